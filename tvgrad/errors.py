@@ -1,0 +1,29 @@
+"""The errors that tvgrad raises on purpose: each is one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["CheckFailed", "DamagedRun", "DiskFull", "TvgradError", "UnsupportedModel"]
+
+
+class TvgradError(Exception):
+    """Wrong usage or unreadable input; the command line turns it into exit code 2."""
+
+    exit_code = 2
+
+
+class UnsupportedModel(TvgradError):
+    """The model's loss is not a deterministic function of weights and data, so it has no full-batch gradient."""
+
+
+class DamagedRun(TvgradError):
+    """A run directory, or a file in it, cannot be read as what it claims to be."""
+
+
+class DiskFull(TvgradError):
+    """There is no room for what is to be written; all finished epochs stay whole."""
+
+
+class CheckFailed(TvgradError):
+    """A check ran and its answer is no; the command line turns it into exit code 1."""
+
+    exit_code = 1

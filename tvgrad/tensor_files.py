@@ -1,0 +1,361 @@
+"""Safetensors files: read in blocks without loading them, and written so that a crash leaves the old or the new.
+
+Reading goes through the file's own header (eight bytes of length, a JSON table, raw little-endian data), because
+streaming blocks into reused buffers is several times faster than one call per tensor and keeps the memory of a pass
+constant. Writing goes through the safetensors library. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from tvgrad.errors import DamagedRun, DiskFull
+
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "TensorFile",
+    "TensorPlace",
+    "sha256_of",
+    "write_atomically",
+    "write_tensors",
+]
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""Files larger than this are split into shards with an index, as Hugging Face checkpoints are."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where one tensor's bytes lie: which shard, the first byte in that file, and how to read them."""
+
+    shard: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+class TensorFile:
+    """A safetensors file (or a sharded one, through its index), read lazily.
+
+    The header is checked against the file's size when the object is made, so a truncated file is found before any
+    long work starts. File handles are opened at the first read and closed by `close` or the end of a `with` block.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read and check the header.
+
+        Args:
+            path: a `.safetensors` file or a `.safetensors.index.json` of a sharded one.
+
+        Raises:
+            DamagedRun: the file is missing, truncated, or not in the safetensors format.
+        """
+        self.path = Path(path)
+        self.places: dict[str, TensorPlace] = {}
+        self._handles: dict[int, BinaryIO] = {}
+        self._shards: list[Path] = shard_paths(self.path)
+        for index, shard in enumerate(self._shards):
+            for name, place in _read_header(shard, index).items():
+                if name in self.places:
+                    raise DamagedRun(f"{self.path}: tensor {name!r} stands in two shards; write the file again")
+                self.places[name] = place
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        return sorted(self.places)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data in all shards."""
+        return sum(place.nbytes for place in self.places.values())
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Read `out.numel()` consecutive elements of a flattened tensor into an existing buffer.
+
+        Args:
+            name: the tensor's name.
+            start: index of the first element in the flattened tensor.
+            out: contiguous one-dimensional CPU tensor of the stored dtype.
+
+        Returns:
+            `out`, filled.
+
+        Raises:
+            DamagedRun: the file ends before the elements do.
+        """
+        place = self.places[name]
+        view = memoryview(out.view(torch.uint8).numpy())
+        handle = self._open(place.shard)
+        position = place.offset + start * place.dtype.itemsize
+        done = 0
+        while done < len(view):
+            got = os.preadv(handle.fileno(), [view[done:]], position + done)
+            if got == 0:
+                raise DamagedRun(f"{self._shards[place.shard]} ends inside tensor {name!r}; write the file again")
+            done += got
+        return out
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one whole tensor, shape and dtype as stored.
+
+        Args:
+            name: the tensor's name.
+
+        Returns:
+            A new CPU tensor.
+        """
+        place = self.places[name]
+        flat = torch.empty(place.numel, dtype=place.dtype)
+        if place.numel:
+            self.read_into(name, 0, flat)
+        return flat.reshape(place.shape)
+
+    def read_all(self) -> dict[str, torch.Tensor]:
+        """Read every tensor into memory, keyed by name."""
+        return {name: self.read(name) for name in self.names}
+
+    def close(self) -> None:
+        """Close the file handles; a later read opens them again."""
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self, shard: int) -> BinaryIO:
+        if shard not in self._handles:
+            self._handles[shard] = open(self._shards[shard], "rb")
+        return self._handles[shard]
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """List the files that hold the tensors of `path`: itself, or the shards that its index names.
+
+    Args:
+        path: a `.safetensors` file or a `.safetensors.index.json`.
+
+    Returns:
+        The files, in the order of their names.
+
+    Raises:
+        DamagedRun: the index cannot be read or names a file outside its own folder.
+    """
+    if path.name.endswith(".index.json"):
+        try:
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedRun(f"{path} is no index of a sharded safetensors file ({error}); write it again") from None
+        if not all(isinstance(name, str) and Path(name).name == name for name in shards):
+            raise DamagedRun(f"{path} names a file outside its own folder; write the index again")
+        return [path.parent / name for name in shards]
+    return [path]
+
+
+def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError("the header is longer than the file")
+            table: Any = json.loads(handle.read(length))
+        places = {}
+        for name, entry in table.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            place = TensorPlace(shard, 8 + length + begin, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+            if begin < 0 or end - begin != place.nbytes:
+                raise ValueError(f"tensor {name!r} has a shape that does not fit its bytes")
+            if 8 + length + end > size:
+                raise ValueError(f"it ends inside tensor {name!r}")
+            places[name] = place
+        return places
+    except FileNotFoundError:
+        raise DamagedRun(f"{path} is missing; restore it or trace the run again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRun(f"{path} is not a whole safetensors file: {error}; restore it or trace the run again") from None
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Path:
+    """Write tensors to a safetensors file, or to shards and an index when they are larger than one shard.
+
+    Each file is written under a temporary name, flushed to the disk and renamed, so whoever looks sees a whole file
+    or none. Files get the usual mode of the process (the library alone would write 0600).
+
+    Args:
+        tensors: name -> tensor; tensors on other devices are copied to the CPU, shared memory is written twice.
+        path: the `.safetensors` file to make; its folder must exist.
+        max_shard_bytes: largest number of tensor bytes in one file.
+
+    Returns:
+        The path that opens the tensors: `path`, or the index beside it when there are shards.
+
+    Raises:
+        DiskFull: there is no room; nothing is left behind under the final name.
+    """  # noqa: DOC502 - raised by write_atomically
+    path = Path(path)
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        write_atomically(path, lambda temporary: save_file(_detached(shards[0]), temporary))
+        return path
+    stem = path.name.removesuffix(".safetensors")
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_atomically(path.parent / name, lambda temporary, shard=shard: save_file(_detached(shard), temporary))
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
+    index_path = path.parent / f"{path.name}.index.json"
+    write_atomically(index_path, lambda temporary: temporary.write_text(index))
+    return index_path
+
+
+def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    return shards
+
+
+def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors, no two of which share memory (the format does not allow it)."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        pointer = plain.untyped_storage().data_ptr()
+        result[name] = plain.clone() if pointer in seen else plain
+        seen.add(pointer)
+    return result
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(temporary_path)`, flush the result to the disk and rename it to `path`.
+
+    Args:
+        path: the final name.
+        write: a function that creates the file it is given.
+
+    Raises:
+        DiskFull: the disk, or a quota on it, has no room.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        if _means_full(error):
+            raise DiskFull(
+                f"no room on the disk for {path}; free some space and go on with --resume: finished epochs are whole"
+            ) from None
+        raise
+
+
+def _means_full(error: Exception) -> bool:
+    """Whether an error says that the disk or a quota is exhausted (safetensors wraps the system's error in text)."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def _umask() -> int:
+    """The process's file mode mask (it can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file, as `sha256sum` prints it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(handle)
+
+
+def _sha256(handle: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(handle):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(handle: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
+    while block := handle.read(size):
+        yield block
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """A float64 numpy copy of a tensor of any floating dtype (numpy has no bfloat16).
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        A float64 array of the same shape.
+    """
+    return np.asarray(tensor.detach().cpu().to(torch.float64).numpy())
