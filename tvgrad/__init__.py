@@ -1,1 +1,56 @@
-"""x."""
+"""tvgrad: task vectors and gradients, recorded, verified, explained and merged.
+
+The public names below are loaded when they are first used, so that `import tvgrad` is quick and a notebook that only
+computes a bound does not wait for what it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    # what to fine-tune, and the full-batch loss of it
+    "Recipe": "tvgrad.recipe",
+    "Objective": "tvgrad.objective",
+    # recording while weights move, and reading it back
+    "Recorder": "tvgrad.record.recorder",
+    "Run": "tvgrad.record.run",
+    # what the records say
+    "gram": "tvgrad.run_vectors",
+    "check_one_epoch": "tvgrad.theory.equivalence",
+    # errors
+    "TvgradError": "tvgrad.errors",
+    "UnsupportedModel": "tvgrad.errors",
+    "DamagedRun": "tvgrad.errors",
+}
+_MODULES = ("update_rules",)
+
+__all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from tvgrad import update_rules
+    from tvgrad.errors import DamagedRun, TvgradError, UnsupportedModel
+    from tvgrad.objective import Objective
+    from tvgrad.recipe import Recipe
+    from tvgrad.record.recorder import Recorder
+    from tvgrad.record.run import Run
+    from tvgrad.run_vectors import gram
+    from tvgrad.theory.equivalence import check_one_epoch
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"tvgrad.{name}")
+    else:
+        raise AttributeError(f"module 'tvgrad' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,7 +121,7 @@ class TensorFile:
             DamagedRun: the file ends before the elements do.
         """
         place = self.places[name]
-        view = memoryview(out.view(torch.uint8).numpy())
+        view = out.view(torch.uint8).numpy().data
         handle = self._open(place.shard)
         position = place.offset + start * place.dtype.itemsize
         done = 0
@@ -215,7 +215,9 @@ def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
     except FileNotFoundError:
         raise DamagedRun(f"{path} is missing; restore it or trace the run again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRun(f"{path} is not a whole safetensors file: {error}; restore it or trace the run again") from None
+        raise DamagedRun(
+            f"{path} is not a whole safetensors file: {error}; restore it or trace the run again"
+        ) from None
 
 
 def write_tensors(
@@ -279,7 +281,7 @@ def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def write_atomically(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)`, flush the result to the disk and rename it to `path`.
 
     Args:
@@ -294,7 +296,7 @@ def write_atomically(path: Path, write: Any) -> None:
         write(temporary)
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -324,6 +326,9 @@ def _umask() -> int:
     return mask
 
 
+UMASK = _umask()  # read once, before any thread could create a file meanwhile
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Checksum of a file, as `sha256sum` prints it.
 
@@ -333,20 +338,12 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(handle)
-
-
-def _sha256(handle: BinaryIO) -> str:
     digest = hashlib.sha256()
-    for block in _blocks(handle):
-        digest.update(block)
+    buffer = bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as handle:
+        while got := handle.readinto(buffer):
+            digest.update(memoryview(buffer)[:got])
     return digest.hexdigest()
-
-
-def _blocks(handle: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
-    while block := handle.read(size):
-        yield block
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -1,0 +1,1 @@
+"""What the theory says of a run: exact statements, predictions, bounds, each under its own word."""

@@ -1,0 +1,29 @@
+"""`tvgrad export`: a complete checkpoint for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--epoch", type=int, help="Epoch to export (default: the last).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+def export(run: Path, epoch: int | None, out: Path) -> None:
+    """Write the weights of RUN after an epoch as a complete checkpoint.
+
+    The checkpoint holds frozen parameters, buffers and tied names too, so that `load_state_dict` takes it. Where the
+    recipe's model has a Hugging Face configuration, config.json and a mergekit file are written beside it.
+
+    \b
+    Examples:
+      tvgrad export runs/digits/rotated --epoch 1 --out rotated-after-one
+    """
+    from tvgrad.record.checkpoint import export_checkpoint
+    from tvgrad.record.run import Run
+
+    opened = Run.open(run)
+    for path in export_checkpoint(opened, opened.epochs[-1] if epoch is None and opened.epochs else epoch or 0, out):
+        click.echo(str(path))

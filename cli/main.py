@@ -1,0 +1,96 @@
+"""The `tvgrad` command: finds its subcommands, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+import tvgrad
+
+COMMANDS = {
+    "recipes": "List the built-in recipes.",
+    "trace": "Fine-tune and record weights and full-batch gradients.",
+    "verify": "Check a run's files and the exactness of its first epoch.",
+    "report": "Make tables and figures of runs.",
+    "export": "Write a complete checkpoint of a run's epoch.",
+    "demo": "Trace, verify and report a real multitask example.",
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module when the command is used, so that `--help` does not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order of a first session.
+
+        Args:
+            ctx: click's context.
+
+        Returns:
+            The names.
+        """
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command.
+
+        Args:
+            ctx: click's context.
+            cmd_name: its name.
+
+        Returns:
+            The command, or None where there is none of that name.
+        """
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"tvgrad.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them.
+
+        Args:
+            ctx: click's context.
+            formatter: click's formatter.
+        """
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tvgrad.__version__, prog_name="tvgrad")
+def group() -> None:
+    """Task vectors and gradients: record a fine-tuning, verify it to the last bit, and report it.
+
+    \b
+    Examples:
+      tvgrad demo
+      tvgrad trace digits --out runs/digits
+      tvgrad verify runs/digits
+      tvgrad report runs/digits --out report --format csv --format md
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage or unreadable input.
+
+    Args:
+        arguments: the words after `tvgrad`; by default the process's.
+    """
+    from tvgrad.errors import TvgradError
+
+    try:
+        group.main(args=arguments, prog_name="tvgrad", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("tvgrad: stopped; finished epochs are recorded", err=True)
+        sys.exit(130)
+    except TvgradError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,33 @@
+"""`tvgrad recipes`: the built-in recipes."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def recipes(as_json: bool) -> None:
+    """List the built-in recipes: data, model, size and tasks.
+
+    \b
+    Examples:
+      tvgrad recipes
+      tvgrad recipes --json
+    """
+    import dataclasses
+    import json
+
+    import pandas as pd
+
+    from tvgrad.cli.terminal import print_table
+    from tvgrad.recipes.catalogue import BUILT_IN
+
+    if as_json:
+        click.echo(json.dumps({name: dataclasses.asdict(one) for name, one in BUILT_IN.items()}, indent=1))
+        return
+    rows = [
+        {"recipe": name, "tasks": ", ".join(one.tasks), "data": one.data, "model": one.model, "size": one.size}
+        for name, one in BUILT_IN.items()
+    ]
+    print_table("Built-in recipes", pd.DataFrame(rows))

@@ -1,0 +1,111 @@
+"""What commands show on a terminal: tables, and progress bars that keep quiet when nobody watches."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pandas.api.types import is_numeric_dtype
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tvgrad.report.documents import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tvgrad.record.training import Progress as TrainingProgress
+
+MOST_ROWS = 40
+PIPE_WIDTH = 200  # columns of a table that no terminal wraps
+
+
+def console() -> Console:
+    """The terminal, or a wide page where the output goes into a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS) -> None:
+    """Print a table, shortened in the middle when it is long.
+
+    Args:
+        title: stands above it.
+        table: what to print.
+        most: rows to print at the most.
+    """
+    drawn = Table(title=title, title_justify="left", header_style="bold")
+    for column in table.columns:
+        drawn.add_column(column, justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold")
+    rows = [tuple(row) for row in table.itertuples(index=False)]
+    head = rows if len(rows) <= most else rows[: most // 2]
+    tail = [] if len(rows) <= most else rows[-(most // 2) :]
+    for row in head:
+        drawn.add_row(*(shown(cell) for cell in row))
+    if tail:
+        drawn.add_row(*["..."] * len(table.columns))
+        for row in tail:
+            drawn.add_row(*(shown(cell) for cell in row))
+    console().print(drawn)
+
+
+@contextmanager
+def epochs_bar(name: str, epochs: int, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A progress bar of a fine-tuning: loss, time left, cosine of the task vector to minus the first gradient.
+
+    Args:
+        name: the task.
+        epochs: planned epochs.
+        quiet: show nothing; so does an error stream that is no terminal.
+
+    Yields:
+        What `tvgrad.record.training.trace` calls after each epoch.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  cos(task vector, -g0) {task.fields[cosine]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(name, total=epochs, loss="-", cosine="-")
+
+        def on_epoch(progress: TrainingProgress) -> None:
+            bar.update(task, completed=progress.epoch, loss=_short(progress.loss), cosine=_short(progress.cosine))
+
+        yield on_epoch
+
+
+@contextmanager
+def bytes_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of a pass over files.
+
+    Args:
+        title: what is done.
+        quiet: show nothing; so does an error stream that is no terminal.
+
+    Yields:
+        A function of the bytes done and the bytes in all.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

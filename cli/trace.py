@@ -1,0 +1,73 @@
+"""`tvgrad trace`: fine-tune a recipe and record it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tvgrad.recipe import OPTIMIZERS
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+
+
+@click.command()
+@click.argument("target")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
+@click.option("--tasks", help="Only these tasks, separated by commas.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="gd is full-batch gradient descent.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+@click.option("--weight-decay", type=float, help="Coupled; decoupled for adamw.")
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option("--batch-size", type=int, help="Samples in a mini-batch (every optimizer but gd).")
+@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
+@click.option("--device", default="auto", show_default=True, help="A torch device.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Orders of mini-batches.")
+@click.option(
+    "--record", default="gradients", show_default=True, help="gradients, epoch-gradients, batches; weights always."
+)
+@click.option("--record-at", default="epochs", show_default=True, help="epochs, or steps:1,10,100.")
+@click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
+@click.option("--groups", help="Regular expression that groups parameters.")
+@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+@click.option(
+    "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, allow: str | None, **given: Any) -> None:
+    """Fine-tune TARGET and record weights and full-batch gradients after every epoch.
+
+    TARGET is a built-in recipe, file.py, file.py:function or package.module:function; the function (default name:
+    recipe) returns a tvgrad.Recipe or a list of them. One task is recorded in OUT, several in OUT/<task>.
+
+    \b
+    Examples:
+      tvgrad trace digits --out runs/digits
+      tvgrad trace digits --out runs/adam --optimizer adam --lr 1e-3 --batch-size 64 --record gradients,epoch-gradients
+      tvgrad trace my_recipe.py --out runs/mine --epochs 5 --dtype float64
+      tvgrad trace digits --out runs/digits --resume
+    """
+    from tvgrad.cli.terminal import epochs_bar
+    from tvgrad.record.training import TraceOptions, check_directory, prepare
+    from tvgrad.record.training import trace as run_trace
+    from tvgrad.recipes.catalogue import load_recipes
+
+    options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
+    chosen = load_recipes(target, _names(tasks))
+    places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
+    for place in places.values():
+        check_directory(place, options.resume)
+    prepared = [prepare(recipe, options) for recipe in chosen]
+    for one in prepared:
+        place = places[one.recipe.name]
+        with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:
+            run = run_trace(one, place, on_epoch)
+        if not quiet:
+            last = run.points[-1]
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
+            click.echo(f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}")

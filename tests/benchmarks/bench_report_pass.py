@@ -1,0 +1,168 @@
+"""Time and memory of the report's pass over weight and gradient files, against a plain read and the naive script.
+
+Run by hand: `python tests/benchmarks/bench_report_pass.py [--parameters 86_000_000] [--naive]`. It writes about 40
+bytes a parameter to a temporary folder and deletes them. Each repetition runs in a process of its own, so that its
+peak memory is its own; the cache is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tvgrad.inner_products import Vector, gram_of
+from tvgrad.parameters import group_names
+from tvgrad.tensor_files import TensorFile, write_tensors
+
+EPOCHS = 5
+WIDTH = 768
+
+
+def shapes(parameters: int) -> dict[str, tuple[int, ...]]:
+    """A transformer's blocks up to about that many parameters: matrices of several sizes, and small tensors."""
+    block = {
+        "attn.qkv.weight": (3 * WIDTH, WIDTH),
+        "attn.qkv.bias": (3 * WIDTH,),
+        "attn.proj.weight": (WIDTH, WIDTH),
+        "attn.proj.bias": (WIDTH,),
+        "norm1.weight": (WIDTH,),
+        "norm1.bias": (WIDTH,),
+        "norm2.weight": (WIDTH,),
+        "norm2.bias": (WIDTH,),
+        "mlp.fc1.weight": (4 * WIDTH, WIDTH),
+        "mlp.fc1.bias": (4 * WIDTH,),
+        "mlp.fc2.weight": (WIDTH, 4 * WIDTH),
+        "mlp.fc2.bias": (WIDTH,),
+    }
+    per_block = 12 * WIDTH**2 + 13 * WIDTH
+    blocks = max(1, parameters // per_block)
+    return {f"blocks.{number}.{name}": shape for number in range(blocks) for name, shape in block.items()} | {
+        "embed.weight": (max(1, parameters - blocks * per_block),)
+    }
+
+
+def write_files(folder: Path, parameters: int) -> None:
+    """Write weights and gradients of epochs 0 .. 4: gradients decay, weights follow them with noise."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes(parameters).items()}
+    gradients = {name: torch.randn(w.shape, generator=generator) * 1e-3 for name, w in weights.items()}
+    for epoch in range(EPOCHS):
+        write_tensors(weights, folder / f"weights-{epoch}.safetensors")
+        write_tensors(gradients, folder / f"gradient-{epoch}.safetensors")
+        for name, gradient in gradients.items():
+            weights[name] -= 0.1 * gradient
+            gradient.mul_(0.8).add_(torch.randn(gradient.shape, generator=generator), alpha=2e-4)
+
+
+def files_of(folder: Path) -> tuple[list[TensorFile], list[TensorFile]]:
+    """The weight files and the gradient files."""
+    kinds = ("weights", "gradient")
+    weights, gradients = (
+        [TensorFile(folder / f"{kind}-{epoch}.safetensors") for epoch in range(EPOCHS)] for kind in kinds
+    )
+    return weights, gradients
+
+
+def plain_read(folder: Path) -> None:
+    """Read every byte once into one reused buffer."""
+    buffer = memoryview(bytearray(1 << 20))
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb", buffering=0) as handle:
+            while handle.readinto(buffer):
+                pass
+
+
+def report(folder: Path) -> None:
+    """What a report needs: gradients, task vectors, displacements, and projections on the first gradient."""
+    weights, gradients = files_of(folder)
+    later = range(1, EPOCHS)
+    vectors = [Vector(f"g{epoch}", file) for epoch, file in enumerate(gradients)]
+    vectors += [Vector(f"tau{epoch}", weights[epoch], weights[0]) for epoch in later]
+    vectors += [Vector(f"d{epoch}", weights[epoch], weights[epoch - 1]) for epoch in later]
+    gram_of(vectors, group_names(weights[0].names), projections=[(EPOCHS + epoch - 1, 0) for epoch in later])
+
+
+def plain_vectors(folder: Path) -> None:
+    """Ten vectors that lie in files as they are."""
+    weights, gradients = files_of(folder)
+    vectors = [Vector(file.path.name, file) for file in weights + gradients]
+    gram_of(vectors, group_names(weights[0].names))
+
+
+def naive(folder: Path) -> None:
+    """Load everything, form task vectors, and compare all pairs of flat vectors."""
+    weights, gradients = (
+        [torch.cat([tensor.flatten() for tensor in file.read_all().values()]) for file in files]
+        for files in files_of(folder)
+    )
+    vectors = [*gradients, *(later - weights[0] for later in weights[1:])]
+    for left in vectors:
+        left.norm()
+        for right in vectors:
+            torch.nn.functional.cosine_similarity(left, right, dim=0)
+
+
+CASES = {"read": plain_read, "report": report, "vectors": plain_vectors, "naive": naive}
+
+
+def measure(case: str, folder: Path) -> dict[str, float]:
+    """Run one case in a fresh process.
+
+    Returns:
+        Seconds without the start of the process, and peak resident memory in GB.
+    """
+    output = subprocess.run(
+        [sys.executable, __file__, "--case", case, "--folder", str(folder)], check=True, capture_output=True, text=True
+    ).stdout
+    figures: dict[str, float] = json.loads(output)
+    return figures
+
+
+def main() -> None:
+    """Measure all cases, or one in this process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parameters", type=int, default=86_000_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--naive", action="store_true", help="also the naive script (minutes, 8 GB)")
+    parser.add_argument("--case", choices=list(CASES))
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.case:
+        start = time.perf_counter()
+        CASES[options.case](options.folder)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps({"seconds": seconds, "peak": peak}))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder, options.parameters)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        print(f"{size:.2f} GB in {2 * EPOCHS} files, {os.cpu_count()} cores, median of {options.repeat}")
+        cases = ["read", "report", "vectors"]
+        # Cases take turns, so that a slow minute of the machine falls on all of them.
+        runs = [{case: measure(case, folder) for case in cases} for _ in range(options.repeat)]
+        if options.naive:
+            cases.append("naive")
+            once = measure("naive", folder)
+            for run in runs:
+                run["naive"] = once
+        for case in cases:
+            seconds = statistics.median(run[case]["seconds"] for run in runs)
+            ratio = statistics.median(run[case]["seconds"] / run["read"]["seconds"] for run in runs)
+            peak = max(run[case]["peak"] for run in runs)
+            print(f"{case:8} {seconds:7.2f} s  {ratio:6.2f} x read  {peak:5.2f} GB peak")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The built-in recipes and the loading of any TARGET: a built-in name, file.py[:function] or package.module:function.
+
+Code is run only when its TARGET was given by the user; a name that a run directory carries is looked up among the
+built-in recipes and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tvgrad.errors import TvgradError
+from tvgrad.recipe import Recipe, check_recipes
+
+__all__ = ["BUILT_IN", "BuiltIn", "load_recipes"]
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A recipe that comes with tvgrad.
+
+    Attributes:
+        target: module and function that make it.
+        tasks: names of its tasks.
+        data: where the data comes from.
+        model: what is tuned.
+        size: trainable parameters and training samples a task, in words.
+    """
+
+    target: str
+    tasks: tuple[str, ...]
+    data: str
+    model: str
+    size: str
+
+
+BUILT_IN = {
+    "digits": BuiltIn(
+        target="tvgrad.recipes.digits:digits",
+        tasks=("low", "high", "parity", "rotated", "inverted", "permuted"),
+        data="scikit-learn load_digits (1797 images of 8x8), six tasks derived from it",
+        model="MLP 64-32-32, tanh, frozen linear heads",
+        size="3,136 parameters, up to 898 samples a task",
+    ),
+}
+
+
+def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
+    """Make the recipes that a TARGET names.
+
+    Args:
+        target: a built-in name, `file.py`, `file.py:function` or `package.module:function`; the function is `recipe`
+            where none is named.
+        tasks: keep only tasks of these names; empty keeps all.
+
+    Returns:
+        The recipes, in the target's order.
+
+    Raises:
+        TvgradError: the target cannot be found or run, or does not return recipes.
+    """
+    if target in BUILT_IN:
+        recipes = check_recipes(_function(BUILT_IN[target].target)(), target)
+    else:
+        recipes = check_recipes(_call(_function(target), target), target)
+    unknown = [task for task in tasks if task not in {recipe.name for recipe in recipes}]
+    if unknown:
+        known = ", ".join(recipe.name for recipe in recipes)
+        raise TvgradError(f"{target} has no task called {unknown[0]!r}: choose from {known}")
+    return [recipe for recipe in recipes if not tasks or recipe.name in tasks]
+
+
+def _function(target: str) -> Callable[[], Any]:
+    place, _, name = target.rpartition(":") if ":" in target else (target, "", "recipe")
+    if place.endswith(".py"):
+        module = _file_module(Path(place))
+    elif ":" in target:
+        module = _named_module(place)
+    else:
+        raise TvgradError(
+            f"unknown recipe {target!r}: choose from {', '.join(BUILT_IN)}, or give file.py or package.module:function"
+        )
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise TvgradError(f"{place} has no function called {name!r}: define one that returns a tvgrad.Recipe")
+    result: Callable[[], Any] = function
+    return result
+
+
+def _file_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TvgradError(f"{path} does not exist: give the path of a Python file with a recipe function")
+    spec = importlib.util.spec_from_file_location(f"tvgrad_target_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise TvgradError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Pickling of the file's classes, and dataclasses in it, look the module up by name.
+    sys.modules[spec.name] = module
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise TvgradError(f"{path} cannot be run: {_where(error)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _named_module(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise TvgradError(f"module {name!r} cannot be imported: {_where(error)}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _call(function: Callable[[], Any], target: str) -> Any:
+    try:
+        return function()
+    except TvgradError:
+        raise
+    except Exception as error:
+        raise TvgradError(f"{target} failed: {_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    """The error and the line of the user's code that raised it, in half a sentence."""
+    if isinstance(error, SyntaxError):
+        return f"syntax error in line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

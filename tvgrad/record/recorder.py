@@ -1,0 +1,460 @@
+"""Recorder: records weights and gradients while any loop moves a model's weights."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tvgrad.errors import TvgradError
+from tvgrad.objective import Objective
+from tvgrad.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
+from tvgrad.record.layout import Manifest, Parameter, read_manifest
+from tvgrad.record.writer import RunWriter, cpu_copies, keeps
+from tvgrad.update_rules import UpdateRule, rule_from_optimizer
+
+__all__ = ["RECORDABLE", "Recorder"]
+
+RECORDABLE = ("gradients", "epoch-gradients", "batches")
+
+
+class Recorder:
+    """Records a fine-tuning into a run directory, as a context manager round a training loop.
+
+    On entry it records the weights (theta_0), and the full-batch gradient there when it has an objective; each
+    `end_epoch` records the next point. Between points it counts optimizer steps through the optimizer's own hooks.
+
+    Attributes:
+        gradient: the full-batch gradient at the last recorded weights, in the parameters' dtype, or None without an
+            objective; full-batch training consumes this very tensor.
+        loss: the full-batch loss there, or None.
+        epoch: epochs done, counting those of an earlier process that is resumed.
+        steps: optimizer steps done, likewise.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        objective: Objective | None = None,
+        record_at: str = "epochs",
+        record: Sequence[str] | None = None,
+        keep: str = "all",
+        groups: str | None = None,
+        name: str | None = None,
+        rule: UpdateRule | None = None,
+        scheduler: Any = None,
+        info: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Prepare to record; the directory is made on entry.
+
+        Args:
+            directory: the run directory to make.
+            model: the module that is tuned.
+            optimizer: its optimizer, from which the update rule, the rates and the consumed gradients are read.
+            objective: the full-batch objective; with it, full-batch gradients are recorded.
+            record_at: `epochs`, or `steps:1,10,100` with `end_step` called after each step.
+            record: any of gradients, epoch-gradients, batches; by default gradients where there is an objective, and
+                epoch-gradients where there is none.
+            keep: which points keep their tensors: `all`, `last:N` or `epochs:0,1,5`.
+            groups: a regular expression for groups of parameters; by default the block that owns each.
+            name: the task's name; by default the directory's.
+            rule: the update rule; by default read from the optimizer.
+            scheduler: a learning-rate scheduler whose state a resume needs.
+            info: facts for run.json.
+            resume: go on with the run in `directory`, where there is one.
+
+        Raises:
+            TvgradError: an option is not understood, or what it needs is missing.
+        """
+        self.directory = Path(directory)
+        self.model = model
+        self.objective = objective
+        self.gradient: Weights | None = None
+        self.loss: float | None = None
+        self.epoch = 0
+        self.steps = 0
+        self._parameters = trainable_parameters(model)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._unit, self._at = _moments(record_at)
+        default = ("gradients",) if objective is not None else ("epoch-gradients",) if optimizer is not None else ()
+        self._record = tuple(default if record is None else record)
+        self._check_record()
+        keeps(keep, 0, 0)  # raises where the policy is not understood
+        self._keep = keep
+        self._groups = group_names(self._parameters, groups)
+        self._name = name or self.directory.name
+        self._rule, self._rule_reason = _read_rule(rule, optimizer)
+        self._info = dict(info or {})
+        self._resume = resume
+        self._writer: RunWriter | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[torch.Tensor] = []
+        self._consumed: Weights = {}
+        self._buffers: Weights = {}
+        self._began = time.perf_counter()
+
+    def _check_record(self) -> None:
+        for what in self._record:
+            if what not in RECORDABLE:
+                raise TvgradError(f"nothing called {what!r} can be recorded: choose from {', '.join(RECORDABLE)}")
+        if "gradients" in self._record and self.objective is None:
+            raise TvgradError("full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data)")
+        if "epoch-gradients" in self._record and self._optimizer is None:
+            raise TvgradError("epoch gradients are read from the optimizer: pass optimizer=")
+
+    def __enter__(self) -> Recorder:
+        exists = (self.directory / "run.json").exists()
+        if self._resume and exists:
+            self._go_on()
+        else:
+            self._start()
+        if self._optimizer is not None:
+            self._hooks = [
+                self._optimizer.register_step_pre_hook(self._before_step),
+                self._optimizer.register_step_post_hook(self._after_step),
+            ]
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._writer is not None:
+            try:
+                if kind is None:
+                    self._writer.finish()
+            finally:
+                self._writer.close()
+                self._writer = None
+
+    def end_epoch(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Record the end of an epoch.
+
+        Args:
+            metrics: name -> number, for metrics.csv.
+
+        Raises:
+            TvgradError: the recorder has not been entered.
+        """  # noqa: DOC502 - raised by _add
+        self.epoch += 1
+        if self._unit == "epoch":
+            self._add(self.epoch, metrics or {})
+
+    def end_step(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Note the end of an optimizer step, and record it where `record_at` names it.
+
+        Args:
+            metrics: name -> number, for metrics.csv.
+
+        Raises:
+            TvgradError: the recorder has not been entered.
+        """  # noqa: DOC502 - raised by _add
+        if self._optimizer is None:
+            self.steps += 1
+        if self._unit == "step" and self.steps in self._at:
+            self._add(self.steps, metrics or {})
+
+    def note_batch(self, indices: torch.Tensor | Sequence[int]) -> None:
+        """Say which samples the next step uses, so that its terms can be replayed exactly.
+
+        Args:
+            indices: positions in the training samples.
+        """
+        if "batches" in self._record:
+            self._batches.append(torch.as_tensor(indices, dtype=torch.int64).cpu().clone())
+
+    def note_step(self, **facts: float) -> None:
+        """Add facts to the row of the step just taken.
+
+        Args:
+            facts: batch_size, clip_factor, loss_scale or skipped.
+        """
+        if self._rows:
+            self._rows[-1].update(facts)
+
+    def add_info(self, **facts: Any) -> None:
+        """Add facts to the run's description.
+
+        Args:
+            facts: plain values.
+        """
+        self._open().update_info(**facts)
+
+    def _start(self) -> None:
+        parameters = {
+            name: Parameter(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self._groups[name])
+            for name, tensor in self._parameters.items()
+        }
+        manifest = Manifest(self._facts(), self._unit, parameters, tied_names(self.model))
+        self._writer = RunWriter.create(self.directory, manifest, cpu_copies(frozen_state(self.model)))
+        try:
+            self._buffers = self._present_buffers()
+            self._add(0, {})
+        except BaseException:
+            self.__exit__(TvgradError, None, None)
+            raise
+
+    def _go_on(self) -> None:
+        """Put model, optimizer, scheduler and random numbers back to the last recorded point."""
+        manifest = read_manifest(self.directory)
+        expected = {name: tuple(tensor.shape) for name, tensor in self._parameters.items()}
+        recorded = {name: parameter.shape for name, parameter in manifest.parameters.items()}
+        if expected != recorded:
+            raise TvgradError(f"{self.directory} records another model: --resume needs the one it was started with")
+        described = None if self._rule is None else self._rule.to_dict()
+        for what, mine, theirs in (
+            ("update rule", described, manifest.info.get("rule")),
+            ("data", self._fingerprint(), manifest.info.get("fingerprint")),
+            ("unit of recording", self._unit, manifest.unit),
+        ):
+            if mine is not None and theirs is not None and _plain(mine) != _plain(theirs):
+                raise TvgradError(
+                    f"{self.directory} was recorded with another {what} ({theirs}, now {mine}): "
+                    "resume with the options it was started with"
+                )
+        self._writer = RunWriter.resume(self.directory)
+        try:
+            self._restore()
+        except BaseException:
+            self.__exit__(TvgradError, None, None)
+            raise
+
+    def _restore(self) -> None:
+        from tvgrad.record.run import Run
+
+        run = Run.open(self.directory)
+        if not run.points:  # killed before theta_0 was whole
+            self._buffers = self._present_buffers()
+            self._add(0, {})
+            return
+        last = run.points[-1]
+        self.steps = last.steps
+        with torch.no_grad():
+            for name, tensor in run.weights(last.number).items():
+                self._parameters[name].copy_(tensor)
+            present = dict(self.model.named_buffers())
+            for name, tensor in run.buffers(last.number).items():
+                present[name].copy_(tensor)
+        self._buffers = self._present_buffers()
+        state = self._open().read_state()
+        if state is not None:
+            self._load_state(*state)
+        self.epoch = int(state[1]["epoch"]) if state is not None else last.number
+        self.loss = last.metrics.get("loss")
+        self.gradient = None
+        if last.number in run.having("gradient"):
+            device = next(iter(self._parameters.values())).device
+            self.gradient = {name: tensor.to(device) for name, tensor in run.gradient(last.number).items()}
+
+    def _add(self, number: int, metrics: Mapping[str, float]) -> None:
+        writer = self._open()
+        tensors: dict[str, Weights] = {"weights": cpu_copies(self._parameters)}
+        measured = dict(metrics)
+        if "gradients" in self._record and self.objective is not None:
+            weights = {name: parameter.detach() for name, parameter in self._parameters.items()}
+            self.loss, gradient = self.objective.value_and_gradient(weights)
+            device = next(iter(self._parameters.values())).device
+            self.gradient = {name: tensor.to(device) for name, tensor in gradient.items()}
+            tensors["gradient"] = cpu_copies(gradient)
+            measured.setdefault("loss", self.loss)
+        if "epoch-gradients" in self._record and self._consumed:
+            tensors["epoch_gradient"] = cpu_copies(
+                {name: tensor.to(_stored(self._parameters[name].dtype)) for name, tensor in self._consumed.items()}
+            )
+        if self._batches:
+            sizes = torch.tensor([len(batch) for batch in self._batches])
+            tensors["batches"] = {"order": torch.cat(self._batches), "sizes": sizes}
+        buffers = self._present_buffers()
+        if any(not torch.equal(buffers[name], self._buffers[name]) for name in buffers):
+            tensors["buffers"] = buffers
+        measured.setdefault("seconds", time.perf_counter() - self._began)
+        writer.add(number, self.steps, tensors, measured, self._rows, self._state(), self._keep)
+        self._rows, self._batches, self._consumed, self._buffers = [], [], {}, buffers
+        self._began = time.perf_counter()
+
+    def _open(self) -> RunWriter:
+        if self._writer is None:
+            raise TvgradError("the recorder is not open: use it as `with tvgrad.Recorder(...) as recorder:`")
+        return self._writer
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Read the rate and the gradients that the step is about to consume (it may change them in place)."""
+        rates = {float(group["lr"]) for group in optimizer.param_groups}
+        row: dict[str, Any] = {"step": self.steps + 1, "lr": rates.pop() if len(rates) == 1 else float("nan")}
+        self._rows.append(row)
+        if "epoch-gradients" in self._record:
+            present = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+            row["gradient_norm"] = norm(present) if present else 0.0
+            for name, parameter in self._parameters.items():
+                if parameter.grad is None:
+                    continue
+                gradient = parameter.grad
+                if name in self._consumed:
+                    self._consumed[name].add_(gradient)
+                else:
+                    self._consumed[name] = gradient.to(_accumulator(gradient.dtype), copy=True)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+
+    def _present_buffers(self) -> Weights:
+        """Persistent buffers that could differ from the start's."""
+        persistent = self.model.state_dict(keep_vars=True)
+        return cpu_copies({name: buffer for name, buffer in self.model.named_buffers() if name in persistent})
+
+    def _fingerprint(self) -> str | None:
+        return None if self.objective is None else self.objective.samples.fingerprint()
+
+    def _facts(self) -> dict[str, Any]:
+        """What run.json says of how the run was made; the caller's facts win."""
+        import tvgrad
+
+        first = next(iter(self._parameters.values()))
+        facts: dict[str, Any] = {
+            "name": self._name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "rule": None if self._rule is None else self._rule.to_dict(),
+            "rule_reason": self._rule_reason,
+            "optimizer": None if self._optimizer is None else type(self._optimizer).__name__,
+            "fused": any(group.get("fused") for group in self._optimizer.param_groups) if self._optimizer else False,
+            "dtype": str(first.dtype).removeprefix("torch."),
+            "device": str(first.device),
+            "threads": torch.get_num_threads(),
+            "record": list(self._record),
+            "keep": self._keep,
+            "modules": sorted({type(module).__name__ for module in self.model.modules()}),
+            "versions": {
+                "tvgrad": tvgrad.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        if self.objective is not None:
+            facts |= {
+                "samples": len(self.objective.samples),
+                "fingerprint": self._fingerprint(),
+                "chunk_size": self.objective.chunk_size,
+                "allowed": list(self.objective.allowed),
+            }
+        return facts | self._info
+
+    def _state(self) -> tuple[Weights, dict[str, Any]]:
+        """All that a resume needs beyond the weights, as tensors and plain values."""
+        tensors: Weights = {"rng.torch": torch.get_rng_state()}
+        version, internal, gauss = random.getstate()
+        values: dict[str, Any] = {"epoch": self.epoch, "rng.python": [version, list(internal), gauss]}
+        # The global numpy generator is the one that user code and augmentations draw from.
+        kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+        tensors["rng.numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+        values["rng.numpy"] = [str(kind), int(position), int(has_gauss), float(cached)]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            for index, state in enumerate(torch.cuda.get_rng_state_all()):
+                tensors[f"rng.cuda.{index}"] = state
+        if self._optimizer is not None:
+            content = self._optimizer.state_dict()
+            values["groups"] = content["param_groups"]
+            plain: dict[str, dict[str, Any]] = {}
+            for index, entries in content["state"].items():
+                for key, value in entries.items():
+                    if isinstance(value, torch.Tensor):
+                        tensors[f"optimizer.{index}.{key}"] = value
+                    else:
+                        plain.setdefault(str(index), {})[key] = value
+            values["optimizer"] = plain
+        if self._scheduler is not None:
+            values["scheduler"] = _plain_state(self._scheduler.state_dict())
+        return cpu_copies(tensors), values
+
+    def _load_state(self, tensors: Weights, values: dict[str, Any]) -> None:
+        torch.set_rng_state(tensors["rng.torch"])
+        version, internal, gauss = values["rng.python"]
+        random.setstate((version, tuple(internal), gauss))
+        kind, position, has_gauss, cached = values["rng.numpy"]
+        keys = tensors["rng.numpy"].numpy().astype(np.uint32)
+        np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        for index in range(devices):
+            if f"rng.cuda.{index}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
+        if self._optimizer is not None and "groups" in values:
+            state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["optimizer"].items()}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".", 2)
+                    state.setdefault(int(index), {})[key] = tensor
+            self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+        if self._scheduler is not None and "scheduler" in values:
+            self._scheduler.load_state_dict(values["scheduler"])
+
+
+def _moments(record_at: str) -> tuple[str, frozenset[int]]:
+    """Unit and step numbers of a `record_at` option."""
+    kind, _, rest = record_at.partition(":")
+    if kind == "epochs" and not rest:
+        return "epoch", frozenset()
+    try:
+        steps = frozenset(int(part) for part in rest.split(","))
+        if kind == "steps" and min(steps) >= 1:
+            return "step", steps
+    except ValueError:
+        pass
+    raise TvgradError(f"--record-at {record_at!r} is not understood: use epochs, or steps:1,10,100")
+
+
+def _read_rule(
+    rule: UpdateRule | None, optimizer: torch.optim.Optimizer | None
+) -> tuple[UpdateRule | None, str | None]:
+    """The update rule, or the reason why there is none."""
+    if rule is not None or optimizer is None:
+        return rule, None if rule is not None else "no optimizer was given"
+    try:
+        return rule_from_optimizer(optimizer), None
+    except TvgradError as error:
+        return None, str(error)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Sums of gradients are kept wider than the gradients: rounding of the sum must not show in its storage type."""
+    return torch.float32 if dtype.itemsize < 4 else torch.float64
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as a JSON round trip leaves them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+
+
+def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a scheduler's state that JSON can hold (functions come from the user's code again)."""
+    kinds = (bool, int, float, str, type(None))
+    kept = {}
+    for key, value in state.items():
+        if isinstance(value, kinds) or (isinstance(value, (list, tuple)) and all(isinstance(one, kinds) for one in value)):
+            kept[key] = list(value) if isinstance(value, tuple) else value
+    return kept

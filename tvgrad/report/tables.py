@@ -1,0 +1,255 @@
+"""The tables of a report, each a DataFrame whose columns scripts rely on.
+
+Norms, directions and the comparison of tasks come from one Gram matrix of all vectors of all runs. Group `all` is the
+whole model; every other group is a block of parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import pandas as pd
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.inner_products import GramResult, Vector, gram_of
+from tvgrad.parameters import ALL, same_names_and_shapes
+from tvgrad.record.run import Run
+from tvgrad.results import frame_of
+from tvgrad.run_vectors import RunVectors, vectors_of
+from tvgrad.theory.equivalence import check_one_epoch
+
+__all__ = ["COLUMNS", "RunTables", "run_names", "run_tables"]
+
+COLUMNS = {
+    "norms": (
+        "run",
+        "epoch",
+        "group",
+        "gradient_norm",
+        "task_vector_norm",
+        "displacement_norm",
+        "gradient_norm_share",
+    ),
+    "directions": (
+        "run",
+        "epoch",
+        "group",
+        "cos_task_vector_descent",
+        "cos_gradient_first",
+        "cos_task_vector_first",
+        "cos_successive_displacements",
+        "relative_residual",
+    ),
+    "equivalence": (
+        "run",
+        "rule",
+        "holds",
+        "worst_ratio_to_budget",
+        "frozen_share",
+        "gradient_relative_error",
+        "reason",
+    ),
+    "cross_task": (
+        "run_a",
+        "run_b",
+        "epoch",
+        "group",
+        "cos_task_vectors",
+        "cos_gradients",
+        "sign_agreement",
+    ),
+}
+"""Table -> its columns, in order."""
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """The tables of some runs, and the Gram matrix that most of them were read from.
+
+    Attributes:
+        tables: name -> table, with the columns of `COLUMNS`.
+        gram: all inner products, labelled `<run>:<kind>:<epoch>`.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    gram: GramResult
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Name runs so that no two share a name: the task's, with as much of the path as it takes.
+
+    Args:
+        runs: the runs.
+
+    Returns:
+        One name a run.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    parents = [f"{run.root.resolve().parent.name}/{run.root.name}" for run in runs]
+    if len(set(parents)) == len(parents):
+        return parents
+    return [str(run.root) for run in runs]
+
+
+def run_tables(
+    runs: Sequence[Run], groups: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> RunTables:
+    """Make the tables of runs of one model.
+
+    Args:
+        runs: recorded runs whose trainable parameters have the same names and shapes.
+        groups: a regular expression for groups of parameters; by default those of the first run.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        norms, directions, equivalence and cross_task, and the Gram matrix.
+
+    Raises:
+        TvgradError: there are no runs, or they are of different models.
+    """
+    if not runs:
+        raise TvgradError("there is no run to report on")
+    _same_model(runs)
+    names = run_names(runs)
+    with ExitStack() as stack:
+        found = [vectors_of(run, stack, name) for run, name in zip(runs, names, strict=True)]
+        vectors: list[Vector] = [vector for one in found for vector in one.vectors]
+        rows = {vector.label: row for row, vector in enumerate(vectors)}
+        pairs = [(rows[left], rows[right]) for one in found for left, right in one.projections]
+        gram = gram_of(
+            vectors,
+            runs[0].groups(groups),
+            projections=pairs,
+            signs=[(rows[left], rows[right]) for left, right in _task_pairs(found)],
+            progress=progress,
+        )
+    frames = {
+        "norms": [row for one in found for row in _norms(one, gram)],
+        "directions": [row for one in found for row in _directions(one, gram)],
+        "cross_task": _cross_task(found, gram),
+    }
+    tables = {name: pd.DataFrame(rows, columns=list(COLUMNS[name])) for name, rows in frames.items()}
+    verdicts = [
+        replace(verdict, run=name)
+        for run, name in zip(runs, names, strict=True)
+        for verdict in check_one_epoch(run).verdicts
+    ]
+    return RunTables({**tables, "equivalence": frame_of(verdicts, COLUMNS["equivalence"])}, gram)
+
+
+def _same_model(runs: Sequence[Run]) -> None:
+    shapes = [
+        {name: torch.empty(one.shape, device="meta") for name, one in run.parameters.items()} for run in runs
+    ]
+    for run, other in zip(runs[1:], shapes[1:], strict=True):
+        difference = same_names_and_shapes(shapes[0], other)
+        if difference is not None:
+            raise TvgradError(
+                f"{runs[0].root} and {run.root} are runs of different models ({difference}): report on each by itself"
+            )
+
+
+def _groups(gram: GramResult) -> list[str]:
+    return [ALL, *gram.groups]
+
+
+def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    epochs = sorted({epoch for kind, epoch in found.labels if kind != "epoch_gradient"} | {0})
+    measured = [epoch for epoch in epochs if ("gradient", epoch) in found.labels]
+    counted = [epoch for epoch in measured if epoch != epochs[-1]]
+    for group in _groups(gram):
+        size = {
+            key: gram.norm(label, group)
+            for key, label in found.labels.items()
+        }
+        total = math.fsum(size["gradient", epoch] for epoch in counted)
+        for epoch in epochs:
+            moved = size.get(("displacement", epoch), size.get(("task_vector", epoch)) if epoch == 1 else None)
+            share = size["gradient", epoch] / total if epoch in counted and total else math.nan
+            rows.append(
+                {
+                    "run": found.name,
+                    "epoch": epoch,
+                    "group": group,
+                    "gradient_norm": size.get(("gradient", epoch), math.nan),
+                    "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
+                    "displacement_norm": math.nan if moved is None else moved,
+                    "gradient_norm_share": share,
+                }
+            )
+    return rows
+
+
+def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    labels = found.labels
+    first_gradient = labels.get(("gradient", 0))
+    first_vector = labels.get(("task_vector", 1))
+    epochs = sorted({epoch for kind, epoch in labels if kind in {"gradient", "task_vector"}})
+
+    def cosine(left: str | None, right: str | None, group: str) -> float:
+        return math.nan if left is None or right is None else gram.cosine(left, right, group)
+
+    for group in _groups(gram):
+        for epoch in epochs:
+            vector = labels.get(("task_vector", epoch))
+            moved = labels.get(("displacement", epoch))
+            before = labels.get(("displacement", epoch - 1), first_vector if epoch == 2 else None)
+            rows.append(
+                {
+                    "run": found.name,
+                    "epoch": epoch,
+                    "group": group,
+                    "cos_task_vector_descent": -cosine(vector, first_gradient, group),
+                    "cos_gradient_first": cosine(labels.get(("gradient", epoch)), first_gradient, group),
+                    "cos_task_vector_first": cosine(vector, first_vector, group),
+                    "cos_successive_displacements": cosine(moved, before, group),
+                    "relative_residual": _relative_residual(gram, vector, first_gradient, group),
+                }
+            )
+    return rows
+
+
+def _relative_residual(gram: GramResult, vector: str | None, gradient: str | None, group: str) -> float:
+    """Share of a task vector that does not lie along the first gradient."""
+    if vector is None or gradient is None:
+        return math.nan
+    length = gram.norm(vector, group)
+    return gram.residuals[gram.index(vector), gram.index(gradient)][group] / length if length else math.nan
+
+
+def _task_pairs(found: Sequence[RunVectors]) -> list[tuple[str, str]]:
+    """Labels of the task vectors of two runs after the same number of epochs."""
+    return [
+        (left.labels["task_vector", epoch], right.labels["task_vector", epoch])
+        for left, right in combinations(found, 2)
+        for kind, epoch in left.labels
+        if kind == "task_vector" and ("task_vector", epoch) in right.labels
+    ]
+
+
+def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for left, right in combinations(found, 2):
+        shared = sorted({epoch for _, epoch in left.labels} & {epoch for _, epoch in right.labels})
+        for group in _groups(gram):
+            for epoch in shared:
+                row: dict[str, object] = {"run_a": left.name, "run_b": right.name, "epoch": epoch, "group": group}
+                for kind, column in (("task_vector", "cos_task_vectors"), ("gradient", "cos_gradients")):
+                    both = left.labels.get((kind, epoch)), right.labels.get((kind, epoch))
+                    row[column] = (
+                        math.nan if both[0] is None or both[1] is None else gram.cosine(both[0], both[1], group)
+                    )
+                    if kind == "task_vector":
+                        signs = None if both[0] is None or both[1] is None else (gram.index(both[0]), gram.index(both[1]))
+                        row["sign_agreement"] = math.nan if signs is None else gram.sign_agreement[signs][group]
+                rows.append(row)
+    return rows

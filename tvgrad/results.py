@@ -1,0 +1,85 @@
+"""Results: frozen dataclasses that become tables and survive a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from tvgrad.errors import DamagedRun
+
+__all__ = ["Result", "frame_of", "from_json", "to_json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Base of all results: one row of a table."""
+
+    def row(self) -> dict[str, Any]:
+        """The fields that are numbers, words or empty, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table of one row."""
+        return frame_of([self])
+
+
+Kind = TypeVar("Kind", bound=Result)
+
+
+def frame_of(results: Iterable[Result], columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """Make a table of results, one row each.
+
+    Args:
+        results: results of one kind.
+        columns: the columns wanted, also where there is no result.
+
+    Returns:
+        The table.
+    """
+    return pd.DataFrame([result.row() for result in results], columns=None if columns is None else list(columns))
+
+
+def to_json(results: Iterable[Result]) -> str:
+    """Write results down; floats keep every digit, NaN and infinities are written as words.
+
+    Args:
+        results: results of one kind.
+
+    Returns:
+        JSON text.
+    """
+    return json.dumps([{name: _written(value) for name, value in result.row().items()} for result in results], indent=1)
+
+
+def from_json(kind: type[Kind], text: str) -> list[Kind]:
+    """Read what `to_json` wrote.
+
+    Args:
+        kind: the results' class.
+        text: JSON text.
+
+    Returns:
+        The results.
+
+    Raises:
+        DamagedRun: the text is something else.
+    """
+    try:
+        return [kind(**{name: _read(value) for name, value in row.items()}) for row in json.loads(text)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamagedRun(f"the text holds no {kind.__name__} ({error}): compute it again") from None
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _read(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, dict) else value

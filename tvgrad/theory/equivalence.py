@@ -1,0 +1,275 @@
+"""One epoch is exact: is the first task vector, to the last bit that storage allows, the step that the rule prescribes?
+
+One epoch of full-batch gradient descent is one step, so `tau_1 = -lr g_0` (Zhou et al., arXiv 2508.16082). In floating
+point the two sides differ by the rounding of one step, for which `tvgrad.theory.rounding` has a bound for every
+coordinate: `exact` means that no coordinate exceeds it. Other rules have a first step of their own form, which is
+checked in the same way; where a form does not apply, the assumption that fails is named and the deviation measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.probe import ALLOWABLE
+from tvgrad.record.run import Run
+from tvgrad.results import Result
+from tvgrad.theory.rounding import adam_budget, direction_budget, gradient_step_budget
+from tvgrad.update_rules import Adam, LinearRule, Nesterov, UpdateRule
+
+__all__ = ["APPLIES_NOT", "EXACT", "FAILS", "OneEpochCheck", "Verdict", "check_one_epoch"]
+
+EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
+MOSTLY_FROZEN = 0.9
+
+Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
+"""(theta', theta, g, dtype) -> (predicted task vector, bound on its rounding), all in float64."""
+
+
+@dataclass(frozen=True)
+class Verdict(Result):
+    """What was found for one form of the first step.
+
+    Attributes:
+        run: the run's name.
+        rule: the form that was checked, as a formula.
+        holds: exact, fails or does not apply.
+        worst_ratio_to_budget: largest deviation of a coordinate over its rounding budget; at most 1 when exact, NaN
+            where there is no gradient to compare with.
+        frozen_share: share of the coordinates with a gradient that the step left as they were, bit for bit.
+        gradient_relative_error: distance between the consumed and the full-batch gradient over the latter's norm;
+            0 where the optimizer consumed the very tensor, NaN where one of them was not recorded.
+        reason: one sentence: what was compared, or which assumption fails.
+    """
+
+    run: str
+    rule: str
+    holds: str
+    worst_ratio_to_budget: float
+    frozen_share: float
+    gradient_relative_error: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class OneEpochCheck:
+    """The verdicts on a run's first epoch.
+
+    Attributes:
+        verdicts: the gradient form `tau_1 = -lr g_0` first, then the rule's own form where it is another.
+    """
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> str:
+        """The best verdict: exact if one form is, fails if one that applies does not hold."""
+        found = [verdict.holds for verdict in self.verdicts]
+        return FAILS if FAILS in found else EXACT if EXACT in found else APPLIES_NOT
+
+
+def check_one_epoch(run: Run) -> OneEpochCheck:
+    """Check the first epoch of a run against the gradient that its optimizer consumed.
+
+    Args:
+        run: a recorded run.
+
+    Returns:
+        One verdict for the gradient form, and one for the rule's own form where that is another.
+    """
+    first = f"{run.unit} 1"
+    missing = None
+    if 0 not in run.epochs or 1 not in run.epochs:
+        missing = f"the weights after {first} were not recorded or not kept"
+    rule = run.rule
+    if missing is None and rule is None:
+        missing = f"the update rule is not known: {run.info.get('rule_reason') or 'none was recorded'}"
+    if missing is not None or rule is None:
+        return OneEpochCheck((_verdict(run, "tau_1 = -lr g_0", APPLIES_NOT, missing or ""),))
+    steps = run.point(1).steps
+    consumed, error = _consumed(run, steps)
+    lr = _first_rate(run, rule)
+    plain = isinstance(rule, LinearRule) and not rule.coupled_decay and not isinstance(rule, Nesterov)
+    obstacle = _obstacle(run, steps)
+    verdicts = []
+    if not plain or obstacle:
+        why = obstacle or _other_form(rule)
+        kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
+        measured = None if kind is None else _compare(run, kind, _linear_form(lr, 0.0, 0.0))
+        verdicts.append(_verdict(run, "tau_1 = -lr g_0", APPLIES_NOT, _measured(why, measured), measured, error))
+    if obstacle:
+        return OneEpochCheck(tuple(verdicts))
+    formula, form = _own_form(rule, lr)
+    if consumed is None:
+        reason = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
+        return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, reason)))
+    found = _compare(run, consumed, form)
+    exact = found.worst <= 1.0
+    verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, _explained(run, exact, found), found, error))
+    return OneEpochCheck(tuple(verdicts))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    worst: float
+    frozen: float
+    relative: float  # || tau - predicted || / || predicted ||
+
+
+def _verdict(
+    run: Run, rule: str, holds: str, reason: str, found: _Comparison | None = None, error: float = math.nan
+) -> Verdict:
+    worst, frozen = (math.nan, math.nan) if found is None else (found.worst, found.frozen)
+    allowed = [ALLOWABLE[name] for name in run.info.get("allowed", ()) if name in ALLOWABLE]
+    return Verdict(run.name, rule, holds, worst, frozen, error, "; ".join([reason, *allowed]))
+
+
+def _first_rate(run: Run, rule: UpdateRule) -> float:
+    steps = run.steps(1)
+    recorded = float(steps["lr"].iloc[0]) if len(steps) else math.nan
+    return rule.rate(0) if math.isnan(recorded) else recorded
+
+
+def _consumed(run: Run, steps: int) -> tuple[str | None, float]:
+    """Which record holds the gradient that the first step consumed, and how far it is from the full-batch one."""
+    full = 0 in run.having("gradient")
+    if run.info.get("consumes_recorded_gradient") and full:
+        return "gradient", 0.0
+    if steps == 1 and 1 in run.having("epoch_gradient"):
+        return "epoch_gradient", _gradient_error(run) if full else math.nan
+    return None, math.nan
+
+
+def _gradient_error(run: Run) -> float:
+    difference = total = 0.0
+    with run.file("epoch_gradient", 1) as consumed, run.file("gradient", 0) as full:
+        for name in run.parameters:
+            exact = full.read(name).double()
+            difference += float((consumed.read(name).double() - exact).square().sum())
+            total += float(exact.square().sum())
+    return math.sqrt(difference / total) if total else math.nan
+
+
+def _obstacle(run: Run, steps: int) -> str | None:
+    """The assumption of a single full-batch step that fails, or None."""
+    if run.unit == "step":
+        return "the run was recorded by step, and one step is an epoch only with the full batch" if steps != 1 else None
+    size = run.info.get("batch_size")
+    if steps != 1:
+        cut = f" (mini-batches of {size})" if size else ""
+        return f"epoch 1 took {steps} steps{cut}, and only one full-batch step is minus the rate times the gradient"
+    return None
+
+
+def _other_form(rule: UpdateRule) -> str:
+    if isinstance(rule, Adam):
+        return f"{rule.name} divides each coordinate of the gradient by its own size"
+    if isinstance(rule, Nesterov):
+        return f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}"
+    return f"weight decay {rule.coupled_decay:g} adds to the gradient"
+
+
+def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:
+    if isinstance(rule, Adam):
+        form = _adam_form(lr, rule.eps, rule.coupled_decay, rule.decoupled_decay)
+        decay = " - lr decay theta_0" if rule.decoupled_decay else ""
+        along = "h" if rule.coupled_decay else "g_0"
+        where = ", h = g_0 + decay theta_0" if rule.coupled_decay else ""
+        return f"tau_1 = -lr {along} / (|{along}| + eps){decay}{where}", form
+    momentum = rule.momentum if isinstance(rule, Nesterov) else 0.0
+    factor = "(1 + momentum) " if momentum else ""
+    along = "(g_0 + decay theta_0)" if rule.coupled_decay else "g_0"
+    return f"tau_1 = -lr {factor}{along}", _linear_form(lr, momentum, rule.coupled_decay)
+
+
+def _linear_form(lr: float, momentum: float, decay: float) -> Form:
+    def form(
+        after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not momentum and not decay:
+            step = lr * gradient
+            return -step, gradient_step_budget(after, before, step, gradient, dtype)
+        along = (gradient + decay * before) * (1 + momentum)
+        step = lr * along
+        extra = lr * direction_budget(gradient, before, momentum, decay, dtype)
+        return -step, gradient_step_budget(after, before, step.abs() + extra, along, dtype) + extra
+
+    return form
+
+
+def _adam_form(lr: float, eps: float, coupled: float, decoupled: float) -> Form:
+    def form(
+        after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        along = gradient + coupled * before
+        predicted = -lr * along / (along.abs() + eps)
+        budget = adam_budget(after, before, predicted, dtype, decoupled > 0)
+        if coupled:
+            # The error of g + lambda theta, relative to it, moves the quotient by at most the same share.
+            error = direction_budget(gradient, before, 0.0, coupled, dtype)
+            budget += lr * torch.minimum(2 * error / (along.abs() + eps), torch.full_like(error, 2.0))
+        return predicted - lr * decoupled * before, budget
+
+    return form
+
+
+def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
+    worst = difference = length = 0.0
+    frozen = moving = 0
+    for after, before, gradient in _coordinates(run, consumed):
+        dtype = after.dtype
+        wide_after, wide_before, wide = after.double(), before.double(), gradient.double()
+        tau = wide_after - wide_before
+        predicted, budget = form(wide_after, wide_before, wide, dtype)
+        deviation = (tau - predicted).abs()
+        if deviation.numel():
+            # NaN, from weights that are not finite, must not pass as exact
+            ratio = torch.nan_to_num(deviation / budget, nan=math.inf, posinf=math.inf)
+            worst = max(worst, float(ratio.max()))
+        difference += float(deviation.square().sum())
+        length += float(predicted.square().sum())
+        has_gradient = gradient != 0
+        moving += int(has_gradient.sum())
+        frozen += int((has_gradient & (after == before)).sum())
+    relative = math.sqrt(difference / length) if length else math.nan
+    return _Comparison(worst, frozen / moving if moving else math.nan, relative)
+
+
+def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """theta_1, theta_0 and the gradient, one flattened tensor at a time."""
+    with ExitStack() as stack:
+        after = stack.enter_context(run.file("weights", 1))
+        before = stack.enter_context(run.file("weights", 0))
+        gradient = stack.enter_context(run.file(consumed, 0 if consumed == "gradient" else 1))
+        for name in run.parameters:
+            if not all(name in file.places for file in (after, before, gradient)):
+                raise TvgradError(f"{run.root} has no {name!r} in one of its files: run `tvgrad verify {run.root}`")
+            yield after.read(name).flatten(), before.read(name).flatten(), gradient.read(name).flatten()
+
+
+def _measured(why: str, found: _Comparison | None) -> str:
+    return why if found is None else f"{why} (measured: tau_1 deviates from -lr g_0 by {found.relative:.2g} of its norm)"
+
+
+def _explained(run: Run, exact: bool, found: _Comparison) -> str:
+    dtype = run.info.get("dtype", "its dtype")
+    narrow = dtype in {"bfloat16", "float16"}
+    if run.info.get("fused") and narrow and found.frozen > MOSTLY_FROZEN:
+        return (
+            f"fused SGD leaves whole blocks of {dtype} parameters untrained on some CPUs (a defect of PyTorch): "
+            "use fused=False"
+        )
+    if exact:
+        frozen = f"; {found.frozen:.1%} of the coordinates are frozen, their step being under half an ulp"
+        return f"every coordinate within the rounding of one {dtype} step" + (frozen if found.frozen >= 5e-4 else "")
+    if not str(run.info.get("device", "cpu")).startswith("cpu"):
+        return f"a coordinate exceeds the rounding budget of PyTorch's CPU kernels, and the run is from {run.info['device']}"
+    return (
+        "a coordinate exceeds the rounding budget of one step: the weights moved by something besides this optimizer "
+        "step (gradient clipping after the record, another optimizer, edited files)"
+    )
