@@ -10,7 +10,11 @@ import click
 
 @click.command()
 @click.option(
-    "--out", default="tvgrad-demo", show_default=True, type=click.Path(path_type=Path), help="Folder for runs and report."
+    "--out",
+    default="tvgrad-demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for runs and report.",
 )
 @click.option("--epochs", default=10, show_default=True, help="Passes over the data.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
@@ -23,10 +27,11 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
       tvgrad demo --out /tmp/demo --epochs 20
     """
     from tvgrad.cli.terminal import epochs_bar
+
     from tvgrad.errors import CheckFailed, TvgradError
+    from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.run import Run
     from tvgrad.record.training import TraceOptions, prepare, trace
-    from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.report.documents import write_tables
     from tvgrad.report.figures import save_figures
     from tvgrad.report.tables import run_tables

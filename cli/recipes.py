@@ -19,8 +19,8 @@ def recipes(as_json: bool) -> None:
     import json
 
     import pandas as pd
-
     from tvgrad.cli.terminal import print_table
+
     from tvgrad.recipes.catalogue import BUILT_IN
 
     if as_json:

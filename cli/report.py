@@ -13,7 +13,9 @@ import click
 @click.option("--format", "formats", multiple=True, help="csv, md or json; may be repeated (default: csv).")
 @click.option("--groups", help="Regular expression that groups parameters.")
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
-def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool) -> None:
+def report(
+    runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool
+) -> None:
     """Make tables and figures of RUNS (run directories, or directories of runs).
 
     \b
@@ -25,6 +27,7 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], g
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
     """
     from tvgrad.cli.terminal import bytes_bar, print_table
+
     from tvgrad.errors import TvgradError
     from tvgrad.record.run import open_runs
     from tvgrad.report.documents import FORMATS, write_tables
@@ -44,7 +47,9 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], g
         elif skip_damaged:
             click.echo(f"{run.root} is left out: {problems[0]}", err=True)
         else:
-            raise TvgradError(f"{run.root} is damaged: {problems[0]}; see `tvgrad verify`, or leave it out by --skip-damaged")
+            raise TvgradError(
+                f"{run.root} is damaged: {problems[0]}; see `tvgrad verify`, or leave it out by --skip-damaged"
+            )
     with bytes_bar("reading") as progress:
         made = run_tables(whole, groups, progress)
     if out is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS) -> None:
 
 
 @contextmanager
-def epochs_bar(name: str, epochs: int, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
+def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[TrainingProgress], None]]:
     """A progress bar of a fine-tuning: loss, time left, cosine of the task vector to minus the first gradient.
 
     Args:
@@ -83,7 +83,7 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Iterator[Callable[[Traini
 
 
 @contextmanager
-def bytes_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def bytes_bar(title: str, quiet: bool = False) -> Generator[Callable[[int, int], None]]:
     """A progress bar of a pass over files.
 
     Args:

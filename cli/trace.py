@@ -34,9 +34,7 @@ def _names(value: str | None) -> tuple[str, ...]:
 @click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
 @click.option("--groups", help="Regular expression that groups parameters.")
 @click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
-@click.option(
-    "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
-)
+@click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, allow: str | None, **given: Any) -> None:
@@ -53,9 +51,10 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
       tvgrad trace digits --out runs/digits --resume
     """
     from tvgrad.cli.terminal import epochs_bar
+
+    from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.training import TraceOptions, check_directory, prepare
     from tvgrad.record.training import trace as run_trace
-    from tvgrad.recipes.catalogue import load_recipes
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
     chosen = load_recipes(target, _names(tasks))
@@ -70,4 +69,6 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
         if not quiet:
             last = run.points[-1]
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
-            click.echo(f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}")
+            click.echo(
+                f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}"
+            )

@@ -31,6 +31,7 @@ __all__ = ["ChunkWorker", "Matrix", "Sums"]
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
+PRODUCT = 1024  # elements in one float32 product; 16,384 are 8 % faster and 20 times less precise
 TINY_SQUARE = 1e-24  # under this, a float32 sum of squares may have lost terms that underflowed
 STRIP, WIDE_STRIP = 3, 16  # rows of the Gram matrix computed together, for fewer than 16 rows and for more
 BATCH = 8  # residual vectors formed at a time
@@ -118,7 +119,7 @@ class ChunkWorker:
         self._subtrahend = torch.empty(width, dtype=torch.float64)
         self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the chunk it starts
         self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
-        self._sign = torch.empty(len(self._signed), width)
+        self._sign = torch.empty(len(self._signed), width, dtype=plan.dtype)
 
     def run(self, chunk: Chunk) -> Sums:
         """Read a chunk and sum over it.
@@ -164,7 +165,7 @@ class ChunkWorker:
     def _products(self, length: int) -> torch.Tensor:
         """Upper triangle of the products, block by block in strips: half the work, and quicker kernels."""
         count = self._plan.count
-        width = min(BLOCK, length)
+        width = min(PRODUCT, length)
         blocks = -(-length // width)
         self._matrix[:count, length : blocks * width] = 0
         rows = self._matrix[:count, : blocks * width].view(count, blocks, width).transpose(0, 1)

@@ -5,7 +5,7 @@ from large inner products: a difference of weights is formed from the weights th
 product is taken, and the residual of a projection is a vector in its own right.
 
 Numbers. Where every file holds float32 or narrower values, a difference is one correctly rounded float32 subtraction,
-products are taken in float32 over blocks of at most 16,384 elements and summed in float64: a single float32 product
+products are taken in float32 over blocks of 1024 elements and summed in float64: a single float32 product
 over a long vector is wrong in the third digit. Groups too small for the rounding of blocks to average out, and values
 whose squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64.
 

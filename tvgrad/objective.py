@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -290,7 +290,7 @@ class Objective:
         return weight
 
     @contextmanager
-    def _noise(self, start: int) -> Iterator[None]:
+    def _noise(self, start: int) -> Generator[None]:
         """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
         if "dropout" not in self.allowed:
             yield
@@ -315,7 +315,7 @@ class Objective:
         }
 
     @contextmanager
-    def _arithmetic(self, second_order: bool = False) -> Iterator[None]:
+    def _arithmetic(self, second_order: bool = False) -> Generator[None]:
         """The user's settings for speed (TF32, autocast, reduced matmul precision) put aside, then restored."""
         matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         try:

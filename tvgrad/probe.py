@@ -7,6 +7,7 @@ each of these makes a full-batch gradient that is silently not the gradient.
 from __future__ import annotations
 
 from collections.abc import Collection
+
 import torch
 from torch import nn
 

@@ -18,9 +18,9 @@ __all__ = ["BLOCK", "Pair", "Plan", "Run", "Vector", "plan_of", "runs_of"]
 Pair: TypeAlias = tuple[int, int]
 Source: TypeAlias = tuple[int, int | None]  # rows of a file and of the file to be subtracted
 
-BLOCK = 16_384  # elements in one product
-CHUNK = 4 * BLOCK  # elements of one file that are read at a time
-ROOM = 1 << 21  # elements of all rows of a matrix together; chunks get shorter when there are many vectors
+BLOCK = 16_384  # elements of a row that are worked on together, so that they stay in the cache
+CHUNK = 8 * BLOCK  # elements of one file that are read at a time
+ROOM = 3 << 20  # elements of all rows of a matrix together; chunks get shorter when there are many vectors
 SMALL_GROUP = 1 << 18  # up to this size float64 costs nothing, and float32 blocks are too few for 1e-7
 
 
@@ -153,7 +153,7 @@ def plan_of(
     for name, size in sizes.items():
         totals[group_of[name]] += size
     capacity = ROOM // (len(rows) + len(others))
-    capacity = min(CHUNK, capacity // BLOCK * BLOCK or max(256, capacity // 256 * 256))
+    capacity = min(CHUNK, capacity // BLOCK * BLOCK or max(1024, capacity // 1024 * 1024))
     return Plan(
         files=files,
         place=list(place.values()),

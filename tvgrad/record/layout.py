@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.tensor_files import shard_paths, sha256_of
+from tvgrad.tensor_files import sha256_of, shard_paths
 
 __all__ = [
     "CONTENTS",
@@ -65,7 +65,9 @@ class FileEntry:
         Returns:
             Its entry, with checksums.
         """
-        files = [path] if path.suffix != ".json" or not path.name.endswith(".index.json") else [path, *shard_paths(path)]
+        files = (
+            [path] if path.suffix != ".json" or not path.name.endswith(".index.json") else [path, *shard_paths(path)]
+        )
         parts = tuple((file.relative_to(root).as_posix(), sha256_of(file), file.stat().st_size) for file in files)
         return cls(path.relative_to(root).as_posix(), parts)
 

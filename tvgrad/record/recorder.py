@@ -114,7 +114,9 @@ class Recorder:
             if what not in RECORDABLE:
                 raise TvgradError(f"nothing called {what!r} can be recorded: choose from {', '.join(RECORDABLE)}")
         if "gradients" in self._record and self.objective is None:
-            raise TvgradError("full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data)")
+            raise TvgradError(
+                "full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data)"
+            )
         if "epoch-gradients" in self._record and self._optimizer is None:
             raise TvgradError("epoch gradients are read from the optimizer: pass optimizer=")
 
@@ -277,9 +279,9 @@ class Recorder:
             tensors["gradient"] = cpu_copies(gradient)
             measured.setdefault("loss", self.loss)
         if "epoch-gradients" in self._record and self._consumed:
-            tensors["epoch_gradient"] = cpu_copies(
-                {name: tensor.to(_stored(self._parameters[name].dtype)) for name, tensor in self._consumed.items()}
-            )
+            tensors["epoch_gradient"] = cpu_copies({
+                name: tensor.to(_stored(self._parameters[name].dtype)) for name, tensor in self._consumed.items()
+            })
         if self._batches:
             sizes = torch.tensor([len(batch) for batch in self._batches])
             tensors["batches"] = {"order": torch.cat(self._batches), "sizes": sizes}
@@ -398,7 +400,9 @@ class Recorder:
             if f"rng.cuda.{index}" in tensors:
                 torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
         if self._optimizer is not None and "groups" in values:
-            state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["optimizer"].items()}
+            state: dict[int, dict[str, Any]] = {
+                int(index): dict(entries) for index, entries in values["optimizer"].items()
+            }
             for name, tensor in tensors.items():
                 if name.startswith("optimizer."):
                     _, index, key = name.split(".", 2)
@@ -455,6 +459,8 @@ def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (bool, int, float, str, type(None))
     kept = {}
     for key, value in state.items():
-        if isinstance(value, kinds) or (isinstance(value, (list, tuple)) and all(isinstance(one, kinds) for one in value)):
+        if isinstance(value, kinds) or (
+            isinstance(value, (list, tuple)) and all(isinstance(one, kinds) for one in value)
+        ):
             kept[key] = list(value) if isinstance(value, tuple) else value
     return kept

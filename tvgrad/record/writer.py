@@ -148,9 +148,7 @@ class RunWriter:
         """
         stem = self.manifest.stem(number)
         try:
-            files = {
-                kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content
-            }
+            files = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content}
             if step_rows:
                 path = self._folder(CONTENTS["steps"]) / f"{stem}.csv"
                 write_atomically(path, lambda temporary: temporary.write_text(_csv(step_rows)))
@@ -288,7 +286,9 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     # repr keeps every digit of a float
-    writer.writerows({name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows)
+    writer.writerows(
+        {name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 
@@ -306,5 +306,3 @@ def cpu_copies(tensors: Mapping[str, torch.Tensor]) -> Weights:
         Name -> detached CPU copy.
     """
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-

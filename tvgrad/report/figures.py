@@ -117,8 +117,17 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     ax = _axes(ax, side + 0.6, side)
     ax.grid(False)
     sns.heatmap(
-        matrix, vmin=-1, vmax=1, center=0, cmap="vlag", annot=len(names) <= 12, fmt=".2f", square=True, ax=ax,
-        annot_kws={"fontsize": 8}, cbar_kws={"shrink": 0.8},
+        matrix,
+        vmin=-1,
+        vmax=1,
+        center=0,
+        cmap="vlag",
+        annot=len(names) <= 12,
+        fmt=".2f",
+        square=True,
+        ax=ax,
+        annot_kws={"fontsize": 8},
+        cbar_kws={"shrink": 0.8},
     )
     ax.set_title(f"Cosine between task vectors, epoch {epoch}")
     ax.tick_params(axis="y", rotation=0)

@@ -145,9 +145,7 @@ def run_tables(
 
 
 def _same_model(runs: Sequence[Run]) -> None:
-    shapes = [
-        {name: torch.empty(one.shape, device="meta") for name, one in run.parameters.items()} for run in runs
-    ]
+    shapes = [{name: torch.empty(one.shape, device="meta") for name, one in run.parameters.items()} for run in runs]
     for run, other in zip(runs[1:], shapes[1:], strict=True):
         difference = same_names_and_shapes(shapes[0], other)
         if difference is not None:
@@ -166,25 +164,20 @@ def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     measured = [epoch for epoch in epochs if ("gradient", epoch) in found.labels]
     counted = [epoch for epoch in measured if epoch != epochs[-1]]
     for group in _groups(gram):
-        size = {
-            key: gram.norm(label, group)
-            for key, label in found.labels.items()
-        }
+        size = {key: gram.norm(label, group) for key, label in found.labels.items()}
         total = math.fsum(size["gradient", epoch] for epoch in counted)
         for epoch in epochs:
             moved = size.get(("displacement", epoch), size.get(("task_vector", epoch)) if epoch == 1 else None)
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan
-            rows.append(
-                {
-                    "run": found.name,
-                    "epoch": epoch,
-                    "group": group,
-                    "gradient_norm": size.get(("gradient", epoch), math.nan),
-                    "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
-                    "displacement_norm": math.nan if moved is None else moved,
-                    "gradient_norm_share": share,
-                }
-            )
+            rows.append({
+                "run": found.name,
+                "epoch": epoch,
+                "group": group,
+                "gradient_norm": size.get(("gradient", epoch), math.nan),
+                "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
+                "displacement_norm": math.nan if moved is None else moved,
+                "gradient_norm_share": share,
+            })
     return rows
 
 
@@ -203,18 +196,16 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
             vector = labels.get(("task_vector", epoch))
             moved = labels.get(("displacement", epoch))
             before = labels.get(("displacement", epoch - 1), first_vector if epoch == 2 else None)
-            rows.append(
-                {
-                    "run": found.name,
-                    "epoch": epoch,
-                    "group": group,
-                    "cos_task_vector_descent": -cosine(vector, first_gradient, group),
-                    "cos_gradient_first": cosine(labels.get(("gradient", epoch)), first_gradient, group),
-                    "cos_task_vector_first": cosine(vector, first_vector, group),
-                    "cos_successive_displacements": cosine(moved, before, group),
-                    "relative_residual": _relative_residual(gram, vector, first_gradient, group),
-                }
-            )
+            rows.append({
+                "run": found.name,
+                "epoch": epoch,
+                "group": group,
+                "cos_task_vector_descent": -cosine(vector, first_gradient, group),
+                "cos_gradient_first": cosine(labels.get(("gradient", epoch)), first_gradient, group),
+                "cos_task_vector_first": cosine(vector, first_vector, group),
+                "cos_successive_displacements": cosine(moved, before, group),
+                "relative_residual": _relative_residual(gram, vector, first_gradient, group),
+            })
     return rows
 
 
@@ -249,7 +240,9 @@ def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str,
                         math.nan if both[0] is None or both[1] is None else gram.cosine(both[0], both[1], group)
                     )
                     if kind == "task_vector":
-                        signs = None if both[0] is None or both[1] is None else (gram.index(both[0]), gram.index(both[1]))
+                        signs = (
+                            None if both[0] is None or both[1] is None else (gram.index(both[0]), gram.index(both[1]))
+                        )
                         row["sign_agreement"] = math.nan if signs is None else gram.sign_agreement[signs][group]
                 rows.append(row)
     return rows

@@ -106,7 +106,9 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         return OneEpochCheck(tuple(verdicts))
     formula, form = _own_form(rule, lr)
     if consumed is None:
-        reason = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
+        reason = (
+            "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
+        )
         return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, reason)))
     found = _compare(run, consumed, form)
     exact = found.worst <= 1.0
@@ -253,7 +255,9 @@ def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.
 
 
 def _measured(why: str, found: _Comparison | None) -> str:
-    return why if found is None else f"{why} (measured: tau_1 deviates from -lr g_0 by {found.relative:.2g} of its norm)"
+    return (
+        why if found is None else f"{why} (measured: tau_1 deviates from -lr g_0 by {found.relative:.2g} of its norm)"
+    )
 
 
 def _explained(run: Run, exact: bool, found: _Comparison) -> str:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["adam_budget", "direction_budget", "gradient_step_budget", "precision_of", "smallest_subnormal", "ulp", "unit_roundoff"]
+__all__ = [
+    "adam_budget",
+    "direction_budget",
+    "gradient_step_budget",
+    "precision_of",
+    "smallest_subnormal",
+    "ulp",
+    "unit_roundoff",
+]
 
 # significand bits, and the exponent of the smallest normal number
 _FORMATS = {
