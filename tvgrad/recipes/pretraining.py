@@ -1,0 +1,84 @@
+"""What the built-in recipes share: a cache of pretrained encoders, and frozen heads fitted to their features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from tvgrad.errors import TvgradError
+from tvgrad.tensor_files import TensorFile, write_tensors
+
+__all__ = ["cache_folder", "cached_encoder", "fitted_head"]
+
+
+def cache_folder() -> Path:
+    """Tell where pretrained encoders are kept.
+
+    Returns:
+        `$TVGRAD_CACHE`, or `tvgrad` in the user's cache folder.
+    """
+    given = os.environ.get("TVGRAD_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tvgrad"
+
+
+def cached_encoder(
+    key: str, build: Callable[[], nn.Module], pretrain: Callable[[nn.Module], None], seed: int
+) -> nn.Module:
+    """Read a pretrained encoder from the cache, or pretrain it and keep it there.
+
+    Args:
+        key: names everything that the weights depend on, besides the version of torch.
+        build: makes the encoder; random numbers are seeded before.
+        pretrain: trains it in place.
+        seed: for the start and for `pretrain`; the caller's random numbers are left alone.
+
+    Returns:
+        The pretrained encoder.
+    """
+    path = cache_folder() / f"{key}-{seed}-torch-{torch.__version__}.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build()
+        try:
+            with TensorFile(path) as file:
+                encoder.load_state_dict(file.read_all())
+            return encoder
+        except (TvgradError, RuntimeError):
+            pretrain(encoder)  # no cache yet, or a damaged one
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(encoder.state_dict(), path)
+    except (TvgradError, OSError):
+        pass  # a cache that cannot be written only costs the time to pretrain again
+    return encoder
+
+
+@torch.no_grad()
+def fitted_head(features: torch.Tensor, labels: torch.Tensor, strength: float = 0.1) -> nn.Linear:
+    """Fit a frozen linear classifier to pretrained features, by logistic regression.
+
+    Args:
+        features: shape (n, width).
+        labels: class indices from 0, shape (n,).
+        strength: inverse of the ridge penalty.
+
+    Returns:
+        A float64 Linear layer that requires no gradient.
+    """
+    wide = features.double()
+    mean, scale = wide.mean(dim=0), wide.std(dim=0).clamp(min=1e-6)
+    # Features of one scale make the solver converge; the scaling is folded into the layer afterwards.
+    fitted = LogisticRegression(C=strength, max_iter=2000, tol=1e-6).fit(((wide - mean) / scale).numpy(), labels.numpy())
+    weight = torch.from_numpy(fitted.coef_) / scale
+    bias = torch.from_numpy(fitted.intercept_) - weight @ mean
+    if len(weight) == 1:  # two classes have one row of coefficients: half of it for each logit
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    head = nn.Linear(features.shape[1], len(weight)).double()
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    return head.requires_grad_(False)

@@ -1,0 +1,159 @@
+"""Six vision tasks on real data, with a small MLP or a small vision transformer as the shared encoder.
+
+The encoder is pretrained on the base samples of all six data sets at once (one classifier over all their classes).
+Each task then tunes it with a frozen linear head, fitted to the pretrained features. See `suite_data` for the data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from tvgrad.recipe import Recipe, accuracy
+from tvgrad.recipes.pretraining import cached_encoder, fitted_head
+from tvgrad.recipes.suite_data import DATA_SETS, Split, load
+
+__all__ = ["VisionTransformer", "suite", "suite_vit"]
+
+SEED = 20250905
+BATCH = 64
+PIXELS = 28
+
+
+def suite() -> list[Recipe]:
+    """Make the six tasks with the MLP (784-96-96, GELU, 84,672 parameters).
+
+    Returns:
+        One recipe a data set.
+    """
+    return _recipes("suite-mlp", _mlp, width=96, passes=12, lr=0.05)
+
+
+def suite_vit() -> list[Recipe]:
+    """Make the six tasks with a vision transformer (16 patches, width 48, 3 blocks, 60,144 parameters).
+
+    Returns:
+        One recipe a data set.
+    """
+    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12, lr=0.05)
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(PIXELS * PIXELS, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU()
+    )
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a two-layer MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the block.
+
+        Args:
+            width: of a token.
+            heads: attention heads.
+        """
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mix the tokens.
+
+        Args:
+            tokens: shape (n, tokens, width).
+
+        Returns:
+            The same shape.
+        """
+        n, length, width = tokens.shape
+        mixed = self.qkv(self.norm1(tokens)).reshape(n, length, 3, self.heads, width // self.heads)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4)
+        heads = nn.functional.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.project(heads.transpose(1, 2).reshape(n, length, width))
+        return tokens + torch.as_tensor(self.mlp(self.norm2(tokens)))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 7x7, learned positions, three blocks, and the mean over tokens as the features."""
+
+    WIDTH, HEADS, DEPTH, PATCH = 48, 4, 3, 7
+
+    def __init__(self) -> None:
+        """Make the encoder with random weights."""
+        super().__init__()
+        count = (PIXELS // self.PATCH) ** 2
+        self.embed = nn.Linear(self.PATCH**2, self.WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn(count, self.WIDTH))
+        self.blocks = nn.Sequential(*(Block(self.WIDTH, self.HEADS) for _ in range(self.DEPTH)))
+        self.norm = nn.LayerNorm(self.WIDTH)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images.
+
+        Args:
+            images: shape (n, 1, 28, 28).
+
+        Returns:
+            Features, shape (n, 48).
+        """
+        side = PIXELS // self.PATCH
+        patches = images.reshape(-1, side, self.PATCH, side, self.PATCH).transpose(2, 3)
+        tokens = self.embed(patches.reshape(-1, side * side, self.PATCH**2)) + self.positions
+        features: torch.Tensor = self.norm(self.blocks(tokens)).mean(dim=1)
+        return features
+
+
+def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int, lr: float) -> list[Recipe]:
+    splits = {name: load(name) for name in DATA_SETS}
+
+    def pretrain(encoder: nn.Module) -> None:
+        _pretrain(encoder, splits, width, passes)
+
+    encoder = cached_encoder(f"{key}-{passes}-passes", build, pretrain, SEED)
+    recipes = []
+    for name, split in splits.items():
+        with torch.no_grad():
+            features = encoder(split.train[0])
+        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=fitted_head(features, split.train[1])))
+        recipes.append(
+            Recipe(
+                model.float(),
+                nn.CrossEntropyLoss(),
+                train=split.train,
+                test=split.test,
+                name=name,
+                metric=accuracy,
+                optimizer="gd",
+                lr=lr,
+                epochs=10,
+                about=DATA_SETS[name].about,
+            )
+        )
+    return recipes
+
+
+def _pretrain(encoder: nn.Module, splits: dict[str, Split], width: int, passes: int) -> None:
+    """Adam on the base samples of all data sets, over the union of their classes."""
+    images = torch.cat([split.base[0] for split in splits.values()])
+    offsets, total = [], 0
+    for split in splits.values():
+        offsets.append(total)
+        total += split.classes
+    labels = torch.cat([split.base[1] + offset for split, offset in zip(splits.values(), offsets, strict=True)])
+    head = nn.Linear(width, total)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
+    for _ in range(passes):
+        for batch in torch.randperm(len(images)).split(BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(encoder(images[batch])), labels[batch]).backward()
+            optimizer.step()
