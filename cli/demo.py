@@ -32,26 +32,31 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.run import Run
     from tvgrad.record.training import TraceOptions, prepare, trace
-    from tvgrad.report.documents import write_tables
-    from tvgrad.report.figures import save_figures
+    from tvgrad.report.publishing import publish
     from tvgrad.report.tables import run_tables
     from tvgrad.theory.equivalence import FAILS, check_one_epoch
 
     mark = out / "made-by-tvgrad-demo"
-    if out.exists() and any(out.iterdir()):
-        if not mark.exists():
-            raise TvgradError(f"{out} holds other files: choose an empty or new folder for --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    if out.exists() and not out.is_dir():
+        raise TvgradError(f"{out} is a file: choose an empty or new folder for --out")
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise TvgradError(f"{out} holds other files: choose an empty or new folder for --out")
+    ready = [prepare(recipe, TraceOptions(epochs=epochs, target="digits")) for recipe in load_recipes("digits")]
+    try:
+        for own in ("runs", "report"):  # what else the user keeps in the folder stays
+            if (out / own).exists():
+                shutil.rmtree(out / own)
+        out.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise TvgradError(f"{out} cannot be written ({error.strerror}): choose another folder for --out") from None
     runs: list[Run] = []
-    for recipe in load_recipes("digits"):
-        prepared = prepare(recipe, TraceOptions(epochs=epochs, target="digits"))
-        with epochs_bar(f"{recipe.name:>9}", prepared.epochs, quiet) as on_epoch:
-            runs.append(trace(prepared, out / "runs" / recipe.name, on_epoch))
+    for prepared in ready:
+        name = prepared.recipe.name
+        with epochs_bar(f"{name:>9}", prepared.epochs, quiet) as on_epoch:
+            runs.append(trace(prepared, out / "runs" / name, on_epoch))
     made = run_tables(runs)
-    write_tables(made.tables, out / "report", ("csv", "md"))
-    figures = save_figures(made.tables, out / "report" / "figures")
+    files = publish(made, runs, out / "report", ("csv", "md", "latex", "html"))
     click.echo("Is the first task vector minus the learning rate times the full-batch gradient?")
     checks = [check_one_epoch(run) for run in runs]
     for run, check in zip(runs, checks, strict=True):
@@ -62,6 +67,7 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     click.echo(f"Share of the first epoch in the sum of gradient norms over {epochs} epochs: {shares}")
     click.echo(f"Runs:    {out / 'runs'}")
     click.echo(f"Tables:  {out / 'report'}")
-    click.echo(f"Figures: {', '.join(str(path) for path in figures if path.suffix == '.png')}")
+    click.echo(f"Figures: {out / 'report' / 'figures'}")
+    click.echo(f"Page:    {next(path for path in files if path.suffix == '.html')}")
     if any(check.holds == FAILS for check in checks):
         raise CheckFailed("a first epoch is not exact")

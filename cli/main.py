@@ -13,8 +13,12 @@ COMMANDS = {
     "recipes": "List the built-in recipes.",
     "trace": "Fine-tune and record weights and full-batch gradients.",
     "verify": "Check a run's files and the exactness of its first epoch.",
+    "predict": "Predict task vectors and their second-order error before training.",
+    "explain": "Say, term by term, why task vectors are not exactly the gradient.",
     "report": "Make tables and figures of runs.",
+    "merge": "Merge the models of several runs into one.",
     "export": "Write a complete checkpoint of a run's epoch.",
+    "analyse": "Put one claim to the test on real data, with a table and a figure.",
     "demo": "Trace, verify and report a real multitask example.",
 }
 
@@ -81,8 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     from tvgrad.errors import TvgradError
 
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        group.main(args=arguments, prog_name="tvgrad", standalone_mode=False)
+        command, prog_name, before, after = _entry(words)
+        command.main(args=before, prog_name=prog_name, standalone_mode=False, obj=after)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -94,3 +100,22 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'a file'} cannot be used: {error.strerror or error}", err=True)
+        sys.exit(2)
+
+
+def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:
+    """What to run: `trace` has forms of its own for a command after `--` (which click would drop) and checkpoints.
+
+    Returns:
+        The command, its name, its arguments, and the words after `--`.
+    """
+    if words[:1] == ["trace"] and "--" in words:
+        place = words.index("--")
+        script = importlib.import_module("tvgrad.cli.trace_script").trace_script
+        return script, "tvgrad trace", words[1:place], words[place + 1 :]
+    if words[:1] == ["trace"] and "--from-checkpoints" in words:
+        checkpoints = importlib.import_module("tvgrad.cli.trace_checkpoints").trace_checkpoints
+        return checkpoints, "tvgrad trace", words[1:], []
+    return group, "tvgrad", words, []

@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and figures (default: the terminal).")
-@click.option("--format", "formats", multiple=True, help="csv, md or json; may be repeated (default: csv).")
+@click.option("--format", "formats", multiple=True, help="csv, md, json, latex or html; may be repeated.")
 @click.option("--groups", help="Regular expression that groups parameters.")
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
 def report(
@@ -19,37 +19,40 @@ def report(
     """Make tables and figures of RUNS (run directories, or directories of runs).
 
     \b
-    Tables: norms, directions, equivalence, cross_task. Group `all` is the whole model.
+    Tables: norms, directions, equivalence, cross_task, second_order, error_budget. Group `all` is the whole model.
+    The default formats are csv and html; html is one self-contained page with all tables and figures.
     \b
     Examples:
       tvgrad report runs/digits
-      tvgrad report runs/digits --out report --format csv --format md
+      tvgrad report runs/digits --out report
+      tvgrad report runs/digits --out report --format csv --format latex
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
     """
+    from tvgrad.cli.opened import open_each, problems_of
     from tvgrad.cli.terminal import bytes_bar, print_table
 
     from tvgrad.errors import TvgradError
-    from tvgrad.record.run import open_runs
-    from tvgrad.report.documents import FORMATS, write_tables
+    from tvgrad.report.documents import check_formats
     from tvgrad.report.tables import run_tables
 
-    for name in formats:
-        if name not in FORMATS:
-            raise TvgradError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+    check_formats(formats)
     if formats and out is None:
         raise TvgradError("--format says how files are written: give --out too")
-    opened = open_runs(runs)
+    if out is not None and out.exists() and not out.is_dir():
+        raise TvgradError(f"{out} is a file: choose a folder for --out")
     whole = []
-    for run in opened:
-        problems = run.problems(checksums=False)
-        if not problems:
+    for directory, run, found in open_each(runs):
+        problems = found if run is None else problems_of(run, checksums=False)
+        if run is not None and not problems:
             whole.append(run)
         elif skip_damaged:
-            click.echo(f"{run.root} is left out: {problems[0]}", err=True)
+            click.echo(f"{directory} is left out: {problems[0]}", err=True)
         else:
             raise TvgradError(
-                f"{run.root} is damaged: {problems[0]}; see `tvgrad verify`, or leave it out by --skip-damaged"
+                f"{directory} is damaged: {problems[0]}; see `tvgrad verify`, or leave it out by --skip-damaged"
             )
+    if not whole:
+        raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     with bytes_bar("reading") as progress:
         made = run_tables(whole, groups, progress)
     if out is None:
@@ -58,8 +61,10 @@ def report(
             if len(short):
                 print_table(name, short)
         return
-    files = write_tables(made.tables, out, formats or ("csv",))
-    from tvgrad.report.figures import save_figures
+    from tvgrad.report.publishing import publish
 
-    files += save_figures(made.tables, out / "figures")
+    files = publish(made, whole, out, formats or ("csv", "html"))
     click.echo(f"{len(files)} files in {out}")
+    for path in files:
+        if path.suffix == ".html":
+            click.echo(f"Page: {path}")

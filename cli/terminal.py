@@ -77,7 +77,10 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[Train
         task = bar.add_task(name, total=epochs, loss="-", cosine="-")
 
         def on_epoch(progress: TrainingProgress) -> None:
-            bar.update(task, completed=progress.epoch, loss=_short(progress.loss), cosine=_short(progress.cosine))
+            shown_loss, shown_cosine = _short(progress.loss), _short(progress.cosine)
+            bar.update(
+                task, completed=progress.epoch, total=progress.epochs, loss=shown_loss, cosine=shown_cosine
+            )  # a resumed run may have more epochs than its recipe
 
         yield on_epoch
 

@@ -52,16 +52,21 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
     """
     from tvgrad.cli.terminal import epochs_bar
 
+    from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.training import TraceOptions, check_directory, prepare
+    from tvgrad.record.layout import MANIFEST
+    from tvgrad.record.training import TraceOptions, check_directory, check_space, prepare
     from tvgrad.record.training import trace as run_trace
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
     chosen = load_recipes(target, _names(tasks))
     places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
+    if len(chosen) > 1 and (out / MANIFEST).exists():
+        raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
     for place in places.values():
         check_directory(place, options.resume)
     prepared = [prepare(recipe, options) for recipe in chosen]
+    check_space([(one, places[one.recipe.name]) for one in prepared])
     for one in prepared:
         place = places[one.recipe.name]
         with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:

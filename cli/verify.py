@@ -23,19 +23,23 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None) -> None:
       tvgrad verify runs/digits/rotated runs/digits/parity
       tvgrad verify runs/digits --replay --recipe digits
     """
+    from tvgrad.cli.opened import open_each, problems_of
+
     from tvgrad.errors import CheckFailed, TvgradError
-    from tvgrad.record.run import open_runs
     from tvgrad.report.tables import run_names
-    from tvgrad.theory.equivalence import FAILS, check_one_epoch
+    from tvgrad.theory.equivalence import APPLIES_NOT, FAILS, check_one_epoch
     from tvgrad.theory.replay import replay_gradients
 
     if replay != (target is not None):
         raise TvgradError("--replay and --recipe go together: give `--replay --recipe TARGET`")
-    opened = open_runs(runs)
+    opened = open_each(runs)
+    readable = [run for _, run, _ in opened if run is not None]
+    names = dict(zip(readable, run_names(readable), strict=True))
     failed = 0
-    for run, name in zip(opened, run_names(opened), strict=True):
-        problems = run.problems()
-        if problems:
+    for directory, run, found in opened:
+        name = str(directory) if run is None else names[run]
+        problems = found if run is None else problems_of(run, checksums=True)
+        if run is None or problems:
             failed += 1
             click.echo(f"{name}: damaged")
             for problem in problems:
@@ -43,14 +47,15 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None) -> None:
             continue
         click.echo(f"{name}: {len(run.epochs)} points whole")
         check = check_one_epoch(run)
-        failed += check.holds == FAILS
+        passed = check.holds != FAILS
         for verdict in check.verdicts:
             ratio = verdict.worst_ratio_to_budget
-            detail = f" (worst ratio to budget {ratio:.3f})" if verdict.holds != "does not apply" else ""
+            detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to budget {ratio:.3f})"
             click.echo(f"  {verdict.rule}: {verdict.holds}{detail}; {verdict.reason}")
         if target is not None:
             outcome = replay_gradients(run, target)
-            failed += not outcome.agrees
+            passed = passed and outcome.agrees
             click.echo(f"  replay: {outcome.sentence}")
+        failed += not passed
     if failed:
         raise CheckFailed(f"{failed} of {len(opened)} runs did not pass")

@@ -21,17 +21,21 @@ _PUBLIC = {
     # what the records say
     "gram": "tvgrad.run_vectors",
     "check_one_epoch": "tvgrad.theory.equivalence",
+    # what is predicted before training, and explained after it
+    "predict": "tvgrad.theory.second_order",
+    "multitask_gap": "tvgrad.theory.multitask",
+    "error_budget": "tvgrad.theory.error_budget",
     # errors
     "TvgradError": "tvgrad.errors",
     "UnsupportedModel": "tvgrad.errors",
     "DamagedRun": "tvgrad.errors",
 }
-_MODULES = ("update_rules",)
+_MODULES = ("merging", "update_rules")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from tvgrad import update_rules
+    from tvgrad import merging, update_rules
     from tvgrad.errors import DamagedRun, TvgradError, UnsupportedModel
     from tvgrad.objective import Objective
     from tvgrad.recipe import Recipe
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from tvgrad.record.run import Run
     from tvgrad.run_vectors import gram
     from tvgrad.theory.equivalence import check_one_epoch
+    from tvgrad.theory.error_budget import error_budget
+    from tvgrad.theory.multitask import multitask_gap
+    from tvgrad.theory.second_order import predict
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""BatchLoss: the mean loss of one batch as a function of a model's weights, and the weight of that batch in the mean."""
+"""BatchLoss: the mean loss of one batch as a function of a model's weights, and that batch's weight in the mean."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ class BatchLoss(nn.Module):
         self.run = forward
         self.count = count
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, then: Callable[[torch.Tensor], Any] | None = None) -> Any:
         """Compute the mean loss of a batch.
 
         Args:
             batch: as the collate function made it.
+            then: called with the loss before `forward` returns. Derivatives are taken in it: checkpointed activations
+                are recomputed while a gradient is, and under `functional_call` the module has the weights in question
+                only as long as its forward runs.
 
         Returns:
-            A scalar tensor.
+            A scalar tensor, or what `then` makes of it.
 
         Raises:
             TvgradError: the loss is not a scalar.
@@ -67,7 +70,7 @@ class BatchLoss(nn.Module):
                 f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             )
             raise TvgradError(f"the loss is {what}: it must be one number, the mean over the batch (reduction='mean')")
-        return value
+        return value if then is None else then(value)
 
     def output(self, batch: Batch) -> Any:
         """Compute the model's output for a batch.
@@ -77,12 +80,20 @@ class BatchLoss(nn.Module):
 
         Returns:
             Whatever the model, or the user's `forward`, returns.
+
+        Raises:
+            TvgradError: the batch has more than two parts, and no `forward` says what they are for.
         """
         if self.run is not None:
             return self.run(self.model, batch)
         if isinstance(batch, Mapping):
             given = {key: value for key, value in batch.items() if self.loss is None or key not in TARGET_KEYS}
             return self.model(**given)
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:
+            raise TvgradError(
+                f"a batch has {len(batch)} parts: only (input, target) goes through a model by itself; "
+                "pass forward(model, batch)"
+            )
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         if isinstance(inputs, Mapping):
             return self.model(**inputs)

@@ -45,8 +45,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         Name -> parameter, for floating-point parameters that require a gradient, in the model's own order.
 
     Raises:
-        TvgradError: the model has none.
+        TvgradError: the model has none, or one of them is complex.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise TvgradError(f"{name} is a complex parameter: keep its real and imaginary parts (torch.view_as_real)")
     found = {
         name: parameter
         for name, parameter in model.named_parameters()

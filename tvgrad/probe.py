@@ -11,6 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from tvgrad.arithmetic import exact_arithmetic, seeded
 from tvgrad.batch_loss import BatchLoss
 from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.samples import Batch, Samples, map_tensors, tensors_in
@@ -44,7 +45,18 @@ def probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: 
     unknown = sorted(set(allow) - set(ALLOWABLE))
     if unknown:
         raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
+    with exact_arithmetic(device):
+        _probe(batch_loss, _spread(samples), device, allow)
+
+
+def _spread(samples: Samples) -> Samples:
+    """A few samples from all over the data: the first ones of a sorted data set may all be of one class."""
     size = min(PROBE_SAMPLES, len(samples))
+    return samples.subset([index * (len(samples) - 1) // max(1, size - 1) for index in range(size)])
+
+
+def _probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str]) -> None:
+    size = len(samples)
     batch = _moved(samples.batch(0, size), device)
     if "augmentation" not in allow and not _equal(batch, _moved(samples.batch(0, size), device)):
         raise UnsupportedModel(
@@ -54,14 +66,24 @@ def probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: 
     model = batch_loss.model
     if "batchnorm" not in allow:
         _refuse_batch_statistics(model)
-    value = _value(batch_loss, batch, seed=0)
+    if batch_loss.weight(batch) == 0:
+        raise TvgradError(
+            f"count(batch) is 0 for {size} samples from all over the data: there is no mean loss to check; "
+            "take out the samples without weight"
+        )
+    value, depends = _value(batch_loss, batch, seed=0)
     if not torch.isfinite(value):
         raise TvgradError(
             f"the loss at the pretrained weights is {value.item()}: check the data, the model and the loss"
         )
-    if "dropout" not in allow and not torch.equal(value, _value(batch_loss, batch, seed=1)):
+    if "dropout" not in allow and not torch.equal(value, _value(batch_loss, batch, seed=1)[0]):
         raise UnsupportedModel(_randomness(model))
-    if size >= 3 and not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
+    if not depends:
+        raise UnsupportedModel(
+            "the loss does not depend on the trainable parameters: look for a no_grad or a detach on its way, "
+            "and for the parameters that require a gradient"
+        )
+    if size >= 2 and not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
         _refuse_miscount(batch_loss, samples, size, device, value)
 
 
@@ -93,10 +115,7 @@ def _randomness(model: nn.Module) -> str:
 def _refuse_miscount(
     batch_loss: BatchLoss, samples: Samples, size: int, device: torch.device, value: torch.Tensor
 ) -> None:
-    """The mean over a batch must be the weighted mean over two unequal parts of it, up to rounding.
-
-    The root of the dtype's resolution lies far above rounding of a mean, and far below the error of a wrong count.
-    """
+    """The mean over a batch must be the weighted mean over two unequal parts of it, up to rounding."""
     cut = max(1, size // 3)
     parts = [_moved(samples.batch(0, cut), device), _moved(samples.batch(cut, size), device)]
     weights = [batch_loss.weight(part) for part in parts]
@@ -104,33 +123,34 @@ def _refuse_miscount(
     total = sum(weights)
     if total == 0 or abs(whole - total) > 1e-6 * total:
         raise UnsupportedModel(
-            f"count(batch) gives {whole:g} for a batch and {total:g} for its two parts: a count must add up over batches"
+            f"count(batch) gives {whole:g} for a batch and {total:g} for its two parts: a count must add up"
         )
     # A part that weighs nothing may have an undefined mean (0/0); it contributes nothing.
     recombined = sum(
-        weight * float(_value(batch_loss, part, seed=0))
+        weight * float(_value(batch_loss, part, seed=0)[0])
         for weight, part in zip(weights, parts, strict=True)
         if weight > 0
     )
     expected = float(value)
+    # The root of the dtype's resolution lies far above rounding of a mean, and far below the error of a wrong count.
     tolerance = torch.finfo(value.dtype).eps ** 0.5 * max(abs(expected), 1e-3)
     if not abs(recombined / total - expected) <= tolerance:
         raise UnsupportedModel(
             f"the loss of a batch ({expected:.6g}) is not the mean of its two parts weighted by "
             f"{'count' if batch_loss.count else 'samples'} ({recombined / total:.6g}): pass count=, a function of the "
-            "batch that gives its weight in the mean (unignored tokens, the sum of class weights), or allow 'count'"
+            "batch that gives its weight in the mean (unignored tokens, the sum of class weights), if it is one "
+            "(reduction='mean'), or allow 'count'"
         )
 
 
-@torch.no_grad()
-def _value(batch_loss: BatchLoss, batch: Batch, seed: int) -> torch.Tensor:
-    """The loss of a batch with buffers passed as copies, so that the model stays as it is."""
+def _value(batch_loss: BatchLoss, batch: Batch, seed: int) -> tuple[torch.Tensor, bool]:
+    """The loss of a batch, and whether it depends on the trainable parameters."""
+    # Buffers go in as copies, so that the model stays as it is. Gradients are always on: attention has a faster path
+    # without them, whose last bits differ.
     buffers = {name: buffer.clone() for name, buffer in batch_loss.named_buffers()}
-    devices = [batch_device(batch)] if batch_device(batch).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        result: torch.Tensor = torch.func.functional_call(batch_loss, buffers, (batch,))
-    return result
+    with seeded(seed, batch_device(batch)):
+        value: torch.Tensor = torch.func.functional_call(batch_loss, buffers, (batch,))
+    return value.detach(), value.requires_grad
 
 
 def batch_device(batch: Batch) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from tvgrad.samples import Batch, Samples
 
 __all__ = ["OPTIMIZERS", "Recipe", "accuracy", "check_recipes"]
 
+_REAL: type = numbers.Real  # numpy's numbers count too
+_INTEGRAL: type = numbers.Integral
 OPTIMIZERS = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")
 
 
@@ -146,6 +149,8 @@ def check_recipes(made: Any, target: str) -> list[Recipe]:
     for recipe in recipes[1:]:
         other = trainable_parameters(recipe.model)
         difference = same_names_and_shapes(first, other)
+        if difference is None and any(first[name].dtype != other[name].dtype for name in first):
+            difference = "their dtypes differ"
         if difference is None and not all(torch.equal(first[name], other[name]) for name in first):
             difference = "their values differ"
         if difference is not None:
@@ -168,7 +173,7 @@ def positive(value: float, name: str) -> float:
     Raises:
         TvgradError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, _REAL) or not math.isfinite(value) or value <= 0:
         raise TvgradError(f"{name} must be a positive number, not {value!r}")
     return float(value)
 
@@ -186,9 +191,9 @@ def positive_integer(value: int, name: str) -> int:
     Raises:
         TvgradError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, _INTEGRAL) or value < 1:
         raise TvgradError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    return int(value)
 
 
 def _checked_name(name: str) -> str:

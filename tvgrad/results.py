@@ -71,11 +71,13 @@ def from_json(kind: type[Kind], text: str) -> list[Kind]:
     """
     try:
         return [kind(**{name: _read(value) for name, value in row.items()}) for row in json.loads(text)]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise DamagedRun(f"the text holds no {kind.__name__} ({error}): compute it again") from None
 
 
 def _written(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()  # numpy's numbers are no JSON
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     return value

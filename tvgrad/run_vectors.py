@@ -12,7 +12,7 @@ from typing import Any
 from tvgrad.errors import TvgradError
 from tvgrad.inner_products import GramResult, Vector, gram_of
 from tvgrad.parameters import group_names
-from tvgrad.record.run import Run
+from tvgrad.record.run import Run, open_runs
 from tvgrad.tensor_files import TensorFile
 
 __all__ = ["RunVectors", "gram", "vectors_of"]
@@ -27,14 +27,17 @@ class RunVectors:
     Attributes:
         name: the run's name, with which labels begin.
         vectors: the vectors.
-        labels: (kind, epoch) -> label, where kind is gradient, task_vector, displacement or epoch_gradient.
+        labels: (kind, epoch) -> label, where kind is gradient, task_vector, displacement or epoch_gradient; the first
+            displacement is the first task vector.
         projections: pairs of labels (task vector, first gradient) whose residual is wanted.
+        before: epoch -> the recorded epoch at which its displacement begins.
     """
 
     name: str
     vectors: list[Vector] = field(default_factory=list)
     labels: dict[tuple[str, int], str] = field(default_factory=dict)
     projections: list[tuple[str, str]] = field(default_factory=list)
+    before: dict[int, int] = field(default_factory=dict)
 
     def add(self, kind: str, epoch: int, file: TensorFile, minus: TensorFile | None = None) -> None:
         """Add a vector.
@@ -59,8 +62,8 @@ def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVector
         name: what labels begin with; by default the run's name.
 
     Returns:
-        The gradients, the task vectors, the displacements between kept epochs that follow each other, and the epoch
-        gradients, as far as they were recorded.
+        The gradients, the task vectors, the displacements between kept epochs that follow each other (between recorded
+        steps, where a run was recorded by step), and the epoch gradients, as far as they were recorded.
 
     Raises:
         TvgradError: the run has no pretrained weights.
@@ -77,9 +80,13 @@ def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVector
         if epoch == 0:
             continue
         found.add("task_vector", epoch, file, weights[0])
-        before = [earlier for earlier in weights if earlier < epoch][-1]
-        if before != 0 and (run.unit == "step" or before == epoch - 1):
-            found.add("displacement", epoch, file, weights[before])
+        before = max(earlier for earlier in weights if earlier < epoch)
+        if run.unit == "step" or before == epoch - 1:
+            found.before[epoch] = before
+            if before == 0:
+                found.labels["displacement", epoch] = found.labels["task_vector", epoch]
+            else:
+                found.add("displacement", epoch, file, weights[before])
         if ("gradient", 0) in found.labels:
             found.projections.append((found.labels["task_vector", epoch], found.labels["gradient", 0]))
     return found
@@ -93,9 +100,9 @@ def gram(
     """Compute the inner products of all vectors of runs, or of plain safetensors files.
 
     Args:
-        sources: runs (or their directories), or safetensors files; all of one model. A run contributes its gradients,
-            task vectors, displacements and epoch gradients, labelled `<run>:<kind>:<epoch>`; a file contributes its
-            tensors, labelled by its name.
+        sources: runs (or their directories, or directories of runs), or safetensors files; all of one model. A run
+            contributes its gradients, task vectors, displacements and epoch gradients, labelled
+            `<run>:<kind>:<epoch>`; a file contributes its tensors, labelled by its name.
         groups: a regular expression for groups of parameters; by default the block that owns each.
         progress: called with the bytes done and the bytes in all.
 
@@ -122,11 +129,11 @@ def gram(
                 vectors.append(Vector(_unique(Path(source).name, taken), file))
                 names |= group_names(file.names, groups)
                 continue
-            run = source if isinstance(source, Run) else Run.open(source)
-            found = vectors_of(run, stack, _unique(run.name, taken))
-            vectors += found.vectors
-            projections += found.projections
-            names |= run.groups(groups)
+            for run in [source] if isinstance(source, Run) else open_runs([source]):
+                found = vectors_of(run, stack, _unique(run.name, taken))
+                vectors += found.vectors
+                projections += found.projections
+                names |= run.groups(groups)
         rows = {vector.label: row for row, vector in enumerate(vectors)}
         pairs = [(rows[left], rows[right]) for left, right in projections]
         return gram_of(vectors, names, projections=pairs, progress=progress)

@@ -23,6 +23,7 @@ Batch = Any
 """What a collate function makes of samples: usually (inputs, targets), or a mapping of named tensors."""
 
 FINGERPRINT_SAMPLES = 256
+NO_POSITIONS = {torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 class Samples:
@@ -56,10 +57,10 @@ class Samples:
         if isinstance(data, DataLoader):
             collate = collate or data.collate_fn
             data = _dataset_of(data)
-        if isinstance(data, TensorDataset) and collate in {None, default_collate}:
+        if isinstance(data, TensorDataset) and (collate is None or collate is default_collate):
             self._tensors = data.tensors
         elif isinstance(data, (tuple, list)) and len(data) > 0 and all(_is_array(part) for part in data):
-            self._tensors = tuple(torch.as_tensor(part) for part in data)
+            self._tensors = tuple(_as_tensor(part) for part in data)
         elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and not isinstance(data, (str, Mapping))):
             self._dataset = _sized(data)
         else:
@@ -90,8 +91,19 @@ class Samples:
 
         Returns:
             A view; no data is copied.
+
+        Raises:
+            TvgradError: there is none, or one is no position in this data set.
         """
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(indices).cpu()
+        if chosen.numel() and (chosen.dtype in NO_POSITIONS or chosen.ndim != 1):
+            raise TvgradError(f"samples are picked by their positions, whole numbers, not by {_kind(chosen)}")
+        chosen = chosen.to(torch.int64)
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            raise TvgradError(
+                f"sample positions run from 0 to {len(self) - 1}, and those asked for "
+                f"from {int(chosen.min())} to {int(chosen.max())}"
+            )
         view = copy.copy(self)
         view._indices = chosen if self._indices is None else self._indices[chosen]
         view._check_lengths()
@@ -154,7 +166,7 @@ class Samples:
         """
         digest = hashlib.sha256(str(len(self)).encode())
         whole = self._tensors is not None
-        step = 1 if whole else max(1, len(self) // FINGERPRINT_SAMPLES)
+        step = 1 if whole else -(-len(self) // FINGERPRINT_SAMPLES)
         size = len(self) if whole else 1
         for start in range(0, len(self), max(size, step)):
             _hash_batch(self.batch(start, start + size), digest)
@@ -212,10 +224,22 @@ def _is_array(part: Any) -> bool:
     return isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0
 
 
+def _as_tensor(part: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(part)
+    except TypeError as error:
+        raise TvgradError(f"an array of {part.dtype} is no tensor ({error}): convert it to numbers first") from None
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}"
+
+
 def _sized(data: Any) -> Any:
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        lack = "is an iterable data set" if isinstance(data, IterableDataset) else "has no length"
         raise TvgradError(
-            f"{type(data).__name__} has no length: a full-batch gradient needs a data set of known size; "
+            f"{type(data).__name__} {lack}: a full-batch gradient needs a data set of known size; "
             "pass a map-style Dataset or (inputs, targets)"
         )
     return data
@@ -224,9 +248,13 @@ def _sized(data: Any) -> Any:
 def _dataset_of(loader: DataLoader[Any]) -> Any:
     """The data set of a loader that visits each sample once, in order; a clear refusal of any other."""
     instead = f"pass its dataset ({type(loader.dataset).__name__}) instead of the DataLoader"
+    if isinstance(loader.dataset, IterableDataset):
+        return _sized(loader.dataset)  # refuses it
     if loader.drop_last:
         raise TvgradError(f"the DataLoader drops its last batch (drop_last=True): {instead}")
-    if loader.batch_size is not None and not isinstance(loader.sampler, SequentialSampler):
+    # A sampler of a subclass, or over something shorter than the data, may do anything.
+    plain = type(loader.sampler) is SequentialSampler and len(loader.sampler) == len(_sized(loader.dataset))
+    if loader.batch_size is not None and not plain:
         how = "samples with replacement" if getattr(loader.sampler, "replacement", False) else "shuffles or samples"
         raise TvgradError(f"the DataLoader {how} ({type(loader.sampler).__name__}): {instead}")
     if loader.batch_size is None:

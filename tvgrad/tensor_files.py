@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +47,12 @@ DTYPES: dict[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
 
@@ -84,17 +91,21 @@ class TensorFile:
             path: a `.safetensors` file or a `.safetensors.index.json` of a sharded one.
 
         Raises:
-            DamagedRun: the file is missing, truncated, or not in the safetensors format.
+            DamagedRun: the file is missing, truncated, or not in the safetensors format, or the shards do not hold
+                what their index says.
         """
         self.path = Path(path)
         self.places: dict[str, TensorPlace] = {}
         self._handles: dict[int, BinaryIO] = {}
-        self._shards: list[Path] = shard_paths(self.path)
+        self._shards, promised = _shards_of(self.path)
         for index, shard in enumerate(self._shards):
             for name, place in _read_header(shard, index).items():
                 if name in self.places:
                     raise DamagedRun(f"{self.path}: tensor {name!r} stands in two shards; write the file again")
                 self.places[name] = place
+        for name, owner in promised.items():
+            if name not in self.places or self._shards[self.places[name].shard].name != owner:
+                raise DamagedRun(f"{self.path}: tensor {name!r} is not in {owner}; write the file again")
 
     @property
     def names(self) -> list[str]:
@@ -118,15 +129,24 @@ class TensorFile:
             `out`, filled.
 
         Raises:
-            DamagedRun: the file ends before the elements do.
+            DamagedRun: there is no such tensor, or the file cannot be read to its end.
+            ValueError: `out` has another dtype, or asks for more elements than the tensor has left.
         """
-        place = self.places[name]
+        place = self._place(name)
+        if out.dtype != place.dtype or start < 0 or start + out.numel() > place.numel:
+            raise ValueError(f"elements {start} to {start + out.numel()} of {out.dtype} do not fit {name!r} ({place})")
+        if out.numel() == 0:
+            return out
         view = out.view(torch.uint8).numpy().data
-        handle = self._open(place.shard)
         position = place.offset + start * place.dtype.itemsize
         done = 0
         while done < len(view):
-            got = os.preadv(handle.fileno(), [view[done:]], position + done)
+            try:
+                got = os.preadv(self._open(place.shard).fileno(), [view[done:]], position + done)
+            except OSError as error:
+                raise DamagedRun(
+                    f"{self._shards[place.shard]} cannot be read ({error.strerror}); restore it or trace the run again"
+                ) from None
             if got == 0:
                 raise DamagedRun(f"{self._shards[place.shard]} ends inside tensor {name!r}; write the file again")
             done += got
@@ -141,11 +161,8 @@ class TensorFile:
         Returns:
             A new CPU tensor.
         """
-        place = self.places[name]
-        flat = torch.empty(place.numel, dtype=place.dtype)
-        if place.numel:
-            self.read_into(name, 0, flat)
-        return flat.reshape(place.shape)
+        place = self._place(name)
+        return self.read_into(name, 0, torch.empty(place.numel, dtype=place.dtype)).reshape(place.shape)
 
     def read_all(self) -> dict[str, torch.Tensor]:
         """Read every tensor into memory, keyed by name."""
@@ -163,9 +180,14 @@ class TensorFile:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _place(self, name: str) -> TensorPlace:
+        if name not in self.places:
+            raise DamagedRun(f"{self.path} has no tensor {name!r}; restore it or trace the run again")
+        return self.places[name]
+
     def _open(self, shard: int) -> BinaryIO:
         if shard not in self._handles:
-            self._handles[shard] = open(self._shards[shard], "rb")
+            self._handles[shard] = open(self._shards[shard], "rb")  # noqa: SIM115 - closed by `close`
         return self._handles[shard]
 
 
@@ -180,16 +202,24 @@ def shard_paths(path: Path) -> list[Path]:
 
     Raises:
         DamagedRun: the index cannot be read or names a file outside its own folder.
-    """
-    if path.name.endswith(".index.json"):
-        try:
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedRun(f"{path} is no index of a sharded safetensors file ({error}); write it again") from None
-        if not all(isinstance(name, str) and Path(name).name == name for name in shards):
-            raise DamagedRun(f"{path} names a file outside its own folder; write the index again")
-        return [path.parent / name for name in shards]
-    return [path]
+    """  # noqa: DOC502 - raised by _shards_of
+    return _shards_of(path)[0]
+
+
+def _shards_of(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold the tensors of `path`, and tensor -> file name as an index says (nothing without one)."""
+    if not path.name.endswith(".index.json"):
+        return [path], {}
+    try:
+        promised = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items())
+        shards = sorted(set(promised.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedRun(f"{path} is no index of a sharded safetensors file ({error}); write it again") from None
+    if not shards:
+        raise DamagedRun(f"{path} names no shards; write the index again")
+    if not all(isinstance(name, str) and Path(name).name == name != ".." for name in shards):
+        raise DamagedRun(f"{path} names a file outside its own folder; write the index again")
+    return [path.parent / name for name in shards], promised
 
 
 def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
@@ -199,25 +229,46 @@ def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError("the header is longer than the file")
-            table: Any = json.loads(handle.read(length))
-        places = {}
-        for name, entry in table.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            place = TensorPlace(shard, 8 + length + begin, tuple(entry["shape"]), DTYPES[entry["dtype"]])
-            if begin < 0 or end - begin != place.nbytes:
-                raise ValueError(f"tensor {name!r} has a shape that does not fit its bytes")
-            if 8 + length + end > size:
-                raise ValueError(f"it ends inside tensor {name!r}")
-            places[name] = place
+            table: Any = json.loads(handle.read(length).decode("utf-8"), object_pairs_hook=_without_repeats)
+        places = {
+            name: _place_of(name, entry, shard, 8 + length) for name, entry in table.items() if name != "__metadata__"
+        }
+        # The format asks that the tensors fill the file: without gaps, overlaps or a rest.
+        position = 8 + length
+        for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+            if place.offset != position:
+                raise ValueError(f"the bytes of tensor {name!r} do not follow those before it")
+            position += place.nbytes
+        if position != size:
+            raise ValueError(f"its tensors take {position:,} bytes and it has {size:,}")
         return places
     except FileNotFoundError:
         raise DamagedRun(f"{path} is missing; restore it or trace the run again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRun(
             f"{path} is not a whole safetensors file: {error}; restore it or trace the run again"
         ) from None
+
+
+def _place_of(name: str, entry: Any, shard: int, start: int) -> TensorPlace:
+    """Read one line of the header, trusting nothing in it."""
+    kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if kind not in DTYPES:
+        raise ValueError(f"tensor {name!r} is of dtype {kind}, which is not read here")
+    if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in [*shape, begin, end]):
+        raise ValueError(f"tensor {name!r} has a size or a position that is no number of elements or bytes")
+    place = TensorPlace(shard, start + begin, tuple(shape), DTYPES[kind])
+    if end - begin != place.nbytes:
+        raise ValueError(f"tensor {name!r} has a shape that does not fit its bytes")
+    return place
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different (Python alone would keep the last of each)."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return table
 
 
 def write_tensors(
@@ -242,19 +293,29 @@ def write_tensors(
     path = Path(path)
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_atomically(path, lambda temporary: save_file(_detached(shards[0]), temporary))
+        write_atomically(path, partial(_save, shards[0]))
         return path
     stem = path.name.removesuffix(".safetensors")
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_atomically(path.parent / name, lambda temporary, shard=shard: save_file(_detached(shard), temporary))
-        weight_map.update(dict.fromkeys(shard, name))
     total = sum(tensor.nbytes for tensor in tensors.values())
-    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
     index_path = path.parent / f"{path.name}.index.json"
-    write_atomically(index_path, lambda temporary: temporary.write_text(index))
+    try:
+        for number, shard in enumerate(shards, start=1):
+            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map.update(dict.fromkeys(shard, name))
+            write_atomically(path.parent / name, partial(_save, shard))
+        index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
+        write_atomically(index_path, lambda temporary: temporary.write_text(index, encoding="utf-8"))
+    except BaseException:
+        if not index_path.exists():  # shards without an index are of no use, and may fill the disk
+            for name in set(weight_map.values()):
+                (path.parent / name).unlink(missing_ok=True)
+        raise
     return index_path
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file(_detached(tensors), path)
 
 
 def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
@@ -303,7 +364,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except Exception as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
         if _means_full(error):
             raise DiskFull(
@@ -312,11 +373,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def _means_full(error: Exception) -> bool:
+def _means_full(error: BaseException) -> bool:
     """Whether an error says that the disk or a quota is exhausted (safetensors wraps the system's error in text)."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
-        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+        return error.errno in codes
+    return any(f"os error {code})" in str(error) or f"code: {code}," in str(error) for code in codes)
 
 
 def _umask() -> int:

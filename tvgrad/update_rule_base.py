@@ -238,23 +238,48 @@ class UpdateRule(ABC):
         given = None if rates is None else iter(rates)
         states: dict[str, State] = {}
         for step, gradient in enumerate(gradients):
-            _check_same("gradient", step, theta0, gradient)
-            rate = self.rate(step) if given is None else _number("replay", "rates", _next(given, "rates", step))
+            rate = None if given is None else _number("replay", "rates", _next(given, "rates", step))
             theta = None if recorded is None else _next(recorded, "weights", step)
-            if theta is not None:
-                _check_same("weights", step, theta0, theta)
-            for name, moved in task_vector.items():
-                used = gradient[name].detach().to(moved)
-                shrunk = torch.zeros(())
-                if decays:
-                    at = theta0[name].detach().to(moved) + moved if theta is None else theta[name].detach().to(moved)
-                    used = used + self.coupled_decay * at
-                    shrunk = self.decoupled_decay * at
-                direction, states[name] = self._direction(used, states.get(name), step)
-                moved.sub_(direction, alpha=rate)
-                if self.decoupled_decay:
-                    moved.sub_(shrunk, alpha=rate)
+            self.advance(task_vector, theta0, gradient, step, states, theta, rate)
         return task_vector
+
+    def advance(
+        self,
+        task_vector: Mapping[str, torch.Tensor],
+        theta0: Mapping[str, torch.Tensor],
+        gradient: Mapping[str, torch.Tensor],
+        step: int,
+        states: dict[str, State],
+        theta: Mapping[str, torch.Tensor] | None = None,
+        rate: float | None = None,
+    ) -> None:
+        """Perform one step of `replay`, for callers that look at the task vector between steps.
+
+        Args:
+            task_vector: float64 tensors before the step; moved in place.
+            theta0: the weights before the first step.
+            gradient: the gradient that the step consumes.
+            step: the step's number, from 0.
+            states: the rule's buffers, empty before the first step; updated in place.
+            theta: the weights of which decay takes its part; by default theta0 plus the task vector.
+            rate: the learning rate, in the place of the rule's own.
+        """
+        _check_same("gradient", step, theta0, gradient)
+        rate = self.rate(step) if rate is None else rate
+        if theta is not None:
+            _check_same("weights", step, theta0, theta)
+        decays = self.coupled_decay > 0 or self.decoupled_decay > 0
+        for name, moved in task_vector.items():
+            used = gradient[name].detach().to(moved)
+            shrunk = torch.zeros(())
+            if decays:
+                at = theta0[name].detach().to(moved) + moved if theta is None else theta[name].detach().to(moved)
+                used = used + self.coupled_decay * at
+                shrunk = self.decoupled_decay * at
+            direction, states[name] = self._direction(used, states.get(name), step)
+            moved.sub_(direction, alpha=rate)
+            if self.decoupled_decay:
+                moved.sub_(shrunk, alpha=rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the rule for JSON.

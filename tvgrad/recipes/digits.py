@@ -57,7 +57,7 @@ def digits() -> list[Recipe]:
             kept = targets >= 0
             parts.append((change(images[chosen])[kept].float(), targets[kept]))
         with torch.no_grad():
-            head = fitted_head(encoder(parts[0][0].double()), parts[0][1])
+            head = fitted_head(encoder(parts[0][0].double()), parts[0][1], strength=0.01)
         model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=head))
         recipes.append(
             Recipe(

@@ -73,12 +73,15 @@ def fitted_head(features: torch.Tensor, labels: torch.Tensor, strength: float = 
     wide = features.double()
     mean, scale = wide.mean(dim=0), wide.std(dim=0).clamp(min=1e-6)
     # Features of one scale make the solver converge; the scaling is folded into the layer afterwards.
-    fitted = LogisticRegression(C=strength, max_iter=2000, tol=1e-6).fit(((wide - mean) / scale).numpy(), labels.numpy())
+    fitted = LogisticRegression(C=strength, max_iter=2000, tol=1e-6).fit(
+        ((wide - mean) / scale).numpy(), labels.numpy()
+    )
     weight = torch.from_numpy(fitted.coef_) / scale
     bias = torch.from_numpy(fitted.intercept_) - weight @ mean
     if len(weight) == 1:  # two classes have one row of coefficients: half of it for each logit
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    head = nn.Linear(features.shape[1], len(weight)).double()
+    # Without initial values, which would be drawn from the caller's random numbers.
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], len(weight), dtype=torch.float64)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     return head.requires_grad_(False)

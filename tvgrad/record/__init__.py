@@ -1,1 +1,1 @@
-"""Recording: the run directory on disk, the recorder that fills it while weights move, and the loop of `tvgrad trace`."""
+"""Recording: the run directory on disk, the recorder that fills it while weights move, and `tvgrad trace`'s loop."""

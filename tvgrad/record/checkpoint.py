@@ -25,12 +25,15 @@ def export_checkpoint(run: Run, epoch: int, directory: Path) -> list[Path]:
         Face configuration.
 
     Raises:
-        TvgradError: the epoch was not kept, or the folder holds other files.
+        TvgradError: the epoch was not kept, or the folder holds other files or cannot be made.
     """
     content = run.complete(epoch)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise TvgradError(f"{directory} is not an empty folder: choose another --out")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TvgradError(f"{directory} cannot be made ({error.strerror}): choose another --out") from None
     written = [write_tensors(content, directory / "model.safetensors")]
     config = run.info.get("config")
     if config:

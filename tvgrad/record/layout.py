@@ -7,6 +7,8 @@ replaced, so that a reader needs no lock and a killed writer loses nothing that 
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +24,7 @@ __all__ = [
     "Manifest",
     "Parameter",
     "Point",
+    "is_own",
     "read_manifest",
 ]
 
@@ -40,6 +43,13 @@ CONTENTS = {
     "state": "state",
 }
 """What a point may hold -> the folder it lies in."""
+
+OWN_FILES = re.compile(
+    r"static(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    rf"|({'|'.join(CONTENTS.values())})"
+    r"/(epoch-\d{4,}|step-\d{6,})(-\d{5}-of-\d{5})?\.(safetensors|safetensors\.index\.json|csv|json)"
+)
+OWN_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,12 @@ class Manifest:
     finished: bool = False
 
     def to_json(self) -> str:
-        """Render run.json."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+        """Render run.json; numbers that are not finite become words, which JSON of other languages can read."""
+        content = asdict(self)
+        for point in content["points"]:
+            metrics = point["metrics"].items()
+            point["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in metrics}
+        return json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1, default=str)
 
     def stem(self, number: int) -> str:
         """Name a point's files.
@@ -170,6 +184,20 @@ class Manifest:
         return {relative for entry in entries for relative, _, _ in entry.parts}
 
 
+def is_own(relative: str) -> bool:
+    """Tell whether a file has a name that only a run's writer gives, so that it may be swept.
+
+    Args:
+        relative: its path in the run directory.
+
+    Returns:
+        Whether it is a point's, the frozen parameters' or a temporary file; anything else is somebody's own.
+    """
+    folder, _, name = relative.rpartition("/")
+    temporary = OWN_TEMPORARY.fullmatch(name) is not None and folder in {"", *CONTENTS.values()}
+    return temporary or OWN_FILES.fullmatch(relative) is not None
+
+
 def read_manifest(root: Path) -> Manifest:
     """Read and check run.json.
 
@@ -182,7 +210,7 @@ def read_manifest(root: Path) -> Manifest:
     Raises:
         TvgradError: there is no run here, or its format is not version 1.
         DamagedRun: run.json cannot be read, or names files outside the run directory.
-    """
+    """  # noqa: DOC501 - the ValueError does not leave
     path = root / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -195,15 +223,16 @@ def read_manifest(root: Path) -> Manifest:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         version = content["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedRun(f"{path} is not a run's description ({error}): restore it or trace the run again") from None
     if version != VERSION:
         raise TvgradError(
-            f"{root} has format version {version!r} and this tvgrad reads version {VERSION}: use the tvgrad that wrote it"
+            f"{root} has format version {version!r} and this tvgrad reads version {VERSION}: "
+            "use the tvgrad that wrote it"
         )
     try:
         return _manifest(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedRun(f"{path} is damaged ({error!r}): restore it or trace the run again") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,7 +10,6 @@ import socket
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from tvgrad.errors import TvgradError
 from tvgrad.record.layout import LOCK
@@ -31,35 +31,41 @@ class WriterLock:
             root: the run directory.
 
         Raises:
-            TvgradError: another process is writing to the run.
+            TvgradError: another process is writing to the run, or the directory cannot be locked.
         """
         self._path = root / LOCK
-        self._handle: IO[str] | None = None
+        self._handle: int | None = None
         while self._handle is None:
-            handle = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until released
+            try:
+                handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise TvgradError(f"{root} cannot be written ({error.strerror}): choose another --out") from None
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                handle.close()
+            except BlockingIOError:
+                holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another process"
+                os.close(handle)
                 raise TvgradError(f"{root} is being written by {_described(holder)}: wait for it or stop it") from None
+            except OSError as error:
+                os.close(handle)
+                raise TvgradError(f"{root} cannot be locked ({error.strerror}): choose another --out") from None
             # A holder that finished between our opening and locking has removed the file we hold: take the new one.
-            if self._path.exists() and os.fstat(handle.fileno()).st_ino == self._path.stat().st_ino:
+            if _same_file(handle, self._path):
                 self._handle = handle
             else:
-                handle.close()
-        self._handle.seek(0)
-        self._handle.truncate()
+                os.close(handle)
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, self._handle)
-        self._handle.flush()
+        identity = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        # The name of the holder is a courtesy: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, identity.encode(), 0)
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
         if self._handle is not None:
             self._path.unlink(missing_ok=True)
-            self._handle.close()
+            os.close(self._handle)
             self._handle = None
 
     def __enter__(self) -> WriterLock:
@@ -69,6 +75,13 @@ class WriterLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _described(holder: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from tvgrad.errors import TvgradError
 from tvgrad.objective import Objective
 from tvgrad.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
+from tvgrad.record.background import BackgroundWriter
 from tvgrad.record.layout import Manifest, Parameter, read_manifest
 from tvgrad.record.writer import RunWriter, cpu_copies, keeps
 from tvgrad.update_rules import UpdateRule, rule_from_optimizer
@@ -27,6 +30,28 @@ from tvgrad.update_rules import UpdateRule, rule_from_optimizer
 __all__ = ["RECORDABLE", "Recorder"]
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
+
+UNCHANGED = {
+    "rule": "update rule",
+    "fingerprint": "data",
+    "dtype": "dtype",
+    "batch_size": "batch size",
+    "seed": "seed",
+    "record": "choice of what to record",
+}
+"""Facts of run.json that a resume may not change -> their names in the refusal."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is to be recorded of one moment, collected while the weights stand still."""
+
+    steps: int
+    tensors: dict[str, Weights | Callable[[], Weights]]
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    state: tuple[Weights, dict[str, Any]] | None
+    buffers: Weights
 
 
 class Recorder:
@@ -36,11 +61,14 @@ class Recorder:
     `end_epoch` records the next point. Between points it counts optimizer steps through the optimizer's own hooks.
 
     Attributes:
-        gradient: the full-batch gradient at the last recorded weights, in the parameters' dtype, or None without an
-            objective; full-batch training consumes this very tensor.
-        loss: the full-batch loss there, or None.
+        gradient: the full-batch gradient that was recorded at the present weights, in the parameters' dtype; None
+            without an objective, and once the optimizer has moved the weights on. Full-batch training consumes this
+            very tensor.
+        loss: the full-batch loss at the last recorded weights, or None.
         epoch: epochs done, counting those of an earlier process that is resumed.
         steps: optimizer steps done, likewise.
+        steps_in_epoch: optimizer steps since the last `end_epoch`; above 0 on entry only when a run that was recorded
+            by step is resumed, whose loop has to leave out so many batches of its first epoch.
     """
 
     def __init__(
@@ -58,8 +86,14 @@ class Recorder:
         scheduler: Any = None,
         info: Mapping[str, Any] | None = None,
         resume: bool = False,
+        finite: bool = False,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        background: bool = False,
     ) -> None:
         """Prepare to record; the directory is made on entry.
+
+        A resume puts weights, buffers, optimizer, scheduler and random numbers back to the last point. What the loop
+        changes after `end_epoch` (a scheduler's step, say) is not part of the point: step the scheduler before.
 
         Args:
             directory: the run directory to make.
@@ -76,6 +110,10 @@ class Recorder:
             scheduler: a learning-rate scheduler whose state a resume needs.
             info: facts for run.json.
             resume: go on with the run in `directory`, where there is one.
+            finite: raise instead of recording weights or a loss that are not finite.
+            parameters: the trainable parameters to record, by name; by default all that the model has.
+            background: write in a thread: training waits for a copy in memory, and a point exists when the thread has
+                written it, at the latest when the recorder is left.
 
         Raises:
             TvgradError: an option is not understood, or what it needs is missing.
@@ -87,21 +125,24 @@ class Recorder:
         self.loss: float | None = None
         self.epoch = 0
         self.steps = 0
-        self._parameters = trainable_parameters(model)
+        self.steps_in_epoch = 0
+        self._parameters = trainable_parameters(model) if parameters is None else dict(parameters)
+        self._background = background
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._unit, self._at = _moments(record_at)
         default = ("gradients",) if objective is not None else ("epoch-gradients",) if optimizer is not None else ()
         self._record = tuple(default if record is None else record)
         self._check_record()
-        keeps(keep, 0, 0)  # raises where the policy is not understood
+        keeps(keep, 0, [0])  # raises where the policy is not understood
         self._keep = keep
         self._groups = group_names(self._parameters, groups)
         self._name = name or self.directory.name
         self._rule, self._rule_reason = _read_rule(rule, optimizer)
         self._info = dict(info or {})
         self._resume = resume
-        self._writer: RunWriter | None = None
+        self._finite = finite
+        self._writer: RunWriter | BackgroundWriter | None = None
         self._hooks: list[RemovableHandle] = []
         self._rows: list[dict[str, Any]] = []
         self._batches: list[torch.Tensor] = []
@@ -158,6 +199,7 @@ class Recorder:
             TvgradError: the recorder has not been entered.
         """  # noqa: DOC502 - raised by _add
         self.epoch += 1
+        self.steps_in_epoch = 0
         if self._unit == "epoch":
             self._add(self.epoch, metrics or {})
 
@@ -171,7 +213,7 @@ class Recorder:
             TvgradError: the recorder has not been entered.
         """  # noqa: DOC502 - raised by _add
         if self._optimizer is None:
-            self.steps += 1
+            self._count_step()
         if self._unit == "step" and self.steps in self._at:
             self._add(self.steps, metrics or {})
 
@@ -207,7 +249,9 @@ class Recorder:
             for name, tensor in self._parameters.items()
         }
         manifest = Manifest(self._facts(), self._unit, parameters, tied_names(self.model))
-        self._writer = RunWriter.create(self.directory, manifest, cpu_copies(frozen_state(self.model)))
+        others = {name: p.detach() for name, p in trainable_parameters(self.model).items() if name not in parameters}
+        static = cpu_copies(frozen_state(self.model) | others)
+        self._writer = self._opened(lambda: RunWriter.create(self.directory, manifest, static))
         try:
             self._buffers = self._present_buffers()
             self._add(0, {})
@@ -222,18 +266,22 @@ class Recorder:
         recorded = {name: parameter.shape for name, parameter in manifest.parameters.items()}
         if expected != recorded:
             raise TvgradError(f"{self.directory} records another model: --resume needs the one it was started with")
-        described = None if self._rule is None else self._rule.to_dict()
+        if self.objective is not None and self.objective._chunk_size is None:
+            # The chunk size decides the last bit of a sum: go on with the one that was measured then.
+            self.objective.use_chunk_size(manifest.info.get("chunk_size"))
+        facts = self._facts()
         for what, mine, theirs in (
-            ("update rule", described, manifest.info.get("rule")),
-            ("data", self._fingerprint(), manifest.info.get("fingerprint")),
             ("unit of recording", self._unit, manifest.unit),
+            *((words, facts.get(key), manifest.info.get(key)) for key, words in UNCHANGED.items()),
         ):
-            if mine is not None and theirs is not None and _plain(mine) != _plain(theirs):
+            # Full-batch training has no batch size: there None is a value, elsewhere it is not known.
+            known = (mine is not None and theirs is not None) or what == "batch size"
+            if known and _plain(mine) != _plain(theirs):
                 raise TvgradError(
                     f"{self.directory} was recorded with another {what} ({theirs}, now {mine}): "
                     "resume with the options it was started with"
                 )
-        self._writer = RunWriter.resume(self.directory)
+        self._writer = self._opened(lambda: RunWriter.resume(self.directory))
         try:
             self._restore()
         except BaseException:
@@ -250,26 +298,42 @@ class Recorder:
             return
         last = run.points[-1]
         self.steps = last.steps
+        present = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        recorded = run.static() | run.buffers(last.number) | run.weights(last.number)
+        # What a module keeps as extra state is its own affair.
+        recorded = {name: tensor for name, tensor in recorded.items() if not name.endswith("_extra_state")}
+        for name, tensor in recorded.items():
+            if name not in present or present[name].shape != tensor.shape:
+                raise TvgradError(
+                    f"{self.directory} records another model ({name} differs): resume with the one it was started with"
+                )
         with torch.no_grad():
-            for name, tensor in run.weights(last.number).items():
-                self._parameters[name].copy_(tensor)
-            present = dict(self.model.named_buffers())
-            for name, tensor in run.buffers(last.number).items():
+            for name, tensor in recorded.items():
                 present[name].copy_(tensor)
         self._buffers = self._present_buffers()
         state = self._open().read_state()
         if state is not None:
             self._load_state(*state)
-        self.epoch = int(state[1]["epoch"]) if state is not None else last.number
+            self.epoch, self.steps_in_epoch = int(state[1]["epoch"]), int(state[1]["steps_in_epoch"])
+        else:
+            self.epoch = last.number
         self.loss = last.metrics.get("loss")
         self.gradient = None
         if last.number in run.having("gradient"):
             device = next(iter(self._parameters.values())).device
             self.gradient = {name: tensor.to(device) for name, tensor in run.gradient(last.number).items()}
 
+    def _opened(self, make: Callable[[], RunWriter]) -> RunWriter | BackgroundWriter:
+        return BackgroundWriter(make) if self._background else make()
+
     def _add(self, number: int, metrics: Mapping[str, float]) -> None:
+        self._write(number, self._collected(metrics))
+
+    def _collected(self, metrics: Mapping[str, float]) -> Moment:
+        """Copy what the next steps will change, and compute what is to be recorded beside it."""
         writer = self._open()
-        tensors: dict[str, Weights] = {"weights": cpu_copies(self._parameters)}
+        copied = writer.copied("weights", self._parameters) if isinstance(writer, BackgroundWriter) else None
+        tensors: dict[str, Weights | Callable[[], Weights]] = {"weights": copied or cpu_copies(self._parameters)}
         measured = dict(metrics)
         if "gradients" in self._record and self.objective is not None:
             weights = {name: parameter.detach() for name, parameter in self._parameters.items()}
@@ -278,10 +342,11 @@ class Recorder:
             self.gradient = {name: tensor.to(device) for name, tensor in gradient.items()}
             tensors["gradient"] = cpu_copies(gradient)
             measured.setdefault("loss", self.loss)
-        if "epoch-gradients" in self._record and self._consumed:
-            tensors["epoch_gradient"] = cpu_copies({
-                name: tensor.to(_stored(self._parameters[name].dtype)) for name, tensor in self._consumed.items()
-            })
+        if self._finite:
+            self._check_finite()
+        consumed = self._epoch_gradient() if "epoch-gradients" in self._record else None
+        if consumed:
+            tensors["epoch_gradient"] = consumed
         if self._batches:
             sizes = torch.tensor([len(batch) for batch in self._batches])
             tensors["batches"] = {"order": torch.cat(self._batches), "sizes": sizes}
@@ -289,11 +354,31 @@ class Recorder:
         if any(not torch.equal(buffers[name], self._buffers[name]) for name in buffers):
             tensors["buffers"] = buffers
         measured.setdefault("seconds", time.perf_counter() - self._began)
-        writer.add(number, self.steps, tensors, measured, self._rows, self._state(), self._keep)
-        self._rows, self._batches, self._consumed, self._buffers = [], [], {}, buffers
+        return Moment(self.steps, tensors, measured, self._rows, self._state(), buffers)
+
+    def _write(self, number: int, moment: Moment) -> None:
+        """Record a collected moment, and begin the next epoch."""
+        writer = self._open()
+        what: Any = moment.tensors  # functions among them only where the writer is one that takes them
+        writer.add(number, moment.steps, what, moment.metrics, moment.rows, moment.state, self._keep)
+        self._rows, self._batches, self._consumed, self._buffers = [], [], {}, moment.buffers
         self._began = time.perf_counter()
 
-    def _open(self) -> RunWriter:
+    def _epoch_gradient(self) -> Weights | Callable[[], Weights] | None:
+        """The sum of the gradients consumed since the last point, as it is stored."""
+        sums = self._consumed.items()
+        return cpu_copies({name: tensor.to(_stored(self._parameters[name].dtype)) for name, tensor in sums})
+
+    def _check_finite(self) -> None:
+        """Refuse to record what training has lost; the points before stay."""
+        where = f"after epoch {self.epoch}" if self._unit == "epoch" else f"after step {self.steps}"
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise TvgradError(f"the loss of {self._name} is {self.loss} {where}: lower --lr; all before is recorded")
+        for name, parameter in self._parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TvgradError(f"{name} of {self._name} is not finite {where}: lower --lr; all before is recorded")
+
+    def _open(self) -> RunWriter | BackgroundWriter:
         if self._writer is None:
             raise TvgradError("the recorder is not open: use it as `with tvgrad.Recorder(...) as recorder:`")
         return self._writer
@@ -317,7 +402,12 @@ class Recorder:
                     self._consumed[name] = gradient.to(_accumulator(gradient.dtype), copy=True)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._count_step()
+
+    def _count_step(self) -> None:
         self.steps += 1
+        self.steps_in_epoch += 1
+        self.gradient = None  # it belongs to weights that are gone
 
     def _present_buffers(self) -> Weights:
         """Persistent buffers that could differ from the start's."""
@@ -342,7 +432,7 @@ class Recorder:
             "dtype": str(first.dtype).removeprefix("torch."),
             "device": str(first.device),
             "threads": torch.get_num_threads(),
-            "record": list(self._record),
+            "record": [what for what in RECORDABLE if what in self._record],
             "keep": self._keep,
             "modules": sorted({type(module).__name__ for module in self.model.modules()}),
             "versions": {
@@ -361,11 +451,15 @@ class Recorder:
             }
         return facts | self._info
 
-    def _state(self) -> tuple[Weights, dict[str, Any]]:
+    def _state(self) -> tuple[Weights, dict[str, Any]] | None:
         """All that a resume needs beyond the weights, as tensors and plain values."""
         tensors: Weights = {"rng.torch": torch.get_rng_state()}
         version, internal, gauss = random.getstate()
-        values: dict[str, Any] = {"epoch": self.epoch, "rng.python": [version, list(internal), gauss]}
+        values: dict[str, Any] = {
+            "epoch": self.epoch,
+            "steps_in_epoch": self.steps_in_epoch,
+            "rng.python": [version, list(internal), gauss],
+        }
         # The global numpy generator is the one that user code and augmentations draw from.
         kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
         tensors["rng.numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
@@ -375,14 +469,16 @@ class Recorder:
                 tensors[f"rng.cuda.{index}"] = state
         if self._optimizer is not None:
             content = self._optimizer.state_dict()
-            values["groups"] = content["param_groups"]
+            values["groups"] = [_plain_state(group) for group in content["param_groups"]]
             plain: dict[str, dict[str, Any]] = {}
             for index, entries in content["state"].items():
                 for key, value in entries.items():
                     if isinstance(value, torch.Tensor):
                         tensors[f"optimizer.{index}.{key}"] = value
+                    elif _storable(value) is _NOT:
+                        values["unsaved"] = f"{type(self._optimizer).__name__} keeps {key}, a {type(value).__name__}"
                     else:
-                        plain.setdefault(str(index), {})[key] = value
+                        plain.setdefault(str(index), {})[key] = _storable(value)
             values["optimizer"] = plain
         if self._scheduler is not None:
             values["scheduler"] = _plain_state(self._scheduler.state_dict())
@@ -399,15 +495,25 @@ class Recorder:
         for index in range(devices):
             if f"rng.cuda.{index}" in tensors:
                 torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
+        if "unsaved" in values:
+            raise TvgradError(
+                f"{self.directory} cannot be resumed, because its optimizer's state could not be kept "
+                f"({values['unsaved']}): trace the run again"
+            )
         if self._optimizer is not None and "groups" in values:
             state: dict[int, dict[str, Any]] = {
                 int(index): dict(entries) for index, entries in values["optimizer"].items()
             }
             for name, tensor in tensors.items():
                 if name.startswith("optimizer."):
-                    _, index, key = name.split(".", 2)
-                    state.setdefault(int(index), {})[key] = tensor
-            self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+                    _, number, key = name.split(".", 2)
+                    state.setdefault(int(number), {})[key] = tensor
+            try:
+                self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+            except ValueError as error:
+                raise TvgradError(
+                    f"{self.directory} was recorded with another optimizer ({error}): resume with the one it had"
+                ) from None
         if self._scheduler is not None and "scheduler" in values:
             self._scheduler.load_state_dict(values["scheduler"])
 
@@ -455,12 +561,24 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a scheduler's state that JSON can hold (functions come from the user's code again)."""
-    kinds = (bool, int, float, str, type(None))
-    kept = {}
-    for key, value in state.items():
-        if isinstance(value, kinds) or (
-            isinstance(value, (list, tuple)) and all(isinstance(one, kinds) for one in value)
-        ):
-            kept[key] = list(value) if isinstance(value, tuple) else value
-    return kept
+    """The part of a state that JSON can hold (functions come from the user's code again)."""
+    stored = {str(key): _storable(value) for key, value in state.items()}
+    return {key: value for key, value in stored.items() if value is not _NOT}
+
+
+_NOT: Any = object()
+
+
+def _storable(value: Any) -> Any:
+    """A value as JSON gives it back, or `_NOT`; of nested states (a chain of schedulers) what can be kept of each."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        # JSON would turn other keys into words (MultiStepLR counts its milestones by number).
+        return _plain_state(value) if all(isinstance(key, str) for key in value) else _NOT
+    if isinstance(value, (list, tuple)):
+        stored = [_storable(one) for one in value]
+        return _NOT if any(one is _NOT for one in stored) else stored
+    return _NOT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -220,20 +221,18 @@ class Run:
             number: the epoch, at least 1; None is all of them.
 
         Returns:
-            Columns step, lr, batch_size, clip_factor, loss_scale, skipped; empty where none were recorded.
+            Columns step, lr, batch_size, clip_factor, loss_scale, skipped, NaN where unknown, and what else was noted;
+            empty where no steps were recorded.
 
         Raises:
             DamagedRun: a table cannot be read.
-        """
+        """  # noqa: DOC502 - raised by _read_steps
         numbers = self.having("steps") if number is None else [number]
         tables = []
         for one in numbers:
             entry = self.point(one).files.get("steps")
             if entry is not None:
-                try:
-                    tables.append(pd.read_csv(self.root / entry.path, float_precision="round_trip"))
-                except (OSError, ValueError) as error:
-                    raise DamagedRun(f"{self.root / entry.path} cannot be read: {error}") from None
+                tables.append(_read_steps(self.root / entry.path))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["step", "lr"])
 
     @property
@@ -285,11 +284,15 @@ class Run:
         for number in self.epochs:
             for kind in ("weights", "gradient"):
                 entry = self.point(number).files.get(kind)
-                if entry is not None and not entry.problems(self.root, checksums=False):
-                    found += self._misfits(TensorFile(self.root / entry.path))
+                if entry is not None and not entry.problems(self.root, checksums):
+                    found += self._misfits(self.root / entry.path)
         return found
 
-    def _misfits(self, file: TensorFile) -> list[str]:
+    def _misfits(self, path: Path) -> list[str]:
+        try:
+            file = TensorFile(path)
+        except DamagedRun as error:
+            return [str(error)]
         expected = {name: parameter.shape for name, parameter in self.parameters.items()}
         present = {name: place.shape for name, place in file.places.items()}
         return [] if expected == present else [f"{file.path.relative_to(self.root)} does not hold the run's parameters"]
@@ -329,6 +332,16 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
             raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
         runs += [Run.open(child) for child in below]
     return runs
+
+
+def _read_steps(path: Path) -> pd.DataFrame:
+    """A table of steps with every digit that was written (the parsers of pandas differ in the last one)."""
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(handle)]
+        return pd.DataFrame(rows).astype({"step": "int64"})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedRun(f"{path} cannot be read ({error}): restore it or trace the run again") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,14 +21,14 @@ from tvgrad.errors import TvgradError
 from tvgrad.objective import Objective, resolve_device
 from tvgrad.parameters import Weights, cosine, trainable_parameters
 from tvgrad.recipe import OPTIMIZERS, Recipe, positive, positive_integer
-from tvgrad.record.layout import MANIFEST
+from tvgrad.record.layout import MANIFEST, read_manifest
 from tvgrad.record.recorder import Recorder
 from tvgrad.record.run import Run
-from tvgrad.record.writer import keeps, require_space
+from tvgrad.record.writer import keeps, require_free, require_space
 from tvgrad.samples import Samples, map_tensors
 from tvgrad.update_rules import UpdateRule, make_rule
 
-__all__ = ["DTYPES", "Prepared", "Progress", "TraceOptions", "check_directory", "prepare", "trace"]
+__all__ = ["DTYPES", "Prepared", "Progress", "TraceOptions", "check_directory", "check_space", "prepare", "trace"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -134,7 +137,7 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         batch_size = None
     if "batches" in options.record and batch_size is None:
         raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
-    keeps(options.keep, 0, 0)
+    keeps(options.keep, 0, [0])
     model = copy.deepcopy(recipe.model)
     samples = recipe.train
     if options.dtype is not None:
@@ -160,12 +163,23 @@ def check_directory(directory: Path, resume: bool) -> None:
         resume: go on with a run that is there.
 
     Raises:
-        TvgradError: it holds a run and is not to be resumed, or is a file.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise TvgradError(f"{directory} is a file: choose another --out")
-    if (directory / MANIFEST).exists() and not resume:
-        raise TvgradError(f"{directory} already holds a run: choose another --out, or go on with it by --resume")
+        TvgradError: it is a file, or holds other files, or a run that is not to be resumed.
+    """  # noqa: DOC502 - raised by require_free
+    if not (resume and (directory / MANIFEST).is_file()):
+        require_free(directory)
+
+
+def check_space(places: Sequence[tuple[Prepared, Path]]) -> None:
+    """Refuse to start where the runs together do not fit on the disk.
+
+    Args:
+        places: what is to be traced, and where to.
+
+    Raises:
+        TvgradError: there is too little room.
+    """  # noqa: DOC502 - raised by require_space
+    if places:
+        require_space(places[0][1], sum(_estimated_bytes(*place) for place in places))
 
 
 def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], None] | None = None) -> Run:
@@ -185,13 +199,12 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
     Raises:
         TvgradError: the directory is taken or does not fit, the disk has no room, or the loss stops being finite.
     """
+    earlier = Run.open(directory) if prepared.options.resume and (directory / MANIFEST).exists() else None
+    if earlier is not None:
+        prepared = _as_recorded(prepared, earlier)
     options, model = prepared.options, prepared.model
     optimizer = prepared.rule.make_optimizer(list(trainable_parameters(model).values()))
-    if options.resume and (directory / "run.json").exists() and options.chunk_size is None:
-        # The chunk size decides the last bit of a sum: go on with the one that was measured then.
-        recorded = Run.open(directory).info.get("chunk_size")
-        prepared.objective.use_chunk_size(recorded)
-    require_space(directory, _estimated_bytes(prepared))
+    check_space([(prepared, directory)])
     recorder = Recorder(
         directory,
         model,
@@ -205,10 +218,34 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         prepared.rule,
         info=_facts(prepared),
         resume=options.resume,
+        finite=True,
     )
     with recorder:
+        if earlier is not None:
+            recorder.add_info(epochs=max(prepared.epochs, recorder.epoch))
         _train(prepared, optimizer, recorder, on_epoch)
     return Run.open(directory)
+
+
+def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
+    """What is resumed: the recipe must give the model that was recorded, and what was not said is as it was."""
+    if run.points:
+        recorded = run.static() | run.weights(0)
+        present = prepared.model.state_dict()
+        for name, tensor in recorded.items():
+            if name not in present or not _same(present[name].cpu(), tensor):
+                raise TvgradError(
+                    f"{run.root} records another model ({name} differs): --resume needs the one it was started with"
+                )
+    if prepared.options.chunk_size is None:
+        # The chunk size decides the last bit of a sum: go on with the one that was measured then.
+        prepared.objective.use_chunk_size(run.info.get("chunk_size"))
+    planned = run.info.get("epochs")
+    return replace(prepared, epochs=planned) if prepared.options.epochs is None and planned else prepared
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _train(
@@ -224,29 +261,21 @@ def _train(
     began = time.perf_counter()
     while recorder.epoch < prepared.epochs:
         epoch_began = time.perf_counter()
-        torch.manual_seed(_mixed(options.seed, recorder.epoch))
+        done = recorder.steps_in_epoch  # above 0 where a run that was recorded by step is resumed inside an epoch
+        if done == 0:
+            _seed_everything(_mixed(options.seed, recorder.epoch))
         if prepared.batch_size is None:
-            gradient = recorder.gradient or prepared.objective.gradient(parameters)
-            for name, parameter in parameters.items():
-                # A copy, because some optimizers change the gradient in place.
-                parameter.grad = gradient[name].clone()
-            prepared.rule.set_rate(optimizer, recorder.steps)
-            optimizer.step()
-            recorder.note_step(batch_size=len(prepared.samples))
-            recorder.end_step()
+            if done == 0:
+                _full_step(prepared, optimizer, recorder)
         else:
-            for indices in batches_of(len(prepared.samples), prepared.batch_size, options.seed, recorder.epoch):
+            batches = batches_of(len(prepared.samples), prepared.batch_size, options.seed, recorder.epoch)
+            for indices in itertools.islice(batches, done, None):
                 recorder.note_batch(indices)
                 _step(loss_of, prepared, optimizer, indices, recorder.steps)
                 recorder.note_step(batch_size=len(indices))
                 recorder.end_step()
         metrics = _test_metric(prepared, loss_of)
         recorder.end_epoch({**metrics, "seconds": time.perf_counter() - epoch_began})
-        if recorder.loss is not None and not math.isfinite(recorder.loss):
-            raise TvgradError(
-                f"the loss of {prepared.recipe.name} is {recorder.loss} after epoch {recorder.epoch}: lower --lr; the "
-                "epochs before are recorded"
-            )
         if on_epoch is not None:
             on_epoch(
                 Progress(
@@ -257,6 +286,18 @@ def _train(
                     time.perf_counter() - began,
                 )
             )
+
+
+def _full_step(prepared: Prepared, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+    parameters = trainable_parameters(prepared.model)
+    gradient = recorder.gradient or prepared.objective.gradient(parameters)
+    for name, parameter in parameters.items():
+        # A copy, because some optimizers change the gradient in place.
+        parameter.grad = gradient[name].clone()
+    prepared.rule.set_rate(optimizer, recorder.steps)
+    optimizer.step()
+    recorder.note_step(batch_size=len(prepared.samples))
+    recorder.end_step()
 
 
 def _step(
@@ -286,6 +327,13 @@ def batches_of(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator
     yield from torch.randperm(samples, generator=generator).split(batch_size)
 
 
+def _seed_everything(seed: int) -> None:
+    """Seed every generator that a model or a data set may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant
+
+
 def _mixed(seed: int, epoch: int) -> int:
     """A seed for each epoch; different seeds share no epoch's order (a plain sum would)."""
     return (seed * 1_000_003 + epoch * 7_919 + 12_345) % 2**63
@@ -293,18 +341,28 @@ def _mixed(seed: int, epoch: int) -> int:
 
 @torch.no_grad()
 def _test_metric(prepared: Prepared, loss_of: BatchLoss) -> dict[str, float]:
-    """The recipe's metric on its test samples, as a mean weighted by samples."""
+    """The recipe's metric on its test samples, as a mean weighted by samples, with the model in eval mode."""
     recipe = prepared.recipe
     if recipe.test is None or recipe.metric is None:
         return {}
-    samples = recipe.test.with_dtype(prepared.samples.dtype)
+    modes = {module: module.training for module in prepared.model.modules()}
+    prepared.model.eval()  # test samples may neither be dropped out nor enter the statistics of a BatchNorm
+    try:
+        return {getattr(recipe.metric, "__name__", "metric"): _test_mean(prepared, loss_of, recipe.test, recipe.metric)}
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Callable[[Any, Any], Any]) -> float:
+    samples = test.with_dtype(prepared.samples.dtype)
     size = max(prepared.objective.chunk_size, 1)
     total = 0.0
     for start in range(0, len(samples), size):
         batch = map_tensors(samples.batch(start, start + size), lambda tensor: tensor.to(prepared.objective.device))
         count = min(size, len(samples) - start)
-        total += float(recipe.metric(loss_of.output(batch), target_of(batch))) * count
-    return {getattr(recipe.metric, "__name__", "metric"): total / len(samples)}
+        total += float(metric(loss_of.output(batch), target_of(batch))) * count
+    return total / len(samples)
 
 
 def _start(recorder: Recorder, parameters: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights | None]:
@@ -328,19 +386,23 @@ def _running_cosine(parameters: Mapping[str, torch.Tensor], start: Weights, desc
     return cosine(tau, descent)
 
 
-def _estimated_bytes(prepared: Prepared) -> int:
-    """Bytes that the run will take: weights and what is recorded beside them for each kept point, twice for state."""
+def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
+    """Bytes that the run will still take: weights and what is recorded beside them for each kept point, and state."""
     options = prepared.options
-    weights = sum(tensor.nbytes for tensor in prepared.objective.initial.values())
-    static = sum(tensor.nbytes for tensor in prepared.model.state_dict().values()) - weights
+    taken = 0
+    if options.resume and (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        taken = sum(entry.nbytes for point in manifest.points for entry in point.files.values())
+    weights = sum(int(tensor.nbytes) for tensor in prepared.objective.initial.values())
+    static = sum(int(tensor.nbytes) for tensor in prepared.model.state_dict().values()) - weights
     kinds = 1 + ("gradients" in options.record) + ("epoch-gradients" in options.record)
-    points = prepared.epochs + 1
+    points = (len(options.record_at.split(",")) if options.record_at.startswith("steps:") else prepared.epochs) + 1
     if options.keep.startswith("last:"):
         points = min(points, int(options.keep.partition(":")[2]) + 1)
     elif options.keep.startswith("epochs:"):
         points = min(points, len(set(options.keep.partition(":")[2].split(","))) + 2)
     # While one point replaces another, both are on the disk; optimizer state is at most two copies of the weights.
-    return max(static, 0) + weights * (kinds * (points + 1) + 4)
+    return max(0, max(static, 0) + weights * (kinds * (points + 1) + 4) - taken)
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

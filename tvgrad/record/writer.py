@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.parameters import Weights
@@ -23,12 +24,13 @@ from tvgrad.record.layout import (
     FileEntry,
     Manifest,
     Point,
+    is_own,
     read_manifest,
 )
 from tvgrad.record.lock import WriterLock
 from tvgrad.tensor_files import MAX_SHARD_BYTES, TensorFile, write_atomically, write_tensors
 
-__all__ = ["RunWriter", "keeps", "require_space"]
+__all__ = ["RunWriter", "keeps", "require_free", "require_space"]
 
 DROPPABLE = ("weights", "gradient", "epoch_gradient")
 STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skipped")
@@ -69,18 +71,14 @@ class RunWriter:
         Raises:
             TvgradError: the directory holds a run or other files, or cannot be made.
         """
-        if (root / MANIFEST).exists():
-            raise TvgradError(f"{root} already holds a run: choose another --out, or go on with it by --resume")
+        require_free(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TvgradError(f"{root} cannot be made a run directory: {error.strerror}") from None
-        own = {*CONTENTS.values(), LOCK, METRICS, "static.safetensors", "results"}
-        foreign = sorted(child.name for child in root.iterdir() if child.name not in own and not _temporary(child))
-        if foreign:
-            raise TvgradError(f"{root} holds other files ({foreign[0]}): choose an empty or new directory for --out")
         writer = cls(root, manifest, WriterLock(root), max_shard_bytes)
         try:
+            require_free(root)  # again: another process may have started a run before we had the lock
             writer._sweep()
             if static:
                 path = write_tensors(static, root / "static.safetensors", max_shard_bytes)
@@ -151,16 +149,41 @@ class RunWriter:
             files = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content}
             if step_rows:
                 path = self._folder(CONTENTS["steps"]) / f"{stem}.csv"
-                write_atomically(path, lambda temporary: temporary.write_text(_csv(step_rows)))
+                write_atomically(path, lambda temporary: temporary.write_text(_csv(step_rows, STEP_COLUMNS)))
                 files["steps"] = FileEntry.of(self.root, path)
             saved = None if state is None else self._state(stem, *state)
             point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
             points = [*self.manifest.points, point]
-            points = [_slim(one) if not keeps(keep, one.number, number) else one for one in points]
-            self._publish(replace(self.manifest, points=tuple(points), state=saved))
-        except OSError as error:
-            raise DiskFull(f"{self.root} cannot be written ({error.strerror}): finished epochs are whole") from None
+            numbers = [one.number for one in points]
+            points = [one if keeps(keep, one.number, numbers) else _slim(one) for one in points]
+            self._publish(replace(self.manifest, points=tuple(points), state=saved, finished=False))
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DiskFull(f"{self.root} cannot be written ({reason}): finished epochs are whole") from None
         self._sweep()
+
+    def amend(self, number: int, tensors: Mapping[str, Weights], metrics: Mapping[str, float]) -> None:
+        """Add to a recorded point what was computed later.
+
+        Args:
+            number: the point's epochs (or steps).
+            tensors: gradient, say -> name -> CPU tensor.
+            metrics: name -> number.
+
+        Raises:
+            TvgradError: there is no such point.
+            DiskFull: there is no room; the point is as it was.
+        """
+        if number not in {point.number for point in self.manifest.points}:
+            raise TvgradError(f"{self.root} has no {self.manifest.unit} {number} to add to")
+        stem = self.manifest.stem(number)
+        added = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items()}
+        values = {name: float(value) for name, value in metrics.items()}
+        points = list(self.manifest.points)
+        place = [point.number for point in points].index(number)
+        old = points[place]
+        points[place] = replace(old, files={**old.files, **added}, metrics={**old.metrics, **values})
+        self._publish(replace(self.manifest, points=tuple(points)))
 
     def update_info(self, **facts: Any) -> None:
         """Add facts to the run's description.
@@ -220,21 +243,54 @@ class RunWriter:
     def _sweep(self) -> None:
         """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors."""
         listed = self.manifest.listed()
-        for folder in {self.root, *(self.root / name for name in CONTENTS.values())}:
-            for child in folder.iterdir() if folder.is_dir() else ():
-                own = folder != self.root or child.name.startswith("static")
-                unlisted = own and child.is_file() and child.relative_to(self.root).as_posix() not in listed
-                if unlisted or _temporary(child):
-                    child.unlink(missing_ok=True)
+        for relative in _files_in(self.root):
+            if is_own(relative) and relative not in listed:
+                (self.root / relative).unlink(missing_ok=True)
 
 
-def keeps(policy: str, number: int, last: int) -> bool:
+def require_free(root: Path) -> None:
+    """Refuse a directory where no new run can go.
+
+    Args:
+        root: the directory; it may be missing, empty, or hold only what a run killed at birth leaves behind.
+
+    Raises:
+        TvgradError: it is a file or lies in one, or holds a run or other files.
+    """
+    for place in (root, *root.parents):
+        if place.exists() and not place.is_dir():
+            raise TvgradError(f"{place} is a file: choose another --out")
+    if (root / MANIFEST).exists():
+        raise TvgradError(f"{root} already holds a run: choose another --out, or go on with it by --resume")
+    if not root.is_dir():
+        return
+    known = {*CONTENTS.values(), LOCK}
+    foreign = [child.name for child in root.iterdir() if child.name not in known and not is_own(child.name)]
+    # A folder called weights may be anybody's.
+    foreign += [relative for relative in _files_in(root) if "/" in relative and not is_own(relative)]
+    if foreign:
+        raise TvgradError(f"{root} holds other files ({min(foreign)}): choose an empty or new directory for --out")
+
+
+def _files_in(root: Path) -> list[str]:
+    """Relative paths of what lies in a run directory and in its folders of points."""
+    folders = [root, *(root / name for name in CONTENTS.values())]
+    return [
+        child.relative_to(root).as_posix()
+        for folder in folders
+        if folder.is_dir()
+        for child in folder.iterdir()
+        if folder != root or not child.is_dir()
+    ]
+
+
+def keeps(policy: str, number: int, numbers: Sequence[int]) -> bool:
     """Decide whether a point keeps its tensors. The start and the last point always do.
 
     Args:
         policy: `all`, `last:N` or `epochs:0,1,5`.
         number: the point.
-        last: the newest point.
+        numbers: all points so far, in order.
 
     Returns:
         Whether it does.
@@ -247,9 +303,9 @@ def keeps(policy: str, number: int, last: int) -> bool:
         if kind == "all" and not rest:
             return True
         if kind == "last" and int(rest) >= 1:
-            return number == 0 or number > last - int(rest)
+            return number in {0, *numbers[-int(rest) :]}
         if kind == "epochs":
-            return number in {0, last, *map(int, rest.split(","))}
+            return number in {0, *numbers[-1:], *map(int, rest.split(","))}
     except ValueError:
         pass
     raise TvgradError(f"--keep {policy!r} is not understood: use all, last:N or epochs:0,1,5")
@@ -280,8 +336,8 @@ def _slim(point: Point) -> Point:
     return replace(point, files={kind: entry for kind, entry in point.files.items() if kind not in DROPPABLE})
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def _csv(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
+    names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
@@ -290,10 +346,6 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
         {name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows
     )
     return text.getvalue()
-
-
-def _temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
 
 
 def cpu_copies(tensors: Mapping[str, torch.Tensor]) -> Weights:

@@ -1,4 +1,4 @@
-"""Tables as files: csv, Markdown, JSON; every format holds the same rows."""
+"""Tables as files: csv, Markdown, JSON, LaTeX; every format but LaTeX holds all rows and all digits that matter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tvgrad.errors import TvgradError
+from tvgrad.report.latex import latex_table
 from tvgrad.tensor_files import write_atomically
 
-__all__ = ["FORMATS", "shown", "write_tables"]
+__all__ = ["FORMATS", "PAGE", "check_formats", "shown", "write_tables"]
 
 
 def shown(value: Any) -> str:
@@ -43,14 +44,48 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _json(table: pd.DataFrame) -> str:
     rows = [
-        {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
+        {name: _json_cell(cell) if isinstance(cell, float) else cell for name, cell in row.items()}
         for row in table.to_dict("records")
     ]
-    return json.dumps(rows, indent=1) + "\n"
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {"csv": _csv, "md": _markdown, "json": _json}
-"""Format (and file ending) -> how a table is rendered."""
+def _json_cell(value: float) -> float | str | None:
+    """JSON has no infinity and no NaN."""
+    return None if math.isnan(value) else value if math.isfinite(value) else str(value)
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame, str], str]] = {
+    "csv": lambda table, _: _csv(table),
+    "md": lambda table, _: _markdown(table),
+    "json": lambda table, _: _json(table),
+    "latex": latex_table,
+}
+"""Format -> how a table of some name is rendered."""
+
+PAGE = "html"
+"""The format that is one page of everything, see `tvgrad.report.publishing`."""
+
+ENDINGS = {"latex": "tex"}
+
+
+def check_formats(formats: Iterable[str]) -> list[str]:
+    """Check names of formats before any long work.
+
+    Args:
+        formats: names of `FORMATS`, or html.
+
+    Returns:
+        Each name once.
+
+    Raises:
+        TvgradError: a format is unknown.
+    """
+    wanted = list(dict.fromkeys(formats))
+    for name in wanted:
+        if name not in FORMATS and name != PAGE:
+            raise TvgradError(f"unknown format {name!r}: choose from {', '.join([*FORMATS, PAGE])}")
+    return wanted
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: Iterable[str]) -> list[Path]:
@@ -59,7 +94,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: I
     Args:
         tables: name -> table.
         directory: where to; it is made.
-        formats: names of `FORMATS`.
+        formats: names of `FORMATS`; html is left to the page.
 
     Returns:
         The files.
@@ -67,10 +102,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: I
     Raises:
         TvgradError: a format is unknown, or the directory cannot be made.
     """
-    wanted = list(dict.fromkeys(formats))
-    for name in wanted:
-        if name not in FORMATS:
-            raise TvgradError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+    wanted = [name for name in check_formats(formats) if name != PAGE]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,8 +110,8 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: I
     written = []
     for name, table in tables.items():
         for ending in wanted:
-            path = directory / f"{name}.{ending}"
-            text = FORMATS[ending](table)
+            path = directory / f"{name}.{ENDINGS.get(ending, ending)}"
+            text = FORMATS[ending](table, name)
             write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
             written.append(path)
     return written

@@ -2,66 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from tvgrad.parameters import ALL
+from tvgrad.report.maps import epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
+from tvgrad.report.published import DIFFERENCE, SOURCE
+from tvgrad.report.shares import budget_shares
+from tvgrad.report.style import STYLE, lines, new_axes, styled
 
-__all__ = ["FIGURES", "cross_task_cosines", "descent_cosines", "gradient_shares", "save_figures"]
-
-WIDTH, HEIGHT = 5.5, 3.4  # inches: the text width of a one-column paper
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "tvgrad",
-    "figure.dpi": 160,
-}
+__all__ = ["FIGURES", "FigureOf", "captioned_figures", "cross_task_cosines", "descent_cosines", "gradient_shares", "save_figures"]
 
 
-def _axes(ax: Axes | None, width: float = WIDTH, height: float = HEIGHT) -> Axes:
-    if ax is not None:
-        return ax
-    with mpl.rc_context(STYLE):
-        return Figure(figsize=(width, height), layout="constrained").subplots()
-
-
-def _palette(table: pd.DataFrame, column: str = "run") -> dict[str, tuple[float, float, float]]:
-    runs = list(dict.fromkeys(table[column]))
-    colours = sns.color_palette("colorblind", 10) if len(runs) <= 10 else sns.husl_palette(len(runs), l=0.5)
-    return dict(zip(runs, colours, strict=False))
-
-
-def _lines(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
-    sns.lineplot(
-        table,
-        x="epoch",
-        y=column,
-        hue="run",
-        style="run",
-        markers=True,
-        dashes=False,
-        palette=_palette(table),
-        markersize=5,
-        linewidth=1.3,
-        ax=ax,
-    )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if ax.get_legend() is not None:
-        sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False)
-    return ax
-
-
+@styled
 def gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw each epoch's share in the sum of full-batch gradient norms.
 
@@ -73,12 +33,13 @@ def gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
     """
     table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
-    ax = _lines(table, "gradient_norm_share", _axes(ax))
+    ax = lines(table, "gradient_norm_share", new_axes(ax))
     ax.set(xlabel="epoch e", ylabel=r"$\|g_e\| \;/\; \sum_{k<K} \|g_k\|$", title="Share of the gradient norm by epoch")
     ax.set_ylim(bottom=0)
     return ax
 
 
+@styled
 def descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the cosine between the task vector and minus the first gradient, over epochs.
 
@@ -90,11 +51,12 @@ def descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
     """
     table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
-    ax = _lines(table, "cos_task_vector_descent", _axes(ax))
+    ax = lines(table, "cos_task_vector_descent", new_axes(ax))
     ax.set(xlabel="epoch e", ylabel=r"$\cos(\tau_e,\, -g_0)$", title="Task vector against the first gradient")
     return ax
 
 
+@styled
 def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: int | None = None) -> Axes:
     """Draw the cosines between the tasks' task vectors after one epoch number.
 
@@ -110,11 +72,12 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     epoch = int(table["epoch"].max()) if epoch is None else epoch
     table = table[table["epoch"] == epoch]
     names = list(dict.fromkeys([*table["run_a"], *table["run_b"]]))
-    matrix = pd.DataFrame(1.0, index=names, columns=names)
-    for row in table.itertuples():
-        matrix.loc[row.run_a, row.run_b] = matrix.loc[row.run_b, row.run_a] = row.cos_task_vectors
+    values = np.eye(len(names))
+    for left, right, cosine in zip(table["run_a"], table["run_b"], table["cos_task_vectors"], strict=True):
+        values[names.index(left), names.index(right)] = values[names.index(right), names.index(left)] = cosine
+    matrix = pd.DataFrame(values, index=names, columns=names)
     side = 1.6 + 0.55 * len(names)
-    ax = _axes(ax, side + 0.6, side)
+    ax = new_axes(ax, side + 0.8, side - 0.3)
     ax.grid(False)
     sns.heatmap(
         matrix,
@@ -134,33 +97,133 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     return ax
 
 
+@dataclass(frozen=True)
+class FigureOf:
+    """How a figure is made: of which table, when, by which function, and what stands under it.
+
+    Attributes:
+        table: name of the table.
+        column: the column that must hold something.
+        draw: makes axes of the table.
+        caption: defines every symbol and unit.
+        each_run: one figure a run, instead of one for all.
+    """
+
+    table: str
+    column: str
+    draw: Callable[..., Axes]
+    caption: str
+    each_run: bool = False
+
+
 FIGURES = {
-    "gradient_shares": ("norms", "gradient_norm_share", gradient_shares),
-    "descent_cosines": ("directions", "cos_task_vector_descent", descent_cosines),
-    "cross_task_cosines": ("cross_task", "cos_task_vectors", cross_task_cosines),
+    "gradient_shares": FigureOf(
+        "norms",
+        "gradient_norm_share",
+        gradient_shares,
+        "Norm of the full-batch gradient g_e at the weights after e epochs, as a share of the sum over epochs 0 to "
+        "K-1, K the last. One line a run; a falling line means that the first epoch carries most of the gradient.",
+    ),
+    "first_epoch_dominance": FigureOf(
+        "norms",
+        "gradient_norm_share",
+        first_epoch_dominance,
+        f"Share of the first epoch in the sum of gradient norms, times the number of epochs. {SOURCE}. {DIFFERENCE}.",
+    ),
+    "descent_cosines": FigureOf(
+        "directions",
+        "cos_task_vector_descent",
+        descent_cosines,
+        "Cosine of the angle between the task vector after e epochs and minus the gradient at the pretrained weights. "
+        "1 means that all epochs moved along the first gradient.",
+    ),
+    "trajectory_plane": FigureOf(
+        "trajectories",
+        "x",
+        trajectory_plane,
+        "Weights after each epoch, projected on the two principal components of all points; units are those of the "
+        "weights. The star is the pretrained model, a large marker the last epoch.",
+    ),
+    "cross_task_cosines": FigureOf(
+        "cross_task",
+        "cos_task_vectors",
+        cross_task_cosines,
+        "Cosine between the task vectors of two runs after the same number of epochs. 0: the tasks move the weights "
+        "in independent directions; negative: they undo each other.",
+    ),
+    "error_budget": FigureOf(
+        "error_budget",
+        "share",
+        budget_shares,
+        "What share of the residual (task vector less minus kappa S g_0) each term takes. Shares sum to 1, may be "
+        "negative, and depend on the order of the terms.",
+    ),
+    "gradient_cosines": FigureOf(
+        "epoch_cosines",
+        "cosine",
+        epoch_cosine_map,
+        "Cosine between the full-batch gradients at two epochs of one run.",
+        each_run=True,
+    ),
+    "layers": FigureOf(
+        "directions",
+        "cos_task_vector_descent",
+        layer_map,
+        "Cosine between task vector and minus the first gradient, for each block of parameters (input side on top).",
+        each_run=True,
+    ),
 }
-"""Figure -> the table it is made of, the column that must not be empty, and the function that draws it."""
+"""Figure -> how it is made."""
+
+MOST_RUNS = 12
+"""Figures of one run each are drawn for so many runs."""
 
 
 def save_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[Path]:
-    """Draw every figure whose table has something to show.
+    """Draw every figure whose table has something to show, as PNG and SVG.
 
     Args:
         tables: the tables of a report.
         directory: where to; it is made.
 
     Returns:
-        The PNG and SVG files.
+        The files.
+    """
+    return [path for path, _ in captioned_figures(tables, directory)]
+
+
+def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[tuple[Path, str]]:
+    """Draw every figure whose table has something to show, as PNG and SVG.
+
+    Args:
+        tables: the tables of a report, `trajectories` and `epoch_cosines` among them.
+        directory: where to; it is made.
+
+    Returns:
+        The files with their captions, PNG before SVG.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, (table, column, draw) in FIGURES.items():
-        if not tables[table][column].notna().any():
+    written: list[tuple[Path, str]] = []
+    for name, made in FIGURES.items():
+        table = tables.get(made.table)
+        if table is None or not table[made.column].notna().any():
             continue
-        figure = draw(tables[table]).figure
-        for ending in ("png", "svg"):
-            path = directory / f"{name}.{ending}"
-            with mpl.rc_context(STYLE):
-                figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
-            written.append(path)
+        if not made.each_run:
+            written += _saved(made.draw(table), directory / name, made.caption)
+            continue
+        present = table[table[made.column].notna() & (table["group"] != ALL if "group" in table else True)]
+        for place, run in enumerate(list(dict.fromkeys(present["run"]))[:MOST_RUNS]):
+            written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", f"{run}: {made.caption}")
     return written
+
+
+def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
+    figure = ax.get_figure(root=True)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")] if figure is not None else []
+    for path in paths:
+        with mpl.rc_context(STYLE):
+            # Without a date, the same runs make the same bytes. A layout with square cells may push labels over the
+            # edge of the figure: `tight` brings them back.
+            undated = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(path, metadata=undated, bbox_inches="tight")  # type: ignore[union-attr]
+    return [(path, caption) for path in paths]

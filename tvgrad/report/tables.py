@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,11 +20,12 @@ from tvgrad.errors import TvgradError
 from tvgrad.inner_products import GramResult, Vector, gram_of
 from tvgrad.parameters import ALL, same_names_and_shapes
 from tvgrad.record.run import Run
-from tvgrad.results import frame_of
+from tvgrad.results import Result, frame_of
 from tvgrad.run_vectors import RunVectors, vectors_of
 from tvgrad.theory.equivalence import check_one_epoch
+from tvgrad.theory.explain import read_results
 
-__all__ = ["COLUMNS", "RunTables", "run_names", "run_tables"]
+__all__ = ["COLUMNS", "RunTables", "distinct_runs", "run_names", "run_tables"]
 
 COLUMNS = {
     "norms": (
@@ -63,6 +65,18 @@ COLUMNS = {
         "cos_gradients",
         "sign_agreement",
     ),
+    "second_order": (
+        "run",
+        "epoch",
+        "error_norm",
+        "predicted_norm",
+        "residual_order1",
+        "residual_order2",
+        "residual_quadratic",
+        "bound",
+        "predicted_norm_order2",
+    ),
+    "error_budget": ("run", "epoch", "term", "norm", "cosine", "share", "nodes"),
 }
 """Table -> its columns, in order."""
 
@@ -78,6 +92,21 @@ class RunTables:
 
     tables: dict[str, pd.DataFrame]
     gram: GramResult
+
+
+def distinct_runs(runs: Sequence[Run]) -> list[Run]:
+    """Leave out runs that were given twice, once by name and once in their folder, say.
+
+    Args:
+        runs: the runs.
+
+    Returns:
+        Each run once, in the order given.
+    """
+    first: dict[Path, Run] = {}
+    for run in runs:
+        first.setdefault(run.root.resolve(), run)
+    return list(first.values())
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -109,11 +138,13 @@ def run_tables(
         progress: called with the bytes done and the bytes in all.
 
     Returns:
-        norms, directions, equivalence and cross_task, and the Gram matrix.
+        norms, directions, equivalence and cross_task, and the Gram matrix; second_order and error_budget, empty for
+        runs that `tvgrad explain` has not been through.
 
     Raises:
         TvgradError: there are no runs, or they are of different models.
     """
+    runs = distinct_runs(runs)
     if not runs:
         raise TvgradError("there is no run to report on")
     _same_model(runs)
@@ -141,7 +172,13 @@ def run_tables(
         for run, name in zip(runs, names, strict=True)
         for verdict in check_one_epoch(run).verdicts
     ]
-    return RunTables({**tables, "equivalence": frame_of(verdicts, COLUMNS["equivalence"])}, gram)
+    explained = [(name, *read_results(run)) for run, name in zip(runs, names, strict=True)]
+    results: dict[str, Sequence[Result]] = {
+        "equivalence": verdicts,
+        "second_order": [replace(row, run=name) for name, errors, _ in explained for row in errors],
+        "error_budget": [replace(row, run=name) for name, _, terms in explained for row in terms],
+    }
+    return RunTables({**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}, gram)
 
 
 def _same_model(runs: Sequence[Run]) -> None:
@@ -161,13 +198,13 @@ def _groups(gram: GramResult) -> list[str]:
 def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     epochs = sorted({epoch for kind, epoch in found.labels if kind != "epoch_gradient"} | {0})
-    measured = [epoch for epoch in epochs if ("gradient", epoch) in found.labels]
-    counted = [epoch for epoch in measured if epoch != epochs[-1]]
+    # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
+    counted = range(epochs[-1])
+    complete = all(("gradient", epoch) in found.labels for epoch in counted)
     for group in _groups(gram):
         size = {key: gram.norm(label, group) for key, label in found.labels.items()}
-        total = math.fsum(size["gradient", epoch] for epoch in counted)
+        total = math.fsum(size["gradient", epoch] for epoch in counted) if complete else 0.0
         for epoch in epochs:
-            moved = size.get(("displacement", epoch), size.get(("task_vector", epoch)) if epoch == 1 else None)
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan
             rows.append({
                 "run": found.name,
@@ -175,7 +212,7 @@ def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
                 "group": group,
                 "gradient_norm": size.get(("gradient", epoch), math.nan),
                 "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
-                "displacement_norm": math.nan if moved is None else moved,
+                "displacement_norm": size.get(("displacement", epoch), math.nan),
                 "gradient_norm_share": share,
             })
     return rows
@@ -195,7 +232,7 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
         for epoch in epochs:
             vector = labels.get(("task_vector", epoch))
             moved = labels.get(("displacement", epoch))
-            before = labels.get(("displacement", epoch - 1), first_vector if epoch == 2 else None)
+            before = labels.get(("displacement", found.before.get(epoch, 0)))
             rows.append({
                 "run": found.name,
                 "epoch": epoch,
@@ -227,10 +264,14 @@ def _task_pairs(found: Sequence[RunVectors]) -> list[tuple[str, str]]:
     ]
 
 
+def _compared(found: RunVectors) -> list[tuple[str, int]]:
+    return [key for key in found.labels if key[0] in {"task_vector", "gradient"}]
+
+
 def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for left, right in combinations(found, 2):
-        shared = sorted({epoch for _, epoch in left.labels} & {epoch for _, epoch in right.labels})
+        shared = sorted({epoch for _, epoch in _compared(left)} & {epoch for _, epoch in _compared(right)})
         for group in _groups(gram):
             for epoch in shared:
                 row: dict[str, object] = {"run_a": left.name, "run_b": right.name, "epoch": epoch, "group": group}

@@ -19,13 +19,12 @@ from tvgrad.errors import TvgradError
 from tvgrad.probe import ALLOWABLE
 from tvgrad.record.run import Run
 from tvgrad.results import Result
-from tvgrad.theory.rounding import adam_budget, direction_budget, gradient_step_budget
+from tvgrad.theory.rounding import adam_budget, direction_budget, gradient_step_budget, shrinkage_budget
 from tvgrad.update_rules import Adam, LinearRule, Nesterov, UpdateRule
 
 __all__ = ["APPLIES_NOT", "EXACT", "FAILS", "OneEpochCheck", "Verdict", "check_one_epoch"]
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
-MOSTLY_FROZEN = 0.9
 
 Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
 """(theta', theta, g, dtype) -> (predicted task vector, bound on its rounding), all in float64."""
@@ -94,31 +93,35 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
     steps = run.point(1).steps
     consumed, error = _consumed(run, steps)
     lr = _first_rate(run, rule)
-    plain = isinstance(rule, LinearRule) and not rule.coupled_decay and not isinstance(rule, Nesterov)
+    decays = rule.coupled_decay or rule.decoupled_decay
+    plain = isinstance(rule, LinearRule) and not decays and not isinstance(rule, Nesterov)
     obstacle = _obstacle(run, steps)
+    kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
     verdicts = []
     if not plain or obstacle:
         why = obstacle or _other_form(rule)
-        kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
-        measured = None if kind is None else _compare(run, kind, _linear_form(lr, 0.0, 0.0))
+        measured = None if kind is None else _compare(run, kind, _linear_form(lr))
         verdicts.append(_verdict(run, "tau_1 = -lr g_0", APPLIES_NOT, _measured(why, measured), measured, error))
     if obstacle:
         return OneEpochCheck(tuple(verdicts))
     formula, form = _own_form(rule, lr)
     if consumed is None:
-        reason = (
-            "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
-        )
-        return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, reason)))
+        why = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
+        measured = None if kind is None else _compare(run, kind, form)
+        if plain:
+            why = _measured(why, measured)
+        return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, why, measured)))
     found = _compare(run, consumed, form)
     exact = found.worst <= 1.0
-    verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, _explained(run, exact, found), found, error))
+    reason = _explained(run, exact, found) + _meant(consumed, error)
+    verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, reason, found, error))
     return OneEpochCheck(tuple(verdicts))
 
 
 @dataclass(frozen=True)
 class _Comparison:
     worst: float
+    worst_moved: float  # the same over the coordinates that are not frozen
     frozen: float
     relative: float  # || tau - predicted || / || predicted ||
 
@@ -160,7 +163,7 @@ def _gradient_error(run: Run) -> float:
 def _obstacle(run: Run, steps: int) -> str | None:
     """The assumption of a single full-batch step that fails, or None."""
     if run.unit == "step":
-        return "the run was recorded by step, and one step is an epoch only with the full batch" if steps != 1 else None
+        return None  # what step 1 consumed is what it is checked against, and its error tells whether that is g_0
     size = run.info.get("batch_size")
     if steps != 1:
         cut = f" (mini-batches of {size})" if size else ""
@@ -173,12 +176,14 @@ def _other_form(rule: UpdateRule) -> str:
         return f"{rule.name} divides each coordinate of the gradient by its own size"
     if isinstance(rule, Nesterov):
         return f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}"
+    if rule.decoupled_decay:
+        return f"weight decay {rule.decoupled_decay:g} shrinks the weights"
     return f"weight decay {rule.coupled_decay:g} adds to the gradient"
 
 
 def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:
     if isinstance(rule, Adam):
-        form = _adam_form(lr, rule.eps, rule.coupled_decay, rule.decoupled_decay)
+        form = _adam_form(lr, rule)
         decay = " - lr decay theta_0" if rule.decoupled_decay else ""
         along = "h" if rule.coupled_decay else "g_0"
         where = ", h = g_0 + decay theta_0" if rule.coupled_decay else ""
@@ -186,42 +191,47 @@ def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:
     momentum = rule.momentum if isinstance(rule, Nesterov) else 0.0
     factor = "(1 + momentum) " if momentum else ""
     along = "(g_0 + decay theta_0)" if rule.coupled_decay else "g_0"
-    return f"tau_1 = -lr {factor}{along}", _linear_form(lr, momentum, rule.coupled_decay)
+    shrink = " - lr decay theta_0" if rule.decoupled_decay else ""
+    form = _linear_form(lr, momentum, rule.coupled_decay, rule.decoupled_decay)
+    return f"tau_1 = -lr {factor}{along}{shrink}", form
 
 
-def _linear_form(lr: float, momentum: float, decay: float) -> Form:
+def _linear_form(lr: float, momentum: float = 0.0, coupled: float = 0.0, decoupled: float = 0.0) -> Form:
     def form(
         after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not momentum and not decay:
-            step = lr * gradient
-            return -step, gradient_step_budget(after, before, step, gradient, dtype)
-        along = (gradient + decay * before) * (1 + momentum)
+        along = (gradient + coupled * before) * (1 + momentum)
         step = lr * along
-        extra = lr * direction_budget(gradient, before, momentum, decay, dtype)
-        return -step, gradient_step_budget(after, before, step.abs() + extra, along, dtype) + extra
+        extra = lr * direction_budget(gradient, before, momentum, coupled, dtype)
+        budget = gradient_step_budget(after, before, step.abs() + extra, along, dtype) + extra
+        if decoupled:
+            budget += shrinkage_budget(before, dtype)
+        return -step - lr * decoupled * before, budget
 
     return form
 
 
-def _adam_form(lr: float, eps: float, coupled: float, decoupled: float) -> Form:
+def _adam_form(lr: float, rule: Adam) -> Form:
+    eps, coupled, decoupled = rule.eps, rule.coupled_decay, rule.decoupled_decay
+
     def form(
         after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         along = gradient + coupled * before
-        predicted = -lr * along / (along.abs() + eps)
-        budget = adam_budget(after, before, predicted, dtype, decoupled > 0)
+        root = along.abs() + eps
+        predicted = torch.where(root > 0, -lr * along / root, 0.0)
+        budget = adam_budget(after, before, along, dtype, lr, rule.betas, eps, decoupled > 0)
         if coupled:
             # The error of g + lambda theta, relative to it, moves the quotient by at most the same share.
             error = direction_budget(gradient, before, 0.0, coupled, dtype)
-            budget += lr * torch.minimum(2 * error / (along.abs() + eps), torch.full_like(error, 2.0))
+            budget += lr * torch.minimum(2 * error / root, torch.full_like(error, 2.0))
         return predicted - lr * decoupled * before, budget
 
     return form
 
 
 def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
-    worst = difference = length = 0.0
+    worst = worst_moved = difference = length = 0.0
     frozen = moving = 0
     for after, before, gradient in _coordinates(run, consumed):
         dtype = after.dtype
@@ -229,17 +239,19 @@ def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
         tau = wide_after - wide_before
         predicted, budget = form(wide_after, wide_before, wide, dtype)
         deviation = (tau - predicted).abs()
+        still = after == before
         if deviation.numel():
             # NaN, from weights that are not finite, must not pass as exact
             ratio = torch.nan_to_num(deviation / budget, nan=math.inf, posinf=math.inf)
             worst = max(worst, float(ratio.max()))
+            worst_moved = max(worst_moved, float(ratio.masked_fill(still, 0.0).max()))
         difference += float(deviation.square().sum())
         length += float(predicted.square().sum())
         has_gradient = gradient != 0
         moving += int(has_gradient.sum())
-        frozen += int((has_gradient & (after == before)).sum())
+        frozen += int((has_gradient & still).sum())
     relative = math.sqrt(difference / length) if length else math.nan
-    return _Comparison(worst, frozen / moving if moving else math.nan, relative)
+    return _Comparison(worst, worst_moved, frozen / moving if moving else math.nan, relative)
 
 
 def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -255,24 +267,33 @@ def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.
 
 
 def _measured(why: str, found: _Comparison | None) -> str:
-    return (
-        why if found is None else f"{why} (measured: tau_1 deviates from -lr g_0 by {found.relative:.2g} of its norm)"
-    )
+    if found is None:
+        return why
+    return f"{why} (measured: the norm of tau_1 + lr g_0 is {found.relative:.2g} that of lr g_0)"
+
+
+def _meant(consumed: str, error: float) -> str:
+    """What g_0 stands for where the optimizer consumed another tensor than the recorded full-batch gradient."""
+    if consumed == "gradient":
+        return ""
+    if math.isnan(error):
+        return "; g_0 is the gradient that the step consumed, and no full-batch gradient was recorded beside it"
+    return f"; g_0 is the gradient that the step consumed, off the full-batch gradient by {error:.2g} of its norm"
 
 
 def _explained(run: Run, exact: bool, found: _Comparison) -> str:
     dtype = run.info.get("dtype", "its dtype")
-    narrow = dtype in {"bfloat16", "float16"}
-    if run.info.get("fused") and narrow and found.frozen > MOSTLY_FROZEN:
-        return (
-            f"fused SGD leaves whole blocks of {dtype} parameters untrained on some CPUs (a defect of PyTorch): "
-            "use fused=False"
-        )
     if exact:
         frozen = f"; {found.frozen:.1%} of the coordinates are frozen, their step being under half an ulp"
         return f"every coordinate within the rounding of one {dtype} step" + (frozen if found.frozen >= 5e-4 else "")
+    if run.info.get("fused") and dtype in {"bfloat16", "float16"} and found.worst_moved <= 1.0:
+        return (
+            f"the optimizer's fused kernel left {found.frozen:.1%} of the {dtype} coordinates untrained, whole blocks "
+            "of them (a defect of PyTorch on the CPU): use fused=False"
+        )
     if not str(run.info.get("device", "cpu")).startswith("cpu"):
-        return f"a coordinate exceeds the rounding budget of PyTorch's CPU kernels, and the run is from {run.info['device']}"
+        where = run.info["device"]
+        return f"a coordinate exceeds the rounding budget of PyTorch's CPU kernels, and the run is from {where}"
     return (
         "a coordinate exceeds the rounding budget of one step: the weights moved by something besides this optimizer "
         "step (gradient clipping after the record, another optimizer, edited files)"

@@ -19,6 +19,7 @@ from tvgrad.results import Result
 __all__ = ["Replay", "objective_of", "recipe_of", "replay_gradients"]
 
 ROOM = 10.0
+FLOAT32_TO_64 = 2.0**-29  # ratio of the unit roundoffs
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,12 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, dev
     if not _fits(samples.fingerprint(), recorded):
         raise TvgradError(f"the recipe's training data is not what {run.root} was recorded on: its fingerprint differs")
     model = copy.deepcopy(recipe.model).to(own)
-    model.load_state_dict(run.complete(0))
+    try:
+        model.load_state_dict(run.complete(0))
+    except RuntimeError:
+        raise TvgradError(
+            f"the recipe's model holds other frozen parameters or buffers than {run.root}: give the recipe that made it"
+        ) from None
     wanted = dtype or own
     return Objective(
         model.to(wanted),
@@ -104,7 +110,8 @@ def replay_gradients(run: Run, target: str) -> Replay:
 
     On the machine and library that recorded them the bits agree. Elsewhere rounding differs, and how much is allowed
     is not guessed: both are held against the gradient in float64, and the recorded one may be off by ten times the
-    error of the one computed here.
+    error of the one computed here. Where the run itself is in float64, that error is the one of the same gradient in
+    float32, scaled by the ratio of the two unit roundoffs.
 
     Args:
         run: the run.
@@ -121,6 +128,8 @@ def replay_gradients(run: Run, target: str) -> Replay:
     if not epochs:
         raise TvgradError(f"{run.root} records no full-batch gradients to compute again")
     here, exact = objective_of(run, recipe), objective_of(run, recipe, torch.float64)
+    wide = run.info.get("dtype") == "float64"
+    coarse, scale = (objective_of(run, recipe, torch.float32), FLOAT32_TO_64) if wide else (here, 1.0)
     recorded_error = replayed_error = 0.0
     different = []
     for epoch in epochs:
@@ -131,7 +140,9 @@ def replay_gradients(run: Run, target: str) -> Replay:
         different.append(epoch)
         truth = {name: tensor.cpu() for name, tensor in exact.gradient(weights).items()}
         recorded_error = max(recorded_error, _distance(recorded, truth))
-        replayed_error = max(replayed_error, _distance(replayed, truth))
+        if wide:
+            replayed = {name: tensor.cpu() for name, tensor in coarse.gradient(weights).items()}
+        replayed_error = max(replayed_error, scale * _distance(replayed, truth))
     if not different:
         return Replay(True, len(epochs), 0.0, 0.0, f"all {len(epochs)} gradients have the same bits")
     agrees = recorded_error <= ROOM * replayed_error

@@ -15,6 +15,7 @@ __all__ = [
     "direction_budget",
     "gradient_step_budget",
     "precision_of",
+    "shrinkage_budget",
     "smallest_subnormal",
     "ulp",
     "unit_roundoff",
@@ -121,7 +122,8 @@ def direction_budget(
 
     Coupled decay moves along `h = g + lambda theta`, Nesterov's first step along `h + mu h`. Each sum rounds the
     factor to the kernel's type, the product (or fuses it) and the result: `(2u + u^2) |product| + u |sum|`, and an
-    error in h is carried into `h + mu h` at most `(1 + mu)(1 + u)` times. Subnormal results add omega each.
+    error in h is carried into `h + mu h` at most `(1 + mu)(1 + u)` times. Subnormal results add omega each, and a
+    factor that is itself subnormal in the kernel's type (a decay of 1e-5 in float16) omega times what it multiplies.
 
     Args:
         gradient: g, widened to float64.
@@ -139,10 +141,11 @@ def direction_budget(
     along = gradient
     if decay:
         along = gradient + decay * before
-        error = (2 * u + u * u) * (decay * before).abs() + u * along.abs() + tiny
+        error = (2 * u + u * u) * (decay * before).abs() + u * along.abs() + tiny * (1 + before.abs())
         error *= 1 + 4 * u
     if momentum:
-        rounding = (2 * u + u * u) * momentum * along.abs() + u * (1 + momentum) * along.abs() + tiny
+        size = along.abs()
+        rounding = (2 * u + u * u) * momentum * size + u * (1 + momentum) * size + tiny * (1 + size)
         error = (error * (1 + momentum) * (1 + u) + rounding) * (1 + 4 * u)
     return error
 
@@ -150,32 +153,62 @@ def direction_budget(
 def adam_budget(
     after: torch.Tensor,
     before: torch.Tensor,
-    predicted: torch.Tensor,
+    along: torch.Tensor,
     dtype: torch.dtype,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
     decoupled_decay: bool,
 ) -> torch.Tensor:
-    """Bound the rounding of Adam's first step.
+    """Bound the rounding of Adam's first step `-eta h / (|h| + eps)`.
 
     `1/2 ulp(theta') + 12 u |predicted|`; AdamW multiplies the weights by `1 - eta lambda` first, which adds
     `1/2 ulp(theta) + u |theta|`. The same allowance for the float64 difference as in gradient descent.
 
+    Relative errors do not hold below the normal numbers. The moments `(1 - b1) h` and `(1 - b2) h^2` are off by omega
+    at the most, and the first once more when it is multiplied by the rate. The second moves |h| under the root by
+    `min(sqrt(e), e / |h|)`, `e = omega / (1 - b2)`. For float32 that is nothing beside eps = 1e-8; in float16 the
+    second moment of |h| = 0.01 is a subnormal number, and where it may be lost altogether the bound is infinite.
+
     Args:
         after: stored theta', widened to float64.
         before: stored theta, widened to float64.
-        predicted: the formula's task vector in float64.
+        along: h, the gradient with coupled decay, in float64.
         dtype: of the parameters.
+        lr: eta.
+        betas: b1 and b2.
+        eps: what is added to the root.
         decoupled_decay: whether the rule decays the weights themselves.
 
     Returns:
         Float64 bounds, coordinate by coordinate.
     """
-    u = unit_roundoff(dtype)
-    budget = 0.5 * ulp(after, dtype) + 12 * u * predicted.abs()
+    u, omega = unit_roundoff(dtype), smallest_subnormal(dtype)
+    size = along.abs()
+    root = size + eps
+    e = omega / (1 - betas[1])
+    off = (torch.minimum(e / size, torch.full_like(size, e**0.5)) + 2 * omega) / root
+    quotient = torch.where(root > 0, lr * size / root, 0.0)
+    below = torch.where(off < 1, (quotient * off + omega * (1 + lr / (1 - betas[0])) / root) / (1 - off), torch.inf)
+    budget = 0.5 * ulp(after, dtype) + 12 * u * quotient + omega + below
     if decoupled_decay:
-        budget += 0.5 * ulp(before, dtype) + u * before.abs()
+        budget += shrinkage_budget(before, dtype)
     if dtype == torch.float64:
         budget += u * torch.where(_exact_difference(after, before), 0.0, (after - before).abs())
     return budget
+
+
+def shrinkage_budget(before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bound the rounding of decoupled decay's `theta (1 - eta lambda)`: of the factor and of the product.
+
+    Args:
+        before: stored theta, widened to float64.
+        dtype: of the parameters.
+
+    Returns:
+        `1/2 ulp(theta) + u |theta|`, coordinate by coordinate.
+    """
+    return 0.5 * ulp(before, dtype) + unit_roundoff(dtype) * before.abs()
 
 
 def _exact_difference(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

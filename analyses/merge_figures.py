@@ -1,0 +1,141 @@
+"""The three figures of the merging study, each a function of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from .merge_claims import lost_by_merging_late
+
+__all__ = ["draw_accuracy", "draw_direction", "draw_prediction"]
+
+PANEL_WIDTH, HEIGHT = 2.6, 2.9  # inches
+LEGEND = 1.4
+
+
+def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True) -> None:
+    """Put panels side by side in the place of one axes, so that a figure stays one function of one axes."""
+    figure = ax.figure
+    ax.remove()
+    figure.get_figure(root=True).set_size_inches(PANEL_WIDTH * count + LEGEND, HEIGHT)  # type: ignore[union-attr]
+    axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
+    for place, panel in enumerate(axes):
+        draw(place, panel)
+        legend = panel.get_legend()
+        if legend is not None and place + 1 < count:
+            legend.remove()
+        elif legend is not None:
+            sns.move_legend(panel, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False, fontsize=8)
+
+
+def _epochs_axis(ax: Axes, epochs: list[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(epochs))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def draw_accuracy(scores: pd.DataFrame, ax: Axes) -> None:
+    """Accuracy of the merged model relative to the single-task models, over epochs before merging.
+
+    Args:
+        scores: the long table of the study.
+        ax: replaced by one panel an optimizer.
+    """
+    chosen = scores[scores["method"] != "single"]
+    means = chosen.groupby(["optimizer", "seed", "epochs", "method"], sort=False, as_index=False)["normalised"].mean()
+    methods, optimizers = list(dict.fromkeys(means["method"])), list(dict.fromkeys(means["optimizer"]))
+    colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
+
+    def draw(place: int, panel: Axes) -> None:
+        mine = means[means["optimizer"] == optimizers[place]]
+        sns.lineplot(
+            mine,
+            x="epochs",
+            y="normalised",
+            hue="method",
+            style="method",
+            hue_order=methods,
+            style_order=methods,
+            palette=colours,
+            markers=True,
+            errorbar=("ci", 95),
+            n_boot=200,
+            seed=0,
+            markersize=4,
+            linewidth=1.2,
+            ax=panel,
+        )
+        panel.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
+        _epochs_axis(panel, sorted(set(mine["epochs"])))
+        panel.set(xlabel="epochs before merging", title=optimizers[place])
+        panel.set_ylabel("accuracy / single-task accuracy" if place == 0 else "")
+
+    _panels(ax, len(optimizers), draw)
+
+
+def draw_direction(courses: pd.DataFrame, ax: Axes) -> None:
+    """How much of the way the first epoch decides: gradient norms and directions, over epochs.
+
+    Args:
+        courses: optimizer, seed, task, epochs, gradient_norm (relative to the first epoch's) and cosine.
+        ax: replaced by two panels.
+    """
+    quantities = (
+        ("gradient_norm", "gradient norm / first epoch's"),
+        ("cosine", r"$\cos(\tau_k,\, -g_0)$"),
+    )
+
+    def draw(place: int, panel: Axes) -> None:
+        column, label = quantities[place]
+        sns.lineplot(
+            courses,
+            x="epochs",
+            y=column,
+            hue="optimizer",
+            style="optimizer",
+            palette="colorblind",
+            markers=True,
+            dashes=False,
+            errorbar=("pi", 80),
+            markersize=4,
+            linewidth=1.2,
+            ax=panel,
+        )
+        _epochs_axis(panel, sorted(set(courses["epochs"])))
+        panel.set(xlabel="epochs k", ylabel=label, ylim=(min(0.0, courses[column].min()), None))
+
+    _panels(ax, len(quantities), draw, share=False)
+
+
+def draw_prediction(scores: pd.DataFrame, ax: Axes) -> None:
+    """The predicted second-order error of each task against the accuracy it loses when merged late.
+
+    Args:
+        scores: the long table of the study.
+        ax: replaced by one panel an optimizer that has predictions.
+    """
+    known = scores[scores["predicted_error"].notna()]
+    optimizers = list(dict.fromkeys(known["optimizer"]))
+
+    def draw(place: int, panel: Axes) -> None:
+        table = lost_by_merging_late(known[known["optimizer"] == optimizers[place]])
+        table = table.groupby(["task", "epochs"], as_index=False)[["predicted_error", "lost"]].mean()
+        table["lost"] *= 100
+        sns.scatterplot(
+            table, x="predicted_error", y="lost", hue="task", style="task", palette="colorblind", s=28, ax=panel
+        )
+        panel.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+        panel.set_xscale("log")
+        panel.set(xlabel=r"predicted $\|Q_k H_0 g_0\| \,/\, \|S_k g_0\|$", title=optimizers[place])
+        panel.set_ylabel("points lost against merging after 1" if place == 0 else "")
+
+    if optimizers:
+        _panels(ax, len(optimizers), draw)
+    else:
+        ax.text(0.5, 0.5, "no optimizer of this study has a prediction", ha="center", transform=ax.transAxes)
+        ax.set_axis_off()

@@ -1,0 +1,211 @@
+"""Training for the merging study, in memory: each task alone, all tasks jointly, and the accuracies of what comes out.
+
+A seed decides which fifth of a task's training samples is held out (alpha is searched there) and the order of
+mini-batches. Test samples are the recipe's own and decide nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.merging.evaluation import Scorer
+from tvgrad.objective import Objective
+from tvgrad.parameters import Weights, norm, trainable_parameters
+from tvgrad.recipe import Recipe
+from tvgrad.record.training import batches_of
+from tvgrad.samples import Samples
+from tvgrad.update_rules import UpdateRule
+
+__all__ = ["MOST_TRAIN", "Course", "Task", "tasks_of", "train_alone", "train_jointly"]
+
+MOST_TRAIN = 1000
+HELD_OUT = 0.2
+FEWEST = 10
+CHUNK = 1000  # one chunk for every task, so that nothing is timed and nothing depends on it
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of one seed.
+
+    Attributes:
+        name: the recipe's.
+        objective: the full-batch loss of the training part.
+        validation: samples for alpha.
+        scorer: accuracy at any weights.
+    """
+
+    name: str
+    objective: Objective
+    validation: Samples
+    scorer: Scorer
+
+    @property
+    def train(self) -> Samples:
+        """The training part."""
+        return self.objective.samples
+
+
+@dataclass(frozen=True)
+class Course:
+    """What came out of tuning one task.
+
+    Attributes:
+        weights: epochs done -> weights.
+        gradient_norms: one for each epoch: of the full-batch gradient, or the mean over an epoch's batch gradients.
+    """
+
+    weights: dict[int, Weights]
+    gradient_norms: tuple[float, ...]
+
+
+def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN) -> list[Task]:
+    """Cut every task's training samples into a training part and a validation part.
+
+    Args:
+        recipes: tasks that share one pretrained model.
+        seed: decides the cut.
+        most: training samples that are used, both parts together.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        TvgradError: a task has too few samples, or no metric.
+    """
+    tasks = []
+    for place, recipe in enumerate(recipes):
+        total = min(len(recipe.train), most)
+        if total < FEWEST:
+            raise TvgradError(f"task {recipe.name!r} has {total} training samples: the study needs {FEWEST}")
+        generator = torch.Generator().manual_seed(1_000 * seed + place)
+        order = torch.randperm(len(recipe.train), generator=generator)[:total]
+        held = max(1, int(HELD_OUT * total))
+        objective = Objective(
+            copy.deepcopy(recipe.model),
+            recipe.loss,
+            recipe.train.subset(order[held:]),
+            CHUNK,
+            count=recipe.count,
+            forward=recipe.forward,
+            allow=recipe.allow,
+        )
+        tasks.append(Task(recipe.name, objective, recipe.train.subset(order[:held]), Scorer(recipe)))
+    return tasks
+
+
+def train_alone(
+    task: Task,
+    rule: UpdateRule,
+    start: Mapping[str, torch.Tensor],
+    keep: Sequence[int],
+    batch_size: int | None,
+    seed: int,
+) -> Course:
+    """Tune one task.
+
+    Args:
+        task: the task.
+        rule: how.
+        start: the weights to start from.
+        keep: numbers of epochs after which the weights are kept; the largest is the last.
+        batch_size: samples in a mini-batch; None is the full batch.
+        seed: of the order of the samples.
+
+    Returns:
+        Weights and gradient norms.
+    """
+    return _train([task], rule, start, keep, batch_size, seed)
+
+
+def train_jointly(
+    tasks: Sequence[Task],
+    rule: UpdateRule,
+    start: Mapping[str, torch.Tensor],
+    keep: Sequence[int],
+    batch_size: int | None,
+    seed: int,
+) -> Course:
+    """Tune on all tasks at once, by the mean of their losses, for which a step takes one batch of each task.
+
+    An epoch visits every sample of every task once: where a task has no batch left, it adds nothing to the mean.
+    With the full batch this is multitask gradient descent on the sum of the losses, with the rate divided by T.
+
+    Args:
+        tasks: the tasks.
+        rule: how.
+        start: the weights to start from.
+        keep: numbers of epochs after which the weights are kept.
+        batch_size: samples in a mini-batch of each task; None is the full batch.
+        seed: of the order of the samples.
+
+    Returns:
+        Weights and gradient norms.
+    """
+    return _train(tasks, rule, start, keep, batch_size, seed)
+
+
+def _train(
+    tasks: Sequence[Task],
+    rule: UpdateRule,
+    start: Mapping[str, torch.Tensor],
+    keep: Sequence[int],
+    batch_size: int | None,
+    seed: int,
+) -> Course:
+    weights = {name: tensor.detach().clone() for name, tensor in start.items()}
+    optimizer = rule.make_optimizer(list(weights.values()))
+    kept, norms, steps = {}, [], 0
+    for epoch in range(max(keep)):
+        epoch_norms = []
+        for gradient in _gradients(tasks, weights, batch_size, seed, epoch):
+            epoch_norms.append(norm(gradient))
+            for name, tensor in weights.items():
+                tensor.grad = gradient[name]
+            rule.set_rate(optimizer, steps)
+            optimizer.step()
+            steps += 1
+        norms.append(sum(epoch_norms) / len(epoch_norms))
+        if epoch + 1 in keep:
+            kept[epoch + 1] = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    return Course(kept, tuple(norms))
+
+
+def _gradients(
+    tasks: Sequence[Task], weights: Weights, batch_size: int | None, seed: int, epoch: int
+) -> Iterator[Weights]:
+    """The gradients of an epoch's steps, each at the weights as they are when it is asked for."""
+    if batch_size is None:
+        yield _mean([task.objective.gradient(weights) for task in tasks], len(tasks))
+        return
+    orders = [
+        list(batches_of(len(task.train), batch_size, seed + 7_919 * place, epoch)) for place, task in enumerate(tasks)
+    ]
+    for step in range(max(map(len, orders))):
+        present = [(task, order[step]) for task, order in zip(tasks, orders, strict=True) if step < len(order)]
+        yield _mean([_batch_gradient(task, weights, batch) for task, batch in present], len(tasks))
+
+
+def _batch_gradient(task: Task, weights: Weights, batch: torch.Tensor) -> Weights:
+    loss = task.objective.batch_loss
+    parameters = trainable_parameters(task.objective.model)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    value = loss(task.train.subset(batch).batch(0, len(batch)))
+    return dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+
+
+def _mean(gradients: Sequence[Weights], count: int) -> Weights:
+    if count == 1:
+        return gradients[0]
+    total = {name: tensor.clone() for name, tensor in gradients[0].items()}
+    for gradient in gradients[1:]:
+        for name, tensor in gradient.items():
+            total[name].add_(tensor)
+    return {name: tensor.div_(count) for name, tensor in total.items()}

@@ -1,0 +1,97 @@
+"""`tvgrad analyse`: put one claim to the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--on", "target", default="digits", show_default=True, help="TARGET of the recipe to run it on.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("tvgrad-analyses"), show_default=True)
+@click.option("--set", "given", multiple=True, help="NAME=VALUE: an option of the analysis; may be repeated.")
+def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) -> None:
+    """Put one claim to the test on real data: one table, one figure, and whether it held (exit code 1 if not).
+
+    Without NAME, the analyses are listed.
+
+    \b
+    Examples:
+      tvgrad analyse
+      tvgrad analyse second_order_error
+      tvgrad analyse second_order_error --on suite-vit --out analyses-vit
+      tvgrad analyse merge_epochs --on suite --set optimizers=gd,sgd,adam --set seeds=5 --set epochs=64
+    """
+    import importlib
+    from dataclasses import replace
+
+    from tvgrad.analyses.catalogue import ANALYSES
+
+    from tvgrad.errors import CheckFailed, TvgradError
+
+    if name is None:
+        for known, claim in ANALYSES.items():
+            click.echo(f"{known:<{max(map(len, ANALYSES))}}  {claim}")
+        return
+    chosen = name.replace("-", "_")
+    if chosen not in ANALYSES:
+        raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}")
+    from tvgrad.analyses.finding import save_figure
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.report.documents import write_tables
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TvgradError(f"{out} cannot be made a folder: {error.strerror}") from None
+    run = importlib.import_module(f"tvgrad.analyses.{chosen}").analyse
+    finding = run(target, **_options(given, run))
+    print_table(chosen, finding.table)
+    figure = out / f"{chosen}.png"
+    save_figure(finding, figure)
+    for other, draw in finding.others.items():
+        save_figure(replace(finding, draw=draw), out / f"{chosen}_{other}.png")
+    written = write_tables({chosen: finding.table}, out, ("csv",))
+    click.echo(f"Claim: {finding.claim}")
+    click.echo(f"{'It held' if finding.held else 'It did not hold'}: {finding.evidence}.")
+    for verdict in finding.verdicts:
+        click.echo(f"  {verdict}.")
+    click.echo(f"Figure: {figure}, table: {written[0]}")
+    if not finding.held:
+        raise CheckFailed(f"the claim of {chosen} did not hold on {target}")
+
+
+def _options(given: tuple[str, ...], run: Callable[..., Any]) -> dict[str, Any]:
+    """Options of an analysis from NAME=VALUE: numbers and words, as its function's own defaults are."""
+    import inspect
+
+    from tvgrad.errors import TvgradError
+
+    known = {
+        name: option.default
+        for name, option in inspect.signature(run).parameters.items()
+        if name != "target" and isinstance(option.default, (int, float, str, tuple))
+    }
+    options: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or name not in known:
+            names = ", ".join(known) or "none"
+            raise TvgradError(f"--set {text!r} is no NAME=VALUE of this analysis: choose from {names}")
+        default = known[name]
+        try:
+            if isinstance(default, (int, float)):
+                options[name] = type(default)(value)
+            elif isinstance(default, tuple):
+                kind = type(default[0]) if default else str
+                options[name] = tuple(kind(part) for part in value.split(","))
+            else:
+                options[name] = value
+        except ValueError:
+            raise TvgradError(f"--set {text!r}: {name} is a {type(default).__name__} such as {default!r}") from None
+    return options

@@ -1,0 +1,79 @@
+"""`tvgrad explain`: predictions against a run, and the error budget of its task vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--recipe", "target", help="TARGET of the recipe that made the runs; built-in ones are found by name.")
+@click.option("--budget-seconds", type=float, help="Time for each run: leave out, by name, what does not fit.")
+@click.option("--remainder", is_flag=True, help="Split third order from batch curvature: a product for each batch.")
+@click.option("--epochs", help="Epochs whose error budget is made, separated by commas (default: all that were kept).")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="A torch device.")
+def explain(
+    runs: tuple[Path, ...],
+    target: str | None,
+    budget_seconds: float | None,
+    remainder: bool,
+    epochs: str | None,
+    dtype: str,
+    device: str,
+) -> None:
+    """Explain RUNS: how well their task vectors were predicted, and why they are not exactly the gradient.
+
+    The error budget cuts the residual of a task vector into terms that sum to it: rounding, weight decay,
+    preconditioner, clipping, curvature, batch order, unequal batches. Mini-batch runs need `--record batches`.
+    Everything is kept in RUN/results, where `tvgrad report` finds it.
+
+    \b
+    Examples:
+      tvgrad explain runs/digits
+      tvgrad explain runs/mine --recipe my_recipe.py --budget-seconds 60
+      tvgrad explain runs/digits/low --epochs 1,5 --remainder
+    """
+    import torch
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.errors import TvgradError
+    from tvgrad.record.run import open_runs
+    from tvgrad.report.tables import COLUMNS
+    from tvgrad.results import frame_of
+    from tvgrad.theory.explain import explain as explained
+    from tvgrad.theory.explain import write_results
+    from tvgrad.theory.replay import objective_of, recipe_of
+
+    try:
+        wanted = None if epochs is None else [int(part) for part in epochs.split(",")]
+    except ValueError:
+        raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
+    opened = open_runs(runs)
+    targets = [target or _own_target(run.info.get("recipe"), run.root) for run in opened]
+    for run, from_where in zip(opened, targets, strict=True):
+        objective = objective_of(run, recipe_of(run, from_where), getattr(torch, dtype), device)
+        made = explained(run, objective, budget_seconds, remainder, wanted)
+        write_results(run, made)
+        if made.second_order:
+            print_table(f"{run.name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
+        last = max(row.epoch for row in made.budget.rows)
+        rows = [row for row in made.budget.rows if row.epoch == last]
+        print_table(f"{run.name}: error budget of epoch {last}", frame_of(rows, COLUMNS["error_budget"]))
+        for sentence in made.sentences:
+            click.echo(f"{run.name}: {sentence}")
+    click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
+
+
+def _own_target(recipe: dict[str, str] | None, root: Path) -> str:
+    """A built-in recipe's name, as the run gives it; code of the user's is run only when it is named."""
+    from tvgrad.errors import TvgradError
+    from tvgrad.recipes.catalogue import BUILT_IN
+
+    found = (recipe or {}).get("target")
+    if found in BUILT_IN:
+        return str(found)
+    said = f"was made by {found}, which" if found else "names no recipe, and one"
+    raise TvgradError(f"{root} {said} is only run when you name it: give --recipe TARGET")

@@ -1,0 +1,107 @@
+"""`tvgrad predict`: the task vector and its second-order error, before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tvgrad.recipe import OPTIMIZERS
+
+
+@click.command()
+@click.argument("target")
+@click.option("--tasks", help="Only these tasks, separated by commas.")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="A linear rule: gd, sgd, momentum or nesterov.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+@click.option("--weight-decay", type=float, help="Coupled.")
+@click.option("--epochs", type=int, help="Full-batch epochs: one step each.")
+@click.option("--threshold", default=0.1, show_default=True, help="Relative error that is still the gradient.")
+@click.option("--quadratic", is_flag=True, help="Follow the quadratic model too: one product for each further epoch.")
+@click.option("--curvature", is_flag=True, help="Estimate lambda_max, and say whether the rate is over its limit.")
+@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
+@click.option("--device", default="auto", show_default=True, help="A torch device.")
+@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+@click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count.")
+@click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def predict(
+    target: str,
+    tasks: str | None,
+    threshold: float,
+    quadratic: bool,
+    curvature: bool,
+    allow: str | None,
+    cost: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Predict the task vectors of TARGET before training: their norm, and how far they will be from the gradient.
+
+    Full-batch epochs of a linear update rule, from one gradient and one Hessian-vector product a task. All numbers are
+    estimates; `tvgrad bound` is the command for bounds.
+
+    \b
+    Examples:
+      tvgrad predict digits --cost
+      tvgrad predict digits --lr 0.05 --epochs 10
+      tvgrad predict digits --tasks low --optimizer momentum --lr 0.01 --epochs 20 --quadratic --curvature
+    """
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.recipe import positive
+    from tvgrad.recipes.catalogue import load_recipes
+    from tvgrad.record.training import TraceOptions, prepare
+    from tvgrad.results import frame_of, to_json
+    from tvgrad.theory.budget_plan import measured_costs
+    from tvgrad.theory.second_order import planned_cost
+    from tvgrad.theory.second_order import predict as predicted
+    from tvgrad.update_rules import linear_rule
+
+    positive(threshold, "--threshold")
+    names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
+    allowed = tuple(part.strip() for part in (allow or "").split(",") if part.strip())
+    chosen = load_recipes(target, names)
+    # The recipe's own mini-batches play no part: one step an epoch is predicted.
+    prepared = [prepare(recipe, TraceOptions(target=target, allow=allowed, **given)) for recipe in chosen]
+    for one in prepared:
+        linear_rule(one.rule).rates(one.epochs)
+    if cost:
+        for one in prepared:
+            counts, seconds = planned_cost(one.rule, one.epochs, quadratic), measured_costs(one.objective)
+            total = counts.gradients * seconds.gradient + counts.hvps * seconds.hvp
+            click.echo(
+                f"{one.recipe.name}: {_counted(counts.gradients, 'gradient')} and "
+                f"{_counted(counts.hvps, 'Hessian-vector product')} over {len(one.samples)} samples, about "
+                f"{total:.2g} s"
+                + (f"; lambda_max takes 40 to 400 products more, {seconds.hvp:.2g} s each" if curvature else "")
+            )
+        return
+    rows, said = [], []
+    for one in prepared:
+        made = predicted(one.objective, one.rule, one.epochs, quadratic, curvature, threshold)
+        rows.append(made.row)
+        said += [f"{one.recipe.name}: {sentence}" for sentence in (_plainly(made.row), *made.sentences)]
+    if as_json:
+        click.echo(to_json(rows))
+        return
+    table = frame_of(rows).dropna(axis="columns", how="all").drop(columns=["threshold", "kind"])
+    table.insert(0, "task", [one.recipe.name for one in prepared])
+    print_table("Predicted task vectors (estimates)", table)
+    for sentence in said:
+        click.echo(sentence)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _plainly(row: Any) -> str:
+    """The prediction in one sentence."""
+    within, threshold = row.epochs_within, f"{row.threshold:.0%}"
+    if within != within:
+        return f"at {row.rule} {row.lr:g} the task vector stays the gradient within {threshold}, however long"
+    epochs = "1 epoch" if within == 1 else f"{within:.0f} epochs"
+    rate = f"; at {row.epochs} epochs, up to a rate of about {row.lr_within:.2g}" if row.lr_within < 1e9 else ""
+    return f"up to about {epochs} at {row.rule} {row.lr:g} the task vector is the gradient within {threshold}{rate}"

@@ -1,0 +1,57 @@
+"""`tvgrad trace --from-checkpoints CKPT ... --recipe TARGET --out DIR`: gradients at weights that exist already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--from-checkpoints", is_flag=True, required=True, help="Record CHECKPOINTS, the pretrained one first.")
+@click.option("--recipe", required=True, help="TARGET of the recipe with model, loss and data.")
+@click.option("--tasks", help="Which task, where the recipe has several.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
+@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
+@click.option("--device", default="auto", show_default=True, help="A torch device.")
+@click.option("--groups", help="Regular expression that groups parameters.")
+@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+@click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.")
+@click.option("--quiet", is_flag=True, help="Say nothing.")
+def trace_checkpoints(
+    checkpoints: tuple[Path, ...],
+    from_checkpoints: bool,
+    recipe: str,
+    tasks: str | None,
+    out: Path,
+    allow: str | None,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Record CHECKPOINTS as the epochs of a run, with the full-batch gradient at each.
+
+    A checkpoint is a safetensors file, a state_dict written by torch.save, or a folder with one of them. Code in files
+    is never run.
+
+    \b
+    Examples:
+      tvgrad trace --from-checkpoints base.safetensors tuned.safetensors --recipe my_recipe.py --out runs/mine
+    """
+    from tvgrad.errors import TvgradError
+    from tvgrad.integrations.checkpoints import trace_checkpoints as record
+    from tvgrad.recipes.catalogue import load_recipes
+    from tvgrad.record.training import TraceOptions, check_directory, prepare
+
+    check_directory(out, resume=False)
+    chosen = load_recipes(recipe, tuple(part.strip() for part in (tasks or "").split(",") if part.strip()))
+    if len(chosen) != 1:
+        raise TvgradError(
+            f"{recipe} has {len(chosen)} tasks: pick one by --tasks ({', '.join(r.name for r in chosen)})"
+        )
+    names = tuple(part.strip() for part in (allow or "").split(",") if part.strip())
+    prepared = prepare(chosen[0], TraceOptions(target=recipe, allow=names, **given))
+    run = record(checkpoints, prepared, out, recipe)
+    if not quiet:
+        click.echo(f"{out}: {len(run.epochs)} points")

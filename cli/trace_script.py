@@ -1,0 +1,77 @@
+"""`tvgrad trace --out DIR -- COMMAND ...`: run any PyTorch training script, unchanged, and record it.
+
+This module imports no torch: the script should not wait for that twice.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from tvgrad.integrations.script.launch import check, end_like, launch
+from tvgrad.integrations.script.options import ScriptOptions
+
+RECORDED = "epoch-gradients"
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
+@click.option("--steps-per-epoch", type=click.IntRange(min=1), help="Where epochs cannot be read off DataLoaders.")
+@click.option("--record-at", default="epochs", show_default=True, help="epochs, or steps:1,10,100.")
+@click.option(
+    "--record",
+    default=RECORDED,
+    show_default=True,
+    help="epoch-gradients, or none; weights always, gradients by --recipe.",
+)
+@click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
+@click.option("--groups", help="Regular expression that groups parameters.")
+@click.option("--model", help="Which model, where the script trains several.")
+@click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")
+@click.option("--strict", is_flag=True, help="End the script where recording fails (exit code 2).")
+@click.option("--quiet", is_flag=True, help="Say nothing where all is well.")
+@click.pass_context
+def trace_script(
+    ctx: click.Context, out: Path, recipe: str | None, quiet: bool, record: str, strict: bool, **given: object
+) -> None:
+    """Run COMMAND, any PyTorch training script, and record weights and gradients at the end of every epoch.
+
+    The script's output, numbers and exit code stay as they are. What tvgrad has to say goes to standard error.
+
+    \b
+    Examples:
+      tvgrad trace --out runs/mine -- python finetune.py --lr 1e-4
+      tvgrad trace --out runs/mine --steps-per-epoch 500 -- python -m mypackage.train
+      tvgrad trace --out runs/gan --model generator -- python gan.py
+      tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
+    """
+    from tvgrad.errors import TvgradError
+
+    command: tuple[str, ...] = tuple(ctx.obj or ())
+    kinds = tuple(part.strip() for part in record.split(",") if part.strip() not in {"", "none"})
+    target = os.path.abspath(out)
+    options = ScriptOptions(
+        out=target,
+        notes="",
+        command=command,
+        record=tuple(kind for kind in kinds if kind != "gradients"),
+        recipe=recipe,
+        strict=strict,
+        quiet=quiet,
+        **given,  # type: ignore[arg-type]
+    )
+    check(options)
+    if "gradients" in kinds and recipe is None:
+        raise TvgradError(
+            "full-batch gradients need the data: give --recipe TARGET, or leave gradients out of --record"
+        )
+    if recipe is None:
+        end_like(launch(options))
+        return
+    from tvgrad.integrations.checkpoints import add_gradients
+    from tvgrad.recipes.catalogue import load_recipes
+
+    load_recipes(recipe)  # a mistake in it should show before the training
+    end_like(launch(options, lambda: add_gradients(out, recipe)))

@@ -1,0 +1,117 @@
+"""Time and peak memory of merging large models, against reading and writing the same bytes.
+
+Run by hand: `python tests/benchmarks/bench_merging.py [--models 10] [--parameters 86_000_000] [--repeat 3]`. It writes
+4 bytes a parameter and model to a temporary folder and deletes them. Each repetition runs in a process of its own, so
+that its peak memory is its own; the cache is warm. Processor time, which other programs disturb less, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_report_pass import shapes
+
+from tvgrad.merging import METHODS, merge_files
+from tvgrad.tensor_files import TensorFile, write_tensors
+
+ELEMENTWISE = ("task_arithmetic", "mean", "negation", "median", "dare")
+BUFFER = 1 << 20
+
+
+def write_models(folder: Path, models: int, parameters: int) -> None:
+    """Write pretrained weights and models near them."""
+    generator = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes(parameters).items()}
+    write_tensors(start, folder / "pretrained.safetensors")
+    for number in range(models):
+        tuned = {name: w + torch.randn(w.shape, generator=generator) * 1e-3 for name, w in start.items()}
+        write_tensors(tuned, folder / f"tuned-{number}.safetensors")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The pretrained file, then the tuned ones."""
+    return [folder / "pretrained.safetensors", *sorted(folder.glob("tuned-*.safetensors"))]
+
+
+def copy_bytes(folder: Path) -> None:
+    """Read every byte once into one reused buffer, and write as many as one model has, flushed to the disk."""
+    buffer = memoryview(bytearray(BUFFER))
+    for path in files_of(folder):
+        with open(path, "rb", buffering=0) as handle:
+            while handle.readinto(buffer):
+                pass
+    left = files_of(folder)[0].stat().st_size
+    with open(folder / "copy", "wb") as handle:
+        while left:
+            left -= handle.write(buffer[: min(left, BUFFER)])
+        handle.flush()
+        os.fsync(handle.fileno())
+    (folder / "copy").unlink()
+
+
+def merge(folder: Path, method: str) -> None:
+    """Merge all models into one file."""
+    pretrained, *tuned = (TensorFile(path) for path in files_of(folder))
+    out = merge_files(METHODS[method](), pretrained, tuned, 0.3, folder / "merged.safetensors")
+    out.unlink()
+
+
+def measure(case: str, folder: Path) -> dict[str, float]:
+    """Run one case in a fresh process: seconds without its start, and peak resident memory in GB."""
+    words = [sys.executable, __file__, "--case", case, "--folder", str(folder)]
+    figures: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return figures
+
+
+def main() -> None:
+    """Measure all cases, or one in this process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--parameters", type=int, default=86_000_000)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(ELEMENTWISE), help="also ties, breadcrumbs, tsv_m")
+    parser.add_argument("--case")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.case == "write":
+        write_models(options.folder, options.models, options.parameters)
+        return
+    if options.case:
+        start, cpu = time.perf_counter(), time.process_time()
+        copy_bytes(options.folder) if options.case == "copy" else merge(options.folder, options.case)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        print(json.dumps({"seconds": seconds, "cpu": time.process_time() - cpu, "peak": peak}))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Not in this process: children are charged with the peak memory of the process that starts them.
+        size = ["--models", str(options.models), "--parameters", str(options.parameters)]
+        subprocess.run([sys.executable, __file__, "--case", "write", "--folder", name, *size], check=True)
+        cases = ["copy", *options.methods.split(",")]
+        runs = [{case: measure(case, folder) for case in cases} for _ in range(options.repeat)]
+        total = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        print(f"{total:.2f} GB in {options.models + 1} files, {os.cpu_count()} cores, median of {options.repeat}")
+        for case in cases:
+            seconds = statistics.median(run[case]["seconds"] for run in runs)
+            ratio = statistics.median(run[case]["seconds"] / run["copy"]["seconds"] for run in runs)
+            peak = max(run[case]["peak"] for run in runs)
+            cpu = min(run[case]["cpu"] for run in runs) / min(run["copy"]["cpu"] for run in runs)
+            print(
+                f"{case:16} {seconds:7.2f} s  {ratio:6.2f} x read and write ({cpu:5.2f} x in processor time)  "
+                f"{peak:5.2f} GB peak"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What `tvgrad trace -- COMMAND` costs: wall time of a script with and without it, and how long one epoch's end stalls.
+
+Run by hand: `python tests/benchmarks/bench_script_trace.py [--pairs 7] [--megabytes 343]`. Time is measured inside the
+script, round its training loop, so that neither the import of torch nor the start of Python counts. Goals: at most 3 %
+of wall time with weights and epoch gradients at every epoch, and stalls of at most 0.15 of a raw write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SCRIPT = """
+import sys, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+if sys.argv[1] == "mlp":
+    data = TensorDataset(torch.randn(12800, 784), torch.randint(0, 10, (12800,)))
+    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+else:
+    data = TensorDataset(torch.randint(0, 100, (512, 64)), torch.randint(0, 10, (512,)))
+    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
+    model = nn.Sequential(
+        nn.Embedding(100, 128), nn.TransformerEncoder(layer, 3), nn.Flatten(), nn.Linear(8192, 10)
+    )
+loader = DataLoader(data, batch_size=64 if sys.argv[1] == "mlp" else 32, shuffle=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+times = []
+for epoch in range(6):
+    began = time.perf_counter()
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    times.append(time.perf_counter() - began)
+print(sum(times[1:]))
+"""
+
+STALL = """
+import sys, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+size = int(float(sys.argv[1]) * 1e6 / 4 / 12)
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(size)) for _ in range(12))
+    def forward(self, x):
+        return sum((w[:4] * x).sum() for w in self.weights)
+model = Wide()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+loader = DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=4)
+for epoch in range(5):
+    for (x,) in loader:
+        optimizer.zero_grad()
+        model(x).backward()
+        optimizer.step()
+        last = time.perf_counter()
+    stall = time.perf_counter() - last
+    print(stall)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def traced(arguments: list[str], folder: Path) -> list[str]:
+    """A command, traced into a new run directory."""
+    out = tempfile.mkdtemp(dir=folder)
+    command = [str(Path(sys.executable).with_name("tvgrad"))]
+    return [*command, "trace", "--quiet", "--out", out, "--", *arguments]
+
+
+def numbers(command: list[str]) -> list[float]:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(line) for line in done.stdout.split()]
+
+
+def overhead(folder: Path, kind: str, pairs: int) -> None:
+    """Paired runs, each pair in an order of its own."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    plain = [sys.executable, str(script), kind]
+    ratios, seconds = [], []
+    for pair in range(pairs):
+        if pair % 2:
+            with_it = numbers(traced(plain, folder))[0]
+            without = numbers(plain)[0]
+        else:
+            without = numbers(plain)[0]
+            with_it = numbers(traced(plain, folder))[0]
+        ratios.append(with_it / without)
+        seconds.append(without / 5)
+    print(
+        f"{kind}: epochs of {statistics.median(seconds):.2f} s, traced/untraced median {statistics.median(ratios):.4f}, "
+        f"all {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))}"
+    )
+
+
+def raw_write(folder: Path, megabytes: float) -> float:
+    """Seconds of a plain write of so many bytes from memory."""
+    content = memoryview(os.urandom(1 << 20) * int(megabytes))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with open(folder / "raw", "wb", buffering=0) as handle:
+            written = 0
+            while written < len(content):
+                written += handle.write(content[written:])
+        times.append(time.perf_counter() - began)
+        (folder / "raw").unlink()
+    return statistics.median(times)
+
+
+def stalls(folder: Path, megabytes: float) -> None:
+    """How long the end of an epoch holds up the script, in raw writes of the weights."""
+    script = folder / "stall.py"
+    script.write_text(STALL)
+    raw = raw_write(folder, megabytes)
+    plain = numbers([sys.executable, str(script), str(megabytes), "1"])
+    with_it = numbers(traced([sys.executable, str(script), str(megabytes), "6"], folder))
+    print(
+        f"{megabytes:g} MB: raw write {raw:.3f} s; end of an epoch {', '.join(f'{t / raw:.3f}' for t in with_it)} raw "
+        f"writes traced, {max(plain) / raw:.4f} untraced"
+    )
+
+
+def main() -> None:
+    """Measure both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--megabytes", type=float, default=343)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        stalls(Path(name), given.megabytes)
+        for kind in ("mlp", "transformer"):
+            overhead(Path(name), kind, given.pairs)
+
+
+if __name__ == "__main__":
+    main()

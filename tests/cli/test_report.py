@@ -1,0 +1,180 @@
+"""`tvgrad report`: files, terminal output, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from traced_runs import Traced, digits, digits_cache, tampered, traced
+from tvgrad.cli.main import main
+
+from tvgrad.report.documents import FORMATS, PAGE
+
+__all__ = ["digits", "digits_cache", "tampered", "traced"]
+
+Called = Callable[..., tuple[int, str, str]]
+
+TABLES = ("norms", "directions", "equivalence", "cross_task")
+FIGURES = ("gradient_shares", "descent_cosines", "cross_task_cosines")
+
+
+@pytest.fixture
+def tvgrad(capsys: pytest.CaptureFixture[str]) -> Called:
+    """tvgrad(words ...) -> exit code, output, errors."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main([str(word) for word in words])
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def runs(traced: Traced, tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    for task in ("low", "rotated"):
+        shutil.copytree(traced(task).root, root / task)
+    return root
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_of_a_report(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report"
+    code, printed, err = tvgrad("report", runs, "--out", out, "--format", "csv", "--format", "md", "--format", "json")
+    assert (code, err) == (0, "")
+    assert str(out) in printed
+    for name in TABLES:
+        rows = rows_of(out / f"{name}.csv")
+        assert rows
+        assert len(json.loads((out / f"{name}.json").read_text())) == len(rows)
+        assert len((out / f"{name}.md").read_text().splitlines()) == len(rows) + 2
+    for name in FIGURES:
+        assert (out / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (out / "figures" / f"{name}.svg").stat().st_size > 5000
+    assert {row["run"] for row in rows_of(out / "norms.csv")} == {"low", "rotated"}
+    assert {row["group"] for row in rows_of(out / "norms.csv")} == {"all", "encoder.0", "encoder.2"}
+
+
+def test_csv_and_html_are_the_default(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    assert tvgrad("report", runs, "--out", tmp_path / "report")[0] == 0
+    assert {path.suffix for path in (tmp_path / "report").iterdir() if path.is_file()} == {".csv", ".html"}
+
+
+def test_a_second_report_replaces_the_first(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    assert tvgrad("report", runs, "--out", tmp_path / "report")[0] == 0
+    assert tvgrad("report", runs / "low", "--out", tmp_path / "report")[0] == 0
+    assert {row["run"] for row in rows_of(tmp_path / "report/norms.csv")} == {"low"}
+
+
+def test_groups(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    assert tvgrad("report", runs, "--out", tmp_path / "report", "--groups", "bias|weight")[0] == 0
+    assert {row["group"] for row in rows_of(tmp_path / "report/directions.csv")} == {"all", "bias", "weight"}
+    code, _, err = tvgrad("report", runs, "--groups", "(")
+    assert code == 2
+    assert "is not a regular expression" in err
+
+
+def test_the_terminal(tvgrad: Called, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = tvgrad("report", runs)
+    assert (code, err) == (0, "")
+    for word in ("norms", "directions", "equivalence", "cross_task", "gradient_norm_share", "sign_agreement", "exact"):
+        assert word in out
+    assert "encoder.0" not in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    assert "encoder.0" in tvgrad("report", runs, "--groups", r"encoder\.\d")[1]
+
+
+def test_a_run_named_twice_is_reported_once(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    assert tvgrad("report", runs, runs / "low", "--out", tmp_path / "report")[0] == 0
+    rows = rows_of(tmp_path / "report/norms.csv")
+    assert sum(row["run"] == "low" and row["group"] == "all" for row in rows) == 4
+
+
+def test_formats(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    code, out, err = tvgrad("report", runs, "--out", tmp_path / "report", "--format", "xls")
+    assert (code, out) == (2, "")
+    assert err == f"Error: unknown format 'xls': choose from {', '.join([*FORMATS, PAGE])}\n"
+    assert not (tmp_path / "report").exists()
+    code, out, err = tvgrad("report", runs, "--format", "csv")
+    assert (code, out) == (2, "")
+    assert err == "Error: --format says how files are written: give --out too\n"
+
+
+def test_out_is_a_file(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = tvgrad("report", runs, "--out", tmp_path / "file")
+    assert code == 2
+    assert "is a file: choose a folder for --out" in err
+
+
+DAMAGES = [
+    lambda run: (run / "weights/epoch-0001.safetensors").unlink(),
+    lambda run: (run / "gradients/epoch-0002.safetensors").write_bytes(b"short"),
+    lambda run: (run / "run.json").write_text("[]"),
+    lambda run: (run / "weights/epoch-0001.safetensors").write_bytes(
+        b"\xff" * (run / "weights/epoch-0001.safetensors").stat().st_size
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_runs(tvgrad: Called, runs: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    damage(runs / "low")
+    code, out, err = tvgrad("report", runs, "--out", tmp_path / "report")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: {runs / 'low'} is damaged: ")
+    assert "--skip-damaged" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+    code, _, err = tvgrad("report", runs, "--out", tmp_path / "report", "--skip-damaged")
+    assert code == 0
+    assert err.startswith(f"{runs / 'low'} is left out: ")
+    assert {row["run"] for row in rows_of(tmp_path / "report/norms.csv")} == {"rotated"}
+
+
+def test_nothing_but_damaged_runs(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    for run in runs.iterdir():
+        DAMAGES[0](run)
+    code, out, err = tvgrad("report", runs, "--out", tmp_path / "report", "--skip-damaged")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("Error: every run is damaged and left out")
+    assert len(err.splitlines()) == 3
+
+
+def test_runs_of_different_models(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(
+        "import torch, tvgrad\n"
+        "def recipe():\n"
+        "    data = torch.eye(3), torch.arange(3)\n"
+        "    return tvgrad.Recipe(torch.nn.Linear(3, 3), torch.nn.CrossEntropyLoss(), data, name='other')\n"
+    )
+    assert tvgrad("trace", tmp_path / "other.py", "--out", runs / "other", "--quiet", "--epochs", 1)[0] == 0
+    code, _, err = tvgrad("report", runs)
+    assert code == 2
+    assert "are runs of different models" in err
+    assert err.count("\n") == 1
+
+
+def test_a_directory_without_runs(tvgrad: Called, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = tvgrad("report", tmp_path / "empty")
+    assert code == 2
+    assert err == (
+        f"Error: {tmp_path / 'empty'} is neither a run directory nor a directory of runs: "
+        "give the --out of a `tvgrad trace`\n"
+    )
+    assert tvgrad("report")[0] == 2

@@ -1,0 +1,129 @@
+"""The HTML page, the LaTeX tables and the summary: nothing from a run is trusted, and the words follow the numbers."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from tvgrad.report.latex import CAPTIONS, escaped, latex_table
+from tvgrad.report.page import html_page
+from tvgrad.report.published import first_epoch_shares
+from tvgrad.report.summary import summary_of
+from tvgrad.report.tables import COLUMNS
+
+HARM = '<script>alert(1)</script>&"\''
+
+
+def tables(runs=("a", "b"), holds="exact", shares=((0.7, 0.3), (0.4, 0.6)), cosines=(0.99, 0.5), reason="fine"):
+    norms, directions, equivalence = [], [], []
+    for run, share, cosine in zip(runs, shares, cosines, strict=True):
+        for group in ("all", "encoder.0"):
+            norms += [(run, e, group, 1.0, 1.0, 1.0, share[e] if e < 2 else math.nan) for e in range(3)]
+            directions += [
+                (run, e, group, math.nan if e == 0 else cosine, 1.0, 1.0, 1.0, 0.1) for e in range(3)
+            ]
+        equivalence.append((run, "tau_1 = -lr g_0", holds, 0.9, 0.01, 0.0, reason))
+    cross = [(runs[0], runs[1], 2, "all", 0.25, 0.2, 0.5)]
+    rows = {"norms": norms, "directions": directions, "equivalence": equivalence, "cross_task": cross}
+    frames = {}
+    for name, values in rows.items():
+        frame = pd.DataFrame([dict(zip(needed(name), value, strict=True)) for value in values])
+        frames[name] = frame.reindex(columns=list(COLUMNS[name]))
+    return frames
+
+
+def needed(name):
+    """The columns that these tests fill, in the order above."""
+    return {
+        "norms": ("run", "epoch", "group", "gradient_norm", "task_vector_norm", "displacement_norm",
+                  "gradient_norm_share"),
+        "directions": ("run", "epoch", "group", "cos_task_vector_descent", "cos_gradient_first",
+                       "cos_task_vector_first", "cos_successive_displacements", "relative_residual"),
+        "equivalence": ("run", "rule", "holds", "worst_ratio_to_budget", "frozen_share", "gradient_relative_error",
+                        "reason"),
+        "cross_task": ("run_a", "run_b", "epoch", "group", "cos_task_vectors", "cos_gradients", "sign_agreement"),
+    }[name]
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in {"src", "href"}]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_escapes_and_needs_nothing_beside_it(tmp_path):
+    figure = tmp_path / "shares.svg"
+    figure.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    made = tables(runs=(HARM, "b"), reason=HARM)
+    page = html_page(made, [(figure, HARM)], summary_of(made), f"Report {HARM}", "lead")
+    parser = Tags()
+    parser.feed(page)
+    assert "script" not in parser.tags
+    assert HARM in "".join(parser.text)
+    assert parser.links
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in parser.links)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_groups_are_folded_away():
+    page = html_page(tables(), [], [], "t", "l")
+    assert page.count("<details>") == 2
+    assert "By group of parameters (1 groups, 6 rows)" in page
+
+
+def test_summary_counts_what_the_tables_say():
+    text = " ".join(summary_of(tables()))
+    assert "The first epoch of every run is exact" in text
+    assert "largest in norm in 1 of 2 runs" in text
+    assert "between 0.400 (b) and 0.700 (a)" in text
+    assert "0.80 to 1.40 times an even share" in text
+    assert "between 0.500 (b) and 0.990 (a); it is at least 0.95 in 1 of 2 runs" in text
+    assert "no longer the first gradient" in text
+
+
+def test_summary_of_failures_and_other_forms():
+    failing = " ".join(summary_of(tables(holds="fails", reason="the weights moved")))
+    assert "Not exact for a and b: the weights moved." in failing
+    assert "exact:" not in failing
+    other = " ".join(summary_of(tables(holds="does not apply", reason="adam divides", cosines=(0.99, 0.97))))
+    assert "The gradient form does not apply for a and b: adam divides." in other
+    assert "merging after one epoch is worth trying first" in other
+
+
+def test_published_shares_are_those_of_the_paper():
+    table = first_epoch_shares().set_index("data_set")
+    assert table.loc["GTSRB", "share"] == 0.681
+    assert dict(table["epochs"]) == {
+        "CIFAR100": 6, "SVHN": 4, "RESISC45": 15, "MNIST": 5, "EuroSAT": 12, "GTSRB": 11, "DTD": 76
+    }
+
+
+@pytest.mark.parametrize("name", ["norms", "directions", "equivalence", "cross_task"])
+def test_latex_tables_are_balanced_and_captioned(name):
+    text = latex_table(tables()[name], name)
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert rule in text
+    assert CAPTIONS[name] in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    shown = tables()[name]
+    columns = shown.shape[1] - ("group" in shown)
+    assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
+    plain = re.sub(r"\$[^$]*\$", "", text)
+    assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", plain.replace(r"\label{tab:cross-task}", ""))
+
+
+def test_latex_escapes_what_comes_from_a_run():
+    assert escaped(r"50%_#&{}$\~^") == (
+        r"50\%\_\#\&\{\}\$\textbackslash{}\textasciitilde{}\textasciicircum{}"
+    )

@@ -1,0 +1,156 @@
+"""The public names, how lazily they load, and which modules may import which."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import tvgrad
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (
+    "errors",
+    "samples parameters tensor_files results arithmetic",
+    "batch_loss update_rules update_rule_base update_coefficients block_reader block_products vector_rows "
+    "inner_products",
+    "probe objective bounds",
+    "recipe",
+    "recipes",
+    "record",
+    "run_vectors merging",
+    "theory",
+    "report integrations",
+    "analyses",
+    "cli",
+)
+"""From the ground up: a module imports from its own layer and those below."""
+
+
+def modules() -> dict[str, Path]:
+    """Module -> its file, `tvgrad.cli` being the folder `cli`; files outside packages are data."""
+    found = {}
+    for top, name in (("tvgrad", "tvgrad"), ("cli", "tvgrad.cli"), ("analyses", "tvgrad.analyses")):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            if not (path.parent / "__init__.py").exists():
+                continue
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            found[".".join([name, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+def imports(path: Path, everywhere: bool) -> Iterator[str]:
+    """Modules of tvgrad that a file imports; without `everywhere`, those that load together with it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if everywhere else _at_import(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "tvgrad")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tvgrad":
+            assert node.level == 0
+            for alias in node.names:
+                child = f"{node.module}.{alias.name}"
+                yield child if child in modules() else str(node.module)
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def layer(module: str) -> int | None:
+    """None for the package itself, whose lazy names belong to no layer."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return None
+    (found,) = (number for number, names in enumerate(LAYERS) if parts[1] in names.split())
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    names = {module.split(".")[1] for module in modules() if "." in module}
+    assert names <= set(" ".join(LAYERS).split())
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if "." in name])
+def test_modules_import_downwards(module: str) -> None:
+    for other in imports(modules()[module], everywhere=True):
+        if layer(other) is not None:
+            assert layer(other) <= layer(module), f"{module} imports {other}, which lies above it"  # type: ignore[operator]
+
+
+def test_nothing_imports_in_circles() -> None:
+    graph = {module: set(imports(path, everywhere=False)) - {module} for module, path in modules().items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def load(name: str) -> ModuleType | None:
+    """Import a module, or None where an optional library that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if error.name is None or error.name.split(".")[0] == "tvgrad":
+            raise
+        return None
+
+
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    """`tvgrad.gram` is a function however many modules have been imported, and in whichever order."""
+    before = {name: getattr(tvgrad, name) for name in tvgrad.__all__}
+    for name in modules():
+        load(name)
+    assert "tvgrad.record.run" in sys.modules
+    for name, value in before.items():
+        assert getattr(tvgrad, name) is value, name
+    for name in ("gram", "check_one_epoch"):
+        assert callable(before[name])
+
+
+def test_public_names() -> None:
+    assert set(tvgrad.__all__) <= set(dir(tvgrad))
+    for name in ("Recipe", "Objective", "Recorder", "Run", "gram", "check_one_epoch", "update_rules", "TvgradError"):
+        assert name in tvgrad.__all__
+    with pytest.raises(AttributeError, match="module 'tvgrad' has no attribute 'nothing'"):
+        tvgrad.nothing  # noqa: B018
+
+
+def test_every_module_lists_names_that_it_has() -> None:
+    for name in modules():
+        module = load(name)
+        for public in getattr(module, "__all__", ()):
+            assert hasattr(module, public), f"{name}.{public}"
+
+
+def loaded_by(code: str) -> set[str]:
+    report = f"{code}\nimport sys; print(' '.join(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "numpy", "pandas", "scipy", "sklearn", "seaborn", "matplotlib", "click", "rich", "safetensors"}
+
+
+def test_importing_tvgrad_loads_nothing_heavy() -> None:
+    assert not loaded_by("import tvgrad") & HEAVY
+    assert not loaded_by("import tvgrad; tvgrad.TvgradError; dir(tvgrad)") & HEAVY
+
+
+def test_the_command_lines_help_loads_click_alone() -> None:
+    code = "from tvgrad.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    assert loaded_by(code) & HEAVY == {"click"}
+
+
+def test_tables_need_no_pictures() -> None:
+    assert not loaded_by("import tvgrad.report.tables, tvgrad.report.documents") & {"seaborn", "matplotlib", "click"}

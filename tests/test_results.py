@@ -1,0 +1,97 @@
+"""Results become tables and survive a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvgrad.errors import DamagedRun
+from tvgrad.results import Result, frame_of, from_json, to_json
+from tvgrad.theory.equivalence import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding(Result):
+    name: str
+    value: float
+    count: int
+    fine: bool
+    note: str | None = None
+
+
+floats = st.floats(allow_nan=True, allow_infinity=True)
+findings = st.builds(Finding, st.text(), floats, st.integers(), st.booleans(), st.none() | st.text())
+
+
+def bits(finding: Finding) -> list[Any]:
+    return [np.float64(value).tobytes() if isinstance(value, float) else value for value in finding.row().values()]
+
+
+@given(st.lists(findings.filter(lambda one: not math.isnan(one.value) or math.copysign(1, one.value) > 0)))
+def test_a_round_trip_keeps_every_bit(results: list[Finding]) -> None:
+    text = to_json(results)
+    json.loads(text, parse_constant=pytest.fail)  # no NaN, no Infinity: any JSON reader takes it
+    back = from_json(Finding, text)
+    for one, other in zip(results, back, strict=True):
+        if math.isnan(one.value):
+            assert math.isnan(other.value)
+        else:
+            assert bits(one) == bits(other)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    text = to_json([Finding("a", np.float64(0.1), np.int64(3), np.bool_(True))])  # type: ignore[arg-type]
+    assert from_json(Finding, text) == [Finding("a", 0.1, 3, True)]
+
+
+def test_frames() -> None:
+    one = Finding("a", math.nan, 1, True)
+    pd.testing.assert_frame_equal(
+        one.to_frame(),
+        pd.DataFrame({"name": ["a"], "value": [math.nan], "count": [1], "fine": [True], "note": [None]}),
+    )
+    assert list(frame_of([one], ["count", "name"]).columns) == ["count", "name"]
+    assert list(frame_of([], ["count", "name"]).columns) == ["count", "name"]
+    assert len(frame_of([])) == 0
+
+
+def test_results_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Finding("a", 0.0, 1, True).value = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "3",
+        "null",
+        '{"a": 1}',
+        "[1]",
+        '[{"name": "a"}]',
+        '[{"name": "a", "value": {"other": 1}, "count": 1, "fine": true}]',
+        '[{"name": "a", "value": {"float": "x"}, "count": 1, "fine": true}]',
+        '[{"name": "a", "value": 1, "count": 1, "fine": true, "more": 1}]',
+    ],
+)
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(DamagedRun, match=r"holds no Finding .*: compute it again"):
+        from_json(Finding, text)
+
+
+def test_verdicts() -> None:
+    verdict = Verdict("low", "tau_1 = -lr g_0", "exact", 0.99, 0.0, math.nan, "a reason")
+    (back,) = from_json(Verdict, to_json([verdict]))
+    assert math.isnan(back.gradient_relative_error)
+    assert dataclasses.replace(back, gradient_relative_error=0.0) == dataclasses.replace(
+        verdict, gradient_relative_error=0.0
+    )

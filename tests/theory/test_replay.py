@@ -1,0 +1,145 @@
+"""Recorded gradients computed again from the recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from traced_runs import Tampered, Traced
+
+from tvgrad.errors import TvgradError
+from tvgrad.record.run import Run
+from tvgrad.theory.replay import objective_of, recipe_of, replay_gradients
+
+RECIPE = """
+import torch
+from torch import nn
+import tvgrad
+
+def recipe(shift=0.0, frozen=0.0, width=4):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 2))
+    model[2].bias.requires_grad_(False)
+    inputs, targets = torch.randn(30, 6) + shift, torch.randint(0, 2, (30,))
+    return tvgrad.Recipe(model, nn.CrossEntropyLoss(), (inputs, targets), name="{name}", lr=0.1, epochs=2)
+
+def other_data():
+    return recipe(shift=0.5)
+
+def other_model():
+    return recipe(width=5)
+
+def without_bias():
+    made = recipe()
+    made.model[2] = nn.Linear(4, 2, bias=False)
+    return made
+
+def two():
+    return [recipe(), tvgrad.Recipe(recipe().model, nn.CrossEntropyLoss(), (torch.ones(3, 6), torch.tensor([0, 1, 0])),
+                                    name="second")]
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(RECIPE.replace("{name}", "task"))
+    return str(path)
+
+
+@pytest.fixture
+def run(target: str, tmp_path: Path) -> Run:
+    from tvgrad.recipes.catalogue import load_recipes
+    from tvgrad.record.training import TraceOptions, prepare, trace
+
+    return trace(prepare(load_recipes(target)[0], TraceOptions(target=target)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_same_machine_gives_the_same_bits(traced: Traced, dtype: str) -> None:
+    outcome = replay_gradients(traced("rotated", dtype=dtype), "digits")
+    assert outcome.agrees
+    assert outcome.gradients == 4
+    assert outcome.sentence == "all 4 gradients have the same bits"
+    assert (outcome.recorded_error, outcome.replayed_error) == (0.0, 0.0)
+
+
+def test_epochs_that_were_dropped_are_left_out(traced: Traced) -> None:
+    assert replay_gradients(traced("rotated", keep="epochs:0,3"), "digits").gradients == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_rounding_of_the_same_size_agrees(traced: Traced, tampered: Tampered, dtype: str) -> None:
+    """Another library's last bit: every coordinate moved to its neighbour, or not."""
+
+    def jitter(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        far = {name: torch.full_like(tensor, math.inf) for name, tensor in content.items()}
+        return {
+            name: torch.where(
+                torch.rand(tensor.shape, generator=generator) < 0.5, torch.nextafter(tensor, far[name]), tensor
+            )
+            for name, tensor in content.items()
+        }
+
+    outcome = replay_gradients(tampered(traced("rotated", dtype=dtype), "gradient", 2, jitter), "digits")
+    assert "1 of 4 gradients differ in bits" in outcome.sentence
+    assert outcome.agrees, outcome.sentence
+    assert outcome.recorded_error > 0
+    assert outcome.replayed_error > 0
+
+
+@pytest.mark.parametrize(("dtype", "change"), [("float32", 1e-4), ("float64", 1e-12), ("bfloat16", 2.0)])
+def test_more_than_rounding_does_not_agree(traced: Traced, tampered: Tampered, dtype: str, change: float) -> None:
+    def stretch(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: (tensor.double() * (1 + change)).to(tensor.dtype) for name, tensor in content.items()}
+
+    outcome = replay_gradients(tampered(traced("rotated", dtype=dtype), "gradient", 1, stretch), "digits")
+    assert not outcome.agrees
+    assert outcome.recorded_error == pytest.approx(change, rel=0.2)
+    assert "more than rounding" in outcome.sentence
+
+
+def test_a_recipe_of_ones_own(run: Run, target: str) -> None:
+    assert replay_gradients(run, target).sentence == "all 3 gradients have the same bits"
+    assert replay_gradients(run, f"{target}:two").agrees
+
+
+def test_other_data_is_named_by_its_fingerprint(run: Run, target: str) -> None:
+    with pytest.raises(TvgradError, match=r"training data is not what .* was recorded on: its fingerprint differs"):
+        replay_gradients(run, f"{target}:other_data")
+
+
+def test_another_model_is_refused(run: Run, target: str) -> None:
+    with pytest.raises(TvgradError, match="has other parameters than"):
+        replay_gradients(run, f"{target}:other_model")
+
+
+def test_other_frozen_parameters_are_refused(run: Run, target: str) -> None:
+    recipe = recipe_of(run, target)
+    recipe.model[2] = nn.Linear(4, 3)
+    recipe.model[2].bias.requires_grad_(False)
+    with pytest.raises(TvgradError, match="holds other frozen parameters or buffers"):
+        objective_of(run, recipe)
+
+
+def test_a_task_that_the_target_does_not_have(traced: Traced, run: Run, target: str) -> None:
+    with pytest.raises(TvgradError, match="has no task called 'rotated'"):
+        replay_gradients(traced("rotated"), f"{target}:two")
+
+
+def test_a_run_without_gradients_is_refused(traced: Traced) -> None:
+    with pytest.raises(TvgradError, match="records no full-batch gradients"):
+        replay_gradients(traced("rotated", record=()), "digits")
+
+
+def test_the_recipe_is_left_as_it_is(run: Run, target: str) -> None:
+    recipe = recipe_of(run, target)
+    before = {name: tensor.clone() for name, tensor in recipe.model.state_dict().items()}
+    objective = objective_of(run, recipe, torch.float64)
+    objective.gradient(run.weights(2))
+    after = recipe.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)

@@ -1,0 +1,184 @@
+"""Certificates: before training, how far k epochs can take a task vector from its first-order prediction.
+
+`certify` tries every form that applies and keeps the least upper and the largest lower bound; `Certificate.forms` says
+what each of them gave, and why the others do not exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.forms import Form, closed, quadratic, remainder
+from tvgrad.bounds.layer_constants import LayerBounds
+from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
+from tvgrad.bounds.start import Start
+from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, tube_round
+from tvgrad.results import Result
+from tvgrad.update_rule_base import Array, UpdateRule
+
+__all__ = ["Certificate", "certify", "certify_run"]
+
+QUADRATIC_STEPS = 100  # a product with the Hessian each
+
+
+@dataclass(frozen=True)
+class Certificate(Result):
+    """Bounds on `||theta_k - theta_0 - p_k||`, p_k the first-order prediction (gradient descent: `-eta k g_0`).
+
+    They hold for the iterates of exact arithmetic, started from the weights as stored; a run in floating point adds
+    its own rounding.
+
+    Attributes:
+        radius: of a ball round theta_0 that holds the iterates before the last.
+        error_bound: an upper bound of the error.
+        lower_bound: a lower bound of it.
+        method: the form that gave the upper bound.
+        closed_form_bound: what the uniform closed form gives, for comparison; infinity where it has no ball.
+        rounding: for a certificate from a run, a bound on how far the recorded last-but-one weights are from exact
+            ones; NaN before training.
+        forms: every form with its bounds, or the reason why it gives none.
+    """
+
+    radius: float
+    error_bound: float
+    lower_bound: float
+    method: str
+    closed_form_bound: float
+    rounding: float = math.nan
+    forms: tuple[Form, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """The numbers and words by name; the forms are left out."""
+        return {name: value for name, value in super().row().items() if name != "forms"}
+
+
+def certify(problem: FeedForward, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
+    """Bound the error of the first-order prediction before training.
+
+    Args:
+        problem: the network with its data.
+        rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
+        epochs: k.
+        simulate: also try a tube round the path that float64 takes, which costs k gradients, as much as the training;
+            without it all forms use theta_0 alone.
+
+    Returns:
+        The best bounds.
+
+    Raises:
+        NoCertificate: no form gives a bound; the message says why, form by form.
+    """
+    plan = plan_of(rule, epochs)
+    forms = [_attempt("closed, uniform", lambda: _uniform(problem, plan)), *_worst_forms(problem, plan)]
+    if problem.has_data:
+        forms += _local_forms(problem, plan)
+        if simulate and plan.steps <= TUBE_STEPS:
+            forms.append(_attempt("tube", lambda: _of_tube("tube", simulated_tube(problem, plan))))
+    return _best(forms)
+
+
+def certify_run(problem: FeedForward, rule: UpdateRule | float, weights: Sequence[torch.Tensor]) -> Certificate:
+    """Bound the same error after training, by a tube round recorded weights.
+
+    Args:
+        problem: the network with its data, at theta_0.
+        rule: the rule that was followed, one step an epoch.
+        weights: flat weights theta_0 .. theta_{k-1} (and theta_k, which is not needed), like `network.flat`.
+
+    Returns:
+        Bounds for the iterates of exact arithmetic, and how far the recorded ones are from them.
+
+    Raises:
+        NoCertificate: the first weights are not the problem's, or the tube grows beyond all bounds.
+    """
+    if not len(weights) or not torch.equal(weights[0].double(), problem.network.flat):
+        raise NoCertificate("the recorded weights do not start at the problem's own: build it from the first of them")
+    plan = plan_of(rule, len(weights))
+    tube = tube_round(problem, plan, weights)
+    form = _of_tube("a posteriori", tube)
+    uniform = _attempt("closed, uniform", lambda: _uniform(problem, plan))
+    return Certificate(form.radius, form.upper, form.lower, form.name, uniform.upper, tube.strays[-1], (uniform, form))
+
+
+def _attempt(name: str, build: Callable[[], Form]) -> Form:
+    try:
+        return build()
+    except NoCertificate as reason:
+        return Form(name, reason=str(reason))
+
+
+def _best(forms: Sequence[Form]) -> Certificate:
+    found = [form for form in forms if form.exists]
+    if not found:
+        raise NoCertificate("there is no certificate; " + "; ".join(form.reason for form in forms))
+    best = min(found, key=lambda form: form.upper)
+    lower = max(form.lower for form in found)
+    return Certificate(best.radius, best.upper, lower, best.name, forms[0].upper, math.nan, tuple(forms))
+
+
+def _scales(problem: FeedForward, plan: Plan) -> tuple[Array, Array, Array]:
+    """c[k, .], S_e and ||shrunk_e theta_0||, e < k."""
+    size = float(problem.network.flat.norm()) * (1 + 1e-9)
+    return plan.coefficients[plan.steps], plan.totals[:-1], plan.shrunk[:-1] * size
+
+
+def _with_decay(
+    problem: FeedForward, plan: Plan, constants: Callable[[float], tuple[float, float]]
+) -> Callable[[float], tuple[float, float]]:
+    """Constants of the loss with `coupled/2 ||theta||^2` added."""
+    size = float(problem.network.flat.norm()) * (1 + 1e-9)
+
+    def decayed(radius: float) -> tuple[float, float]:
+        gradient, hessian = constants(radius)
+        return gradient + plan.coupled * (size + radius) * (1 + 1e-12), hessian + plan.coupled
+
+    return decayed if plan.coupled else constants
+
+
+def _uniform(problem: FeedForward, plan: Plan) -> Form:
+    def constants(radius: float) -> tuple[float, float]:
+        found = problem.closed_form(radius)
+        return found.gradient_norm, found.hessian_norm
+
+    return closed("closed, uniform", *_scales(problem, plan), _with_decay(problem, plan, constants))
+
+
+def _worst_forms(problem: FeedForward, plan: Plan) -> list[Form]:
+    def constants(radius: float) -> tuple[float, float]:
+        found = problem.worst_case(radius, third=False)
+        return found.gradient_norm, found.hessian_norm
+
+    name = "closed, worst case"
+    return [_attempt(name, lambda: closed(name, *_scales(problem, plan), _with_decay(problem, plan, constants)))]
+
+
+def _local_forms(problem: FeedForward, plan: Plan) -> list[Form]:
+    start = Start(problem, plan, problem.hessian_norm())
+
+    def constants(radius: float) -> tuple[float, float]:
+        hessian = problem.hessian_norm(radius) + plan.coupled
+        plain = problem.gradient_norm(radius) + plan.coupled * (float(start.theta.norm()) + radius) * (1 + 1e-9)
+        return min(plain, start.gradient.upper + radius * hessian * (1 + 1e-12)), hessian
+
+    def thirds(radius: float) -> LayerBounds:
+        return problem.local(radius)
+
+    forms = [
+        _attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants)),
+        _attempt("remainder", lambda: remainder("remainder", start, thirds, layerwise=False)),
+        _attempt("layer-wise", lambda: remainder("layer-wise", start, thirds, layerwise=True)),
+    ]
+    if plan.steps <= QUADRATIC_STEPS:
+        forms.append(_attempt("quadratic", lambda: quadratic("quadratic", start, thirds)))
+    return forms
+
+
+def _of_tube(name: str, tube: Tube) -> Form:
+    error, width = tube.error()
+    return Form(name, error.upper + width, max(0.0, error.lower - width), tube.furthest)

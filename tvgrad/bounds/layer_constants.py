@@ -1,0 +1,260 @@
+r"""Worst-case constants of a feed-forward network, from norms alone, layer by layer.
+
+For one sample with `A_l >= ||h_l||` and `At_l >= sqrt(A_l^2 + 1)` (without the 1 where no bias is trained, without A_l
+where no weight is), `s_l >= ||W_l||_2` and parameter directions U, V, W whose parts in layer l have norms u_l, v_l, w_l
+(weight and bias together, so that `||U_l h + beta_l|| <= u_l At_{l-1}` by Cauchy-Schwarz):
+
+- `||zdot_l(U)|| <= c_l . u` with `c_l = At_{l-1} e_l + s_l b1 c_{l-1}`: differentiate `z_l = W_l s(z_{l-1}) + b_l`.
+- `||zddot_l(U,V)|| <= u' M_l v` with `M_1 = 0`, `M_l = b1 (e_l c_{l-1}' + c_{l-1} e_l') + s_l N_{l-1}`, where
+  `N_l = b2 c_l c_l' + b1 M_l` bounds the second derivative of `h_l = s(z_l)`: `hddot = s'' zdot zdot + s' zddot`,
+  and the product of two vectors, entry by entry, has at most the product of their norms.
+- `||zdddot_l(U,V,W)|| <= T_l[u,v,w]` with `T_1 = 0` and
+  `T_l = Sym3(e_l, N_{l-1}) + s_l ( b3 c o c o c + b2 Sym3(c, M_{l-1}) + b1 T_{l-1} )`, c = c_{l-1}:
+  differentiate once more; Sym3(a, B) sums the three ways to give one direction to a and two to B.
+
+The loss adds `G`, `K`, `L3`, bounds of its first three derivatives in the logits: the gradient is at most `G c_L`,
+layer by layer, the Hessian `K c_L c_L' + G M_L`, the third derivative `L3 c_L o c_L o c_L + K Sym3(c_L, M_L) + G T_L`.
+These small vectors, matrices and tensors are averaged over the samples *before* a norm is taken, which is never larger
+than the average of the norms. Over a ball of radius R round the weights every `s_l` and every offset grows by R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.bounds.losses import Loss, LossBounds
+from tvgrad.bounds.network import Layer, Network, inflated
+
+__all__ = [
+    "LayerBounds",
+    "layer_stretch",
+    "magnitudes",
+    "perturbation",
+    "spectral_bound",
+    "sym3",
+    "tensor_bound",
+    "worst_case",
+]
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class LayerBounds:
+    """Bounds of the mean loss over a ball, layer by layer: entry l is about directions of unit norm in layer l alone.
+
+    All entries are nonnegative, computed without cancellation and not yet inflated: the methods inflate.
+
+    Attributes:
+        gradient: (L,), norms of the gradient's parts.
+        hessian: (L, L), norms of the Hessian's blocks.
+        third: (L, L, L), norms of the third derivative's blocks; None where it was not asked for.
+        margin: relative rounding error of the entries at most.
+    """
+
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+    third: torch.Tensor | None
+    margin: float
+
+    @property
+    def gradient_norm(self) -> float:
+        """An upper bound of the gradient's norm."""
+        return inflated(float(self.gradient.norm()), self.margin)
+
+    @property
+    def hessian_norm(self) -> float:
+        """An upper bound of the Hessian's spectral norm: that of the small matrix of block norms."""
+        return inflated(spectral_bound(self.hessian), self.margin)
+
+    @property
+    def hessian_lipschitz(self) -> float:
+        """An upper bound of the Hessian's Lipschitz constant."""
+        return inflated(tensor_bound(self._third), self.margin)
+
+    def along(self, norms: torch.Tensor) -> tuple[float, float]:
+        """Bound the third derivative D3 in one or two slots that are filled with a known direction d.
+
+        Args:
+            norms: (L,), at least the norms of d's parts in the layers.
+
+        Returns:
+            Upper bounds of `||D3[., d, d]||` and of `||D3[., ., d]||_2`.
+        """
+        once = self._third @ norms
+        return inflated(float((once @ norms).norm()), self.margin), inflated(spectral_bound(once), self.margin)
+
+    @property
+    def _third(self) -> torch.Tensor:
+        if self.third is None:
+            raise ValueError("third derivatives were not asked for")
+        return self.third
+
+
+def spectral_bound(matrix: torch.Tensor) -> float:
+    """The spectral norm of a small matrix, at most some 1e-14 below (LAPACK's SVD is backward stable).
+
+    Args:
+        matrix: (m, n) with a few rows.
+
+    Returns:
+        The norm; infinity where an entry is not finite. A margin of 1e-9, which all users add, covers the rounding.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        return float("inf")
+    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0
+
+
+def tensor_bound(tensor: torch.Tensor) -> float:
+    """Bound `max T[u, v, w]` over unit vectors by the spectral norm of T unfolded to a matrix.
+
+    Args:
+        tensor: (L, L, L).
+
+    Returns:
+        The norm of the L x L^2 unfolding.
+    """
+    return spectral_bound(tensor.reshape(len(tensor), -1))
+
+
+def sym3(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Sum the three ways of giving one of three directions to a vector and the others to a symmetric matrix.
+
+    Args:
+        vector: (..., L).
+        matrix: (..., L, L), symmetric.
+
+    Returns:
+        (..., L, L, L): `a_i B_jk + a_j B_ik + a_k B_ij`.
+    """
+    first = vector[..., :, None, None] * matrix[..., None, :, :]
+    return first + first.transpose(-3, -2) + first.transpose(-3, -2).transpose(-2, -1)
+
+
+def worst_case(
+    network: Network,
+    loss: Loss,
+    input_norms: torch.Tensor,
+    targets: torch.Tensor | None,
+    radius: float = 0.0,
+    third: bool = True,
+    target_norm: float = 0.0,
+) -> LayerBounds:
+    """Bound the derivatives of the mean loss over a ball, from the norms of matrices and inputs.
+
+    Args:
+        network: the network at the ball's centre.
+        loss: the loss.
+        input_norms: (n,), upper bounds of the samples' norms.
+        targets: checked targets, or None for a bound that holds whatever they are.
+        radius: of the ball, in the trainable parameters.
+        third: whether third derivatives are wanted.
+        target_norm: without targets, the largest norm of one, for losses that grow with it.
+
+    Returns:
+        The constants of all layers.
+    """
+    depth, samples = network.depth, len(input_norms)
+    gradient = torch.zeros(depth, dtype=torch.float64)
+    hessian = torch.zeros(depth, depth, dtype=torch.float64)
+    cubes = torch.zeros(depth, depth, depth, dtype=torch.float64) if third else None
+    divisor = float(samples) if targets is None else loss.divisor(targets)
+    for start in range(0, samples, CHUNK):
+        norms = input_norms[start : start + CHUNK]
+        c, m, t = _recursion(network, norms, radius, third)
+        *_, (_, _, logits) = magnitudes(network, norms, radius)
+        if targets is None:
+            one = loss.worst(network.outputs, float(logits.max()), target_norm)
+            constants = LossBounds(*(torch.full_like(norms, value) for value in one))
+        else:
+            constants = loss.uniform(targets[start : start + CHUNK], network.outputs, logits)
+        gradient += torch.einsum("n,na->a", constants.gradient, c) / divisor
+        hessian += torch.einsum("n,na,nb->ab", constants.hessian, c, c) / divisor
+        hessian += torch.einsum("n,nab->ab", constants.gradient, m) / divisor
+        if cubes is not None and t is not None:
+            cubes += torch.einsum("n,na,nb,nc->abc", constants.third, c, c, c) / divisor
+            cubes += torch.einsum("n,nabc->abc", constants.hessian, sym3(c, m)) / divisor
+            cubes += torch.einsum("n,nabc->abc", constants.gradient, t) / divisor
+    return LayerBounds(gradient, hessian, cubes, network.margin(samples))
+
+
+def _recursion(
+    network: Network, input_norms: torch.Tensor, radius: float, third: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """c_L, M_L and T_L for each sample."""
+    samples, depth = len(input_norms), network.depth
+    c = torch.zeros(samples, depth, dtype=torch.float64)
+    m = torch.zeros(samples, depth, depth, dtype=torch.float64)
+    t = torch.zeros(samples, depth, depth, depth, dtype=torch.float64) if third else None
+    for index, (layer, entering, _) in enumerate(magnitudes(network, input_norms, radius)):
+        stretch = layer_stretch(network, index, radius)
+        moved = perturbation(network, index, entering)
+        unit = torch.zeros(depth, dtype=torch.float64)
+        unit[index] = 1.0
+        if index:
+            s = network.layers[index - 1].activation
+            n = s.b2 * c[:, :, None] * c[:, None, :] + s.b1 * m
+            if t is not None:
+                cube = c[:, :, None, None] * c[:, None, :, None] * c[:, None, None, :]
+                t = stretch * (s.b3 * cube + s.b2 * sym3(c, m) + s.b1 * t) + layer.moves_weight * sym3(unit, n)
+            both = s.b1 * unit[:, None] * c[:, None, :]
+            m = stretch * n + layer.moves_weight * (both + both.transpose(1, 2))
+            c = stretch * s.b1 * c
+        c = c + moved[:, None] * unit
+    return c, m, t
+
+
+def layer_stretch(network: Network, index: int, radius: float) -> float:
+    """Bound ||G W||_2 of a layer over the ball.
+
+    Args:
+        network: the network at the centre.
+        index: the layer, from 0.
+        radius: of the ball.
+
+    Returns:
+        The centre's norm plus what the ball adds; frozen weights do not move.
+    """
+    layer = network.layers[index]
+    return layer.spectral_norm + layer.moves_weight * radius
+
+
+def perturbation(network: Network, index: int, size: torch.Tensor) -> torch.Tensor:
+    """Bound how far a unit step in one layer's parameters moves its z.
+
+    Args:
+        network: the network.
+        index: the layer, from 0.
+        size: (n,), upper bounds of the norm of what enters the layer.
+
+    Returns:
+        (n,): `At`, times the gain.
+    """
+    layer = network.layers[index]
+    return torch.hypot(layer.moves_weight * size, torch.full_like(size, layer.moves_bias))
+
+
+def magnitudes(
+    network: Network, input_norms: torch.Tensor, radius: float
+) -> Iterator[tuple[Layer, torch.Tensor, torch.Tensor]]:
+    """Bound the norms of activations over the ball, by the smaller of two arguments for each layer.
+
+    A bounded activation gives at most `sqrt(width) sup |s|`, any other at most `sqrt(width) |s(0)| + b1 ||z||`.
+
+    Args:
+        network: the network at the centre.
+        input_norms: (n,), upper bounds of the samples' norms.
+        radius: of the ball.
+
+    Yields:
+        For each layer: the layer, the bound of what enters it, and the bound of ||z_l||.
+    """
+    size = input_norms
+    for index, layer in enumerate(network.layers):
+        z = layer.spectral_norm * size + layer.offset_norm + radius * perturbation(network, index, size)
+        yield layer, size, z
+        s, root = layer.activation, layer.width**0.5
+        size = torch.clamp(root * s.at_zero + s.b1 * z, max=root * s.supremum)

@@ -1,0 +1,251 @@
+r"""Local constants: what the samples' own Jacobians, residuals and activations say, instead of products of norms.
+
+For each sample, with the notation of `tvgrad.bounds.measured`, `c_l = (||J_{j,l}|| At_{j-1})_j` bounds the change of
+z_l and `a_l = (||D_l J_{j,l}|| At_{j-1})_j` that of h_l, layer of the direction by layer. Differentiating
+`z_m = W_m h_{m-1} + b_m` twice, and carrying each layer's part to layer l by its Jacobian,
+
+    M_l = sum_{m=2..l} ||J_{m,l}|| (e_m a_{m-1}' + a_{m-1} e_m') + colmax(J_{m,l} W_m diag s''_{m-1}) c_{m-1} c_{m-1}'
+
+(colmax suffices: the entrywise product of zdot(U) and zdot(V) has a 1-norm of at most the product of their norms, and
+a matrix maps the 1-norm ball into the hull of its columns). N_l is the same with D_l J_{m,l}, plus
+`max|s''_l| c_l c_l'`. With the residuals carried back once,
+
+    H  = K c_L c_L' + sum_{m=2..L} ||p_m|| (e_m a_{m-1}' + a_{m-1} e_m') + max_i|q_i s''_i| c_{m-1} c_{m-1}'
+    D3 = L3 c_L^3 + K Sym3(c_L, M_L) + sum_{m=2..L} ||p_m|| Sym3(e_m, N_{m-1})
+         + max_i|q_i s'''_i| c_{m-1}^3 + max_i|q_i s''_i| Sym3(c_{m-1}, M_{m-1})        (q, s, M of layer m-1).
+
+Over a ball of radius R every number is widened by how much it can change: a step of size R moves z_l by at most
+`dz_l = R At_{l-1}(R) + s_l dh_{l-1}`, a Jacobian by
+`dJ_{j,l} = R ||D J||(R) + s_l ( min(2 b1, b2 dz) ||J_0|| + |s'| dJ_{j,l-1} )`, and so on, always with the centre's
+matrix times the change of its argument plus the matrix's change times the argument anywhere in the ball; each is capped
+by the product of norms that holds everywhere. The rounding of z enters as one more radius (`Measured.slack`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.bounds.layer_constants import LayerBounds, layer_stretch, magnitudes, perturbation
+from tvgrad.bounds.losses import LocalLoss, Loss
+from tvgrad.bounds.measured import EVALUATION, Measured, Pair
+from tvgrad.bounds.network import Network
+
+__all__ = ["local_bounds"]
+
+Vector = torch.Tensor
+
+
+def local_bounds(
+    network: Network, loss: Loss, measured: Sequence[Measured], divisor: float, radius: float = 0.0, third: bool = True
+) -> LayerBounds:
+    """Bound the derivatives of the mean loss over a ball round the weights that were measured.
+
+    Args:
+        network: the network that was measured.
+        loss: the loss.
+        measured: all chunks of the data.
+        divisor: of the mean loss.
+        radius: of the ball, in the trainable parameters.
+        third: whether third derivatives are wanted.
+
+    Returns:
+        The constants of all layers.
+    """
+    depth = network.depth
+    gradient = torch.zeros(depth, dtype=torch.float64)
+    hessian = torch.zeros(depth, depth, dtype=torch.float64)
+    cubes = torch.zeros(depth, depth, depth, dtype=torch.float64) if third else None
+    samples = 0
+    for chunk in measured:
+        samples += len(chunk.logits)
+        parts = _Assembly(network, loss, chunk, radius)
+        gradient += parts.gradient() / divisor
+        hessian += parts.hessian() / divisor
+        if cubes is not None:
+            cubes += parts.third() / divisor
+    return LayerBounds(gradient, hessian, cubes, network.margin(samples))
+
+
+@dataclass(frozen=True)
+class _Widened:
+    """The numbers of `Measured`, valid anywhere in a ball; the same names, and loss bounds there."""
+
+    steps: list[Vector]  # At of each layer: how far a unit step in its parameters moves its z
+    bends: list[Vector]
+    twists: list[Vector]
+    jacobian: dict[Pair, Vector]
+    sloped: dict[Pair, Vector]
+    bent: dict[Pair, Vector]
+    sloped_bent: dict[Pair, Vector]
+    residual: dict[int, Vector]
+    pulled_bent: dict[int, Vector]
+    pulled_twisted: dict[int, Vector]
+    loss: LocalLoss
+
+
+def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widened:
+    layers, depth = network.layers, network.depth
+    ones = torch.ones(len(at.logits), dtype=torch.float64)
+    everywhere = [size for _, size, _ in magnitudes(network, at.sizes[0], radius)]
+    stretch = [layer_stretch(network, index, radius) + at.slack[index] for index in range(depth)]
+    grown = [layers[index].moves_weight * radius + at.slack[index] for index in range(depth)]
+    norms = [layer.spectral_norm for layer in layers]
+
+    moved: list[Vector] = []  # dz_l
+    slopes, bends, twists, slope_change, bend_change, twist_change = [], [], [], [], [], []
+    steps: list[Vector] = []
+    carried = torch.zeros_like(ones)  # dh_{end-1}
+    for end, layer in enumerate(layers):
+        size = torch.minimum(at.sizes[end] + carried, everywhere[end] * (1 + 1e-12))
+        steps.append(perturbation(network, end, size))
+        moved.append(radius * steps[end] + at.slack[end] * torch.hypot(size, ones) + norms[end] * carried)
+        if end < depth - 1:
+            s, dz = layer.activation, moved[end]
+            slope_change.append(torch.clamp(s.b2 * dz, max=2 * s.b1))
+            bend_change.append(torch.clamp(s.b3 * dz, max=2 * s.b2))
+            twist_change.append(torch.clamp(s.b4 * dz, max=2 * s.b3))
+            slopes.append(torch.clamp(at.slopes[end] + slope_change[end], max=s.b1))
+            bends.append(torch.clamp(at.bends[end] + bend_change[end], max=s.b2))
+            twists.append(torch.clamp(at.twists[end] + twist_change[end], max=s.b3))
+            # |s(z + d) - s(z)| <= |s'| |d| + b2 d^2 / 2, entry by entry
+            carried = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
+            carried = carried + EVALUATION * torch.hypot(size, ones * layer.width**0.5)
+
+    jacobian: dict[Pair, Vector] = {}
+    sloped: dict[Pair, Vector] = {}
+    change: dict[Pair, Vector] = {}
+    sloped_change: dict[Pair, Vector] = {}
+    for j in range(depth):
+        change[j, j] = torch.zeros_like(ones)
+        jacobian[j, j] = ones
+        limit = ones
+        for end in range(j, depth):
+            if end > j:
+                change[j, end] = grown[end] * sloped[j, end - 1] + norms[end] * sloped_change[j, end - 1]
+                limit = limit * stretch[end] * slopes[end - 1]
+                jacobian[j, end] = torch.minimum(at.jacobian[j, end] + change[j, end], limit)
+            if end < depth - 1:
+                sloped_change[j, end] = slope_change[end] * at.jacobian[j, end] + slopes[end] * change[j, end]
+                sloped[j, end] = torch.minimum(at.sloped[j, end] + sloped_change[j, end], limit * slopes[end])
+
+    bent, sloped_bent = {}, {}
+    for m in range(1, depth):
+        for end in range(m, depth):
+            wide = change[m, end] * stretch[m] + at.jacobian[m, end] * grown[m]
+            bent[m, end] = torch.minimum(
+                at.bent[m, end] + at.columns[m, end] * bend_change[m - 1] + wide * bends[m - 1],
+                jacobian[m, end] * stretch[m] * bends[m - 1],
+            )
+            if end < depth - 1:
+                wide = sloped_change[m, end] * stretch[m] + at.sloped[m, end] * grown[m]
+                sloped_bent[m, end] = torch.minimum(
+                    at.sloped_bent[m, end] + at.sloped_columns[m, end] * bend_change[m - 1] + wide * bends[m - 1],
+                    sloped[m, end] * stretch[m] * bends[m - 1],
+                )
+
+    local = loss.local(at.logits, at.targets, moved[-1])
+    start = at.residual[depth - 1] + local.residual_error
+    drift = torch.minimum(local.hessian * moved[-1], start + local.gradient) + local.residual_error
+    residual, pulled_bent, pulled_twisted = {}, {}, {}
+    rounding = [at.slack[end] / max(norms[end], 1e-300) for end in range(depth)]
+    for m in range(depth):
+        strayed = jacobian[m, depth - 1] * drift + change[m, depth - 1] * start
+        # What was measured at m went through depth - 1 - m products, each rounded relative to its factors' norms.
+        reach = start
+        for end in range(m + 1, depth):
+            reach = reach * stretch[end] * layers[end - 1].activation.b1
+        strayed = strayed + 4 * sum(rounding[m + 1 :]) * reach
+        residual[m] = torch.minimum(at.residual[m] + strayed, jacobian[m, depth - 1] * local.gradient)
+        if m:
+            dq = grown[m] * residual[m] + norms[m] * strayed
+            pulled_bent[m - 1] = torch.minimum(
+                at.pulled_bent[m - 1] + at.pulled[m - 1] * bend_change[m - 1] + dq * bends[m - 1],
+                stretch[m] * residual[m] * bends[m - 1],
+            )
+            pulled_twisted[m - 1] = torch.minimum(
+                at.pulled_twisted[m - 1] + at.pulled[m - 1] * twist_change[m - 1] + dq * twists[m - 1],
+                stretch[m] * residual[m] * twists[m - 1],
+            )
+    return _Widened(
+        steps, bends, twists, jacobian, sloped, bent, sloped_bent, residual, pulled_bent, pulled_twisted, local
+    )
+
+
+class _Assembly:
+    """The small vectors, matrices and tensors of one chunk, summed over its samples."""
+
+    def __init__(self, network: Network, loss: Loss, measured: Measured, radius: float) -> None:
+        self.network = network
+        self.wide = _widen(network, loss, measured, radius)
+        self.samples = len(measured.logits)
+        depth = network.depth
+        # c_l for all layers, a_l for the hidden ones, (n, L) each
+        self.c = [self._row(self.wide.jacobian, end) for end in range(depth)]
+        self.a = [self._row(self.wide.sloped, end) for end in range(depth - 1)]
+
+    def _row(self, norms: dict[Pair, Vector], end: int) -> torch.Tensor:
+        row = torch.zeros(self.samples, self.network.depth, dtype=torch.float64)
+        for j in range(end + 1):
+            row[:, j] = norms[j, end] * self.wide.steps[j]
+        return row
+
+    def _crossed(self, m: int) -> torch.Tensor:
+        """`e_m a_{m-1}' + a_{m-1} e_m'`, zero where W_m is frozen."""
+        a = self.network.layers[m].moves_weight * self.a[m - 1]
+        crossed = torch.zeros(self.samples, self.network.depth, self.network.depth, dtype=torch.float64)
+        crossed[:, m, :] += a
+        crossed[:, :, m] += a
+        return crossed
+
+    def _second(self, end: int, norms: dict[Pair, Vector], columns: dict[Pair, Vector]) -> torch.Tensor:
+        """M_l, or N_l without its last term, (n, L, L)."""
+        total = torch.zeros(self.samples, self.network.depth, self.network.depth, dtype=torch.float64)
+        for m in range(1, end + 1):
+            total += norms[m, end][:, None, None] * self._crossed(m)
+            total += columns[m, end][:, None, None] * _square(self.c[m - 1])
+        return total
+
+    def gradient(self) -> torch.Tensor:
+        """Sums of the samples' bounds, (L,)."""
+        wide = self.wide
+        return torch.stack([(wide.residual[m] * wide.steps[m]).sum() for m in range(self.network.depth)])
+
+    def hessian(self) -> torch.Tensor:
+        """Sums of the samples' bounds, (L, L)."""
+        wide = self.wide
+        last = self.c[-1]
+        total = torch.einsum("n,na,nb->ab", wide.loss.hessian, last, last)
+        for m in range(1, self.network.depth):
+            total += torch.einsum("n,nab->ab", wide.residual[m], self._crossed(m))
+            total += torch.einsum("n,na,nb->ab", wide.pulled_bent[m - 1], self.c[m - 1], self.c[m - 1])
+        return total
+
+    def third(self) -> torch.Tensor:
+        """Sums of the samples' bounds, (L, L, L)."""
+        wide, depth = self.wide, self.network.depth
+        last = self.c[-1]
+        total = torch.einsum("n,na,nb,nc->abc", wide.loss.third, last, last, last)
+        total += _sym3_sum(wide.loss.hessian, last, self._second(depth - 1, wide.jacobian, wide.bent))
+        for m in range(1, depth):
+            c = self.c[m - 1]
+            second = self._second(m - 1, wide.jacobian, wide.bent)
+            bent = self._second(m - 1, wide.sloped, wide.sloped_bent) + wide.bends[m - 1][:, None, None] * _square(c)
+            unit = torch.zeros(self.samples, depth, dtype=torch.float64)
+            unit[:, m] = self.network.layers[m].moves_weight
+            total += _sym3_sum(wide.residual[m], unit, bent)
+            total += torch.einsum("n,na,nb,nc->abc", wide.pulled_twisted[m - 1], c, c, c)
+            total += _sym3_sum(wide.pulled_bent[m - 1], c, second)
+        return total
+
+
+def _square(vector: torch.Tensor) -> torch.Tensor:
+    return vector[:, :, None] * vector[:, None, :]
+
+
+def _sym3_sum(weights: torch.Tensor, vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The weighted sum of Sym3(vector, matrix) over the samples; Sym3 is linear in their product."""
+    product = torch.einsum("n,na,nbc->abc", weights, vector, matrix)
+    return product + product.transpose(0, 1) + product.transpose(0, 1).transpose(1, 2)

@@ -1,0 +1,184 @@
+r"""Certificates for the gap between task arithmetic and multitask training, `theta_TA - theta_MT`, from both sides.
+
+Task t moves by `tau_t^s = -sum_e c[s,e] g_t(theta_t^e)`, and multitask descent on `sum_t L_t` with its rate times
+alpha by `tau_MT^s = -alpha sum_e c[s,e] sum_t g_t(theta_MT^e)`. Their gap is exactly
+
+    theta_TA - theta_MT = -alpha sum_e c[k,e] sum_t ( g_t(theta_t^e) - g_t(theta_MT^e) ).
+
+- *closed*: on a ball that holds all iterates, with d_{t,e} a bound of ||theta_t^e - theta_MT^e||,
+  `d_{t,s} <= sum_e c[s,e] ( H_t d_{t,e} + ||(1 - alpha) g_t(theta_MT^e) - alpha sum_{t' != t} g_t'(theta_MT^e)|| )`
+  and the gap is at most `|alpha| sum_t sum_e c[k,e] H_t d_{t,e}`.
+- *tube*: one tube for each task and one for multitask descent; the gap is what float64 finds, up to the tubes' widths.
+
+The coefficient of the second-order term, `C_k` in `theta_TA - theta_MT = -alpha eta^2 C_k + O(eta^3)`, is at most
+`k (k-1)/2 sum_t H_t ( |alpha| sum_{t' != t} G_t' + |alpha - 1| G_t )` on the same ball.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.forms import ATTEMPTS, GROWTH, HUGE, Form
+from tvgrad.bounds.network import UNIT, gamma
+from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
+from tvgrad.bounds.running_error import Approximate
+from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, summed_tube
+from tvgrad.errors import TvgradError
+from tvgrad.results import Result
+from tvgrad.update_rule_base import Array, UpdateRule
+
+__all__ = ["GapCertificate", "multitask_gap"]
+
+
+@dataclass(frozen=True)
+class GapCertificate(Result):
+    """Bounds on `||theta_TA - theta_MT||` after k epochs, for the iterates of exact arithmetic.
+
+    Attributes:
+        upper_bound: of the gap.
+        lower_bound: of the gap.
+        method: the form that gave the upper bound.
+        radius: of a ball round theta_0 that holds all iterates before the last.
+        coefficient_bound: an upper bound of ||C_k||, or NaN where the closed form has no ball or the rule is not
+            gradient descent.
+        forms: every form with its bounds, or the reason why it gives none.
+    """
+
+    upper_bound: float
+    lower_bound: float
+    method: str
+    radius: float
+    coefficient_bound: float
+    forms: tuple[Form, ...] = ()
+
+    def row(self) -> dict[str, object]:
+        """The numbers and words by name; the forms are left out."""
+        return {name: value for name, value in super().row().items() if name != "forms"}
+
+
+def multitask_gap(
+    problems: Sequence[FeedForward], rule: UpdateRule | float, epochs: int, alpha: float, simulate: bool = True
+) -> GapCertificate:
+    """Bound the gap between task arithmetic and multitask training, before training.
+
+    Args:
+        problems: one for each task, all at the same weights.
+        rule: a linear rule without weight decay, or the learning rate of gradient descent.
+        epochs: k.
+        alpha: the merging coefficient.
+        simulate: also simulate all runs in float64 and bound what rounding can have changed.
+
+    Returns:
+        The best bounds.
+
+    Raises:
+        TvgradError: there are no tasks, their weights differ, or alpha is not a finite number.
+        NoCertificate: no form gives a bound; the message says why.
+    """
+    if not problems:
+        raise TvgradError("there are no tasks: give one FeedForward for each")
+    if not math.isfinite(alpha):
+        raise TvgradError(f"alpha must be a finite number, not {alpha!r}")
+    first = problems[0].network
+    for other in problems[1:]:
+        same = other.network.parts == first.parts and torch.equal(other.network.flat, first.flat)
+        if not same:
+            raise TvgradError("the tasks start from different weights: give all the same pretrained model")
+    plan = plan_of(rule, epochs)
+    if plan.coupled or plan.shrunk.any():
+        raise NoCertificate(
+            "with weight decay, merged task vectors and multitask training shrink the weights by different amounts, "
+            "and there is no certificate for their gap: leave weight decay out"
+        )
+    forms: list[Form] = []
+    coefficient = math.nan
+    try:
+        form, coefficient = _closed(problems, plan, alpha)
+        forms.append(form)
+    except NoCertificate as reason:
+        forms.append(Form("closed", reason=str(reason)))
+    if simulate and plan.steps <= TUBE_STEPS and all(problem.has_data for problem in problems):
+        try:
+            forms.append(_tubes(problems, plan, alpha))
+        except NoCertificate as reason:
+            forms.append(Form("tube", reason=str(reason)))
+    found = [form for form in forms if form.exists]
+    if not found:
+        raise NoCertificate("there is no certificate; " + "; ".join(form.reason for form in forms))
+    best = min(found, key=lambda form: form.upper)
+    lower = max(form.lower for form in found)
+    return GapCertificate(best.upper, lower, best.name, best.radius, coefficient, tuple(forms))
+
+
+def _closed(problems: Sequence[FeedForward], plan: Plan, alpha: float) -> tuple[Form, float]:
+    """The closed form, and the bound of C_k on its ball."""
+    size, steps = abs(alpha), plan.steps
+    furthest = float(plan.totals[:-1].max())
+    radius = 0.0
+    for _ in range(ATTEMPTS):
+        gradients: Array = np.array([problem.gradient_norm(radius) for problem in problems])
+        if not gradients.max() < HUGE:
+            break
+        reached = furthest * max(float(gradients.max()), size * float(gradients.sum())) * (1 + 1e-9)
+        if reached > radius:
+            radius = GROWTH * reached
+            continue
+        hessians: Array = np.array([problem.hessian_norm(radius) for problem in problems])
+        pulls = size * (gradients.sum() - gradients) + abs(1 - alpha) * gradients
+        left = np.zeros((steps, len(problems)))
+        total = 0.0
+        for step in range(steps):
+            apart = plan.coefficients[step, :step] @ left[:step]
+            left[step] = hessians * apart + pulls
+            total += float(plan.coefficients[steps, step]) * float(hessians @ apart)
+        # only for constant rates is the sum over the steps that of the text
+        plain = bool(np.allclose(plan.coefficients[steps], plan.coefficients[steps, 0], rtol=1e-14, atol=0.0))
+        coefficient = steps * (steps - 1) / 2 * float(hessians @ pulls) * (1 + 1e-9) if plain else math.nan
+        return Form("closed", size * total * (1 + 1e-9), 0.0, radius), coefficient
+    raise NoCertificate(
+        f"closed: no ball is known to hold the iterates (the radius ran to {radius:.3g}): "
+        "lower the learning rate or the number of epochs"
+    )
+
+
+def _tubes(problems: Sequence[FeedForward], plan: Plan, alpha: float) -> Form:
+    tasks = [simulated_tube(problem, plan) for problem in problems]
+    together, parts = summed_tube(problems, plan, alpha)
+    total = torch.zeros_like(problems[0].network.flat)
+    error = width = 0.0
+    for tube, (gradients, hessians) in zip(tasks, parts, strict=True):
+        found, wide = _difference(tube, gradients, hessians, together, plan)
+        total += found.value
+        error += found.error
+        width += wide
+    error += gamma(len(problems) + 4) * float(total.norm()) + 4 * UNIT * error
+    scaled = Approximate(alpha * total, (abs(alpha) * error + 4 * UNIT * float((alpha * total).norm())) * (1 + 1e-9))
+    width *= abs(alpha) * (1 + 1e-9)
+    furthest = max(tube.furthest for tube in [*tasks, together])
+    return Form("tube", scaled.upper + width, max(0.0, scaled.lower - width), furthest)
+
+
+def _difference(
+    tube: Tube, gradients: list[Approximate], hessians: list[float], together: Tube, plan: Plan
+) -> tuple[Approximate, float]:
+    """`-sum_e c[k,e] (g_t(theta_t^e) - g_t(theta_MT^e))`: what float64 finds, its rounding, and the tubes' widths."""
+    steps = plan.coefficients[plan.steps]
+    total = torch.zeros_like(gradients[0].value)
+    error = width = size = 0.0
+    for e, weight in enumerate(map(float, steps)):
+        if e == 0:
+            continue  # both start at theta_0, where the gradients are the same
+        difference = tube.gradients[e].value - gradients[e].value
+        norm = float(difference.norm()) * (1 + 1e-9)
+        total.add_(difference, alpha=-weight)
+        size += weight * norm
+        error += weight * (tube.gradients[e].error + gradients[e].error + 2 * UNIT * norm)
+        width += weight * (tube.hessian_norms[e] * tube.strays[e] + hessians[e] * together.strays[e])
+    error += (plan.rounding + gamma(plan.steps + 4)) * size
+    return Approximate(total, error * (1 + 1e-9)), width * (1 + 1e-9)

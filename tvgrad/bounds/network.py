@@ -1,0 +1,225 @@
+"""Network: a feed-forward network as plain float64 matrices, and where its trainable parameters sit in one flat vector.
+
+Layer l maps h_{l-1} to `z_l = G_l (W_l h_{l-1} + b_l) + t_l` and `h_l = s_l(z_l)`; h_0 is the input, z_L the logits and
+s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from tvgrad.bounds.activations import Activation
+from tvgrad.bounds.spectral import spectral_norm
+
+__all__ = ["UNIT", "Layer", "Network", "gamma", "inflated"]
+
+UNIT = 2.0**-53
+"""The unit roundoff of float64."""
+
+
+def gamma(operations: int) -> float:
+    """Bound the relative error of so many roundings in float64.
+
+    Args:
+        operations: j.
+
+    Returns:
+        `j u / (1 - j u)`, rounded up.
+    """
+    return operations * UNIT / (1 - operations * UNIT) * (1 + 8 * UNIT)
+
+
+def inflated(value: float, margin: float) -> float:
+    """Round a bound outward.
+
+    Args:
+        value: a bound, computed without cancellation.
+        margin: its relative rounding error at most.
+
+    Returns:
+        A float at least `value (1 + margin)`.
+    """
+    return float(value) * (1 + margin) * (1 + 4 * UNIT)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One affine map and the activation that follows it.
+
+    Attributes:
+        weight: W, (outputs, inputs), float64.
+        bias: b, (outputs,), zeros where there is none.
+        activation: s, with its derivative bounds.
+        weight_name: name of W among the trainable parameters; None where it is frozen.
+        bias_name: the same for b.
+        gains: diagonal of G, (outputs,), or None for ones.
+        shift: t, (outputs,), or None for zeros.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    activation: Activation
+    weight_name: str | None
+    bias_name: str | None
+    gains: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        """G W."""
+        return self.weight if self.gains is None else self.gains[:, None] * self.weight
+
+    @cached_property
+    def offset(self) -> torch.Tensor:
+        """G b + t."""
+        offset = self.bias if self.gains is None else self.gains * self.bias
+        return offset if self.shift is None else offset + self.shift
+
+    @cached_property
+    def gain(self) -> float:
+        """An upper bound of ||G||_2: how much a change of W or b grows."""
+        return 1.0 if self.gains is None else float(self.gains.abs().max())
+
+    @cached_property
+    def spectral_norm(self) -> float:
+        """A certified upper bound of ||G W||_2, the rounding of G W included."""
+        rounding = 0.0 if self.gains is None else 2 * UNIT * float(torch.linalg.vector_norm(self.matrix))
+        return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT)
+
+    @cached_property
+    def frobenius_norm(self) -> float:
+        """The Frobenius norm of [G W, G b + t], rounded up."""
+        size = torch.cat([self.matrix, self.offset[:, None]], dim=1)
+        return inflated(float(torch.linalg.vector_norm(size)), gamma(size.numel() + 4))
+
+    @cached_property
+    def offset_norm(self) -> float:
+        """||G b + t||, rounded up."""
+        return inflated(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 8))
+
+    @property
+    def moves_weight(self) -> float:
+        """The gain where W is trainable, else 0."""
+        return self.gain if self.weight_name is not None else 0.0
+
+    @property
+    def moves_bias(self) -> float:
+        """The gain where b is trainable, else 0."""
+        return self.gain if self.bias_name is not None else 0.0
+
+    @property
+    def width(self) -> int:
+        """Number of outputs."""
+        return len(self.weight)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers in order; the last has the identity as its activation.
+
+    Attributes:
+        layers: layer 1 .. L.
+    """
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def depth(self) -> int:
+        """L, the number of affine maps."""
+        return len(self.layers)
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits."""
+        return self.layers[-1].width
+
+    @property
+    def inputs(self) -> int:
+        """The number of features of one sample."""
+        return int(self.layers[0].weight.shape[1])
+
+    @cached_property
+    def widest(self) -> int:
+        """The largest dimension of any layer, inputs included."""
+        return max(max(layer.weight.shape) for layer in self.layers)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the trainable parameters, in the order of the flat vector."""
+        return tuple(name for layer in self.layers for name in (layer.weight_name, layer.bias_name) if name is not None)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, bool, slice], ...]:
+        """(layer, is it the weight, where in the flat vector) of each trainable parameter."""
+        found, start = [], 0
+        for index, layer in enumerate(self.layers):
+            for is_weight, name, tensor in (
+                (True, layer.weight_name, layer.weight),
+                (False, layer.bias_name, layer.bias),
+            ):
+                if name is not None:
+                    found.append((index, is_weight, slice(start, start + tensor.numel())))
+                    start += tensor.numel()
+        return tuple(found)
+
+    @property
+    def parameters(self) -> int:
+        """The number of trainable numbers."""
+        return self.parts[-1][2].stop if self.parts else 0
+
+    @cached_property
+    def flat(self) -> torch.Tensor:
+        """The trainable parameters as one vector."""
+        pieces = [(self.layers[i].weight if w else self.layers[i].bias).flatten() for i, w, _ in self.parts]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
+
+    def at(self, flat: torch.Tensor) -> Network:
+        """The same network with other trainable parameters.
+
+        Args:
+            flat: a vector like `flat`.
+
+        Returns:
+            A new network; frozen parts are shared.
+        """
+        layers = list(self.layers)
+        for index, is_weight, where in self.parts:
+            layer = layers[index]
+            if is_weight:
+                layers[index] = replace(layer, weight=flat[where].reshape(layer.weight.shape))
+            else:
+                layers[index] = replace(layer, bias=flat[where])
+        return Network(tuple(layers))
+
+    def layer_norms(self, flat: torch.Tensor) -> torch.Tensor:
+        """Euclidean norms of a vector's part in each layer, weight and bias together.
+
+        Args:
+            flat: a vector like `flat`.
+
+        Returns:
+            (L,), rounded up; zeros for frozen layers.
+        """
+        squares = torch.zeros(self.depth, dtype=torch.float64)
+        for index, _, where in self.parts:
+            squares[index] += flat[where].square().sum()
+        return squares.sqrt() * (1 + gamma(len(flat) + 8))
+
+    def margin(self, samples: int) -> float:
+        """The relative rounding error of a bound that is computed from n samples without cancellation.
+
+        Every bound here is built from certified norms and measured magnitudes by sums, products, roots, minima and
+        maxima of nonnegative numbers: a polynomial of degree at most about 6 L in quantities that carry a relative
+        error of (widest + 16) u each, plus one sum over the samples. 1000 L (widest + 64) u + 4 n u exceeds that many
+        times over; 1e-9 is the least that is used.
+
+        Args:
+            samples: n.
+
+        Returns:
+            The margin.
+        """
+        return max(1e-9, (1000.0 * self.depth * (self.widest + 64) + 4.0 * samples) * UNIT)

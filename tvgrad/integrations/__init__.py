@@ -1,0 +1,1 @@
+"""Integrations: recording what other programs train."""

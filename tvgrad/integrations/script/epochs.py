@@ -1,0 +1,291 @@
+"""Epochs: tells from what a script does with its DataLoaders where one epoch ends and the next begins.
+
+The script's loop is not known, only its traces: batches fetched, iterations that end or are dropped, backward passes,
+optimizer steps. An epoch ends when the loader whose batches the steps consumed has no more. Three things make that
+harder. Evaluation loaders end too: no backward pass follows their batches. A wrapper that fetches one batch ahead sees
+the end before the last step, and a last group of accumulated gradients may be flushed after the loop: then the end is
+held, its weights are taken again after each step that follows, and it stands when the next batch is fetched. A `break`
+never reaches the end: the iteration is dropped, which is held too, or a new one begins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = ["CannotTell", "Epochs", "Iteration", "Listener"]
+
+REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
+
+Alive = Callable[[], bool]
+
+
+class CannotTell(Exception):
+    """The ends of the script's epochs cannot be told; the message says why and what to do."""
+
+    def __init__(self, why: str) -> None:
+        """Say why.
+
+        Args:
+            why: half a sentence.
+        """
+        super().__init__(f"the ends of the script's epochs cannot be told, because {why}: {REMEDY}")
+
+
+class Listener(Protocol):
+    """Who is told of the ends of epochs."""
+
+    def hold(self) -> None:
+        """The epoch may end here: collect the weights, replacing those of an earlier call."""
+
+    def end(self, how: str) -> None:
+        """The epoch has ended: where the weights were collected by `hold`, or else here.
+
+        Args:
+            how: loader, break, steps or exit.
+        """
+
+
+@dataclass(eq=False)
+class Iteration:
+    """One pass over a DataLoader.
+
+    Attributes:
+        loader: what identifies the loader.
+        length: its number of batches, where it has one.
+        fetched: batches so far.
+        consumed: batches that a backward pass followed.
+        lead: batches that were fetched before the first backward pass, that one's included; above 1 where a wrapper
+            fetches ahead.
+        steps: optimizer steps that its batches went into.
+        exhausted: whether it came to its end.
+        dropped: whether its iterator is gone.
+        waiting: (samples, whether the batch is still in memory) for each batch that waits for its backward pass.
+    """
+
+    loader: int
+    length: int | None
+    fetched: int = 0
+    consumed: int = 0
+    lead: int = 0
+    steps: int = 0
+    exhausted: bool = False
+    dropped: bool = False
+    waiting: deque[tuple[int, Alive]] = field(default_factory=deque)
+
+    @property
+    def keeps_batches(self) -> bool:
+        """Whether a batch that waits for its backward pass is certainly still in use."""
+        return self.lead > 1 and any(alive() for _, alive in self.waiting)
+
+
+class Epochs:
+    """The state of the script's epochs, moved on by what happens in it.
+
+    Attributes:
+        steps: optimizer steps (and attempts that were skipped) since the last end of an epoch.
+        backwards: backward passes since the last step.
+        samples: samples in the batches consumed since the last step, 0 where they are not known.
+    """
+
+    def __init__(self, listener: Listener, steps_per_epoch: int | None = None) -> None:
+        """Start before the first batch.
+
+        Args:
+            listener: who is told of the ends.
+            steps_per_epoch: a fixed length, which makes loaders irrelevant.
+        """
+        self._listener = listener
+        self._fixed = steps_per_epoch
+        self.steps = 0
+        self.backwards = 0
+        self.samples = 0
+        self._ended = 0
+        self._recent: list[Iteration] = []  # fetched from since the last backward pass that consumed a batch
+        self._fresh = False  # whether a batch was fetched, or a loader ended, since the last backward pass
+        self._source: Iteration | None = None
+        self._held: Iteration | None = None
+        self._held_how = "loader"
+        self._tail = 0  # steps since the end that is held
+        self._feeds: dict[int, int] = {}
+        self._lengths: dict[int, int | None] = {}
+
+    @property
+    def telling(self) -> bool:
+        """Whether loaders decide."""
+        return self._fixed is None
+
+    def fetch(self, iteration: Iteration, samples: int, alive: Alive) -> None:
+        """A batch was fetched.
+
+        Args:
+            iteration: from which pass.
+            samples: its size, 0 where that is not known.
+            alive: tells whether the batch is still in memory.
+        """
+        if self._held is not None and not (self._held.loader == iteration.loader and self._held.keeps_batches):
+            self._end(self._held_how)
+        iteration.fetched += 1
+        if iteration.lead == 1:
+            iteration.waiting.clear()  # a batch without a backward pass was left out by the script
+        iteration.waiting.append((samples, alive))
+        self._lengths[iteration.loader] = iteration.length
+        if iteration not in self._recent:
+            self._recent.append(iteration)
+        self._fresh = True
+
+    def exhaust(self, iteration: Iteration) -> None:
+        """A pass came to its end.
+
+        Args:
+            iteration: the pass.
+        """
+        iteration.exhausted = True
+        self._fresh = True
+        if not self.telling or not self._trains(iteration):
+            return
+        self._check_feeds(iteration)
+        if iteration.lead > 1 or self.backwards:
+            self._hold(iteration, "loader")
+        else:
+            self._end("loader")
+
+    def begin(self, loader: int) -> None:
+        """A new pass begins.
+
+        Args:
+            loader: over which loader.
+        """
+        source = self._source
+        if not self.telling or source is None or source.loader != loader or source.exhausted or not self.steps:
+            return
+        if source.fetched == 1 and source.length != 1:
+            raise CannotTell("each batch comes from a new iterator of its DataLoader, as in next(iter(loader))")
+        self._end("break")
+
+    def drop(self, iteration: Iteration) -> None:
+        """The iterator of a pass is gone.
+
+        Args:
+            iteration: the pass.
+        """
+        iteration.dropped = True
+        if self.telling and iteration is self._source and not iteration.exhausted and iteration.steps and self.steps:
+            # A last group of gradients may be flushed yet, and an exception drops iterators too.
+            self._hold(iteration, "break")
+
+    def backward(self) -> None:
+        """A backward pass begins."""
+        self.backwards += 1
+        if not self._fresh:
+            return
+        self._fresh = False
+        source = self._consumed_from()
+        if source is None:
+            return
+        if not source.lead:
+            source.lead = max(source.fetched, 1)
+        source.consumed += 1
+        while len(source.waiting) > 1 and not source.waiting[0][1]():
+            source.waiting.popleft()  # the script left it out
+        if source.waiting:
+            self.samples += source.waiting.popleft()[0]
+        if source.exhausted and self._held is None:
+            self._held, self._held_how, self._tail = source, "loader", 0  # its only batch was fetched ahead
+        self._source = source
+        for iteration in self._recent:
+            if not iteration.dropped and not iteration.exhausted:
+                self._feeds[iteration.loader] = self._feeds.get(iteration.loader, 0) + 1
+        self._recent.clear()
+
+    def before_step(self) -> None:
+        """An optimizer step is about to be taken.
+
+        Raises:
+            CannotTell: its batch came from no loader, or the loader does not tell epochs.
+        """
+        if not self.telling:
+            return
+        source = self._source
+        if source is None:
+            raise CannotTell("its batches came from no torch.utils.data.DataLoader")
+        if source.dropped and not source.exhausted and source.fetched == 1 and source.length != 1:
+            raise CannotTell("each batch comes from a new iterator of its DataLoader, as in next(iter(loader))")
+        late = self._held is not None and self._tail >= max(self._held.lead, 1)
+        over = source.steps and (source.exhausted or source.dropped)
+        if late or (over and self._held is None and self._ended and not self.steps):
+            raise CannotTell("steps go on after the DataLoader's end without a new batch, as with itertools.cycle")
+
+    def after_step(self) -> None:
+        """An optimizer step was taken, or skipped by a gradient scaler."""
+        self.backwards = 0
+        self.samples = 0
+        self.steps += 1
+        if not self.telling:
+            if self.steps == self._fixed:
+                self._end("steps")
+            return
+        if self._source is not None:
+            self._source.steps += 1
+        if self._held is None:
+            return
+        self._tail += 1
+        begun = any(one.loader == self._held.loader and one is not self._held for one in self._recent)
+        if begun and not self._held.keeps_batches:
+            self._listener.hold()
+            self._end(self._held_how)  # the last batch fetched ahead is consumed
+        else:
+            self._listener.hold()
+
+    def exit(self, clean: bool, unchanged: bool) -> None:
+        """The script is at its end.
+
+        Args:
+            clean: whether no exception ended it.
+            unchanged: whether the weights are still those after the last step.
+        """
+        if self._held is not None:
+            if clean or self._held_how == "loader":
+                self._end(self._held_how)
+        elif self.telling and self.steps and clean and unchanged:
+            self._end("exit")
+
+    def _consumed_from(self) -> Iteration | None:
+        """The pass whose batch a backward pass consumes: a held one first, then the last one fetched from."""
+        if self._held is not None and (self._held.waiting or not self._recent):
+            return self._held
+        running = [one for one in self._recent if not one.dropped and not one.exhausted]
+        dropped = [one for one in self._recent if not one.exhausted]
+        ahead = [one for one in self._recent if one.fetched == 1 and (self._source is None or self._follows(one))]
+        candidates = running or dropped or ahead
+        return candidates[-1] if candidates else None
+
+    def _follows(self, iteration: Iteration) -> bool:
+        return self._source is not None and iteration.loader == self._source.loader
+
+    def _trains(self, iteration: Iteration) -> bool:
+        """Whether a pass that has ended was one of training."""
+        if iteration.steps:
+            return True
+        # Gradients accumulated over the whole pass and more: no step yet, but no other pass has had one either.
+        return bool(iteration.consumed) and iteration is self._source
+
+    def _check_feeds(self, iteration: Iteration) -> None:
+        mine = self._feeds.get(iteration.loader, 0)
+        for loader, times in self._feeds.items():
+            rival = loader != iteration.loader and 2 * times >= mine and times > 1
+            if rival and self._lengths.get(loader) != iteration.length:
+                raise CannotTell("its steps take batches from two DataLoaders of different lengths at once")
+
+    def _hold(self, iteration: Iteration, how: str) -> None:
+        self._held, self._held_how, self._tail = iteration, how, 0
+        self._listener.hold()
+
+    def _end(self, how: str) -> None:
+        self._held = None
+        self._ended += 1
+        self.steps = 0
+        self._feeds.clear()
+        self._listener.end(how)

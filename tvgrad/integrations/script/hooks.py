@@ -1,0 +1,96 @@
+"""Hooks: where torch tells a `Session` of steps, backward passes, clipping and loss scaling.
+
+Torch's own hooks are used where there are some. The functions that are wrapped return what they returned before, and
+get what they got before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import types
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from tvgrad.integrations.script.notes import leave_note
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.integrations.script.session import Session
+
+__all__ = ["install"]
+
+
+def install() -> Session | None:
+    """Install the hooks, once torch is imported.
+
+    Returns:
+        The session, or None in a process that no `tvgrad trace` has started.
+    """
+    options = ScriptOptions.from_environment()
+    if options is None:
+        return None
+    leave_note(options.notes, event="torch")
+    session = Session(options)
+    session.guard(lambda: _install(session))
+    atexit.register(session.close)
+    return session
+
+
+def _install(session: Session) -> None:
+    register_optimizer_step_pre_hook(
+        lambda optimizer, args, kwargs: session.guard(lambda: session.before_step(optimizer))
+    )
+    register_optimizer_step_post_hook(
+        lambda optimizer, args, kwargs: session.guard(lambda: session.after_step(optimizer))
+    )
+    session.loaders.install()
+    _watch_backward(session)
+    _watch_clipping(session)
+    _watch_scaling(session)
+
+
+def _watch_backward(session: Session) -> None:
+    original = torch.autograd.backward
+
+    @functools.wraps(original)
+    def backward(*args: Any, **kwargs: Any) -> None:
+        session.guard(session.epochs.backward)
+        original(*args, **kwargs)
+
+    torch.autograd.backward = backward
+
+
+def _watch_clipping(session: Session) -> None:
+    original = torch.nn.utils.clip_grad_norm_
+
+    @functools.wraps(original)
+    def clip_grad_norm_(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> torch.Tensor:
+        listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        given = parameters
+        if isinstance(parameters, types.GeneratorType):
+            given = (parameter for parameter in listed)  # the one that came is used up
+        elif not isinstance(parameters, torch.Tensor):
+            given = listed
+        total = original(given, max_norm, *args, **kwargs)
+        session.guard(lambda: session.clipped(listed, total, float(max_norm)))
+        return total
+
+    torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
+    torch.nn.utils.clip_grad.clip_grad_norm_ = clip_grad_norm_
+
+
+def _watch_scaling(session: Session) -> None:
+    scaler_class = torch.amp.GradScaler
+    original = scaler_class.step
+
+    @functools.wraps(original)
+    def step(scaler: Any, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        if not scaler.is_enabled():
+            return original(scaler, optimizer, *args, **kwargs)
+        session.guard(lambda: session.scaling(float(scaler.get_scale())))
+        result = original(scaler, optimizer, *args, **kwargs)
+        session.guard(lambda: session.scaled(optimizer))
+        return result
+
+    setattr(scaler_class, "step", step)  # noqa: B010 - mypy forbids a plain assignment to a method

@@ -1,0 +1,189 @@
+"""Launch: starts the command of `tvgrad trace -- COMMAND`, waits for it, and ends the way it ended.
+
+The command gets this process's input and output, so that the script cannot tell that it is watched. Signals that are
+sent to this process go on to it; those that a terminal sends reach it anyway.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.notes import read_notes, say
+from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
+
+__all__ = ["check", "end_like", "launch"]
+
+LOCK = "writer.lock"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_A_TERMINAL = 0x80  # SI_KERNEL: the whole foreground group got it, the command too
+RECORDABLE = ("epoch-gradients",)
+
+
+def check(options: ScriptOptions) -> None:
+    """Refuse what cannot work, before the script starts and without an import of torch.
+
+    Args:
+        options: what the command line says.
+
+    Raises:
+        TvgradError: there is no command, an option is not understood, or the directory is in use.
+    """
+    if not options.command:
+        raise TvgradError("there is no command after `--`: give one, as in `tvgrad trace --out DIR -- python train.py`")
+    if shutil.which(options.command[0]) is None:
+        raise TvgradError(f"the command {options.command[0]!r} is not found: give one that your shell would find")
+    if not re.fullmatch(r"epochs|steps:[1-9]\d*(,[1-9]\d*)*", options.record_at):
+        raise TvgradError(f"--record-at {options.record_at!r} is not understood: use epochs, or steps:1,10,100")
+    if options.steps_per_epoch is not None and options.record_at != "epochs":
+        raise TvgradError("--steps-per-epoch is for --record-at epochs: leave one of them out")
+    if not re.fullmatch(r"all|last:[1-9]\d*|epochs:\d+(,\d+)*", options.keep):
+        raise TvgradError(f"--keep {options.keep!r} is not understood: use all, last:N or epochs:0,1,5")
+    if options.groups is not None:
+        try:
+            re.compile(options.groups)
+        except re.error as error:
+            raise TvgradError(f"--groups {options.groups!r} is not a regular expression: {error}") from None
+    for kind in options.record:
+        if kind not in RECORDABLE:
+            raise TvgradError(
+                f"{kind!r} cannot be recorded of a script: choose epoch-gradients or none, and --recipe for gradients"
+            )
+    _check_directory(Path(options.out))
+
+
+def _check_directory(out: Path) -> None:
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise TvgradError(f"{place} is a file: choose another --out")
+    present = [child for child in out.iterdir() if child.name != LOCK] if out.is_dir() else []
+    if (out / "run.json").exists():
+        raise TvgradError(f"{out} already holds a run: choose another --out")
+    if present:
+        raise TvgradError(f"{out} holds other files ({present[0].name}): choose an empty or new directory for --out")
+    if out.is_dir() and (out / LOCK).exists():
+        with open(out / LOCK, "rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                raise TvgradError(f"{out} is being written by another process: choose another --out") from None
+
+
+def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> int:
+    """Run the command and record what it trains.
+
+    Args:
+        options: the command, and how to record it; `notes` is filled in here.
+        after: called when the command has ended and a run was recorded.
+
+    Returns:
+        Its exit status, negative for the signal that ended it.
+
+    Raises:
+        TvgradError: there is no such command.
+    """
+    out = Path(options.out)
+    notes = tempfile.mkdtemp(prefix="tvgrad-")
+    try:
+        options = replace(options, notes=notes)
+        status = _run(options.command, _environment(options))
+        failed = _outcome(options, out)
+        if not failed and after is not None:
+            try:
+                after()
+            except TvgradError as error:
+                say(f"no full-batch gradients are recorded, because {error}")
+                failed = True
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
+    return 2 if failed and options.strict and status == 0 else status
+
+
+def end_like(status: int) -> None:
+    """End this process with another's status, a signal included.
+
+    Args:
+        status: as `launch` returns it.
+    """
+    sys.stdout.flush()
+    if status < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        if -status not in {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(-status, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
+        os.kill(os.getpid(), -status)
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def _environment(options: ScriptOptions) -> dict[str, str]:
+    bootstrap = Path(__file__).resolve().parent / "bootstrap"
+    places = [str(bootstrap), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), VARIABLE: options.to_environment()}
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Start the command with the usual signals and wait for it."""
+    watched = {*FORWARDED, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        try:
+            # Python ignores these two, and a child would inherit that; a shell's child has the defaults.
+            child = os.posix_spawnp(
+                command[0], list(command), environment, setsigmask=before, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
+            )
+        except OSError as error:
+            raise TvgradError(f"the command {command[0]!r} cannot be started: {error.strerror}") from None
+        while True:
+            told = signal.sigwaitinfo(watched)
+            if told.si_signo != signal.SIGCHLD:
+                if told.si_code != FROM_A_TERMINAL:
+                    os.kill(child, told.si_signo)
+                continue
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outcome(options: ScriptOptions, out: Path) -> bool:
+    """Say what was recorded, or why nothing was; whether that is a failure."""
+    notes = read_notes(options.notes)
+    events = {note["event"] for note in notes}
+    points = _points(out) if "step" in events else []
+    if points:
+        unit = "step" if options.record_at != "epochs" else "epoch"
+        short = " (recording stopped before the script did)" if "stopped" in events else ""
+        if not options.quiet or short:
+            say(f"{options.out}: {len(points)} points, the last at {unit} {points[-1]}{short}")
+    elif "stopped" in events:
+        return True
+    elif "step" in events:
+        say(f"nothing is recorded in {options.out}: the script ended before the pretrained weights were written")
+    elif "torch" in events:
+        say("nothing is recorded, because no optimizer of torch.optim took a step")
+    else:
+        say(
+            "nothing is recorded, because the command imported no torch in a Python that can be reached (python -I, -E "
+            "and -S, and containers, shut it out)"
+        )
+    return "stopped" in events or not points
+
+
+def _points(out: Path) -> list[int]:
+    try:
+        content = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        return [int(point["number"]) for point in content["points"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

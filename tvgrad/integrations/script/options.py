@@ -1,0 +1,65 @@
+"""Options: what `tvgrad trace -- COMMAND` hands to the process that runs the script, through its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+__all__ = ["VARIABLE", "ScriptOptions"]
+
+VARIABLE = "TVGRAD_TRACE"
+
+
+@dataclass(frozen=True)
+class ScriptOptions:
+    """How a script is recorded.
+
+    Attributes:
+        out: the run directory, absolute.
+        notes: a folder in which the script's processes leave notes for the one that started them.
+        command: the command, for the record.
+        record: any of gradients, epoch-gradients.
+        record_at: epochs, or steps:1,10,100.
+        keep: all, last:N or epochs:0,1,5.
+        groups: a regular expression for groups of parameters.
+        steps_per_epoch: optimizer steps in an epoch; None reads epochs off the script's DataLoaders.
+        model: which model to record where there are several.
+        recipe: TARGET of the recipe whose full-batch gradients are computed afterwards.
+        strict: end the script where recording fails.
+        quiet: say nothing where all is well.
+    """
+
+    out: str
+    notes: str
+    command: tuple[str, ...]
+    record: tuple[str, ...] = ("epoch-gradients",)
+    record_at: str = "epochs"
+    keep: str = "all"
+    groups: str | None = None
+    steps_per_epoch: int | None = None
+    model: str | None = None
+    recipe: str | None = None
+    strict: bool = False
+    quiet: bool = False
+
+    def to_environment(self) -> str:
+        """Render the value of the environment variable."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ScriptOptions | None:
+        """Read the environment variable.
+
+        Args:
+            environment: where to look.
+
+        Returns:
+            The options, or None in a process that no `tvgrad trace` has started.
+        """
+        text = environment.get(VARIABLE)
+        if text is None:
+            return None
+        content = json.loads(text)
+        return cls(**content | {"command": tuple(content["command"]), "record": tuple(content["record"])})

@@ -1,0 +1,43 @@
+"""Merging: from the task vectors of several fine-tuned models to one.
+
+Each function takes a list of task vectors (name -> tensor: `run.task_vector(epoch)`), computes in float64, and
+multiplies the merged vector with `alpha`. Without `base` the result is that vector in float64; with `base`, the
+pretrained weights, it is the merged weights in the base's dtypes.
+
+`METHODS` holds the same methods by name, as objects that also merge files too large for the memory (`merge_files`).
+"""
+
+from tvgrad.merging.functions import (
+    METHODS,
+    analogy,
+    breadcrumbs,
+    dare,
+    mean,
+    median,
+    negation,
+    task_arithmetic,
+    ties,
+    tsv_m,
+)
+from tvgrad.merging.iteration import tune_and_merge
+from tvgrad.merging.method import Method
+from tvgrad.merging.singular_vectors import interference
+from tvgrad.merging.streaming import merge_files, merge_vectors
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "analogy",
+    "breadcrumbs",
+    "dare",
+    "interference",
+    "mean",
+    "median",
+    "merge_files",
+    "merge_vectors",
+    "negation",
+    "task_arithmetic",
+    "ties",
+    "tsv_m",
+    "tune_and_merge",
+]

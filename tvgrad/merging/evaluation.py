@@ -1,0 +1,125 @@
+"""How good merged weights are: a task's metric at any weights, and the search for alpha on validation samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from tvgrad.batch_loss import target_of
+from tvgrad.errors import TvgradError
+from tvgrad.parameters import Weights, trainable_parameters
+from tvgrad.recipe import Recipe
+from tvgrad.samples import Samples, map_tensors
+
+__all__ = ["ALPHAS", "Scorer", "halves", "search_alpha", "shifted"]
+
+ALPHAS = tuple(step / 20 for step in range(21))
+"""The published grid: 0, 0.05 .. 1."""
+
+CHUNK = 512
+SPLIT_SEED = 20250607
+
+
+class Scorer:
+    """A task's metric, with the task's own frozen head, at any weights of the shared encoder."""
+
+    def __init__(self, recipe: Recipe, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Copy the recipe's model.
+
+        Args:
+            recipe: the task.
+            state: frozen parameters and buffers to use instead of the recipe's; names that the model has not are left
+                out.
+
+        Raises:
+            TvgradError: the recipe has no metric or no test samples.
+        """
+        if recipe.metric is None or recipe.test is None:
+            raise TvgradError(f"task {recipe.name!r} has no metric or no test samples: give its recipe both")
+        self.name, self.metric, self.test = recipe.name, recipe.metric, recipe.test
+        self._model = copy.deepcopy(recipe.model).eval()
+        if state is not None:
+            # Casts the model to the run's own type, too: assigned tensors keep theirs.
+            self._model.load_state_dict(dict(state), strict=False, assign=True)
+        self._parameters = trainable_parameters(self._model)
+        self._loss = recipe.batch_loss(self._model)
+
+    @torch.no_grad()
+    def score(self, weights: Mapping[str, torch.Tensor], samples: Samples | None = None) -> float:
+        """Evaluate the metric.
+
+        Args:
+            weights: name -> tensor, cast to the model's types.
+            samples: on what; by default the test samples.
+
+        Returns:
+            The metric's mean over the samples.
+        """
+        first = next(iter(self._parameters.values()))
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])
+        data = (self.test if samples is None else samples).with_dtype(first.dtype)
+        total = 0.0
+        for start in range(0, len(data), CHUNK):
+            batch = map_tensors(data.batch(start, start + CHUNK), lambda tensor: tensor.to(first.device))
+            count = min(CHUNK, len(data) - start)
+            total += float(self.metric(self._loss.output(batch), target_of(batch))) * count
+        return total / len(data)
+
+
+def halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Cut samples into two disjoint halves, always the same: one to search alpha on, one to report on.
+
+    Args:
+        samples: at least two.
+
+    Returns:
+        Validation samples and test samples.
+
+    Raises:
+        TvgradError: there are fewer than two samples.
+    """
+    if len(samples) < 2:
+        raise TvgradError("alpha cannot be searched with fewer than two test samples: give alpha as a number")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    middle = len(samples) // 2
+    return samples.subset(order[:middle]), samples.subset(order[middle:])
+
+
+def shifted(base: Mapping[str, torch.Tensor], vector: Mapping[str, torch.Tensor], alpha: float) -> Weights:
+    """Add a multiple of a vector to weights.
+
+    Args:
+        base: name -> weights.
+        vector: name -> tensor, for every name of the base.
+        alpha: the factor.
+
+    Returns:
+        base + alpha vector, computed in float64 and rounded once to the base's types.
+    """
+    return {
+        name: torch.add(tensor.double(), vector[name].double(), alpha=alpha).to(tensor.dtype)
+        for name, tensor in base.items()
+    }
+
+
+def search_alpha(score: Callable[[float], float], alphas: Sequence[float] = ALPHAS) -> tuple[float, float]:
+    """Find the best coefficient.
+
+    Args:
+        score: alpha -> how good, higher is better; on validation samples, never on those that are reported.
+        alphas: what to try.
+
+    Returns:
+        The best alpha, the smallest among equals, and its score.
+
+    Raises:
+        TvgradError: there is nothing to try.
+    """
+    if not alphas:
+        raise TvgradError("there is no alpha to try: give at least one")
+    scores = [score(alpha) for alpha in alphas]
+    best = max(range(len(alphas)), key=lambda place: (scores[place], -alphas[place]))
+    return alphas[best], scores[best]

@@ -1,0 +1,78 @@
+"""Method: one way to merge task vectors, seen one tensor (or one block of a tensor) at a time."""
+
+from __future__ import annotations
+
+import numbers
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tvgrad.errors import TvgradError
+
+__all__ = ["Method", "share"]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A merging method and its options.
+
+    A method never sees a whole model: it gets the same tensor of every task, in float64, and returns one tensor. That
+    is what lets models of any size be merged in the memory of one tensor of each.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    least: ClassVar[int] = 1
+    """Fewest tasks that it is defined for."""
+    most: ClassVar[int | None] = None
+    """Most tasks that it is defined for; None is any number."""
+    elementwise: ClassVar[bool] = False
+    """Whether a coordinate of the result depends on that coordinate alone, so that tensors may be cut into blocks."""
+
+    def check_tasks(self, tasks: int) -> None:
+        """Refuse a number of tasks that the method is not defined for.
+
+        Args:
+            tasks: how many task vectors there are.
+
+        Raises:
+            TvgradError: too few or too many.
+        """
+        if tasks < self.least:
+            raise TvgradError(f"{self.name} merges at least {self.least} tasks, and {tasks} was given: add runs")
+        if self.most is not None and tasks > self.most:
+            raise TvgradError(f"{self.name} takes {self.most} task(s), and {tasks} were given: leave the others out")
+
+    @abstractmethod
+    def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
+        """Merge one tensor, or one block of it.
+
+        Args:
+            rows: float64, shape (tasks, *shape of the tensor), or (tasks, length) for elementwise methods; it may be
+                overwritten.
+            name: the tensor's name.
+            start: where the block begins in the flattened tensor.
+
+        Returns:
+            The merged tensor, shaped like one row.
+        """
+
+
+def share(value: object, name: str) -> float:
+    """Check a share: a number above 0 and at most 1.
+
+    Args:
+        value: the number.
+        name: what it is called, for the message.
+
+    Returns:
+        It, as a float.
+
+    Raises:
+        TvgradError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
+        raise TvgradError(f"{name} must be a number above 0 and at most 1, not {value!r}")
+    return float(value)

@@ -1,0 +1,230 @@
+"""Stacks: the same tensor, or block of a tensor, of every task's vector, from memory or from files."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tvgrad.block_reader import matching_names
+from tvgrad.errors import TvgradError
+from tvgrad.parameters import same_names_and_shapes
+from tvgrad.tensor_files import TensorFile
+
+__all__ = ["FileStack", "Stack", "VectorStack", "equal_files"]
+
+
+class Stack(ABC):
+    """Task vectors side by side, read a piece at a time.
+
+    Attributes:
+        places: name -> shape and dtype of the tensors that are merged.
+        labels: what to call each task in a message.
+    """
+
+    def __init__(self, places: Mapping[str, tuple[tuple[int, ...], torch.dtype]], labels: Sequence[str]) -> None:
+        """Keep names and shapes.
+
+        Args:
+            places: name -> shape and dtype of the result.
+            labels: one for each task.
+        """
+        self.places = dict(places)
+        self.labels = list(labels)
+        self._rows = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def tasks(self) -> int:
+        """How many task vectors there are."""
+        return len(self.labels)
+
+    def numel(self, name: str) -> int:
+        """Count the elements of a tensor.
+
+        Args:
+            name: the tensor.
+
+        Returns:
+            Their number.
+        """
+        return math.prod(self.places[name][0])
+
+    def rows(self, name: str, start: int = 0, length: int | None = None) -> torch.Tensor:
+        """Read one tensor of every task vector, or a block of it.
+
+        Args:
+            name: the tensor.
+            start: first element of the flattened tensor.
+            length: how many elements; None is the whole tensor, in its shape.
+
+        Returns:
+            float64, shape (tasks, length) or (tasks, *shape); the next call overwrites it.
+
+        Raises:
+            TvgradError: a value is an infinity or a NaN.
+        """
+        count = self.numel(name) if length is None else length
+        if self._rows.numel() < self.tasks * count:
+            self._rows = torch.empty(self.tasks * count, dtype=torch.float64)
+        rows = self._rows[: self.tasks * count].view(self.tasks, count)
+        self._fill(name, start, rows)
+        # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
+        if not math.isfinite(float(rows.sum())):
+            for label, row in zip(self.labels, rows, strict=True):
+                if not bool(torch.isfinite(row).all()):
+                    raise TvgradError(f"{name!r} of {label} holds a NaN or an infinity: leave that model out")
+        return rows if length is not None else rows.view(self.tasks, *self.places[name][0])
+
+    @abstractmethod
+    def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
+        """Read a block of the weights that the merged vector is added to.
+
+        Args:
+            name: the tensor.
+            start: first element of the flattened tensor.
+            length: how many elements.
+
+        Returns:
+            float64, shape (length,), or None where the merged vector is wanted as it is.
+        """
+
+    @abstractmethod
+    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None: ...
+
+
+class VectorStack(Stack):
+    """Task vectors in memory."""
+
+    def __init__(
+        self, task_vectors: Sequence[Mapping[str, torch.Tensor]], base: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Check that the vectors are of one model.
+
+        Args:
+            task_vectors: each name -> tensor.
+            base: weights to add the merged vector to, which give the result their dtypes; None is none, and float64.
+
+        Raises:
+            TvgradError: there is no vector, or names or shapes differ, or a tensor does not hold real numbers.
+        """
+        self._vectors, self._base = list(task_vectors), base
+        if isinstance(task_vectors, Mapping) or not self._vectors:
+            raise TvgradError("there is no task vector to merge: give a list of them, each name -> tensor")
+        labels = [f"task vector {number}" for number in range(1, len(self._vectors) + 1)]
+        others = [*zip(labels, self._vectors, strict=True)]
+        if base is not None:
+            others.append(("the base", {name: base[name] for name in self._vectors[0] if name in base}))
+        first = self._vectors[0]
+        for label, vector in others:
+            difference = same_names_and_shapes(first, vector)
+            if difference is not None:
+                raise TvgradError(f"{label} is not of the same model as {labels[0]}: {difference}")
+            for name, tensor in vector.items():
+                if not tensor.is_floating_point():
+                    raise TvgradError(f"{name!r} of {label} holds {tensor.dtype} values: merge floating-point tensors")
+        places = {
+            name: (tuple(tensor.shape), torch.float64 if base is None else base[name].dtype)
+            for name, tensor in first.items()
+        }
+        super().__init__(places, labels)
+
+    def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
+        """See `Stack.base`.
+
+        Args:
+            name: the tensor.
+            start: first element.
+            length: how many elements.
+
+        Returns:
+            The block in float64, or None.
+        """
+        if self._base is None:
+            return None
+        return self._base[name].detach().flatten()[start : start + length].double()
+
+    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
+        for row, vector in zip(rows, self._vectors, strict=True):
+            row.copy_(vector[name].detach().flatten()[start : start + row.numel()])
+
+
+class FileStack(Stack):
+    """Fine-tuned weights in safetensors files, whose difference to pretrained weights is formed in float64."""
+
+    def __init__(self, pretrained: TensorFile, tuned: Sequence[TensorFile], labels: Sequence[str] = ()) -> None:
+        """Check that the files are of one model.
+
+        Args:
+            pretrained: the weights before fine-tuning.
+            tuned: the weights after it, one file a task.
+            labels: what to call each task; by default the file's path.
+
+        Raises:
+            TvgradError: there is no tuned file, or the files hold other tensors, shapes or kinds of numbers.
+        """
+        if not tuned:
+            raise TvgradError("there is no fine-tuned model to merge: give one file for each task")
+        names = matching_names([pretrained, *tuned])
+        places = {name: (pretrained.places[name].shape, pretrained.places[name].dtype) for name in names}
+        super().__init__(places, labels or [str(file.path) for file in tuned])
+        self._files = [pretrained, *tuned]
+        self._weights = torch.empty(0, dtype=torch.float64)
+        self._staging = torch.empty(0, dtype=torch.uint8)
+        self._last: tuple[str, int, int] | None = None
+
+    def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
+        """See `Stack.base`; the block that `rows` read last is not read again.
+
+        Args:
+            name: the tensor.
+            start: first element.
+            length: how many elements.
+
+        Returns:
+            The block in float64; the next call overwrites it.
+        """
+        if self._last != (name, start, length):
+            if self._weights.numel() < length:
+                self._weights = torch.empty(length, dtype=torch.float64)
+            self._weights[:length].copy_(self._read(0, name, start, length))
+            self._last = name, start, length
+        return self._weights[:length]
+
+    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
+        length = rows.shape[1]
+        base = self.base(name, start, length)
+        for number, row in enumerate(rows, start=1):
+            row.copy_(self._read(number, name, start, length)).sub_(base)
+
+    def _read(self, number: int, name: str, start: int, length: int) -> torch.Tensor:
+        """A block as it is stored, in one buffer for all files."""
+        file = self._files[number]
+        dtype = file.places[name].dtype
+        if self._staging.numel() < length * dtype.itemsize:
+            self._staging = torch.empty(length * dtype.itemsize, dtype=torch.uint8)
+        return file.read_into(name, start, self._staging[: length * dtype.itemsize].view(dtype))
+
+
+def equal_files(left: TensorFile, right: TensorFile, block: int = 1 << 16) -> str | None:
+    """Compare two files bit by bit.
+
+    Args:
+        left: a file.
+        right: another.
+        block: elements read at a time.
+
+    Returns:
+        None where they hold the same tensors, or the name of the first that differs.
+    """
+    for name in dict.fromkeys([*left.places, *right.places]):
+        one, other = left.places.get(name), right.places.get(name)
+        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+            return name
+        for start in range(0, one.numel, block):
+            length = min(block, one.numel - start)
+            parts = [file.read_into(name, start, torch.empty(length, dtype=one.dtype)) for file in (left, right)]
+            if not torch.equal(*(part.view(torch.uint8) for part in parts)):
+                return name
+    return None

@@ -1,0 +1,147 @@
+"""Maps: cosines between epochs, blocks over epochs, trajectories, and first epochs beside published ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from tvgrad.parameters import ALL
+from tvgrad.report.published import first_epoch_shares
+from tvgrad.report.style import MARKERS, new_axes, palette, styled
+
+__all__ = ["epoch_cosine_map", "first_epoch_dominance", "layer_map", "trajectory_plane"]
+
+
+@styled
+def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw how many times an even share the first epoch's gradient has, beside seven published benchmarks.
+
+    Args:
+        norms: the table `norms`.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
+    counts = table.groupby("run", sort=False)["epoch"].size()
+    first = table[table["epoch"] == 0].set_index("run")["gradient_norm_share"]
+    here = pd.DataFrame({"name": first.index, "times": first * counts[first.index], "where": "this report"})
+    published = first_epoch_shares()
+    there = pd.DataFrame(
+        {"name": published["data_set"], "times": published["share"] * published["epochs"], "where": "published"}
+    )
+    both = pd.concat([here, there], ignore_index=True)
+    # Two lists may share a name (a run called MNIST): a space keeps the bars apart and cannot be seen.
+    both["name"] = both["name"].where(both["where"] != "published", both["name"] + " ")
+    ax = new_axes(ax, height=0.9 + 0.22 * len(both))
+    colours = sns.color_palette("colorblind")
+    sns.barplot(
+        both, x="times", y="name", hue="where", dodge=False, ax=ax,
+        palette={"this report": colours[0], "published": colours[7]},
+    )  # fmt: skip
+    ax.axvline(1, color="0.3", linewidth=1, linestyle="--")
+    ax.set(xlabel=r"share of the first epoch $\times$ number of epochs (1: all epochs alike)", ylabel="")
+    ax.set_title("How much the first epoch's gradient stands out")
+    sns.move_legend(ax, "upper right", title=None, frameon=False)
+    return ax
+
+
+@styled
+def epoch_cosine_map(
+    cosines: pd.DataFrame, run: str | None = None, kind: str = "gradient", ax: Axes | None = None
+) -> Axes:
+    """Draw the cosines between one run's gradients, or task vectors, at all pairs of epochs.
+
+    Args:
+        cosines: the table of `tvgrad.report.geometry.epoch_cosines`.
+        run: the run; by default the first.
+        kind: gradient or task_vector.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    run = cosines["run"].iloc[0] if run is None else run
+    chosen = cosines[(cosines["run"] == run) & (cosines["kind"] == kind)]
+    matrix = chosen.pivot_table(index="epoch_a", columns="epoch_b", values="cosine")
+    ax = new_axes(ax, 4.2, 3.4)
+    ax.grid(False)
+    sns.heatmap(
+        matrix, vmin=-1, vmax=1, center=0, cmap="vlag", square=True, ax=ax, annot=len(matrix) <= 8, fmt=".2f",
+        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8},
+    )  # fmt: skip
+    symbol = "g" if kind == "gradient" else r"\tau"
+    ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos({symbol}_e,\, {symbol}_f)$, {run}")
+    ax.tick_params(axis="both", rotation=0)
+    return ax
+
+
+@styled
+def layer_map(
+    directions: pd.DataFrame, run: str | None = None, column: str = "cos_task_vector_descent", ax: Axes | None = None
+) -> Axes:
+    """Draw a quantity for each block of the model (depth downwards) over epochs.
+
+    Args:
+        directions: the table `directions`, or any with the columns run, epoch, group and `column`.
+        run: the run; by default the first.
+        column: what is drawn.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    run = directions["run"].iloc[0] if run is None else run
+    chosen = directions[(directions["run"] == run) & (directions["group"] != ALL) & directions[column].notna()]
+    depth = list(dict.fromkeys(chosen["group"]))
+    matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
+    ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
+    ax.grid(False)
+    signed = bool((matrix.to_numpy() < 0).any()) or column.startswith("cos")
+    sns.heatmap(
+        matrix, cmap="vlag" if signed else "viridis", ax=ax, cbar_kws={"shrink": 0.9},
+        **({"vmin": -1, "vmax": 1, "center": 0} if signed else {}),
+        annot=matrix.size <= 80, fmt=".2f", annot_kws={"fontsize": 7},
+    )  # fmt: skip
+    names = {"cos_task_vector_descent": r"$\cos(\tau_e,\, -g_0)$", "gradient_norm": r"$\|g_e\|$"}
+    ax.set(xlabel="epoch e", ylabel="", title=f"{names.get(column, column)} by block, {run}")
+    ax.tick_params(axis="both", rotation=0)
+    return ax
+
+
+@styled
+def trajectory_plane(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the trajectories of all runs in the plane of their two principal components.
+
+    Args:
+        points: the table of `tvgrad.report.geometry.trajectories`.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax, 5.5, 4.0)
+    colours = palette(points)
+    for place, (run, path) in enumerate(points.groupby("run", sort=False)):
+        path = path.sort_values("epoch")
+        colour = colours[str(run)]
+        ax.plot(path["x"], path["y"], color=colour, linewidth=1.3, label=str(run))
+        ax.scatter(path["x"], path["y"], color=[colour], s=9, zorder=3)
+        last = path.iloc[-1]
+        ax.scatter([last["x"]], [last["y"]], color=[colour], s=46, marker=MARKERS[place % len(MARKERS)], zorder=4)
+    ax.scatter([0], [0], color="0.15", s=60, marker="*", zorder=5)
+    ax.annotate(r"$\theta_0$", (0, 0), textcoords="offset points", xytext=(6, -10))
+    share = points[["share_x", "share_y"]].iloc[0].to_numpy()
+    ax.set(
+        xlabel=f"first principal component ({share[0]:.0%} of the variance)",
+        ylabel=f"second ({share[1]:.0%})",
+        title="Trajectories of the weights",
+    )
+    extent = np.ptp(points[["x", "y"]].to_numpy(), axis=0)
+    if extent.min() > 0.2 * extent.max():
+        ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return ax

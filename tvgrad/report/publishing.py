@@ -1,0 +1,59 @@
+"""Publishing: tables, figures and the page of a report, written into one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tvgrad.record.run import Run
+from tvgrad.report.documents import PAGE, check_formats, write_tables
+from tvgrad.report.figures import captioned_figures
+from tvgrad.report.geometry import epoch_cosines, trajectories
+from tvgrad.report.page import html_page
+from tvgrad.report.summary import summary_of
+from tvgrad.report.tables import RunTables
+from tvgrad.tensor_files import write_atomically
+
+__all__ = ["publish"]
+
+
+def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iterable[str]) -> list[Path]:
+    """Write a report.
+
+    Args:
+        made: its tables and Gram matrix.
+        runs: the runs that it is about.
+        directory: where to; it is made.
+        formats: csv, md, json, latex, html.
+
+    Returns:
+        The files: tables, figures, and last the page.
+
+    Raises:
+        TvgradError: a format is unknown, or the folder cannot be made.
+    """
+    wanted = check_formats(formats)
+    written = write_tables(made.tables, directory, wanted)
+    drawn = {**made.tables, "trajectories": trajectories(made.gram), "epoch_cosines": epoch_cosines(made.gram)}
+    figures = captioned_figures(drawn, directory / "figures")
+    written += [path for path, _ in figures]
+    if PAGE in wanted:
+        vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]
+        title = "Task vectors and gradients"
+        page = html_page(made.tables, vector_graphics, summary_of(made.tables), title, _lead(runs))
+        path = directory / "report.html"
+        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        written.append(path)
+    return written
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    """One line on what the runs are: optimizer, number format, epochs, samples."""
+    rules = dict.fromkeys(str((run.info.get("rule") or {}).get("name", "unknown rule")) for run in runs)
+    dtypes = dict.fromkeys(str(run.info.get("dtype", "")) for run in runs)
+    epochs = sorted({run.points[-1].number for run in runs})
+    until = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    samples = [int(run.info["samples"]) for run in runs if "samples" in run.info]
+    counted = f", {min(samples)} to {max(samples)} training samples" if samples else ""
+    unit = runs[0].unit
+    return f"{len(runs)} runs: {', '.join(rules)}; {', '.join(dtypes)}; {until} {unit}s{counted}."

@@ -1,0 +1,134 @@
+"""The paragraph at the top of a report: what the tables say, in words and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from tvgrad.parameters import ALL
+from tvgrad.report.published import DIFFERENCE, first_epoch_shares
+
+__all__ = ["summary_of"]
+
+ALIGNED = 0.95
+"""A cosine from which a task vector is called aligned with the first gradient: an angle of 18 degrees."""
+
+
+def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say in a few sentences whether the first epoch is exact, how much it dominates, and what to do next.
+
+    Args:
+        tables: norms, directions, equivalence and cross_task.
+
+    Returns:
+        Sentences, in reading order; those for which there is no data are left out.
+    """
+    found = [
+        *_exactness(tables["equivalence"]),
+        *_dominance_in_norm(tables["norms"]),
+        *_dominance_in_direction(tables["directions"]),
+        *_between_tasks(tables["cross_task"]),
+    ]
+    return [*found, _next_step(tables)]
+
+
+def _exactness(verdicts: pd.DataFrame) -> list[str]:
+    sentences = []
+    by_run = {run: list(group["holds"]) for run, group in verdicts.groupby("run", sort=False)}
+    exact = [run for run, found in by_run.items() if "exact" in found and "fails" not in found]
+    if exact:
+        every = "every run" if len(exact) == len(by_run) else _listed(exact)
+        formulas = verdicts[(verdicts["holds"] == "exact")]["rule"].drop_duplicates()
+        sentences.append(
+            f"The first epoch of {every} is exact: {_listed(list(formulas))} holds in every coordinate within the "
+            "rounding of one optimizer step."
+        )
+    frozen = verdicts["frozen_share"].max()
+    if frozen >= 0.05:
+        run = verdicts.loc[verdicts["frozen_share"].idxmax(), "run"]
+        sentences.append(
+            f"Up to {frozen:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
+            "gradient: their step was under half the spacing of the number format."
+        )
+    for holds, opening in (("fails", "Not exact"), ("does not apply", "The gradient form does not apply")):
+        for reason, group in verdicts[verdicts["holds"] == holds].groupby("reason", sort=False):
+            if holds == "fails" or not set(group["run"]) <= set(exact):
+                sentences.append(f"{opening} for {_listed(list(group['run'].drop_duplicates()))}: {reason}.")
+    return sentences
+
+
+def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
+    table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
+    shares = {run: group.set_index("epoch")["gradient_norm_share"] for run, group in table.groupby("run", sort=False)}
+    shares = {run: share for run, share in shares.items() if len(share) > 1 and 0 in share.index}
+    if not shares:
+        return []
+    largest = [run for run, share in shares.items() if share.idxmax() == 0]
+    first = {run: float(share.loc[0]) for run, share in shares.items()}
+    times = {run: first[run] * len(share) for run, share in shares.items()}
+    low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
+    published = first_epoch_shares()
+    ratio = published["share"] * published["epochs"]
+    return [
+        f"The first epoch's full-batch gradient is the largest in norm in {len(largest)} of {len(shares)} runs. Its "
+        f"share in the sum of the gradient norms lies between {first[low]:.3f} ({low}) and {first[high]:.3f} ({high}), "
+        f"that is {min(times.values()):.2f} to {max(times.values()):.2f} times an even share; published for seven "
+        f"vision benchmarks: {published['share'].min():.3f} to {published['share'].max():.3f}, "
+        f"{ratio.min():.2f} to {ratio.max():.2f} times an even share. {DIFFERENCE}."
+    ]
+
+
+def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
+    table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
+    if table.empty:
+        return []
+    last = table.loc[table.groupby("run", sort=False)["epoch"].idxmax()].set_index("run")
+    cosines = last["cos_task_vector_descent"]
+    low, high = cosines.idxmin(), cosines.idxmax()
+    if len(cosines) == 1:
+        text = f"After {int(last.loc[low, 'epoch'])} epochs cos(task vector, -g_0) is {cosines[low]:.3f}"
+    else:
+        text = (
+            f"At the last epoch cos(task vector, -g_0) lies between {cosines[low]:.3f} ({low}) and "
+            f"{cosines[high]:.3f} ({high})"
+        )
+    within = int((cosines >= ALIGNED).sum())
+    return [f"{text}; it is at least {ALIGNED:g} in {within} of {len(cosines)} runs."]
+
+
+def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
+    table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
+    if table.empty:
+        return []
+    last = table[table["epoch"] == table["epoch"].max()].reset_index(drop=True)
+    most = last.loc[last["cos_task_vectors"].abs().idxmax()]
+    return [
+        f"Between tasks, the cosine of task vectors at epoch {int(most['epoch'])} is largest in size for "
+        f"{most['run_a']} and {most['run_b']} ({most['cos_task_vectors']:.2f}); the median of its size over all pairs "
+        f"is {last['cos_task_vectors'].abs().median():.2f}."
+    ]
+
+
+def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
+    verdicts = tables["equivalence"]
+    if (verdicts["holds"] == "fails").any():
+        return "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
+    directions = tables["directions"]
+    table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
+    if table.empty:
+        return "Next: record full-batch gradients (`--record gradients`) to compare the task vectors with them."
+    lowest = float(table["cos_task_vector_descent"].min())
+    if math.isfinite(lowest) and lowest < ALIGNED:
+        return (
+            "Next: where the cosine is low, the task vector is no longer the first gradient; compare merging after one "
+            "epoch with merging after the last."
+        )
+    return "Next: the first epoch stands for the whole trajectory here; merging after one epoch is worth trying first."
+
+
+def _listed(words: Sequence[str]) -> str:
+    if len(words) <= 1:
+        return "".join(map(str, words))
+    return f"{', '.join(map(str, words[:-1]))} and {words[-1]}"

@@ -1,0 +1,141 @@
+"""Predictions for mini-batch epochs whose sample order is known.
+
+With c[k,s] the rule's coefficients and B_s the batch of step s, everything on the right at theta_0,
+
+    order 1:  tau = -sum_s c_s g_{B_s}
+    order 2:  tau = order 1 + sum_s c_s H_{B_s} sum_{j<s} c[s,j] g_{B_j}
+
+and the quadratic model follows the rule with `g_{B_s} + H_{B_s} q_s`. Each is the rule itself, followed with another
+gradient, so that the sums need no table of coefficients: two or three vectors are kept, and one batch's graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.objective import Evaluations, Objective
+from tvgrad.parameters import Weights
+from tvgrad.theory.combination import combination, wide, zeros_like
+from tvgrad.update_rule_base import State
+from tvgrad.update_rules import LinearRule, UpdateRule, linear_rule
+
+__all__ = ["BatchPrediction", "batch_view", "predict_batches"]
+
+
+@dataclass(frozen=True)
+class BatchPrediction:
+    """Predictions at the end of one epoch; the tensors are moved on in place when the next one is asked for.
+
+    Attributes:
+        epoch: epochs done.
+        order1: `-sum_s c_s g_{B_s}(theta_0)`, with decay's first-order part.
+        order2: with the curvature that each step saw, or None where it was not asked for.
+        quadratic: the rule on the batches' quadratic models, or None where it was not asked for.
+        counts: batch gradients and batch Hessian-vector products so far.
+    """
+
+    epoch: int
+    order1: Weights
+    order2: Weights | None
+    quadratic: Weights | None
+    counts: Evaluations
+
+
+def batch_view(
+    objective: Objective, indices: Sequence[int] | torch.Tensor, counts: Evaluations | None = None
+) -> Objective:
+    """The objective of one mini-batch, whose evaluations are counted apart from full passes over the data.
+
+    Args:
+        objective: model, loss and data.
+        indices: positions of the batch's samples.
+        counts: where they are counted; by default nowhere.
+
+    Returns:
+        A view; the chunk size is the whole objective's.
+    """
+    objective.use_chunk_size(objective.chunk_size)  # measured once, and not again for each batch
+    view = objective.subset(indices)
+    view.evaluations = Evaluations() if counts is None else counts
+    return view
+
+
+def predict_batches(
+    objective: Objective,
+    rule: UpdateRule,
+    epochs: Iterable[Sequence[torch.Tensor]],
+    order2: bool = True,
+    quadratic: bool = False,
+    at: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[BatchPrediction]:
+    """Predict the task vector of mini-batch training in a known order, after each epoch.
+
+    Costs one batch gradient and one batch Hessian-vector product a step (the first step needs no product), so about a
+    gradient and a product over the data for each epoch; the quadratic model one product more a step after the second.
+
+    Args:
+        objective: model, loss and data.
+        rule: a linear rule; its schedule counts steps.
+        epochs: for each epoch, the positions of each batch's samples.
+        order2: compute the second-order term.
+        quadratic: follow the quadratic model too.
+        at: theta_0; by default the objective's own weights.
+
+    Yields:
+        The predictions after each epoch.
+
+    Raises:
+        TvgradError: the rule is not linear.
+    """
+    linear = linear_rule(rule)
+    start = wide(objective.initial if at is None else at, objective.device)
+    counts = Evaluations()
+    first, second, model = (_Follower(linear, start) for _ in range(3))
+    step = 0
+    for epoch, batches in enumerate(epochs, start=1):
+        for indices in batches:
+            view = batch_view(objective, indices, counts)
+            gradient = wide(view.gradient(at))
+            # After one step all three have the same displacement; before it, none.
+            wanted = [] if step == 0 else [first.moved] if order2 or quadratic else []
+            if quadratic and step > 1:
+                wanted = [first.moved, model.moved] if order2 else [model.moved]
+            products = view.hvps(wanted, at) if wanted else []
+            if order2:
+                second.follow(_bent(gradient, products[:1]), step, seen=first.moved)
+            if quadratic:
+                model.follow(_bent(gradient, products[-1:]), step, seen=model.moved)
+            first.follow(gradient, step, seen=None)
+            step += 1
+        yield BatchPrediction(
+            epoch,
+            first.moved,
+            second.moved if order2 else None,
+            model.moved if quadratic else None,
+            Evaluations(gradients=counts.gradients, hvps=counts.hvps),
+        )
+
+
+class _Follower:
+    """The rule, followed with gradients of one's own."""
+
+    def __init__(self, rule: LinearRule, start: Weights) -> None:
+        # Coupled decay acts on the displacement that the gradient was taken at; decoupled decay on the follower's own.
+        self.coupled = rule.coupled_decay
+        self.rule = rule.without_decay() if self.coupled else rule
+        self.start = start
+        self.moved = zeros_like(start)
+        self.states: dict[str, State] = {}
+
+    def follow(self, gradient: Weights, step: int, seen: Weights | None) -> None:
+        if self.coupled:
+            terms = [(1.0, gradient), (self.coupled, self.start)]
+            gradient = combination(*terms, *([] if seen is None else [(self.coupled, seen)]))
+        self.rule.advance(self.moved, self.start, gradient, step, self.states)
+
+
+def _bent(gradient: Weights, products: list[Weights]) -> Weights:
+    return combination((1.0, gradient), (1.0, products[0])) if products else gradient

@@ -1,0 +1,84 @@
+"""Kinks: does the loss go through a function whose derivative jumps, such as ReLU?
+
+A Taylor expansion round theta_0 knows nothing of a gate that flips on the way. Automatic differentiation gives a
+Hessian all the same (that of the smooth piece), so predictions run, as estimates, and say so.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.func import functional_call
+
+from tvgrad.objective import Objective
+from tvgrad.samples import map_tensors
+
+__all__ = ["kink_sentence", "kinks_of"]
+
+# What the nodes of an autograd graph are called, without their ending `Backward0`.
+KINKED = {
+    "Abs": "abs",
+    "Clamp": "clamp",
+    "ClampMin": "clamp",
+    "ClampMax": "clamp",
+    "Elu": "ELU",  # its second derivative jumps
+    "Hardtanh": "Hardtanh",
+    "Hardsigmoid": "Hardsigmoid",
+    "Hardswish": "Hardswish",
+    "LeakyRelu": "LeakyReLU",
+    "MaxPool2DWithIndices": "max pooling",
+    "MaxPool3DWithIndices": "max pooling",
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+    "PreluKernel": "PReLU",
+    "Relu": "ReLU",
+    "Rrelu": "RReLU",
+    "Softshrink": "Softshrink",
+    "Threshold": "Threshold",
+}
+
+
+def kinks_of(objective: Objective) -> tuple[str, ...]:
+    """Find the functions with kinks that the loss of one sample goes through, wherever they are called.
+
+    Args:
+        objective: model, loss and data; nothing in it is changed.
+
+    Returns:
+        Their names, sorted.
+    """
+    loss_of, device = objective.batch_loss, objective.device
+    batch = map_tensors(objective.samples.batch(0, 1), lambda tensor: tensor.to(device))
+    buffers = {name: buffer.clone() for name, buffer in loss_of.named_buffers()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        root = functional_call(loss_of, buffers, (batch,)).grad_fn
+    found: set[str] = set()
+    seen, waiting = {root}, [root]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        plain = node.name().rstrip("0123456789").removesuffix("Backward")
+        if plain in KINKED:
+            found.add(KINKED[plain])
+        new = [following for following, _ in node.next_functions if following not in seen]
+        seen.update(new)
+        waiting += new
+    return tuple(sorted(found))
+
+
+def kink_sentence(objective: Objective) -> str | None:
+    """Say what kinks do to a prediction.
+
+    Args:
+        objective: model, loss and data.
+
+    Returns:
+        One sentence, or None where the loss has none.
+    """
+    kinks = kinks_of(objective)
+    if not kinks:
+        return None
+    return (
+        f"the model uses {', '.join(kinks)}, whose derivative jumps at kinks: the expansion leaves out every gate that "
+        "flips on the way, so that even for small rates these predictions are estimates without an order of accuracy"
+    )

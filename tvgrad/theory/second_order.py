@@ -1,0 +1,275 @@
+"""Predictions of a task vector from the pretrained weights alone: to first order, to second order, and quadratic.
+
+Order 1 is `-S_k g_0`: the task vector is the gradient. Order 2 adds `Q_k H_0 g_0`, from one Hessian-vector product; its
+length is the predicted *second-order error*. The quadratic model follows the update rule on the loss's second-order
+Taylor polynomial, one more product for each epoch after the second. All three are estimates: their residuals are of
+order 2, 3 and 3 in the learning rate (the quadratic model's constant is usually the smaller one), and nothing bounds
+them here; bounds are another matter (`tvgrad bound`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.objective import Evaluations, Objective
+from tvgrad.parameters import Weights, norm
+from tvgrad.recipe import positive, positive_integer
+from tvgrad.results import Result
+from tvgrad.theory.combination import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.theory.curvature import Curvature, estimate_curvature
+from tvgrad.theory.expansion import Expansion, expand
+from tvgrad.theory.growth import growth_factor, stability_limit
+from tvgrad.theory.kinks import kink_sentence
+from tvgrad.update_rule_base import State
+from tvgrad.update_rules import LinearRule, UpdateRule, linear_rule
+
+__all__ = ["Prediction", "PredictionRow", "planned_cost", "predict", "quadratic_path"]
+
+THRESHOLD = 0.1
+
+
+@dataclass(frozen=True)
+class PredictionRow(Result):
+    """The numbers of a prediction; all are estimates.
+
+    Attributes:
+        rule: the update rule's name.
+        lr: the learning rate, or the largest of a schedule.
+        epochs: k.
+        task_vector_norm: norm of the order-2 task vector.
+        error_norm: predicted norm of the second-order error, with saturation (see `tvgrad.theory.expansion`).
+        order2_error_norm: the same without: `||order2 - order1||`.
+        relative_error: `order2_error_norm` over the norm of the order-1 task vector.
+        quadratic_error_norm: `||quadratic - order1||`, NaN where the quadratic model was not followed.
+        threshold: relative error that the next two speak of.
+        epochs_within: last epoch before the predicted relative error passes the threshold; NaN where none does.
+        lr_within: learning rate (largest of the schedule) at which it is the threshold after k epochs.
+        largest_eigenvalue: Lanczos estimate of lambda_max(H_0), NaN where it was not asked for.
+        stability_limit: rate above which the quadratic model diverges by that estimate.
+        growth_factor: estimate of what the quadratic model multiplies a deviation by in k epochs.
+        gradients: full-batch gradients that were computed.
+        hvps: full-batch Hessian-vector products.
+        kind: `estimate`.
+    """
+
+    rule: str
+    lr: float
+    epochs: int
+    task_vector_norm: float
+    error_norm: float
+    order2_error_norm: float
+    relative_error: float
+    quadratic_error_norm: float
+    threshold: float
+    epochs_within: float
+    lr_within: float
+    largest_eigenvalue: float
+    stability_limit: float
+    growth_factor: float
+    gradients: int
+    hvps: int
+    kind: str = "estimate"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the task vector of k epochs will be, by three estimates.
+
+    Attributes:
+        rule: the update rule.
+        epochs: k.
+        order1: `-S_k g_0` (with decay, its first-order form).
+        order2: order 1 plus `Q_k H_0 g_0`.
+        quadratic: the rule followed on the quadratic model, or None where it was not asked for.
+        row: the numbers.
+        counts: gradients and Hessian-vector products that it took.
+        curvature: the spectrum's estimated end, or None where it was not asked for.
+        sentences: what the user should know: divergence, kinks.
+    """
+
+    rule: UpdateRule
+    epochs: int
+    order1: Weights
+    order2: Weights
+    quadratic: Weights | None
+    row: PredictionRow
+    counts: Evaluations
+    curvature: Curvature | None
+    sentences: tuple[str, ...]
+
+    @cached_property
+    def norms(self) -> dict[str, float]:
+        """Norms of the three task vectors, and of their second-order parts (`error`, `quadratic_error`)."""
+        found = {"order1": norm(self.order1), "order2": norm(self.order2), "error": self.row.order2_error_norm}
+        if self.quadratic is not None:
+            found |= {"quadratic": norm(self.quadratic), "quadratic_error": self.row.quadratic_error_norm}
+        return found
+
+
+def predict(
+    objective: Objective,
+    rule: UpdateRule,
+    epochs: int,
+    quadratic: bool = True,
+    curvature: bool = False,
+    threshold: float = THRESHOLD,
+    at: Mapping[str, torch.Tensor] | None = None,
+) -> Prediction:
+    """Predict the task vector of full-batch training before it is trained.
+
+    Orders 1 and 2 take one gradient and one Hessian-vector product whatever k is (two under decoupled decay); the
+    quadratic model takes k - 2 more, and lambda_max a few dozen. `planned_cost` tells the count beforehand.
+
+    Args:
+        objective: model, loss and data.
+        rule: a linear update rule; one step an epoch.
+        epochs: k, at least 1.
+        quadratic: follow the quadratic model too.
+        curvature: estimate lambda_max by Lanczos, and with it the stability limit and the growth factor.
+        threshold: relative error up to which the task vector counts as the gradient.
+        at: theta_0; by default the objective's own weights.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        TvgradError: the rule is not linear, its schedule is too short, or a number is out of range.
+    """
+    positive_integer(epochs, "epochs")
+    positive(threshold, "the threshold")
+    linear = linear_rule(rule)
+    linear.rates(epochs)
+    before = Evaluations(**vars(objective.evaluations))
+    expansion = expand(objective, linear, at)
+    if not all(math.isfinite(value) for row in expansion.products for value in row):
+        raise TvgradError("the gradient or the Hessian is not finite at these weights: check model, loss and data")
+    path = quadratic_path(objective, linear, epochs, expansion, at) if quadratic else ()
+    followed = next(iter(deque(path, maxlen=1)), None)
+    found = estimate_curvature(objective, at, smallest=True) if curvature else None
+    counts = Evaluations(
+        gradients=objective.evaluations.gradients - before.gradients, hvps=objective.evaluations.hvps - before.hvps
+    )
+    order1, order2 = expansion.order1(linear, epochs), expansion.order2(linear, epochs)
+    rates = linear.rates(epochs)
+    within = expansion.epochs_within(linear, threshold)
+    row = PredictionRow(
+        rule=linear.name,
+        lr=float(rates.max()),
+        epochs=epochs,
+        task_vector_norm=norm(order2),
+        error_norm=float(expansion.saturated_norms(linear, epochs)[epochs]),
+        order2_error_norm=float(expansion.error_norms(linear, epochs)[epochs]),
+        relative_error=float(expansion.relative_errors(linear, epochs)[epochs]),
+        quadratic_error_norm=math.nan if followed is None else norm(difference(followed, order1)),
+        threshold=threshold,
+        epochs_within=math.nan if within is None else within,
+        lr_within=expansion.rate_factor_within(linear, epochs, threshold) * float(rates.max()),
+        largest_eigenvalue=math.nan if found is None else found.largest,
+        stability_limit=math.nan if found is None else stability_limit(linear, found.largest),
+        growth_factor=(math.nan if found is None else growth_factor(linear, (found.largest, found.smallest), epochs)),
+        gradients=counts.gradients,
+        hvps=counts.hvps,
+    )
+    said = (_divergence(linear, row, expansion, found), _unconverged(found), kink_sentence(objective))
+    sentences = tuple(sentence for sentence in said if sentence is not None)
+    return Prediction(rule, epochs, order1, order2, followed, row, counts, found, sentences)
+
+
+def quadratic_path(
+    objective: Objective,
+    rule: LinearRule,
+    epochs: int,
+    expansion: Expansion,
+    at: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[Weights]:
+    """Follow the rule on the quadratic model of the loss round theta_0.
+
+    Args:
+        objective: model, loss and data.
+        rule: the update rule.
+        epochs: k.
+        expansion: round the same weights; its products serve the first two epochs.
+        at: theta_0; by default the objective's own weights.
+
+    Yields:
+        The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
+    """
+    gradient = wide(expansion.gradient, objective.device)
+    model, states = zeros_like(expansion.start), dict[str, State]()
+    for step in range(epochs):
+        slope = gradient
+        if step == 1:
+            # The first displacement is a combination of vectors whose products are known; decay's own part of the
+            # expansion's bend is taken off again, for `advance` adds it.
+            slope = combination((1.0, gradient), (1.0, _first_product(rule, expansion)))
+        elif step > 1:
+            slope = combination((1.0, gradient), (1.0, objective.hvp(model, at)))
+        rule.advance(model, expansion.start, slope, step, states)
+        yield model
+
+
+def _first_product(rule: LinearRule, expansion: Expansion) -> Weights:
+    """H_0 times the first displacement, without another Hessian-vector product."""
+    first = float(rule.first_order_weights(1)[1])
+    product = combination((-first, expansion.bend))
+    if rule.coupled_decay:
+        add_scaled(product, expansion.slope, first * rule.coupled_decay)
+    if expansion.decay_bend is not None:
+        add_scaled(product, expansion.decay_bend, -rule.decay_shrinkage(1))
+    return product
+
+
+def planned_cost(rule: UpdateRule, epochs: int, quadratic: bool = True) -> Evaluations:
+    """Tell what `predict` will compute, without lambda_max.
+
+    Args:
+        rule: a linear update rule.
+        epochs: k.
+        quadratic: follow the quadratic model too.
+
+    Returns:
+        Counts of gradients and Hessian-vector products.
+    """
+    products = 2 if linear_rule(rule).decoupled_decay else 1
+    return Evaluations(gradients=1, hvps=products + (max(0, epochs - 2) if quadratic else 0))
+
+
+def _divergence(rule: LinearRule, row: PredictionRow, expansion: Expansion, found: Curvature | None) -> str | None:
+    """The sentence on a rate above the stability limit. Without lambda_max, the Rayleigh quotient of the gradient."""
+    if found is None:
+        # With coupled decay the quotient is that of H + lambda I already, and the limit adds lambda again.
+        limit = stability_limit(rule, expansion.rayleigh - rule.coupled_decay)
+        if not row.lr > limit:
+            return None
+        return (
+            f"the learning rate {row.lr:g} is over the stability limit: along the gradient alone the quadratic model "
+            f"diverges above {limit:.3g}, so choose a smaller rate"
+        )
+    if row.lr > row.stability_limit:
+        return (
+            f"the learning rate {row.lr:g} is over the stability limit {row.stability_limit:.3g} (lambda_max is "
+            f"{found.largest:.3g} by estimate): the quadratic model diverges, by a factor of {row.growth_factor:.3g} "
+            f"in {row.epochs} epochs; choose a smaller rate"
+        )
+    if row.growth_factor > 2:
+        return (
+            f"the Hessian has a negative eigenvalue (about {found.smallest:.3g}), along which the quadratic model "
+            f"grows by a factor of {row.growth_factor:.3g} in {row.epochs} epochs: trust it for fewer"
+        )
+    return None
+
+
+def _unconverged(found: Curvature | None) -> str | None:
+    if found is None or found.converged:
+        return None
+    return (
+        f"Lanczos did not converge in {found.hvps} products: lambda_max is at least about {found.largest:.3g} "
+        f"(residual {found.residual:.2g})"
+    )

@@ -1,0 +1,318 @@
+"""The optimizer steps of a run, one at a time: rate, batch, consumed gradient, and the weights it was taken at.
+
+A run keeps weights and sums for each epoch, not for each step. Two sources give the steps all the same:
+
+- *records*: where each epoch is one step, the gradient it consumed and the weights it started from are on the disk;
+- *replay*: where the order of the batches was recorded, PyTorch's own optimizer goes through them again from theta_0,
+  in the run's own dtype and number of threads. It is the same trajectory exactly when it comes by the recorded bits,
+  which is checked at the end of every epoch whose weights were kept; what differs is measured and never hidden.
+
+Either way one copy of the weights, one gradient and one batch's graph are held at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tvgrad.arithmetic import preserved_randomness
+from tvgrad.errors import TvgradError
+from tvgrad.objective import Objective
+from tvgrad.parameters import Weights, norm, trainable_parameters
+from tvgrad.record.run import Run
+from tvgrad.samples import Samples, map_tensors
+from tvgrad.theory.combination import difference
+from tvgrad.update_rules import UpdateRule
+
+__all__ = [
+    "Schedule",
+    "Step",
+    "mismatch",
+    "missing_for_replay",
+    "recorded_steps",
+    "replayed_steps",
+    "schedule_of",
+]
+
+NOISE = {
+    "dropout": "its dropout cannot be drawn again",
+    "augmentation": "its random augmentation cannot be drawn again",
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the record says of all steps up to an epoch.
+
+    Attributes:
+        rates: learning rate of each step.
+        ends: steps done at the end of epochs 0, 1, 2 ...
+        clips: the factor by which each step's gradient was clipped; 1 where it was not.
+        batches: for each epoch the samples of each step, or None where they were not recorded.
+        full: whether every step used the full batch.
+    """
+
+    rates: tuple[float, ...]
+    ends: tuple[int, ...]
+    clips: tuple[float, ...]
+    batches: tuple[tuple[torch.Tensor, ...], ...] | None
+    full: bool
+
+    @property
+    def clipped(self) -> bool:
+        """Whether any step's gradient was clipped."""
+        return any(clip != 1 for clip in self.clips)
+
+    def rule(self, rule: UpdateRule, epoch: int) -> UpdateRule:
+        """The rule with the rates that were recorded.
+
+        Args:
+            rule: the run's rule.
+            epoch: rates up to the end of this epoch.
+
+        Returns:
+            The same rule on that schedule.
+        """
+        return rule.with_lr(self.rates[: self.ends[epoch]])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        index: its number in the whole run, from 0.
+        epoch: the epoch it belongs to, from 1.
+        theta: the weights it started from, in the run's dtype.
+        consumed: the gradient that the optimizer consumed.
+        unclipped: the gradient before clipping; the same tensors where nothing was clipped.
+        after: the weights after the step at the end of an epoch, else None.
+    """
+
+    index: int
+    epoch: int
+    theta: Weights
+    consumed: Weights
+    unclipped: Weights
+    after: Weights | None
+
+
+def schedule_of(run: Run, epoch: int) -> Schedule:
+    """Read rates, batches and clipping of all steps up to an epoch.
+
+    Args:
+        run: a run that was recorded by epoch.
+        epoch: the last epoch wanted.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        TvgradError: the run has no known rule, was recorded by step, or its table of steps does not fit its epochs.
+    """
+    if run.unit != "epoch":
+        raise TvgradError(f"{run.root} was recorded by step: record it by epoch (--record-at epochs) to explain it")
+    rule = run.rule
+    if rule is None:
+        reason = run.info.get("rule_reason") or "none was recorded"
+        raise TvgradError(f"{run.root} has no update rule that tvgrad knows ({reason})")
+    points = [run.point(number) for number in range(epoch + 1)]
+    ends = tuple(point.steps for point in points)
+    table = run.steps()
+    table = table.iloc[: ends[-1]] if len(table) else table
+    if len(table) not in {0, ends[-1]}:
+        raise TvgradError(f"{run.root} lists {len(table)} steps for {ends[-1]}: trace the run again")
+    if "skipped" in table and bool((table["skipped"].fillna(0) != 0).any()):
+        raise TvgradError(f"{run.root} skipped steps (an overflow of its loss scale), which cannot be explained")
+    rates = _column(table, "lr", ends[-1], math.nan)
+    rates = np.array([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(rates)])
+    clips = _column(table, "clip_factor", ends[-1], 1.0)
+    batches = None
+    if all("batches" in point.files for point in points[1:]):
+        batches = tuple(tuple(run.batches(number)) for number in range(1, epoch + 1))
+        for number, steps in enumerate(batches, start=1):
+            if len(steps) != ends[number] - ends[number - 1]:
+                batches = None  # gradients were accumulated over several batches: the steps' own are not known
+                break
+    full = _full_batch(run, ends, table, batches)
+    return Schedule(tuple(rates.tolist()), ends, tuple(clips.tolist()), None if full else batches, full)
+
+
+def _full_batch(
+    run: Run, ends: tuple[int, ...], table: pd.DataFrame, batches: tuple[tuple[torch.Tensor, ...], ...] | None
+) -> bool:
+    """Whether the record says that every epoch is one step on all samples."""
+    if any(later - earlier != 1 for earlier, later in itertools.pairwise(ends)):
+        return False
+    if run.info.get("consumes_recorded_gradient"):
+        return True
+    samples = run.info.get("samples")
+    if batches is not None:
+        return all(len(steps[0]) == samples for steps in batches)
+    sizes = _column(table, "batch_size", ends[-1], math.nan)
+    return samples is not None and bool((sizes == samples).all())
+
+
+def _column(table: pd.DataFrame, name: str, length: int, missing: float) -> np.ndarray:
+    if name not in table or len(table) == 0:
+        return np.full(length, missing)
+    values = np.asarray(table[name], dtype=np.float64)
+    return np.where(np.isnan(values), missing, values)
+
+
+def recorded_steps(run: Run, schedule: Schedule) -> Iterator[Step] | None:
+    """Read the steps from the disk, where each epoch is one step and all it takes was recorded.
+
+    Args:
+        run: the run.
+        schedule: of the same run.
+
+    Returns:
+        The steps, or None where something was not recorded.
+    """
+    last = len(schedule.ends) - 1
+    if any(later - earlier != 1 for earlier, later in itertools.pairwise(schedule.ends)):
+        return None
+    kept, full = set(run.epochs), set(run.having("gradient"))
+    if not kept >= set(range(last + 1)) or not all(math.isfinite(clip) and clip > 0 for clip in schedule.clips):
+        return None
+    if run.info.get("consumes_recorded_gradient") and full >= set(range(last)):
+        return _read(run, schedule, last, full_batch=True)
+    if set(run.having("epoch_gradient")) >= set(range(1, last + 1)):
+        return _read(run, schedule, last, full_batch=False)
+    return None
+
+
+def _read(run: Run, schedule: Schedule, last: int, full_batch: bool) -> Iterator[Step]:
+    after = run.weights(0)
+    for index in range(last):
+        theta, after = after, run.weights(index + 1)
+        consumed = run.gradient(index) if full_batch else run.epoch_gradient(index + 1)
+        clip = schedule.clips[index]
+        unclipped = consumed if clip == 1 else {name: tensor.double() / clip for name, tensor in consumed.items()}
+        yield Step(index, index + 1, theta, consumed, unclipped, after)
+
+
+def missing_for_replay(run: Run, schedule: Schedule) -> str | None:
+    """Say why a run's mini-batches cannot be gone through again.
+
+    Args:
+        run: the run.
+        schedule: of the same run.
+
+    Returns:
+        Half a sentence, or None where they can.
+    """
+    if schedule.batches is None:
+        return "the samples of its mini-batches were not recorded (--record batches)"
+    if 0 not in run.epochs:
+        return "its pretrained weights were not kept"
+    if any(clip == 0 or not math.isfinite(clip) for clip in schedule.clips):
+        return "a clip factor in its table of steps is 0 or not finite"
+    for name in run.info.get("allowed", ()):
+        if name in NOISE:
+            return NOISE[name]
+    return None
+
+
+def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterator[Step]:
+    """Go through the recorded batches again with PyTorch's own optimizer, from the recorded theta_0.
+
+    Args:
+        run: a run for which `missing_for_replay` finds nothing missing.
+        objective: of the run's recipe, in any dtype.
+        schedule: of the same run.
+
+    Yields:
+        The steps; a step's tensors are only valid until the next one is asked for.
+
+    Raises:
+        TvgradError: the run is not as `missing_for_replay` wants it.
+    """
+    rule = run.rule
+    missing = missing_for_replay(run, schedule)
+    if rule is None or schedule.batches is None or missing:
+        raise TvgradError(f"{run.root} cannot be replayed: {missing or 'its update rule is not known'}")
+    dtype = getattr(torch, str(run.info.get("dtype", "float32")))
+    loss_of = copy.deepcopy(objective.batch_loss).to(dtype)
+    parameters = trainable_parameters(loss_of.model)
+    samples = objective.samples.with_dtype(dtype) if objective.samples.dtype else objective.samples
+    with torch.no_grad():
+        for name, tensor in run.weights(0).items():
+            parameters[name].copy_(tensor)
+    optimizer = rule.make_optimizer(list(parameters.values()))
+    index = 0
+    for epoch, batches in enumerate(schedule.batches, start=1):
+        for place, indices in enumerate(batches):
+            with (
+                _threads(int(run.info.get("threads") or torch.get_num_threads())),
+                preserved_randomness(objective.device),
+            ):
+                optimizer.zero_grad()
+                loss_of(_moved(samples, indices, objective.device)).backward()
+                unclipped = {name: _gradient(parameter) for name, parameter in parameters.items()}
+                clip = schedule.clips[index]
+                if clip != 1:
+                    unclipped = {name: tensor.clone() for name, tensor in unclipped.items()}
+                    for parameter in parameters.values():
+                        if parameter.grad is not None:
+                            parameter.grad.mul_(clip)
+                # Copies, because optimizers may change a gradient in place, and do change the weights.
+                consumed = {name: _gradient(parameter).clone() for name, parameter in parameters.items()}
+                theta = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.rates[index]
+                optimizer.step()
+            last = place + 1 == len(batches)
+            after = {name: parameter.detach().clone() for name, parameter in parameters.items()} if last else None
+            yield Step(index, epoch, theta, consumed, consumed if clip == 1 else unclipped, after)
+            index += 1
+
+
+def mismatch(run: Run, step: Step) -> float:
+    """Measure how far a replay is from the recorded weights at the end of an epoch.
+
+    Args:
+        run: the run.
+        step: the last step of an epoch.
+
+    Returns:
+        0 for the same bits, else the distance over the norm of the recorded task vector; NaN where the epoch's weights
+        were not kept.
+    """
+    if step.after is None or step.epoch not in run.epochs:
+        return math.nan
+    recorded = run.weights(step.epoch)
+    if all(torch.equal(tensor, step.after[name].cpu()) for name, tensor in recorded.items()):
+        return 0.0
+    length = norm(run.task_vector(step.epoch))
+    distance = norm(difference(recorded, {name: tensor.cpu() for name, tensor in step.after.items()}))
+    return distance / length if length else math.inf
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+
+
+def _moved(samples: Samples, indices: torch.Tensor, device: torch.device) -> object:
+    batch = samples.subset(indices).batch(0, len(indices))
+    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+
+@contextmanager
+def _threads(count: int) -> Generator[None]:
+    """The run's own number of threads, on which the last bit of a matrix product may depend."""
+    present = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(present)
