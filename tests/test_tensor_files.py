@@ -148,6 +148,7 @@ DAMAGE = {
     "bytes left over": raw({"a": entry(0, 4, [1])}, b"12345678"),
     "overlapping": raw({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),
     "same place": raw({"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}, bytes(4)),
+    "overlap that makes up for a gap": raw({"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}, bytes(8)),
     "gap": raw({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, bytes(12)),
     "name twice": raw(
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',

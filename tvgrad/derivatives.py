@@ -69,7 +69,8 @@ def explained(forward_mode: bool = False) -> Generator[None]:
         Nothing.
 
     Raises:
-        UnsupportedModel: instead of PyTorch's error.
+        UnsupportedModel: instead of such an error.
+        RuntimeError: any other, as it came.
     """
     try:
         yield

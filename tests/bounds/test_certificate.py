@@ -1,4 +1,4 @@
-"""Certificates against real training: sound for every rule, tight on the reference case, honest about what is missing."""
+"""Certificates against real training: sound for every rule, tight on the reference case, honest about gaps."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_reference_case_is_tight(number: int) -> None:
         if goal_at_start is not None:
             assert error <= min(form.upper for form in at_start) <= goal_at_start * error
             assert max(form.lower for form in at_start) <= error
-        if rate == 1e-4:
+        if 0.9e-4 < rate < 1.1e-4:
             assert max(form.lower for form in at_start) > 0
             assert certificate.closed_form_bound >= 1e4 * certificate.error_bound
 

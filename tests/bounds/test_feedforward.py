@@ -179,9 +179,7 @@ def test_other_models_are_refused_by_name(name: str) -> None:
         (INPUTS[:, None], TARGETS, "cross_entropy", "Flatten"),
     ],
 )
-def test_unfit_data_and_losses_are_refused(
-    inputs: torch.Tensor, targets: torch.Tensor, loss: str, words: str
-) -> None:
+def test_unfit_data_and_losses_are_refused(inputs: torch.Tensor, targets: torch.Tensor, loss: str, words: str) -> None:
     with pytest.raises(TvgradError, match=words):
         FeedForward(plain(nn.Tanh()), inputs, targets, loss)
 

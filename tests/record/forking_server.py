@@ -9,7 +9,7 @@ import runpy
 import sys
 import traceback
 
-import torch  # noqa: F401 - loaded once, for all processes that are forked
+import torch._dynamo  # noqa: F401 - every optimizer loads it: once here, for all processes that are forked
 
 import tvgrad.record.training  # noqa: F401
 

@@ -204,6 +204,23 @@ def test_one_edited_coordinate_is_found(traced: Traced, tampered: Tampered, dtyp
     assert "something besides" in verdict.reason
 
 
+def test_one_coordinate_one_bit_further_from_the_formula_is_found(traced: Traced, tampered: Tampered) -> None:
+    run = traced("rotated", dtype="float64")
+    name = "encoder.2.weight"
+    error = run.task_vector(1)[name] + 0.1 * run.gradient(0)[name]
+    # where the weight dwarfs its step, so that one bit of it is two budgets
+    place = int((run.weights(0)[name].abs() / run.gradient(0)[name].abs()).argmax())
+
+    def edit(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        row, away = content[name].view(-1), error.view(-1)[place].sign() * 9.0
+        row[place] = torch.nextafter(row[place], away)
+        return content
+
+    verdict = only(tampered(run, "weights", 1, edit))
+    assert verdict.holds == FAILS
+    assert 1.5 < verdict.worst_ratio_to_budget < 3.1
+
+
 def test_weights_that_are_not_finite_fail(traced: Traced, tampered: Tampered) -> None:
     def edit(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         content["encoder.0.bias"][3] = math.nan

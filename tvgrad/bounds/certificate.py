@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tvgrad.bounds.feedforward import FeedForward
-from tvgrad.bounds.forms import Form, closed, quadratic, remainder
+from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, closed, quadratic, remainder
 from tvgrad.bounds.layer_constants import LayerBounds
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.start import Start
@@ -170,7 +170,7 @@ def _local_forms(problem: FeedForward, plan: Plan) -> list[Form]:
         return problem.local(radius)
 
     forms = [
-        _attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants)),
+        _attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants, LOCAL_ATTEMPTS)),
         _attempt("remainder", lambda: remainder("remainder", start, thirds, layerwise=False)),
         _attempt("layer-wise", lambda: remainder("layer-wise", start, thirds, layerwise=True)),
     ]

@@ -37,6 +37,8 @@ from tvgrad.update_rule_base import Array
 __all__ = ["Form", "closed", "quadratic", "remainder"]
 
 ATTEMPTS = 40
+LOCAL_ATTEMPTS = 12  # local constants cost a few gradients each time
+FURTHEST = 30.0  # how much further than the first-order path a ball may reach before it is given up
 GROWTH = 1.01
 HUGE = 1e100  # beyond it there is no ball, and squares would overflow
 
@@ -73,7 +75,12 @@ def _lost(name: str, radius: float) -> str:
 
 
 def closed(
-    name: str, steps: Array, totals: Array, decay: Array, constants: Callable[[float], tuple[float, float]]
+    name: str,
+    steps: Array,
+    totals: Array,
+    decay: Array,
+    constants: Callable[[float], tuple[float, float]],
+    attempts: int = ATTEMPTS,
 ) -> Form:
     """The closed form on its own ball.
 
@@ -83,6 +90,7 @@ def closed(
         totals: S_e for e < k, (k,).
         decay: `||shrunk_e theta_0||` for e < k, (k,).
         constants: (G(R), H(R)) for a radius, decay included.
+        attempts: how often the ball is enlarged before it is given up.
 
     Returns:
         The bound.
@@ -91,7 +99,7 @@ def closed(
         NoCertificate: no ball was found.
     """
     radius = 0.0
-    for _ in range(ATTEMPTS):
+    for _ in range(attempts):
         gradient, hessian = constants(radius)
         if not gradient < HUGE:
             break
@@ -245,7 +253,7 @@ def _along(bounds: LayerBounds, layers: torch.Tensor | None) -> Along:
 def _third_order(bounds: LayerBounds, along: Along, step: int, norm: float, excess: float) -> float:
     """A bound of r_e: a known displacement of that norm, and an unknown one of at most `excess`."""
     rho = bounds.hessian_lipschitz
-    if not norm + excess < HUGE:
+    if not (norm + excess < HUGE and rho < math.inf):
         return math.inf
     whole = 0.5 * rho * (norm + excess) ** 2
     if along is None:
@@ -262,7 +270,8 @@ def _fixed_point(
 ) -> tuple[float, float]:
     """Enlarge the ball until it holds what the recursion says about itself."""
     radius *= GROWTH
-    for _ in range(ATTEMPTS):
+    limit = FURTHEST * radius
+    for _ in range(LOCAL_ATTEMPTS):
         bounds = constants(radius)
         rest, distances = recursion(bounds)
         reached = float(distances.max())
@@ -271,4 +280,6 @@ def _fixed_point(
         if reached <= radius:
             return rest, radius
         radius = GROWTH * reached
+        if radius > limit:
+            break
     raise NoCertificate(_lost(name, radius))

@@ -248,6 +248,12 @@ def _scaled(inner: Activation, scale: torch.Tensor, shift: torch.Tensor) -> Acti
 
 
 def _activation(name: str, module: nn.Module) -> Activation:
+    if any(True for _ in module.children()) or any(True for _ in module.parameters()):
+        # an activation with weights of its own, attention, a normalisation, a module of the user's
+        raise UnsupportedNetwork(
+            f"{name} is a {type(module).__name__}, for which no bounds are known: {LINEAR_FORM}, or use the estimates, "
+            "which take any model"
+        )
     try:
         return activation_of(module)
     except TvgradError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +16,11 @@ from tvgrad.merging.method import Method, share
 __all__ = ["Dare"]
 
 DRAWS = 2**32
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())))
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,10 @@ class Dare(Method):
             The sum of what was kept, over the density.
         """
         total = torch.zeros_like(rows[0])
-        for task, row in enumerate(rows):
-            total.add_(row.mul_(torch.from_numpy(self.kept(task, name, start, row.numel())).view(row.shape)))
+        # Drawing takes longer than all the rest, and numpy lets go of the interpreter's lock while it draws.
+        masks = _pool().map(lambda task: self.kept(task, name, start, rows[0].numel()), range(len(rows)))
+        for row, mask in zip(rows, masks, strict=True):
+            total.add_(row.mul_(torch.from_numpy(mask).view(row.shape)))
         return total.div_(self.density)
 
     def kept(self, task: int, name: str, start: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -66,6 +66,13 @@ BUILT_IN = {
         model="vision transformer, 16 patches, width 48, 3 blocks, frozen linear heads",
         size="60,144 parameters, up to 1000 samples a task",
     ),
+    "clip-vision": BuiltIn(
+        target="tvgrad.recipes.clip_vision:clip_vision",
+        tasks=("cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn"),
+        data="seven benchmarks from the Hugging Face hub (extra `hf`; needs a network and a GPU)",
+        model="CLIP ViT-B/16 image tower, frozen zero-shot heads",
+        size="86 million parameters, up to 73,257 samples a task",
+    ),
 }
 
 

@@ -144,9 +144,11 @@ class Epochs:
         """
         iteration.exhausted = True
         self._fresh = True
-        if not self.telling or not self._trains(iteration):
+        if not self.telling:
             return
         self._check_feeds(iteration)
+        if not self._trains(iteration):
+            return
         if iteration.lead > 1 or self.backwards:
             self._hold(iteration, "loader")
         else:
@@ -274,8 +276,10 @@ class Epochs:
 
     def _check_feeds(self, iteration: Iteration) -> None:
         mine = self._feeds.get(iteration.loader, 0)
+        if mine < 2 and not iteration.steps:
+            return
         for loader, times in self._feeds.items():
-            rival = loader != iteration.loader and 2 * times >= mine and times > 1
+            rival = loader != iteration.loader and 2 * times >= mine and 2 * mine >= times > 1
             if rival and self._lengths.get(loader) != iteration.length:
                 raise CannotTell("its steps take batches from two DataLoaders of different lengths at once")
 

@@ -33,12 +33,14 @@ class Trained:
         root: the outermost module of the script that owns all its parameters; wrappers of torch are taken off.
         parameters: name in the root -> parameter, for those that require a gradient, in the root's order.
         label: the name that `--model` picks it by: that of the variable or attribute that holds the module.
+        part: the same for the smallest module that owns the parameters, where another optimizer trains another part.
     """
 
     optimizer: torch.optim.Optimizer
     root: nn.Module
     parameters: dict[str, nn.Parameter]
     label: str
+    part: str
 
     @property
     def description(self) -> str:
@@ -153,7 +155,7 @@ def _trained(
         root = getattr(root, WRAPPERS[type(root).__name__])
     nearest = min(owning, key=lambda one: len(contents[id(one)]))
     parameters = {name: tensor for name, tensor in root.named_parameters() if id(tensor) in held}
-    return Trained(optimizer, root, parameters, _label(nearest, owning, frame))
+    return Trained(optimizer, root, parameters, _label(root, owning, frame), _label(nearest, owning, frame))
 
 
 def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None) -> str:
@@ -179,12 +181,13 @@ def _with_own_labels(found: list[Trained]) -> list[Trained]:
     """Optimizers that share a module are told apart by their classes, or by numbers."""
     result: list[Trained] = []
     for one in found:
-        label = one.label
-        if sum(other.label == label for other in found) > 1:
+        shared = sum(other.root is one.root for other in found) > 1
+        label = one.part if shared else one.label
+        if sum((other.part if shared else other.label) == label for other in found) > 1:
             label = f"{label}.{type(one.optimizer).__name__}"
         number = 2
         plain = label
         while any(other.label == label for other in result):
             label, number = f"{plain}.{number}", number + 1
-        result.append(Trained(one.optimizer, one.root, one.parameters, label))
+        result.append(Trained(one.optimizer, one.root, one.parameters, label, one.part))
     return result

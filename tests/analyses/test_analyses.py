@@ -1,0 +1,75 @@
+"""The analyses on the digits recipe: small versions by default, the whole of each when slow tests run."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tvgrad.analyses.catalogue import ANALYSES
+from tvgrad.analyses.finding import Finding, fitted_order, save_figure
+from tvgrad.cli.main import main
+
+THEORY = ("one_epoch_equivalence", "second_order_error", "multitask_gap", "practical_optimizers")
+SMALL: dict[str, dict[str, Any]] = {
+    "second_order_error": {"rates": (0.003, 0.03), "epochs": (2, 5)},
+    "multitask_gap": {"rates": (2e-3, 1e-3, 5e-4), "epochs": 3},
+    "practical_optimizers": {"rates": (1e-4, 1e-5)},
+}
+
+
+def _checked(finding: Finding, folder: Path) -> None:
+    assert finding.held, finding.evidence
+    assert len(finding.table)
+    assert finding.claim.endswith(".")
+    save_figure(finding, folder / "figure.png")
+    assert (folder / "figure.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small(name: str, tmp_path: Path) -> None:
+    _checked(importlib.import_module(f"tvgrad.analyses.{name}").analyse("digits", **SMALL[name]), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", THEORY)
+def test_whole(name: str, tmp_path: Path) -> None:
+    _checked(importlib.import_module(f"tvgrad.analyses.{name}").analyse("digits"), tmp_path)
+
+
+def test_every_analysis_is_in_the_catalogue_and_has_the_function() -> None:
+    assert set(THEORY) <= set(ANALYSES)
+    for name in ANALYSES:
+        assert callable(importlib.import_module(f"tvgrad.analyses.{name}").analyse)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("tvgrad.analyses.multitask_gap")
+    whole = module.analyse
+    monkeypatch.setattr(module, "analyse", lambda target: whole(target, rates=(1e-3, 5e-4), epochs=2))
+    main_(["analyse"])
+    assert "multitask_gap" in capsys.readouterr().out
+    main_(["analyse", "multitask-gap", "--out", str(tmp_path / "made")])
+    said = capsys.readouterr().out
+    assert "Claim: " in said
+    assert "It held: " in said
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {"multitask_gap.png", "multitask_gap.csv"}
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyse", "nothing"])
+    assert stopped.value.code == 2
+    assert "there is no analysis 'nothing'" in capsys.readouterr().err
+
+
+def main_(words: list[str]) -> None:
+    """Run the command line, which may or may not leave by SystemExit."""
+    code: object = 0
+    try:
+        main(words)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert not code
+
+
+def test_fitted_order() -> None:
+    assert fitted_order([1, 2, 4], [3, 12, 48]) == pytest.approx(2)

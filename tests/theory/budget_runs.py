@@ -1,0 +1,49 @@
+"""Small recorded runs for the tests of error budgets, and the training behind them written out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tvgrad
+from tvgrad.record.training import TraceOptions, prepare, trace
+
+SAMPLES = 32
+
+
+def recipe(samples: int = SAMPLES, activation: type[nn.Module] = nn.Tanh, seed: int = 0) -> tvgrad.Recipe:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), activation(), nn.Linear(8, 3))
+    inputs, targets = torch.randn(samples, 6), torch.randint(0, 3, (samples,))
+    return tvgrad.Recipe(model, nn.CrossEntropyLoss(), (inputs, targets), name="small", lr=1e-3, epochs=2)
+
+
+def record(made: tvgrad.Recipe, folder: Path, **options: Any) -> tvgrad.Run:
+    given = {"chunk_size": 12, "record": ("gradients", "batches") if "batch_size" in options else ("gradients",)}
+    return trace(prepare(made, TraceOptions(**{**given, **options})), folder / "run")
+
+
+def clipped_run(made: tvgrad.Recipe, folder: Path, most: float, lr: float, batch_size: int) -> tvgrad.Run:
+    """A loop of the user's own that clips each gradient to a norm and notes the factor."""
+    model = copy.deepcopy(made.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    loss = nn.CrossEntropyLoss()
+    objective = tvgrad.Objective(model, loss, made.train, chunk_size=12)
+    order = torch.randperm(len(made.train), generator=torch.Generator().manual_seed(4))
+    with tvgrad.Recorder(folder / "clipped", model, optimizer, objective, record=("gradients", "batches")) as recorder:
+        for _ in range(2):
+            for indices in order.split(batch_size):
+                recorder.note_batch(indices)
+                optimizer.zero_grad()
+                inputs, targets = made.train.subset(indices).batch(0, len(indices))
+                loss(model(inputs), targets).backward()
+                total = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
+                factor = torch.clamp(most / (total + 1e-6), max=1.0)
+                optimizer.step()
+                recorder.note_step(batch_size=len(indices), clip_factor=float(factor))
+            recorder.end_epoch()
+    return tvgrad.Run.open(folder / "clipped")
