@@ -114,7 +114,7 @@ def curve(scores: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
         The table.
     """
     chosen = scores[scores["method"] == method]
-    return chosen.pivot_table(index="seed", columns="epochs", values=column, aggfunc="mean")
+    return pd.DataFrame(chosen.pivot_table(index="seed", columns="epochs", values=column, aggfunc="mean"))
 
 
 def _largest(optimizer: str, norms: pd.DataFrame) -> Verdict:
@@ -161,7 +161,7 @@ def _gain(optimizer: str, scores: pd.DataFrame, place: int) -> Verdict:
     merged, single, before = (
         curve(scores, name, "accuracy").iloc[:, place] for name in ("task_arithmetic", "single", "pretrained")
     )
-    epochs = curve(scores, "single", "accuracy").columns[place]
+    epochs = int(scores["epochs"].min() if place == 0 else scores["epochs"].max())
     gain, possible = interval(merged - before), interval(single - before)
     outcome = "holds" if gain.low > 0 else "fails" if gain.high <= 0 else "undecided"
     claim = f"the model merged after {epochs} epoch{'s' if epochs > 1 else ''} is better than the pretrained one"
@@ -223,7 +223,7 @@ def lost_by_merging_late(scores: pd.DataFrame) -> pd.DataFrame:
     later = chosen[chosen["epochs"] > first].copy()
     keys = pd.MultiIndex.from_frame(later[["seed", "task"]])
     later["lost"] = start.reindex(keys).to_numpy() - later["normalised"].to_numpy()
-    return later[["seed", "task", "epochs", "predicted_error", "lost"]]
+    return pd.DataFrame(later[["seed", "task", "epochs", "predicted_error", "lost"]])
 
 
 def _spearman(table: pd.DataFrame) -> float:

@@ -21,7 +21,7 @@ def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool
     """Put panels side by side in the place of one axes, so that a figure stays one function of one axes."""
     figure = ax.figure
     ax.remove()
-    figure.get_figure(root=True).set_size_inches(PANEL_WIDTH * count + LEGEND, HEIGHT)  # type: ignore[union-attr]
+    figure.get_figure(root=True).set_size_inches(PANEL_WIDTH * count + LEGEND, HEIGHT)
     axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
     for place, panel in enumerate(axes):
         draw(place, panel)

@@ -12,7 +12,13 @@ import click
 @click.command()
 @click.argument("name", required=False)
 @click.option("--on", "target", default="digits", show_default=True, help="TARGET of the recipe to run it on.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("tvgrad-analyses"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("tvgrad-analyses"),
+    show_default=True,
+    help="Folder for the table and the figure.",
+)
 @click.option("--set", "given", multiple=True, help="NAME=VALUE: an option of the analysis; may be repeated.")
 def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) -> None:
     """Put one claim to the test on real data: one table, one figure, and whether it held (exit code 1 if not).

@@ -13,7 +13,13 @@ import click
 @click.option("--budget-seconds", type=float, help="Time for each run: leave out, by name, what does not fit.")
 @click.option("--remainder", is_flag=True, help="Split third order from batch curvature: a product for each batch.")
 @click.option("--epochs", help="Epochs whose error budget is made, separated by commas (default: all that were kept).")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float64", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64"]),
+    default="float64",
+    show_default=True,
+    help="In which gradients at the pretrained weights are computed.",
+)
 @click.option("--device", default="auto", show_default=True, help="A torch device.")
 def explain(
     runs: tuple[Path, ...],

@@ -102,7 +102,7 @@ def overhead(folder: Path, kind: str, pairs: int) -> None:
         ratios.append(with_it / without)
         seconds.append(without / 5)
     print(
-        f"{kind}: epochs of {statistics.median(seconds):.2f} s, traced/untraced median {statistics.median(ratios):.4f}, "
+        f"{kind}: epochs of {statistics.median(seconds):.2f} s, traced/untraced {statistics.median(ratios):.4f}, "
         f"all {', '.join(f'{ratio:.3f}' for ratio in sorted(ratios))}"
     )
 

@@ -80,6 +80,7 @@ def test_stem(unit: str, number: int, stem: str) -> None:
         "static.safetensors.index.json",
         ".run.json.123.tmp",
         "weights/.epoch-0001.safetensors.77.tmp",
+        "state/.tmp9Sbatx",
     ],
 )
 def test_names_that_the_writer_gives_are_its_own(relative: str) -> None:
@@ -99,6 +100,8 @@ def test_names_that_the_writer_gives_are_its_own(relative: str) -> None:
         "other/epoch-0001.safetensors",
         "other/.x.1.tmp",
         ".hidden.tmp",
+        "weights/.tmp",
+        "weights/.tmp-notes",
         "results/epoch-0001.json",
     ],
 )

@@ -260,6 +260,7 @@ def test_the_sweep_takes_what_the_writer_left_and_nothing_else(tmp_path: Path) -
     writer.add(0, 0, {"weights": WEIGHTS}, {})
     writer.close()
     left = ["weights/epoch-0001.safetensors", "weights/.epoch-0002.safetensors.5.tmp", "steps/epoch-0001.csv"]
+    left += ["weights/.tmpA1b2C3", ".tmpA1b2C3"]
     theirs = ["weights/notes.txt", "static-notes.txt", "README.md", "results/bounds.json", "plots/epoch-0001.csv"]
     for name in left + theirs:
         (tmp_path / name).parent.mkdir(exist_ok=True)

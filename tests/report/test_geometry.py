@@ -56,6 +56,8 @@ def test_too_few_points_make_an_empty_table():
 def test_epoch_cosines():
     gram, vectors = made(2)
     table = epoch_cosines(gram)
-    row = table[(table["run"] == "a:b") & (table["kind"] == "gradient") & (table["epoch_a"] == 0) & (table["epoch_b"] == 3)]
+    row = table[
+        (table["run"] == "a:b") & (table["kind"] == "gradient") & (table["epoch_a"] == 0) & (table["epoch_b"] == 3)
+    ]
     left, right = vectors["a:b:gradient:0"], vectors["a:b:gradient:3"]
     assert row["cosine"].item() == pytest.approx(left @ right / np.linalg.norm(left) / np.linalg.norm(right), abs=1e-12)

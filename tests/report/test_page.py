@@ -13,7 +13,7 @@ from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import COLUMNS
 
-HARM = '<script>alert(1)</script>&"\''
+HARM = "<script>alert(1)</script>&\"'"
 
 
 def tables(runs=("a", "b"), holds="exact", shares=((0.7, 0.3), (0.4, 0.6)), cosines=(0.99, 0.5), reason="fine"):
@@ -21,9 +21,7 @@ def tables(runs=("a", "b"), holds="exact", shares=((0.7, 0.3), (0.4, 0.6)), cosi
     for run, share, cosine in zip(runs, shares, cosines, strict=True):
         for group in ("all", "encoder.0"):
             norms += [(run, e, group, 1.0, 1.0, 1.0, share[e] if e < 2 else math.nan) for e in range(3)]
-            directions += [
-                (run, e, group, math.nan if e == 0 else cosine, 1.0, 1.0, 1.0, 0.1) for e in range(3)
-            ]
+            directions += [(run, e, group, math.nan if e == 0 else cosine, 1.0, 1.0, 1.0, 0.1) for e in range(3)]
         equivalence.append((run, "tau_1 = -lr g_0", holds, 0.9, 0.01, 0.0, reason))
     cross = [(runs[0], runs[1], 2, "all", 0.25, 0.2, 0.5)]
     rows = {"norms": norms, "directions": directions, "equivalence": equivalence, "cross_task": cross}
@@ -37,12 +35,34 @@ def tables(runs=("a", "b"), holds="exact", shares=((0.7, 0.3), (0.4, 0.6)), cosi
 def needed(name):
     """The columns that these tests fill, in the order above."""
     return {
-        "norms": ("run", "epoch", "group", "gradient_norm", "task_vector_norm", "displacement_norm",
-                  "gradient_norm_share"),
-        "directions": ("run", "epoch", "group", "cos_task_vector_descent", "cos_gradient_first",
-                       "cos_task_vector_first", "cos_successive_displacements", "relative_residual"),
-        "equivalence": ("run", "rule", "holds", "worst_ratio_to_budget", "frozen_share", "gradient_relative_error",
-                        "reason"),
+        "norms": (
+            "run",
+            "epoch",
+            "group",
+            "gradient_norm",
+            "task_vector_norm",
+            "displacement_norm",
+            "gradient_norm_share",
+        ),
+        "directions": (
+            "run",
+            "epoch",
+            "group",
+            "cos_task_vector_descent",
+            "cos_gradient_first",
+            "cos_task_vector_first",
+            "cos_successive_displacements",
+            "relative_residual",
+        ),
+        "equivalence": (
+            "run",
+            "rule",
+            "holds",
+            "worst_ratio_to_budget",
+            "frozen_share",
+            "gradient_relative_error",
+            "reason",
+        ),
         "cross_task": ("run_a", "run_b", "epoch", "group", "cos_task_vectors", "cos_gradients", "sign_agreement"),
     }[name]
 
@@ -104,7 +124,13 @@ def test_published_shares_are_those_of_the_paper():
     table = first_epoch_shares().set_index("data_set")
     assert table.loc["GTSRB", "share"] == 0.681
     assert dict(table["epochs"]) == {
-        "CIFAR100": 6, "SVHN": 4, "RESISC45": 15, "MNIST": 5, "EuroSAT": 12, "GTSRB": 11, "DTD": 76
+        "CIFAR100": 6,
+        "SVHN": 4,
+        "RESISC45": 15,
+        "MNIST": 5,
+        "EuroSAT": 12,
+        "GTSRB": 11,
+        "DTD": 76,
     }
 
 
@@ -124,6 +150,4 @@ def test_latex_tables_are_balanced_and_captioned(name):
 
 
 def test_latex_escapes_what_comes_from_a_run():
-    assert escaped(r"50%_#&{}$\~^") == (
-        r"50\%\_\#\&\{\}\$\textbackslash{}\textasciitilde{}\textasciicircum{}"
-    )
+    assert escaped(r"50%_#&{}$\~^") == (r"50\%\_\#\&\{\}\$\textbackslash{}\textasciitilde{}\textasciicircum{}")

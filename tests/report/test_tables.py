@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from typing import Any
 
@@ -103,7 +104,7 @@ def naive_tables(run: Run, groups: dict[str, str], moved_from: dict[int, int]) -
                 residual,
             ))
     return (
-        pd.DataFrame(norms, columns=list(COLUMNS["norms"][1:])),
+        pd.DataFrame(norms, columns=list(COLUMNS["norms"][1:7])),
         pd.DataFrame(directions, columns=list(COLUMNS["directions"][1:])),
     )
 
@@ -298,3 +299,22 @@ def test_progress_ends_at_the_total(traced: Traced) -> None:
     run_tables([traced("rotated")], progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_mean_batch_gradient_norms(traced: Traced) -> None:
+    options = {"optimizer": "sgd", "batch_size": 200, "record": ("gradients", "epoch-gradients"), "epochs": 3}
+    run = traced("rotated", **options)
+    table = run_tables([run]).tables["norms"].set_index(["group", "epoch"])
+    means = []
+    for epoch in range(3):
+        with (run.root / f"steps/epoch-{epoch + 1:04d}.csv").open() as handle:
+            norms = [float(row["gradient_norm"]) for row in csv.DictReader(handle)]
+        assert len(norms) == 5
+        means.append(sum(norms) / 5)
+        assert table.loc[("all", epoch), "mean_batch_gradient_norm"] == pytest.approx(means[-1], rel=1e-14)
+    for epoch in range(3):
+        share = table.loc[("all", epoch), "mean_batch_gradient_norm_share"]
+        assert share == pytest.approx(means[epoch] / sum(means), rel=1e-14)
+    assert np.isnan(table.loc[("all", 3), "mean_batch_gradient_norm_share"])
+    plain = run_tables([traced("rotated")]).tables["norms"]
+    assert plain["mean_batch_gradient_norm"].isna().all()

@@ -29,7 +29,7 @@ IN_FOLDERS = (
     "checkpoint.pt",
 )
 NESTED = ("state_dict", "model_state_dict", "model", "module")
-PREFIXES = ("_orig_mod.", "module.", "model.")
+PREFIXES = ("_orig_mod.", "module.")
 
 
 def add_gradients(directory: str | os.PathLike[str], target: str, device: str = "auto") -> Run:
@@ -163,7 +163,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Weights:
 
 def _plain_names(content: Weights) -> Weights:
     """Names without what torch's wrappers put before them."""
-    for prefix in PREFIXES[:2]:
+    for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
     return content

@@ -96,7 +96,7 @@ class GradientSum:
         else:
             held = self._far.get(name)
             if held is None or held.shape != self._near[name].shape:
-                self._far[name] = self._near[name].to(torch.float64)
+                self._far[name] = self._near[name].to(torch.float64, copy=True)
             else:
                 held.copy_(self._near[name])
             self._folded.add(name)

@@ -49,7 +49,8 @@ OWN_FILES = re.compile(
     rf"|({'|'.join(CONTENTS.values())})"
     r"/(epoch-\d{4,}|step-\d{6,})(-\d{5}-of-\d{5})?\.(safetensors|safetensors\.index\.json|csv|json)"
 )
-OWN_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# Our own temporary names, and those under which the safetensors library writes before it renames to them.
+OWN_TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 @dataclass(frozen=True)

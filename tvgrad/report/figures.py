@@ -18,7 +18,15 @@ from tvgrad.report.published import DIFFERENCE, SOURCE
 from tvgrad.report.shares import budget_shares
 from tvgrad.report.style import STYLE, lines, new_axes, styled
 
-__all__ = ["FIGURES", "FigureOf", "captioned_figures", "cross_task_cosines", "descent_cosines", "gradient_shares", "save_figures"]
+__all__ = [
+    "FIGURES",
+    "FigureOf",
+    "captioned_figures",
+    "cross_task_cosines",
+    "descent_cosines",
+    "gradient_shares",
+    "save_figures",
+]
 
 
 @styled

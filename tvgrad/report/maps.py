@@ -30,9 +30,11 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     first = table[table["epoch"] == 0].set_index("run")["gradient_norm_share"]
     here = pd.DataFrame({"name": first.index, "times": first * counts[first.index], "where": "this report"})
     published = first_epoch_shares()
-    there = pd.DataFrame(
-        {"name": published["data_set"], "times": published["share"] * published["epochs"], "where": "published"}
-    )
+    there = pd.DataFrame({
+        "name": published["data_set"],
+        "times": published["share"] * published["epochs"],
+        "where": "published",
+    })
     both = pd.concat([here, there], ignore_index=True)
     # Two lists may share a name (a run called MNIST): a space keeps the bars apart and cannot be seen.
     both["name"] = both["name"].where(both["where"] != "published", both["name"] + " ")

@@ -30,6 +30,6 @@ def first_epoch_shares() -> pd.DataFrame:
     Returns:
         Columns data_set, epochs and share; `share * epochs` is 1 where all epochs have the same norm.
     """
-    return pd.DataFrame(
-        [{"data_set": name, "epochs": epochs, "share": share} for name, (share, epochs) in _SHARES.items()]
-    )
+    return pd.DataFrame([
+        {"data_set": name, "epochs": epochs, "share": share} for name, (share, epochs) in _SHARES.items()
+    ])

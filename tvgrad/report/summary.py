@@ -70,13 +70,23 @@ def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
     times = {run: first[run] * len(share) for run, share in shares.items()}
     low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
     published = first_epoch_shares()
+    batch = (
+        norms[(norms["group"] == ALL) & (norms["epoch"] == 0)]
+        .set_index("run")["mean_batch_gradient_norm_share"]
+        .dropna()
+    )
+    batches = (
+        ""
+        if batch.empty
+        else (f" Of the mean batch gradient norm its share lies between {batch.min():.3f} and {batch.max():.3f}.")
+    )
     ratio = published["share"] * published["epochs"]
     return [
         f"The first epoch's full-batch gradient is the largest in norm in {len(largest)} of {len(shares)} runs. Its "
         f"share in the sum of the gradient norms lies between {first[low]:.3f} ({low}) and {first[high]:.3f} ({high}), "
         f"that is {min(times.values()):.2f} to {max(times.values()):.2f} times an even share; published for seven "
         f"vision benchmarks: {published['share'].min():.3f} to {published['share'].max():.3f}, "
-        f"{ratio.min():.2f} to {ratio.max():.2f} times an even share. {DIFFERENCE}."
+        f"{ratio.min():.2f} to {ratio.max():.2f} times an even share. {DIFFERENCE}.{batches}"
     ]
 
 
@@ -114,7 +124,9 @@ def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
 def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
     verdicts = tables["equivalence"]
     if (verdicts["holds"] == "fails").any():
-        return "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
+        return (
+            "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
+        )
     directions = tables["directions"]
     table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
     if table.empty:

@@ -36,6 +36,8 @@ COLUMNS = {
         "task_vector_norm",
         "displacement_norm",
         "gradient_norm_share",
+        "mean_batch_gradient_norm",
+        "mean_batch_gradient_norm_share",
     ),
     "directions": (
         "run",
@@ -162,7 +164,7 @@ def run_tables(
             progress=progress,
         )
     frames = {
-        "norms": [row for one in found for row in _norms(one, gram)],
+        "norms": [row for run, one in zip(runs, found, strict=True) for row in _norms(run, one, gram)],
         "directions": [row for one in found for row in _directions(one, gram)],
         "cross_task": _cross_task(found, gram),
     }
@@ -195,8 +197,21 @@ def _groups(gram: GramResult) -> list[str]:
     return [ALL, *gram.groups]
 
 
-def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
+def _batch_norms(run: Run) -> dict[int, float]:
+    """Epoch e -> mean norm of the gradients that the steps of the epoch that begins there consumed, where recorded."""
+    means = {}
+    if run.unit == "epoch":
+        for epoch in run.having("steps"):
+            steps = run.steps(epoch)
+            if "gradient_norm" in steps:
+                means[epoch - 1] = float(steps["gradient_norm"].mean())
+    return means
+
+
+def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
+    batch = _batch_norms(run)
+    batch_total = math.fsum(batch.values())
     epochs = sorted({epoch for kind, epoch in found.labels if kind != "epoch_gradient"} | {0})
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
@@ -214,6 +229,10 @@ def _norms(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
                 "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
                 "displacement_norm": size.get(("displacement", epoch), math.nan),
                 "gradient_norm_share": share,
+                "mean_batch_gradient_norm": batch.get(epoch, math.nan) if group == ALL else math.nan,
+                "mean_batch_gradient_norm_share": (
+                    batch[epoch] / batch_total if group == ALL and epoch in batch and batch_total else math.nan
+                ),
             })
     return rows
 

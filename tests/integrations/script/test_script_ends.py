@@ -1,4 +1,4 @@
-"""How a traced script may end: by signals, by errors, without a step; and what stops the recording but not the script."""
+"""How a traced script may end: by signals, by errors, without a step; and what stops only the recording."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,6 +12,11 @@ from tvgrad.integrations.script.epochs import CannotTell, Epochs, Iteration
 
 class Batch:
     """Something that a weak reference can follow."""
+
+
+def alive(batch: Batch) -> Callable[[], bool]:
+    reference = weakref.ref(batch)
+    return lambda: reference() is not None
 
 
 class World:
@@ -37,7 +42,7 @@ class World:
         try:
             for _ in range(count if length is None else length):  # type: ignore[arg-type]
                 made = [Batch()]
-                self.epochs.fetch(iteration, 4, lambda reference=weakref.ref(made[0]): reference() is not None)
+                self.epochs.fetch(iteration, 4, alive(made[0]))
                 yield made.pop()  # only the script holds it
             self.epochs.exhaust(iteration)
         finally:

@@ -159,6 +159,9 @@ class Epochs:
 
         Args:
             loader: over which loader.
+
+        Raises:
+            CannotTell: the pass before was over after one of several batches.
         """
         source = self._source
         if not self.telling or source is None or source.loader != loader or source.exhausted or not self.steps:

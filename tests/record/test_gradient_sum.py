@@ -1,0 +1,40 @@
+"""Sums of gradients against a plain float64 sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tvgrad.record.gradient_sum import FOLD, GradientSum
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, FOLD, FOLD + 1, 5 * FOLD + 3])
+def test_the_sum(dtype: torch.dtype, count: int) -> None:
+    sums = GradientSum()
+    like = {"a": torch.zeros(50, dtype=dtype), "b": torch.zeros(2, 3, dtype=dtype)}
+    for _ in range(2):  # the second time in the same memory
+        sums.clear()
+        assert not sums
+        exact = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in like.items()}
+        for index in range(count):
+            gradients = {name: torch.randn_like(tensor) for name, tensor in like.items() if name == "a" or index % 2}
+            sums.add(gradients)
+            for name, gradient in gradients.items():
+                exact[name] += gradient.double()
+        total = sums.total(like)
+    stored = torch.float64 if dtype is torch.float64 else torch.float32
+    assert [tensor.dtype for tensor in total.values()] == [stored, stored]
+    for name in like:
+        scale = count**0.5 * torch.finfo(stored).eps * 8
+        assert (total[name].double() - exact[name]).abs().max() <= scale
+    if count == 1:
+        assert torch.equal(total["a"].double(), exact["a"])
+        assert torch.equal(total["b"], torch.zeros(2, 3, dtype=stored))
+
+
+def test_a_loss_scale_and_sparse_gradients() -> None:
+    sums = GradientSum()
+    dense = torch.randn(4, 2)
+    sums.add({"a": dense.to_sparse() * 8}, divisor=8.0)
+    assert torch.equal(sums.total({"a": dense})["a"], dense)
