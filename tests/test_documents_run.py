@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from tvgrad.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +34,12 @@ def run_document(document):
 
 
 def command(words):
+    code = None
     try:
         main(words)
     except SystemExit as end:
-        assert end.code in {0, None}, f"tvgrad {' '.join(words)} ended with {end.code}"
+        code = end.code
+    assert code in {0, None}, f"tvgrad {' '.join(words)} ended with {code}"
 
 
 @pytest.fixture(scope="module")

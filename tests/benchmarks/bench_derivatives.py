@@ -95,9 +95,7 @@ def products(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, chun
     try:
         from curvlinops import HessianLinearOperator
 
-        operator = HessianLinearOperator(
-            model, mean, list(model.parameters()), batches, check_deterministic=False
-        )
+        operator = HessianLinearOperator(model, mean, list(model.parameters()), batches, check_deterministic=False)
 
         def with_curvlinops() -> None:
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -133,7 +131,11 @@ def main() -> None:
     cases = {"MLP 784-512-512-10": (mlp(), options.samples, CHUNK), "ViT, 60k parameters": (vit(), 2000, 250)}
     for name, (model, samples, chunk) in cases.items():
         inputs, targets = torch.randn(samples, 1, 28, 28), torch.randint(10, (samples,))
-        print(markdown(f"Gradient, {name}, n = {samples}", paired(gradients(model, inputs, targets, chunk), options.rounds)))
+        print(
+            markdown(
+                f"Gradient, {name}, n = {samples}", paired(gradients(model, inputs, targets, chunk), options.rounds)
+            )
+        )
         few, labels = inputs[: samples // 4], targets[: samples // 4]
         made = products(model, few, labels, chunk)
         print(markdown(f"Hessian-vector product, {name}, n = {len(few)}", paired(made, options.rounds)), flush=True)

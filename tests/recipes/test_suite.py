@@ -46,7 +46,7 @@ def test_format_and_labels(name):
     for images, labels in (split.base, split.train, split.test):
         assert images.shape[1:] == (1, 28, 28)
         assert images.dtype == torch.float32
-        assert 0 <= images.min()
+        assert images.min() >= 0
         assert images.max() <= 1
         assert len(images) == len(labels) <= 1000
         assert labels.min() >= 0

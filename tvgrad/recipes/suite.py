@@ -43,9 +43,7 @@ def suite_vit() -> list[Recipe]:
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(PIXELS * PIXELS, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU()
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU())
 
 
 class Block(nn.Module):

@@ -14,6 +14,7 @@ Patches of one image are split by area, because neighbouring patches overlap.
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.metadata
 import io
 import pickle
@@ -60,16 +61,17 @@ def load(name: str) -> Split:
         TvgradError: the package that carries it is not installed, or its file is not what was expected.
     """
     parts, classes = DATA_SETS[name].read()
-    tensors = []
-    for (images, labels), most in zip(parts, (MOST_TRAIN, MOST_TRAIN, MOST_TEST), strict=True):
-        order = np.random.default_rng(SEED).permutation(len(images))[:most]
-        tensors.append(
-            (
-                torch.from_numpy(np.ascontiguousarray(images[order], dtype=np.float32)).reshape(-1, 1, SIDE, SIDE),
-                torch.from_numpy(labels[order].astype(np.int64)),
-            )
-        )
-    return Split(*tensors, classes)
+    base, train, test = (
+        _tensors(*part, most) for part, most in zip(parts, (MOST_TRAIN, MOST_TRAIN, MOST_TEST), strict=True)
+    )
+    return Split(base, train, test, classes)
+
+
+def _tensors(images: Array, labels: Array, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most so many samples, in a fixed random order, as tensors."""
+    order = np.random.default_rng(SEED).permutation(len(images))[:most]
+    pixels = np.ascontiguousarray(images[order], dtype=np.float32)
+    return torch.from_numpy(pixels).reshape(-1, 1, SIDE, SIDE), torch.from_numpy(labels[order].astype(np.int64))
 
 
 def _file(package: str, version: str, path: str) -> Path:
@@ -172,7 +174,12 @@ def _satellite() -> Parts:
                 images.append(_bands(patch))
                 labels.append(truth[row, column])
     counts = [np.bincount(labels, minlength=17) for _, labels in found]
-    classes = [label for label in range(1, 17) if counts[0][label] >= 10 and counts[1][label] >= 20 and counts[2][label] >= 10]
+    enough = (10, 20, 10)  # samples of a class in the base, training and test parts
+    classes = [
+        label
+        for label in range(1, 17)
+        if all(count[label] >= least for count, least in zip(counts, enough, strict=True))
+    ]
     number = {label: index for index, label in enumerate(classes)}
     parts = []
     for images, labels in found:
@@ -210,15 +217,16 @@ def _shuffled(images: Array, labels: Array, base: float = 0.3, train: float = 0.
     return [(images[part], labels[part]) for part in np.split(order, cuts)]
 
 
+_PARTS_OF_ARRAYS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that can build numpy arrays and nothing else."""
 
-    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in _PARTS_OF_ARRAYS:
             raise pickle.UnpicklingError(f"it wants {module}.{name}")
-        return getattr(np._core.multiarray if name == "_reconstruct" else np, name)
+        return getattr(importlib.import_module("numpy._core.multiarray" if name == "_reconstruct" else "numpy"), name)
 
 
 def _arrays_only(path: Path) -> Array:
@@ -226,7 +234,8 @@ def _arrays_only(path: Path) -> Array:
         with gzip.open(path) as handle:
             return np.asarray(_ArraysOnly(io.BytesIO(handle.read())).load())
     except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, AttributeError) as error:
-        raise TvgradError(f"{path.name} holds something else than one array ({error}): install the package anew") from None
+        message = f"{path.name} holds something else than one array ({error}): install the package anew"
+        raise TvgradError(message) from None
 
 
 @dataclass(frozen=True)

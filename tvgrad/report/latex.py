@@ -90,7 +90,7 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     if "group" in shown:
         shown = shown[shown["group"] == ALL].drop(columns="group")
     numeric = [pd.api.types.is_numeric_dtype(shown[column]) for column in shown]
-    styled = shown.rename(columns={column: HEADINGS.get(column, escaped(column)) for column in shown}).style
+    styled = shown.rename(columns={column: HEADINGS.get(str(column), escaped(str(column))) for column in shown}).style
     styled = styled.hide(axis="index").format(_cell)
     return str(
         styled.to_latex(

@@ -165,7 +165,7 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
 
 def _part(table: pd.DataFrame, folded: str = "") -> dict[str, Any]:
     numeric = {column: pd.api.types.is_numeric_dtype(table[column]) for column in table}
-    heads = [{"text": column.replace("_", " "), "word": not numeric[column]} for column in table]
+    heads = [{"text": str(column).replace("_", " "), "word": not numeric[column]} for column in table]
     rows = [
         [_cell(value, column, numeric[column]) for column, value in zip(table.columns, row, strict=True)]
         for row in table.itertuples(index=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -36,7 +37,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _exactness(verdicts: pd.DataFrame) -> list[str]:
     sentences = []
-    by_run = {run: list(group["holds"]) for run, group in verdicts.groupby("run", sort=False)}
+    by_run = {str(run): list(group["holds"]) for run, group in verdicts.groupby("run", sort=False)}
     exact = [run for run, found in by_run.items() if "exact" in found and "fails" not in found]
     if exact:
         every = "every run" if len(exact) == len(by_run) else _listed(exact)
@@ -45,9 +46,10 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
             f"The first epoch of {every} is exact: {_listed(list(formulas))} holds in every coordinate within the "
             "rounding of one optimizer step."
         )
-    frozen = verdicts["frozen_share"].max()
+    shares = dict(zip(verdicts["run"].astype(str), verdicts["frozen_share"].astype(float), strict=True))
+    run = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name], default="")
+    frozen = shares.get(run, math.nan)
     if frozen >= 0.05:
-        run = verdicts.loc[verdicts["frozen_share"].idxmax(), "run"]
         sentences.append(
             f"Up to {frozen:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
             "gradient: their step was under half the spacing of the number format."
@@ -70,15 +72,12 @@ def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
     times = {run: first[run] * len(share) for run, share in shares.items()}
     low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
     published = first_epoch_shares()
-    batch = (
-        norms[(norms["group"] == ALL) & (norms["epoch"] == 0)]
-        .set_index("run")["mean_batch_gradient_norm_share"]
-        .dropna()
-    )
+    begins = norms[(norms["group"] == ALL) & (norms["epoch"] == 0)]
+    batch = [float(share) for share in begins["mean_batch_gradient_norm_share"].dropna()]
     batches = (
-        ""
-        if batch.empty
-        else (f" Of the mean batch gradient norm its share lies between {batch.min():.3f} and {batch.max():.3f}.")
+        f" Of the mean batch gradient norm its share lies between {min(batch):.3f} and {max(batch):.3f}."
+        if batch
+        else ""
     )
     ratio = published["share"] * published["epochs"]
     return [
@@ -94,17 +93,17 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
     table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
     if table.empty:
         return []
-    last = table.loc[table.groupby("run", sort=False)["epoch"].idxmax()].set_index("run")
-    cosines = last["cos_task_vector_descent"]
-    low, high = cosines.idxmin(), cosines.idxmax()
+    ordered = table.sort_values("epoch")
+    cosines = dict(zip(ordered["run"].astype(str), ordered["cos_task_vector_descent"].astype(float), strict=True))
+    low, high = min(cosines, key=lambda run: cosines[run]), max(cosines, key=lambda run: cosines[run])
     if len(cosines) == 1:
-        text = f"After {int(last.loc[low, 'epoch'])} epochs cos(task vector, -g_0) is {cosines[low]:.3f}"
+        text = f"After {int(ordered['epoch'].max())} epochs cos(task vector, -g_0) is {cosines[low]:.3f}"
     else:
         text = (
             f"At the last epoch cos(task vector, -g_0) lies between {cosines[low]:.3f} ({low}) and "
             f"{cosines[high]:.3f} ({high})"
         )
-    within = int((cosines >= ALIGNED).sum())
+    within = sum(cosine >= ALIGNED for cosine in cosines.values())
     return [f"{text}; it is at least {ALIGNED:g} in {within} of {len(cosines)} runs."]
 
 
@@ -112,12 +111,14 @@ def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
     table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
     if table.empty:
         return []
-    last = table[table["epoch"] == table["epoch"].max()].reset_index(drop=True)
-    most = last.loc[last["cos_task_vectors"].abs().idxmax()]
+    epoch = int(table["epoch"].max())
+    last = table[table["epoch"] == epoch]
+    pairs = list(zip(last["run_a"], last["run_b"], last["cos_task_vectors"].astype(float), strict=True))
+    left, right, cosine = max(pairs, key=lambda pair: abs(pair[2]))
+    median = statistics.median(abs(pair[2]) for pair in pairs)
     return [
-        f"Between tasks, the cosine of task vectors at epoch {int(most['epoch'])} is largest in size for "
-        f"{most['run_a']} and {most['run_b']} ({most['cos_task_vectors']:.2f}); the median of its size over all pairs "
-        f"is {last['cos_task_vectors'].abs().median():.2f}."
+        f"Between tasks, the cosine of task vectors at epoch {epoch} is largest in size for {left} and {right} "
+        f"({cosine:.2f}); the median of its size over all pairs is {median:.2f}."
     ]
 
 
