@@ -107,7 +107,9 @@ def test_a_pickle_that_is_no_array_is_refused(tmp_path):
 
 
 @needs_data
-@pytest.mark.parametrize(("make", "name"), [(suite, "suite"), (suite_vit, "suite-vit")])
+@pytest.mark.parametrize(
+    ("make", "name"), [(suite, "suite"), pytest.param(suite_vit, "suite-vit", marks=pytest.mark.slow)]
+)
 def test_recipes_share_one_encoder_and_are_reproducible(make, name, monkeypatch, tmp_path):
     recipes = load_recipes(name)
     assert tuple(recipe.name for recipe in recipes) == BUILT_IN[name].tasks

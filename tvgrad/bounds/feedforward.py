@@ -20,7 +20,7 @@ from tvgrad.bounds.activations import Activation
 from tvgrad.bounds.layer_constants import LayerBounds, worst_case
 from tvgrad.bounds.local_constants import local_bounds
 from tvgrad.bounds.losses import Loss, loss_of
-from tvgrad.bounds.measured import SQUARINGS, Measured, measure
+from tvgrad.bounds.measured import SQUARINGS, Measured, measure, merged
 from tvgrad.bounds.network import Network, gamma
 from tvgrad.bounds.reading import UnsupportedNetwork, read_matrices, read_module
 from tvgrad.bounds.running_error import Approximate, Pass
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FeedForward", "UniformBounds"]
 
-QUICK_SQUARINGS = 1  # away from theta_0, where a bound that is some per cent larger only widens a thin tube
+TOGETHER = 2048  # samples whose layer constants are assembled at once
+QUICK_SQUARINGS = 2  # away from theta_0, where a bound that is some per cent larger only widens a thin tube
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class FeedForward:
             inputs: the samples, (n, ...).
             targets: the targets, or None for bounds that hold whatever they are.
             loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
-            chunk_size: samples measured at once; None keeps the largest tensor at some 32 MB.
+            chunk_size: samples measured at once; None keeps the largest tensor at some 8 MB.
 
         Raises:
             TvgradError: the loss or the data is not one for which bounds are known.
@@ -227,7 +228,16 @@ class FeedForward:
     @cached_property
     def _measured(self) -> list[Measured]:
         inputs, targets = self.data()
-        return list(measure(self.network, self.loss, inputs, targets, self._chunk_size, self._squarings))
+        found = measure(self.network, self.loss, inputs, targets, self._chunk_size, self._squarings)
+        if self._chunk_size is not None:
+            return list(found)
+        groups, waiting = [], list[Measured]()
+        for chunk in found:
+            waiting.append(chunk)
+            if sum(len(one.logits) for one in waiting) >= TOGETHER:
+                groups.append(merged(waiting))
+                waiting = []
+        return [*groups, merged(waiting)] if waiting else groups
 
     @cached_property
     def _divisor(self) -> float:

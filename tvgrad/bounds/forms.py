@@ -78,7 +78,8 @@ def _enlarged(radius: float) -> float:
     """
     if not 0 < radius < HUGE:
         return radius
-    return max(GROWTH * radius, 2.0 ** (math.ceil(32 * math.log2(GROWTH * radius)) / 32))
+    exponent = math.ceil(32 * math.log2(GROWTH * radius)) / 32
+    return max(GROWTH * radius, math.exp2(exponent))
 
 
 def _lost(name: str, radius: float) -> str:

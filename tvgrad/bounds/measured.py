@@ -11,8 +11,9 @@ norms, since `|fl(AB) - AB| <= gamma |A||B|` and `|| |A| ||_2 <= sqrt(d) ||A||_2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -20,10 +21,10 @@ from tvgrad.bounds.losses import Loss
 from tvgrad.bounds.network import UNIT, Network, gamma
 from tvgrad.bounds.spectral import spectral_norms
 
-__all__ = ["SQUARINGS", "Measured", "measure"]
+__all__ = ["SQUARINGS", "Measured", "measure", "merged"]
 
-CHUNK_NUMBERS = 4_000_000  # float64 numbers in the largest tensor of a chunk: 32 MB, a few of which are alive at a time
-SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 3 % for most matrices of such a width
+CHUNK_NUMBERS = 1_000_000  # float64 numbers in the largest tensor of a chunk, which then stays in the cache: 8 MB
+SQUARINGS = 4  # within 32^(1/64) = 5.6 % for equal singular values, 1 % for most matrices
 EVALUATION = 64 * UNIT  # an elementwise function of order 1 is within so much: PyTorch's are within a few ulps
 
 Pair = tuple[int, int]
@@ -87,7 +88,7 @@ def measure(
         loss: the loss.
         inputs: (n, features), float64.
         targets: checked targets.
-        chunk_size: samples at once; None: as many as keep the largest tensor at some 32 MB.
+        chunk_size: samples at once; None: as many as keep the largest tensor at some 8 MB.
         squarings: of the Gram matrices; fewer are faster and give larger bounds.
 
     Yields:
@@ -102,6 +103,28 @@ def measure(
         yield _measure_chunk(
             network, loss, inputs[start : start + chunk_size], targets[start : start + chunk_size], slack, squarings
         )
+
+
+def merged(chunks: Sequence[Measured]) -> Measured:
+    """Put chunks together: their few numbers a sample are small, unlike the matrices they came from.
+
+    Args:
+        chunks: at least one, of one network.
+
+    Returns:
+        The numbers of all samples.
+    """
+    first = chunks[0]
+    parts: dict[str, Any] = {"slack": first.slack}
+    for name in (one.name for one in fields(Measured) if one.name != "slack"):
+        values = [getattr(chunk, name) for chunk in chunks]
+        if isinstance(values[0], torch.Tensor):
+            parts[name] = torch.cat(values)
+        elif isinstance(values[0], dict):
+            parts[name] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+        else:
+            parts[name] = [torch.cat(each) for each in zip(*values, strict=True)]
+    return Measured(**parts)
 
 
 def _measure_chunk(

@@ -25,6 +25,7 @@ from tvgrad.errors import TvgradError
 __all__ = ["BadMatrix", "SpectralNorm", "spectral_norm", "spectral_norms"]
 
 _U = 2.0**-53
+_DUST = 1e-150
 # At most this small a side, all eigenvalues of the Gram matrix cost less than a Lanczos run.
 _DENSE = 192
 _LANCZOS_STEPS = 160
@@ -268,6 +269,10 @@ def _squarings_for(rows: int, tightness: float) -> int:
     return max(0, math.ceil(math.log2(math.log(rows) / math.log1p(tightness)) - 2)) if rows > 1 else 0
 
 
+def _without_dust(matrices: torch.Tensor) -> torch.Tensor:
+    return torch.where(matrices.abs() < _DUST, 0.0, matrices)
+
+
 def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     """Bound norms by Frobenius norms of squared Gram matrices, (b, m, n) -> (b,).
 
@@ -278,7 +283,9 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
         x_i = f_i (1 + 2u) (sqrt(x_(i+1) + gamma_(m+3) g^2) + u g) (1 + 4u),
         ||W|| <= sqrt(x_0 + gamma_(n+2) ||W||_F^2 (1 + 2 gamma_(mn+4))) (1 + 4u).
 
-    Using S S' and not S S, no symmetry of the computed matrices is needed.
+    Using S S' and not S S, no symmetry of the computed matrices is needed. Entries below 1e-150 of W and S are set to
+    zero, because their products are subnormal numbers, with which a processor is many times slower: that moves a norm
+    by at most 1e-150 sqrt(m n), which the 8 u in the place of 4 u exceeds by far.
 
     Args:
         scaled: the matrices W, (b, m, n) with m <= n.
@@ -289,13 +296,14 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     """
     _, rows, columns = scaled.shape
     growth = 1 + 2 * _gamma(rows * rows + 4)
+    scaled = _without_dust(scaled)
     current = scaled @ scaled.mT
     norms = []
     for _ in range(squarings):
         size = torch.linalg.vector_norm(current, dim=(1, 2))
         size = torch.where(size > 0, size, 1.0)
         norms.append(size)
-        ratio = current / size[:, None, None]
+        ratio = _without_dust(current / size[:, None, None])
         current = ratio @ ratio.mT
     bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
     for size in reversed(norms):

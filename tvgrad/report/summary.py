@@ -63,7 +63,8 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
 
 def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
     table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
-    shares = {run: group.set_index("epoch")["gradient_norm_share"] for run, group in table.groupby("run", sort=False)}
+    by_run = table.groupby("run", sort=False)
+    shares = {str(run): group.set_index("epoch")["gradient_norm_share"] for run, group in by_run}
     shares = {run: share for run, share in shares.items() if len(share) > 1 and 0 in share.index}
     if not shares:
         return []

@@ -34,10 +34,10 @@ from tvgrad.errors import TvgradError
 from tvgrad.objective import Evaluations, Objective
 from tvgrad.parameters import Weights, inner_product, norm
 from tvgrad.record.run import Run
-from tvgrad.results import Result
 from tvgrad.samples import map_tensors
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.budget_plan import Plan, plan_budget
+from tvgrad.theory.budget_rows import BudgetTerm, Node, merged, rows_between
 from tvgrad.theory.combination import add_scaled, combination, difference, wide, zeros_like
 from tvgrad.theory.fingerprints import check_data
 from tvgrad.theory.training_steps import (
@@ -55,29 +55,6 @@ __all__ = ["BudgetTerm", "ErrorBudget", "error_budget"]
 
 MOST_MISMATCH = 0.1
 """A replay that is further from the recorded weights than this share of the task vector is another trajectory."""
-
-
-@dataclass(frozen=True)
-class BudgetTerm(Result):
-    """One row of an error budget.
-
-    Attributes:
-        run: the run's name.
-        epoch: epochs done.
-        term: what the row is due to; several names joined by ` + ` where a node between them was not computed.
-        norm: of the row's vector.
-        cosine: of the row's vector to the residual, NaN where one of them is zero.
-        share: `<row, residual> / ||residual||^2`; they sum to 1 and may be negative; NaN where the residual is zero.
-        nodes: the two nodes whose difference the row is.
-    """
-
-    run: str
-    epoch: int
-    term: str
-    norm: float
-    cosine: float
-    share: float
-    nodes: str
 
 
 @dataclass(frozen=True)
@@ -222,7 +199,7 @@ class _Maker:
         sentences = list(self.plan.sentences)
         for epoch, sums in self.sums.items():
             nodes = self._nodes(epoch, sums, gradient)
-            found, residual, gap = _rows(self.run, epoch, nodes)
+            found, residual, gap = rows_between(self.run, epoch, nodes)
             rows += found
             residuals[epoch], closure = norm(residual), max(closure, gap)
             length = norm(nodes[0].vector)
@@ -360,7 +337,7 @@ class _Maker:
             for sums, product in zip(wanted, products, strict=True):
                 sums.vectors["bend"] = wide(product)
 
-    def _nodes(self, epoch: int, sums: _Sums, gradient: Weights) -> list[_Node]:
+    def _nodes(self, epoch: int, sums: _Sums, gradient: Weights) -> list[Node]:
         """The nodes that can be computed, in order; each names the row that follows it."""
         has, kappa = sums.vectors, 1.0
         minus = {name: combination((-1.0, vector)) for name, vector in has.items()}
@@ -371,14 +348,14 @@ class _Maker:
         narrow = str(self.run.info.get("dtype")) != "float64"
         estimated = self.plan.consumed is None
         curvature = "curvature (predicted displacement)" if estimated else "curvature"
-        nodes: list[_Node | str] = [
-            _Node("V0", difference(wide(self.run.weights(epoch), self.device), self.start)),
+        nodes: list[Node | str] = [
+            Node("V0", difference(wide(self.run.weights(epoch), self.device), self.start)),
         ]
 
         def then(row: str, name: str, vector: Weights | None) -> None:
             nodes.append(row)
             if vector is not None:
-                nodes.append(_Node(name, vector))
+                nodes.append(Node(name, vector))
 
         if sums.replayed is not None:
             then("replay mismatch", "V0'", sums.replayed)
@@ -400,41 +377,4 @@ class _Maker:
         then("batch order", "V7", scaled.get("equal"))
         then("unequal batches", "V8", scaled.get("sized"))
         then("coverage", "V9", combination((-kappa * float(sums.weights.sum()), gradient)))
-        return _merged(nodes)
-
-
-@dataclass(frozen=True)
-class _Node:
-    name: str
-    vector: Weights
-    row: str = ""  # the row between the node before and this one
-
-
-def _merged(parts: list[_Node | str]) -> list[_Node]:
-    """Nodes with the names of the rows before them; rows without a node between them are one."""
-    nodes: list[_Node] = []
-    names: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            names.append(part)
-        else:
-            nodes.append(_Node(part.name, part.vector, " + ".join(names)))
-            names = []
-    return nodes
-
-
-def _rows(run: Run, epoch: int, nodes: list[_Node]) -> tuple[list[BudgetTerm], Weights, float]:
-    """The rows between nodes, the residual, and by how much the rows' sum misses it."""
-    residual = difference(nodes[0].vector, nodes[-1].vector)
-    size = inner_product(residual, residual)
-    total = zeros_like(residual)
-    rows = []
-    for before, after in itertools.pairwise(nodes):
-        vector = difference(before.vector, after.vector)
-        add_scaled(total, vector, 1.0)
-        length, along = norm(vector), inner_product(vector, residual)
-        cosine = along / (length * math.sqrt(size)) if length and size else math.nan
-        share = along / size if size else math.nan
-        rows.append(BudgetTerm(run.name, epoch, after.row, length, cosine, share, f"{before.name} - {after.name}"))
-    gap = norm(difference(total, residual))
-    return rows, residual, gap / math.sqrt(size) if size else 0.0
+        return merged(nodes)
