@@ -20,6 +20,7 @@ import click
     show_default=True,
     help="In which gradients at the pretrained weights are computed.",
 )
+@click.option("--bounds/--no-bounds", default=True, show_default=True, help="Certify the second-order error too.")
 @click.option("--device", default="auto", show_default=True, help="A torch device.")
 def explain(
     runs: tuple[Path, ...],
@@ -28,6 +29,7 @@ def explain(
     remainder: bool,
     epochs: str | None,
     dtype: str,
+    bounds: bool,
     device: str,
 ) -> None:
     """Explain RUNS: how well their task vectors were predicted, and why they are not exactly the gradient.
@@ -49,6 +51,7 @@ def explain(
     from tvgrad.record.run import open_runs
     from tvgrad.report.tables import COLUMNS
     from tvgrad.results import frame_of
+    from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
     from tvgrad.theory.explain import write_results
     from tvgrad.theory.replay import objective_of, recipe_of
@@ -60,15 +63,17 @@ def explain(
     opened = open_runs(runs)
     targets = [target or _own_target(run.info.get("recipe"), run.root) for run in opened]
     for run, from_where in zip(opened, targets, strict=True):
-        objective = objective_of(run, recipe_of(run, from_where), getattr(torch, dtype), device)
-        made = explained(run, objective, budget_seconds, remainder, wanted)
+        recipe = recipe_of(run, from_where)
+        objective = objective_of(run, recipe, getattr(torch, dtype), device)
+        certified, why_not = ({}, None) if not bounds else bounds_of_run(run, recipe)
+        made = explained(run, objective, budget_seconds, remainder, wanted, certified)
         write_results(run, made)
         if made.second_order:
             print_table(f"{run.name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
         last = max(row.epoch for row in made.budget.rows)
         rows = [row for row in made.budget.rows if row.epoch == last]
         print_table(f"{run.name}: error budget of epoch {last}", frame_of(rows, COLUMNS["error_budget"]))
-        for sentence in made.sentences:
+        for sentence in (*made.sentences, *([] if why_not is None else [why_not])):
             click.echo(f"{run.name}: {sentence}")
     click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "trace": "Fine-tune and record weights and full-batch gradients.",
     "verify": "Check a run's files and the exactness of its first epoch.",
     "predict": "Predict task vectors and their second-order error before training.",
+    "bound": "Bound the second-order error rigorously, before training.",
     "explain": "Say, term by term, why task vectors are not exactly the gradient.",
     "report": "Make tables and figures of runs.",
     "merge": "Merge the models of several runs into one.",

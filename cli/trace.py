@@ -49,6 +49,7 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
       tvgrad trace digits --out runs/adam --optimizer adam --lr 1e-3 --batch-size 64 --record gradients,epoch-gradients
       tvgrad trace my_recipe.py --out runs/mine --epochs 5 --dtype float64
       tvgrad trace digits --out runs/digits --resume
+
     \b
     Two other forms have options of their own:
       tvgrad trace --out runs/mine -- python finetune.py      any script, unchanged (`tvgrad trace --help --`)

@@ -1,7 +1,9 @@
 """Every snippet of the README and the docs runs, in the order in which a reader meets them."""
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,8 @@ def test_snippets_run(document, reader_folder, monkeypatch, capsys):
         pytest.skip("no snippets")
     monkeypatch.chdir(reader_folder)
     monkeypatch.setenv("TVGRAD_CACHE", str(reader_folder / "cache"))
+    # `python` in a snippet is the one that the reader installed tvgrad in
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if document != "README.md" and not (reader_folder / "runs").exists():
         run_document("README.md")  # the docs go on with the README's runs
     run_document(document)

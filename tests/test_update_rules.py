@@ -155,7 +155,7 @@ CLOSED_FORMS: list[tuple[LinearRule, Callable[[NDArray[np.int64]], NDArray[np.fl
 ]
 
 
-@pytest.mark.parametrize(("rule", "form"), CLOSED_FORMS, ids=label)
+@pytest.mark.parametrize(("rule", "form"), CLOSED_FORMS, ids=[label(rule) for rule, _ in CLOSED_FORMS])
 @pytest.mark.parametrize("k", [1, 2, 5, 60])
 def test_closed_forms(rule: LinearRule, form: Callable[[NDArray[np.int64]], NDArray[np.float64]], k: int) -> None:
     np.testing.assert_allclose(rule.coefficients(k), form(k - np.arange(k)), rtol=1e-13)

@@ -270,7 +270,7 @@ def _squarings_for(rows: int, tightness: float) -> int:
 
 
 def _without_dust(matrices: torch.Tensor) -> torch.Tensor:
-    return torch.where(matrices.abs() < _DUST, 0.0, matrices)
+    return torch.nn.functional.hardshrink(matrices, _DUST)
 
 
 def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
