@@ -30,12 +30,12 @@ _PUBLIC = {
     "UnsupportedModel": "tvgrad.errors",
     "DamagedRun": "tvgrad.errors",
 }
-_MODULES = ("merging", "update_rules")
+_MODULES = ("bounds", "merging", "update_rules")
 
 __all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from tvgrad import merging, update_rules
+    from tvgrad import bounds, merging, update_rules
     from tvgrad.errors import DamagedRun, TvgradError, UnsupportedModel
     from tvgrad.objective import Objective
     from tvgrad.recipe import Recipe

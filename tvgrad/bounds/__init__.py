@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from tvgrad.bounds.activations import Activation, activation_of, register_activation
 from tvgrad.bounds.certificate import Certificate
-from tvgrad.bounds.feedforward import FeedForward, UniformBounds
+from tvgrad.bounds.derivatives import DerivativeBounds, UniformBounds
+from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.bounds.forms import Form
 from tvgrad.bounds.losses import Loss, loss_of
 from tvgrad.bounds.multitask import GapCertificate, multitask_gap
@@ -18,6 +19,7 @@ from tvgrad.bounds.spectral import SpectralNorm, spectral_norm
 __all__ = [
     "Activation",
     "Certificate",
+    "DerivativeBounds",
     "FeedForward",
     "Form",
     "GapCertificate",

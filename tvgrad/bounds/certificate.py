@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, closed, quadratic, remainder
 from tvgrad.bounds.layer_constants import LayerBounds
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
@@ -58,7 +58,7 @@ class Certificate(Result):
         return {name: value for name, value in super().row().items() if name != "forms"}
 
 
-def certify(problem: FeedForward, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
+def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
     """Bound the error of the first-order prediction before training.
 
     Args:
@@ -83,7 +83,7 @@ def certify(problem: FeedForward, rule: UpdateRule | float, epochs: int, simulat
     return _best(forms)
 
 
-def certify_run(problem: FeedForward, rule: UpdateRule | float, weights: Sequence[torch.Tensor]) -> Certificate:
+def certify_run(problem: DerivativeBounds, rule: UpdateRule | float, weights: Sequence[torch.Tensor]) -> Certificate:
     """Bound the same error after training, by a tube round recorded weights.
 
     Args:
@@ -122,14 +122,14 @@ def _best(forms: Sequence[Form]) -> Certificate:
     return Certificate(best.radius, best.upper, lower, best.name, forms[0].upper, math.nan, tuple(forms))
 
 
-def _scales(problem: FeedForward, plan: Plan) -> tuple[Array, Array, Array]:
+def _scales(problem: DerivativeBounds, plan: Plan) -> tuple[Array, Array, Array]:
     """c[k, .], S_e and ||shrunk_e theta_0||, e < k."""
     size = float(problem.network.flat.norm()) * (1 + 1e-9)
     return plan.coefficients[plan.steps], plan.totals[:-1], plan.shrunk[:-1] * size
 
 
 def _with_decay(
-    problem: FeedForward, plan: Plan, constants: Callable[[float], tuple[float, float]]
+    problem: DerivativeBounds, plan: Plan, constants: Callable[[float], tuple[float, float]]
 ) -> Callable[[float], tuple[float, float]]:
     """Constants of the loss with `coupled/2 ||theta||^2` added."""
     size = float(problem.network.flat.norm()) * (1 + 1e-9)
@@ -141,7 +141,7 @@ def _with_decay(
     return decayed if plan.coupled else constants
 
 
-def _uniform(problem: FeedForward, plan: Plan) -> Form:
+def _uniform(problem: DerivativeBounds, plan: Plan) -> Form:
     def constants(radius: float) -> tuple[float, float]:
         found = problem.closed_form(radius)
         return found.gradient_norm, found.hessian_norm
@@ -149,7 +149,7 @@ def _uniform(problem: FeedForward, plan: Plan) -> Form:
     return closed("closed, uniform", *_scales(problem, plan), _with_decay(problem, plan, constants))
 
 
-def _worst_forms(problem: FeedForward, plan: Plan) -> list[Form]:
+def _worst_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
     def constants(radius: float) -> tuple[float, float]:
         found = problem.worst_case(radius, third=False)
         return found.gradient_norm, found.hessian_norm
@@ -158,7 +158,7 @@ def _worst_forms(problem: FeedForward, plan: Plan) -> list[Form]:
     return [_attempt(name, lambda: closed(name, *_scales(problem, plan), _with_decay(problem, plan, constants)))]
 
 
-def _local_forms(problem: FeedForward, plan: Plan) -> list[Form]:
+def _local_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
     start = Start(problem, plan, problem.hessian_norm())
 
     def constants(radius: float) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.forms import ATTEMPTS, GROWTH, HUGE, Form
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
@@ -63,7 +63,7 @@ class GapCertificate(Result):
 
 
 def multitask_gap(
-    problems: Sequence[FeedForward], rule: UpdateRule | float, epochs: int, alpha: float, simulate: bool = True
+    problems: Sequence[DerivativeBounds], rule: UpdateRule | float, epochs: int, alpha: float, simulate: bool = True
 ) -> GapCertificate:
     """Bound the gap between task arithmetic and multitask training, before training.
 
@@ -116,7 +116,7 @@ def multitask_gap(
     return GapCertificate(best.upper, lower, best.name, best.radius, coefficient, tuple(forms))
 
 
-def _closed(problems: Sequence[FeedForward], plan: Plan, alpha: float) -> tuple[Form, float]:
+def _closed(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> tuple[Form, float]:
     """The closed form, and the bound of C_k on its ball."""
     size, steps = abs(alpha), plan.steps
     furthest = float(plan.totals[:-1].max())
@@ -147,7 +147,7 @@ def _closed(problems: Sequence[FeedForward], plan: Plan, alpha: float) -> tuple[
     )
 
 
-def _tubes(problems: Sequence[FeedForward], plan: Plan, alpha: float) -> Form:
+def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:
     tasks = [simulated_tube(problem, plan) for problem in problems]
     together, parts = summed_tube(problems, plan, alpha)
     total = torch.zeros_like(problems[0].network.flat)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import Plan
 from tvgrad.bounds.running_error import Approximate
@@ -26,7 +26,7 @@ class Start:
         hessian_norm: an upper bound of `||H_0 + lambda I||`.
     """
 
-    def __init__(self, problem: FeedForward, plan: Plan, hessian_norm: float) -> None:
+    def __init__(self, problem: DerivativeBounds, plan: Plan, hessian_norm: float) -> None:
         """Evaluate the gradient.
 
         Args:

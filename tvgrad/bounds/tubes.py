@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan
 from tvgrad.bounds.running_error import Approximate
@@ -86,7 +86,7 @@ class Tube:
         return Approximate(-total.value, total.error), width
 
 
-def simulated_tube(problem: FeedForward, plan: Plan) -> Tube:
+def simulated_tube(problem: DerivativeBounds, plan: Plan) -> Tube:
     """Make a tube round the path that the rule takes in float64.
 
     Args:
@@ -99,7 +99,7 @@ def simulated_tube(problem: FeedForward, plan: Plan) -> Tube:
     return _Builder([problem], plan).build(None)
 
 
-def tube_round(problem: FeedForward, plan: Plan, weights: Sequence[torch.Tensor]) -> Tube:
+def tube_round(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Tensor]) -> Tube:
     """Make a tube round recorded weights.
 
     Args:
@@ -114,7 +114,7 @@ def tube_round(problem: FeedForward, plan: Plan, weights: Sequence[torch.Tensor]
 
 
 def summed_tube(
-    problems: Sequence[FeedForward], plan: Plan, factor: float
+    problems: Sequence[DerivativeBounds], plan: Plan, factor: float
 ) -> tuple[Tube, list[tuple[list[Approximate], list[float]]]]:
     """Make a tube round the path of the rule on the sum of several losses, every gradient times a factor.
 
@@ -133,7 +133,7 @@ def summed_tube(
 
 
 class _Builder:
-    def __init__(self, problems: Sequence[FeedForward], plan: Plan, factor: float | None = None) -> None:
+    def __init__(self, problems: Sequence[DerivativeBounds], plan: Plan, factor: float | None = None) -> None:
         self.problems = problems
         self.summed = factor is not None
         self.factor = 1.0 if factor is None else factor
@@ -209,7 +209,7 @@ class _Builder:
         tube.strays.append(stray)
         tube.hessian_norms.append(abs(factor) * sum(bounds) * (1 + 1e-12) + coupled)
 
-    def _hessian_norms(self, here: list[FeedForward], centre: torch.Tensor, stray: float) -> list[float]:
+    def _hessian_norms(self, here: list[DerivativeBounds], centre: torch.Tensor, stray: float) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
         distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + 1e-9) + stray
         bounds = [one.hessian_norm(distance) for one in self._anchors]
