@@ -127,7 +127,7 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
 
 def test_public_names() -> None:
     assert set(tvgrad.__all__) <= set(dir(tvgrad))
-    for name in ("Recipe", "Objective", "Recorder", "Run", "gram", "check_one_epoch", "bounds", "update_rules", "TvgradError"):
+    for name in ("Recipe", "Objective", "Recorder", "Run", "gram", "check_one_epoch", "bounds", "TvgradError"):
         assert name in tvgrad.__all__
     with pytest.raises(AttributeError, match="module 'tvgrad' has no attribute 'nothing'"):
         tvgrad.nothing  # noqa: B018
