@@ -17,7 +17,7 @@ from tvgrad.bounds.loss_base import (
     checked_weights,
     choice,
 )
-from tvgrad.bounds.softmax import THIRD, largest_curvature, widened_curvature, widened_gradient
+from tvgrad.bounds.softmax import HALVINGS, THIRD, largest_curvature, widened_curvature, widened_gradient
 
 __all__ = ["CrossEntropy"]
 
@@ -91,19 +91,34 @@ class CrossEntropy(Loss):
             raise UnknownLoss(f"{self.name}: the class weights of all targets are zero, so their mean does not exist.")
         return total
 
-    def local(self, logits: torch.Tensor, targets: torch.Tensor, radius: torch.Tensor | float = 0.0) -> LocalLoss:
-        """See `Loss.local`."""
+    def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Loss.residual`."""
         # The residual's error: p_i = e^(-t_i) / Z with t_i = max f - f_i has relative error (C + 20 + t_i) u, and
         # sum p_i t_i <= C/e because Z >= 1; forming m p - q adds a few u of each.
+        outputs = logits.shape[1]
+        wanted, mass = self._distribution(targets, outputs)
+        return mass[:, None] * torch.softmax(logits, dim=1) - wanted, mass * ((4 * outputs + 64) * U)
+
+    def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        """See `Loss.curvature`: of log-sum-exp, which the mass of the target multiplies."""
+        return largest_curvature(torch.softmax(logits, dim=1), 0 if rough else HALVINGS)
+
+    def local(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        radius: torch.Tensor | float = 0.0,
+        curvature: torch.Tensor | None = None,
+    ) -> LocalLoss:
+        """See `Loss.local`."""
         check_finite(self.name, logits)
         outputs = logits.shape[1]
         wanted, mass = self._distribution(targets, outputs)
-        p = torch.softmax(logits, dim=1)
-        residual = mass[:, None] * p - wanted
-        error = mass * ((4 * outputs + 64) * U)
+        residual, error = self.residual(logits, targets)
         norm = (torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 8) * U) + error) * OUTWARD
         moved = torch.as_tensor(radius, dtype=torch.float64)
-        curvature = largest_curvature(p)
+        if curvature is None:
+            curvature = self.curvature(logits, targets)
         widened = widened_curvature(curvature, moved)
         third = (SQRT_2 * widened).clamp(max=THIRD)
         gradient = torch.minimum(norm + mass * widened_gradient(curvature, moved), self._steepest(wanted, mass))

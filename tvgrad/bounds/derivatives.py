@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["DerivativeBounds", "UniformBounds"]
 
 TOGETHER = 2048  # samples whose layer constants are assembled at once
-QUICK_SQUARINGS = 1  # away from theta_0, where a bound that is some per cent larger only widens a thin tube
+QUICK_SQUARINGS = 0  # away from theta_0, where a larger bound only widens a thin tube
 
 
 @dataclass(frozen=True)

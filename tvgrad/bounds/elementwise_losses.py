@@ -67,15 +67,30 @@ class BinaryCrossEntropy(Loss):
         """See `Loss.divisor`."""
         return 1.0 if self.reduction == "sum" else float(targets.shape[0])
 
-    def local(self, logits: torch.Tensor, targets: torch.Tensor, radius: torch.Tensor | float = 0.0) -> LocalLoss:
+    def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Loss.residual`."""
+        up, down = self._slopes(targets)
+        # each sigmoid is within 8 u; two products, one difference
+        error = torch.linalg.vector_norm(up + down, dim=1) * ((logits.shape[1] + 32) * U)
+        return up * torch.sigmoid(logits) - down * torch.sigmoid(-logits), error
+
+    def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        """See `Loss.curvature`: the bound that holds everywhere, which `local` has no use for."""
+        return self.uniform(targets, logits.shape[1], 0.0).hessian
+
+    def local(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        radius: torch.Tensor | float = 0.0,
+        curvature: torch.Tensor | None = None,
+    ) -> LocalLoss:
         """See `Loss.local`."""
         check_finite(self.name, logits)
         outputs = logits.shape[1]
         up, down = self._slopes(targets)
         moved = torch.as_tensor(radius, dtype=torch.float64).reshape(-1, 1)
-        residual = up * torch.sigmoid(logits) - down * torch.sigmoid(-logits)
-        # each sigmoid is within 8 u; two products, one difference
-        error = torch.linalg.vector_norm(up + down, dim=1) * ((outputs + 32) * U)
+        residual, error = self.residual(logits, targets)
         norm = (torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 8) * U) + error) * OUTWARD
         size = logits.abs()
         nearest, farthest = (size - moved).clamp(min=0) * (1 - 4 * U), (size + moved) * (1 + 4 * U)
@@ -154,16 +169,28 @@ class SquaredError(Loss):
         """See `Loss.divisor`."""
         return 1.0 if self.reduction == "sum" else float(targets.shape[0])
 
-    def local(self, logits: torch.Tensor, targets: torch.Tensor, radius: torch.Tensor | float = 0.0) -> LocalLoss:
+    def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Loss.residual`."""
+        residual = self._scale(logits.shape[1]) * (logits - targets)
+        return residual, torch.linalg.vector_norm(residual, dim=1) * (8 * U)
+
+    def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        """See `Loss.curvature`: a constant."""
+        return torch.full((len(logits),), self._scale(logits.shape[1]) * OUTWARD, dtype=torch.float64)
+
+    def local(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        radius: torch.Tensor | float = 0.0,
+        curvature: torch.Tensor | None = None,
+    ) -> LocalLoss:
         """See `Loss.local`; both differ by rounding only from the exact values."""
         check_finite(self.name, logits)
         outputs = logits.shape[1]
-        scale = self._scale(outputs)
-        residual = scale * (logits - targets)
-        norm = torch.linalg.vector_norm(residual, dim=1)
-        error = norm * (8 * U)
-        norm = norm * (1 + (outputs + 16) * U)
-        curvature = torch.full_like(norm, scale * OUTWARD)
+        residual, error = self.residual(logits, targets)
+        norm = torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 16) * U)
+        curvature = self.curvature(logits, targets)
         moved = torch.as_tensor(radius, dtype=torch.float64)
         return LocalLoss(
             gradient=(norm + curvature * moved) * OUTWARD,

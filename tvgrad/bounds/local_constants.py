@@ -146,7 +146,7 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
                     sloped[m, end] * stretch[m] * bends[m - 1],
                 )
 
-    local = loss.local(at.logits, at.targets, moved[-1])
+    local = loss.local(at.logits, at.targets, moved[-1], at.curvatures)
     start = at.residual[depth - 1] + local.residual_error
     drift = torch.minimum(local.hessian * moved[-1], start + local.gradient) + local.residual_error
     residual, pulled_bent, pulled_twisted = {}, {}, {}

@@ -96,13 +96,45 @@ class Loss(ABC):
         """
 
     @abstractmethod
-    def local(self, logits: torch.Tensor, targets: torch.Tensor, radius: torch.Tensor | float = 0.0) -> LocalLoss:
+    def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of l_i in the logits.
+
+        Args:
+            logits: (n, C) float64, finite.
+            targets: of these samples, checked.
+
+        Returns:
+            The gradient as computed, (n, C), and upper bounds of its distance to the exact one, (n,).
+        """
+
+    @abstractmethod
+    def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
+        """What `local` can use again for the same logits and other radii.
+
+        Args:
+            logits: (n, C) float64, finite.
+            targets: of these samples, checked.
+            rough: a bound that may be several times larger, and costs nothing.
+
+        Returns:
+            Upper bounds on the curvature at the logits, (n,), in the units of the loss.
+        """
+
+    @abstractmethod
+    def local(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        radius: torch.Tensor | float = 0.0,
+        curvature: torch.Tensor | None = None,
+    ) -> LocalLoss:
         """Bounds over all logits near the given ones.
 
         Args:
             logits: (n, C) float64.
             targets: of these samples, checked.
             radius: how far, in Euclidean norm, the logits may lie from the given ones: (n,) or a number.
+            curvature: of `Loss.curvature` at these logits, if known.
 
         Returns:
             The bounds, with the gradient at the logits themselves.

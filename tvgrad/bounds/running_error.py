@@ -234,7 +234,9 @@ class Pass:
                 self._entering.append(_applied(s.value, self._z[-1], s.b1, 0.0))
                 self._first.append(_applied(s.d1, self._z[-1], s.b2, s.b1))
         logits = self._z[-1]
-        self._local = loss.local(logits.value, targets, logits.error)
+        # constants here only multiply rounding errors: rough ones do
+        curvature = loss.curvature(logits.value, targets, rough=True)
+        self._local = loss.local(logits.value, targets, logits.error, curvature)
         error = self._local.residual_error + self._local.hessian * logits.error
         self._backward = [_Tracked(self._local.residual, error)]  # p_l
         self._pulled: list[_Tracked] = []  # q_l
@@ -252,7 +254,7 @@ class Pass:
     def _residual_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.enable_grad():
             leaf = self._z[-1].value.detach().requires_grad_()
-            return leaf, self._loss.local(leaf, self._targets).residual
+            return leaf, self._loss.residual(leaf, self._targets)[0]
 
     def add_gradient(self, total: _Sum) -> None:
         """Add the chunk's gradient.

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["THIRD", "largest_curvature", "widened_curvature", "widened_gradient"]
+__all__ = ["HALVINGS", "THIRD", "largest_curvature", "widened_curvature", "widened_gradient"]
 
 _U = 2.0**-53
 THIRD = 0.2721655269759087  # sqrt 6 / 9, rounded up
 _SQRT_2 = 1.4142135623730952  # rounded up
 # The bracket holds its root within a factor of two, so this many halvings leave 1e-9 of it.
-_HALVINGS = 30
+HALVINGS = 30
 
 
-def largest_curvature(p: torch.Tensor) -> torch.Tensor:
-    """Upper bounds on lambda_max(diag p - p p'), tight to 1e-9.
+def largest_curvature(p: torch.Tensor, halvings: int = HALVINGS) -> torch.Tensor:
+    """Upper bounds on lambda_max(diag p - p p'), tight to 1e-9 after all halvings and to a factor of two without any.
 
     Let p_1 be the largest probability, and p_2 < x < p_1. Then x - diag p has one negative eigenvalue, adding p p'
     leaves at most one, and the determinant of the sum, `det(x - diag p) (1 + p' (x - diag p)^-1 p)`, is not negative
@@ -39,6 +39,7 @@ def largest_curvature(p: torch.Tensor) -> torch.Tensor:
 
     Args:
         p: probabilities (n, C), float64, as `torch.softmax` computes them.
+        halvings: of the bracket.
 
     Returns:
         Upper bounds (n,) for the exact probabilities.
@@ -51,7 +52,7 @@ def largest_curvature(p: torch.Tensor) -> torch.Tensor:
     low = torch.maximum(rest.amax(dim=1), top * others / margin**2)
     high = torch.minimum(top, 2 * top * others).clamp(max=0.5)
     low = torch.minimum(low, high)
-    for _ in range(_HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         # not squared first: p_i^2 underflows long before the curvature does
         weight = (rest * (rest / (middle[:, None] - rest))).sum(dim=1) * margin

@@ -5,9 +5,9 @@ rounding error of either sign, so neither is an upper bound. Here an estimate on
 factorisation, or the Frobenius norm of a repeatedly squared Gram matrix, proves that the norm is not above it.
 
 Rounding model: u = 2^-53, gamma_j = j u / (1 - j u); sums of products in any order and blocking, fused or not, but no
-Strassen-like products, which no BLAS uses unasked. Matrices are scaled by a power of two to a largest entry in
-[1/2, 1), so nothing overflows, and what underflows is below m n 2^-1022, which one unit added to the index of a gamma
-that multiplies ||W||_F^2 >= 1/4 covers many times.
+Strassen-like products, which no BLAS uses unasked. Matrices whose largest entry is not between 2^-11 and 2^10 are
+scaled by a power of two to one in [1/2, 1), so nothing overflows, and what underflows is below m n 2^-1022, which one
+unit added to the index of a gamma that multiplies ||W||_F^2 >= 2^-22 covers many times.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["BadMatrix", "SpectralNorm", "spectral_norm", "spectral_norms"]
 
 _U = 2.0**-53
 _DUST = 1e-150
+_NEAR = 10  # binary exponents of largest entries that need no scaling
 # At most this small a side, all eigenvalues of the Gram matrix cost less than a Lanczos run.
 _DENSE = 192
 _LANCZOS_STEPS = 160
@@ -121,7 +122,7 @@ def _gamma(terms: int) -> float:
 
 
 def _scaled(matrices: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
-    """Float64 matrices (b, m, n) with largest entries in [1/2, 1), and the exponents taken out."""
+    """Float64 matrices (b, m, n) with largest entries in [2^-11, 2^10), and the exponents taken out."""
     if not matrices.is_floating_point():
         raise BadMatrix(f"A spectral norm needs real floating-point numbers, not {matrices.dtype}.")
     if 0 in matrices.shape[1:]:
@@ -131,6 +132,7 @@ def _scaled(matrices: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
     if not bool(torch.isfinite(peaks).all()):
         raise BadMatrix("The matrix contains NaN or infinity, so it has no spectral norm.")
     exponents = np.frexp(peaks.numpy())[1].astype(np.int64)
+    exponents = np.where(np.abs(exponents) <= _NEAR, 0, exponents)
     if np.any(exponents):
         # in two factors: 2^-1074 needs a factor that is no float64 itself
         half = -(exponents // 2) if np.abs(exponents).max() > 1000 else 0 * exponents
@@ -285,7 +287,8 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
 
     Using S S' and not S S, no symmetry of the computed matrices is needed. Entries below 1e-150 of W and S are set to
     zero, because their products are subnormal numbers, with which a processor is many times slower: that moves a norm
-    by at most 1e-150 sqrt(m n), which the 8 u in the place of 4 u exceeds by far.
+    by at most 1e-150 sqrt(m n), which the 8 u in the place of 4 u exceeds by far. It is left out where no entry of W is
+    small enough for its power in the last product to become subnormal.
 
     Args:
         scaled: the matrices W, (b, m, n) with m <= n.
@@ -296,14 +299,16 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     """
     _, rows, columns = scaled.shape
     growth = 1 + 2 * _gamma(rows * rows + 4)
-    scaled = _without_dust(scaled)
+    dusty = float(scaled.abs().amin()) < 2.0 ** (-600 / 2 ** (squarings + 1))
+    scaled = _without_dust(scaled) if dusty else scaled
     current = scaled @ scaled.mT
     norms = []
     for _ in range(squarings):
         size = torch.linalg.vector_norm(current, dim=(1, 2))
         size = torch.where(size > 0, size, 1.0)
         norms.append(size)
-        ratio = _without_dust(current / size[:, None, None])
+        ratio = current / size[:, None, None]
+        ratio = _without_dust(ratio) if dusty else ratio
         current = ratio @ ratio.mT
     bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
     for size in reversed(norms):
