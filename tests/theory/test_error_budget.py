@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_only_bfloat16(tmp_path: Path) -> None:
 
 def test_only_clipping(tmp_path: Path) -> None:
     made = recipe()
-    run = clipped_run(made, tmp_path, most=0.1, lr=1e-4, batch_size=8)
+    run, _ = clipped_run(made, tmp_path, 0.1, 8, lambda parameters: torch.optim.SGD(parameters, lr=1e-4))
     budget = _explained(run, made)
     assert budget.closure <= 1e-12
     _only(_shares(budget), "clipping")
@@ -223,7 +224,7 @@ def test_full_batch_without_the_weights_between_uses_the_predicted_displacement(
     budget = _explained(run, made)
     terms = [row.term for row in budget.rows]
     assert terms[-4:] == ["curvature (predicted displacement)", "batch order", "unequal batches", "coverage"]
-    assert terms[0] == " + ".join(TERMS[:5])
+    assert terms[0] == "update rounding + remainder"  # no decay, no preconditioner, no batches: zero by construction
     _only(_shares(budget), "curvature (predicted displacement)")
     assert math.fsum(_shares(budget).values()) == pytest.approx(1, abs=1e-12)
 
@@ -294,6 +295,36 @@ def test_zero_residual_has_no_shares(tmp_path: Path) -> None:
     assert all(math.isnan(row.share) for row in budget.rows)
     assert budget.residual_norms[2] == 0
     assert math.isnan(budget.relative_residuals[2])
+
+
+def test_why_batches_are_not_known_and_what_to_do(tmp_path: Path) -> None:
+    made = recipe()
+    script = record(made, tmp_path / "script", optimizer="adam", batch_size=10, record=("gradients",))
+    script.info["command"] = ["python", "finetune.py"]  # as a script's run says
+    with pytest.raises(TvgradError, match=r"record its loop from inside: tvgrad\.Recorder"):
+        _explained(script, made)
+    model = copy.deepcopy(made.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvgrad.Recorder(tmp_path / "halves", model, optimizer, record=("batches",)) as recorder:
+        for part in torch.arange(SAMPLES).split(8):
+            recorder.note_batch(part)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        recorder.note_step(batch_size=8)
+        recorder.end_epoch()
+    budget = _explained(tvgrad.Run.open(tmp_path / "halves"), made)
+    assert "4 batches were noted for 1 steps" in budget.sentences[0]
+
+
+def test_data_that_was_widened_with_its_objective_is_replayed_in_the_run_s_own_type(tmp_path: Path) -> None:
+    made = recipe()
+    run = record(made, tmp_path, optimizer="adamw", lr=0.01, batch_size=10, dtype="float32")
+    inputs, targets = made.train.batch(0, SAMPLES)
+    wide = tvgrad.Objective(copy.deepcopy(made.model).double(), made.loss, (inputs.double(), targets), chunk_size=12)
+    found, expected = tvgrad.error_budget(run, wide), _explained(run, made)
+    assert found.rows == expected.rows
+    assert not any("differs from the recorded" in sentence for sentence in found.sentences)
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -121,17 +121,22 @@ def plan_budget(
     if recorded_steps(run, schedule) is not None:
         consumed = "records"
     else:
-        missing = missing_for_replay(run, schedule) if not schedule.full else "its gradients or weights were not kept"
+        missing = (
+            "its gradients or weights were not kept (--keep all keeps them)"
+            if schedule.full
+            else missing_for_replay(run, schedule)
+        )
         if missing is not None:
             reason = missing
             said.append(f"what needs the consumed gradients is left out: {missing}")
         elif affords("what needs the consumed gradients", epochs):
             consumed = "replay"
         else:
-            reason = "replaying its batches does not fit into the time given"
+            reason = "replaying its batches does not fit into the time given (give it more)"
     batches = schedule.batches is not None and affords("the effect of batch order and sizes", epochs)
     if schedule.batches is None and not schedule.full:
-        said.append("batch order, batch sizes and curvature are one row: its batches were not recorded")
+        why = "for the same reason" if reason == schedule.unknown else schedule.unknown
+        said.append(f"batch order, batch sizes and curvature are one row: {why}")
     curvature = (batches or schedule.full) and affords("the curvature term", 0.0, targets)
     split = False
     if batches and curvature and consumed is not None and (remainder or seconds is not None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 from tvgrad.parameters import Weights, inner_product, norm
@@ -52,11 +53,12 @@ class Node:
     row: str = ""
 
 
-def merged(parts: list[Node | str]) -> list[Node]:
+def merged(parts: list[Node | str], absent: Container[str] = ()) -> list[Node]:
     """Give nodes the names of the rows before them; rows without a node between them become one.
 
     Args:
         parts: nodes, and between them the names of rows, in order.
+        absent: rows that are zero for this run whatever happened: one that was merged with others is not named.
 
     Returns:
         The nodes.
@@ -67,7 +69,7 @@ def merged(parts: list[Node | str]) -> list[Node]:
         if isinstance(part, str):
             names.append(part)
         else:
-            nodes.append(Node(part.name, part.vector, " + ".join(names)))
+            nodes.append(Node(part.name, part.vector, " + ".join([n for n in names if n not in absent] or names)))
             names = []
     return nodes
 

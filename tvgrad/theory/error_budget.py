@@ -175,7 +175,7 @@ class _Maker:
         if not isinstance(self.rule, LinearRule) and plan.consumed is None:
             raise TvgradError(
                 f"{run.root} was trained by {self.rule.name}, whose preconditioner is known from the consumed "
-                f"gradients alone, and {plan.reason}: trace it with --record batches"
+                f"gradients alone, and {plan.reason}"
             )
 
     def make(self) -> ErrorBudget | None:
@@ -377,4 +377,13 @@ class _Maker:
         then("batch order", "V7", scaled.get("equal"))
         then("unequal batches", "V8", scaled.get("sized"))
         then("coverage", "V9", combination((-kappa * float(sums.weights.sum()), gradient)))
-        return merged(nodes)
+        return merged(nodes, self._absent())
+
+    def _absent(self) -> set[str]:
+        """Rows that are zero by the rule or the schedule, whatever the numbers."""
+        absent = set() if self.rule.coupled_decay or self.rule.decoupled_decay else {"weight decay"}
+        if isinstance(self.rule, LinearRule):
+            absent.add("preconditioner")
+        if self.schedule.full:
+            absent |= {"batch curvature", "batch order", "unequal batches", "coverage"}
+        return absent

@@ -56,8 +56,9 @@ class Schedule:
         rates: learning rate of each step.
         ends: steps done at the end of epochs 0, 1, 2 ...
         clips: the factor by which each step's gradient was clipped; 1 where it was not.
-        batches: for each epoch the samples of each step, or None where they were not recorded.
+        batches: for each epoch the samples of each step, or None where they are not known.
         full: whether every step used the full batch.
+        unknown: why the batches are not known, as half a sentence with a way out.
     """
 
     rates: tuple[float, ...]
@@ -65,6 +66,7 @@ class Schedule:
     clips: tuple[float, ...]
     batches: tuple[tuple[torch.Tensor, ...], ...] | None
     full: bool
+    unknown: str = ""
 
     @property
     def clipped(self) -> bool:
@@ -135,15 +137,28 @@ def schedule_of(run: Run, epoch: int) -> Schedule:
     rates = _column(table, "lr", ends[-1], math.nan)
     rates = np.array([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(rates)])
     clips = _column(table, "clip_factor", ends[-1], 1.0)
-    batches = None
+    batches, unknown = None, _unrecorded(run)
     if all("batches" in point.files for point in points[1:]):
         batches = tuple(tuple(run.batches(number)) for number in range(1, epoch + 1))
-        for number, steps in enumerate(batches, start=1):
-            if len(steps) != ends[number] - ends[number - 1]:
-                batches = None  # gradients were accumulated over several batches: the steps' own are not known
-                break
+        noted = np.array([len(steps) for steps in batches])
+        if not np.array_equal(noted, np.diff(ends)):
+            unknown = (
+                f"{noted.sum()} batches were noted for {ends[-1]} steps (where gradients are accumulated, note all "
+                "samples of a step at once)"
+            )
+            batches = None
     full = _full_batch(run, ends, table, batches)
-    return Schedule(tuple(rates.tolist()), ends, tuple(clips.tolist()), None if full else batches, full)
+    return Schedule(tuple(rates.tolist()), ends, tuple(clips.tolist()), None if full else batches, full, unknown)
+
+
+def _unrecorded(run: Run) -> str:
+    """Why a run holds no batches, and how they would be recorded."""
+    if "command" in run.info:
+        return (
+            "the samples of a script's mini-batches are not recorded (record its loop from inside: tvgrad.Recorder "
+            'with record=("batches",), and note_batch)'
+        )
+    return "the samples of its mini-batches were not recorded (trace it with --record batches)"
 
 
 def _full_batch(
@@ -212,7 +227,7 @@ def missing_for_replay(run: Run, schedule: Schedule) -> str | None:
         Half a sentence, or None where they can.
     """
     if schedule.batches is None:
-        return "the samples of its mini-batches were not recorded (--record batches)"
+        return schedule.unknown
     if 0 not in run.epochs:
         return "its pretrained weights were not kept"
     if any(clip == 0 or not math.isfinite(clip) for clip in schedule.clips):
@@ -244,7 +259,9 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
     dtype = getattr(torch, str(run.info.get("dtype", "float32")))
     loss_of = copy.deepcopy(objective.batch_loss).to(dtype)
     parameters = trainable_parameters(loss_of.model)
-    samples = objective.samples.with_dtype(dtype) if objective.samples.dtype else objective.samples
+    # Data of the run's own types is left alone; what was widened with the objective, or before it, is narrowed again.
+    widened = objective.samples.dtype or any(tensor.dtype != dtype for tensor in objective.initial.values())
+    samples = objective.samples.with_dtype(dtype) if widened else objective.samples
     with torch.no_grad():
         for name, tensor in run.weights(0).items():
             parameters[name].copy_(tensor)
