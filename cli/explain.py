@@ -65,7 +65,7 @@ def explain(
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device)
-        certified, why_not = ({}, None) if not bounds else bounds_of_run(run, recipe)
+        certified, why_not = ({}, None) if not bounds else bounds_of_run(run, recipe, objective)
         made = explained(run, objective, budget_seconds, remainder, wanted, certified)
         write_results(run, made)
         if made.second_order:

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 
 from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, closed, quadratic, remainder
+from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, closed, quadratic, remainder, without
 from tvgrad.bounds.layer_constants import LayerBounds
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.start import Start
-from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, tube_round
+from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, tube_along, tube_round
 from tvgrad.results import Result
 from tvgrad.update_rule_base import Array, UpdateRule
 
-__all__ = ["Certificate", "certify", "certify_run"]
+__all__ = ["Certificate", "StepBound", "certify", "certify_run", "certify_steps"]
 
+TUBE = "tube"
+_OTHER_START = "the recorded weights do not start at the problem's own: build it from the first of them"
 QUADRATIC_STEPS = 100  # a product with the Hessian each
 
 
@@ -53,9 +55,27 @@ class Certificate(Result):
     rounding: float = math.nan
     forms: tuple[Form, ...] = ()
 
+    @property
+    def from_start(self) -> float:
+        """The least upper bound of the forms that know theta_0 alone; infinity where none of them has a ball."""
+        return min((form.upper for form in self.forms if form.name != TUBE), default=math.inf)
+
     def row(self) -> dict[str, Any]:
         """The numbers and words by name; the forms are left out."""
         return {name: value for name, value in super().row().items() if name != "forms"}
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """What a tube round recorded weights says of one of their steps.
+
+    Attributes:
+        error: an upper bound of `||theta_s - theta_0 - p_s||` for the exact iterate.
+        stray: an upper bound of the distance between the exact iterate and the recorded weights after s steps.
+    """
+
+    error: float
+    stray: float
 
 
 def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
@@ -79,7 +99,9 @@ def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, si
     if problem.has_data:
         forms += _local_forms(problem, plan)
         if simulate and plan.steps <= TUBE_STEPS:
-            forms.append(_attempt("tube", lambda: _of_tube("tube", simulated_tube(problem, plan))))
+            forms.append(_attempt(TUBE, lambda: _of_tube(TUBE, simulated_tube(problem, plan))))
+        elif simulate:
+            forms.append(Form(TUBE, reason=f"left out: it takes a gradient an epoch, at most {TUBE_STEPS}"))
     return _best(forms)
 
 
@@ -89,7 +111,7 @@ def certify_run(problem: DerivativeBounds, rule: UpdateRule | float, weights: Se
     Args:
         problem: the network with its data, at theta_0.
         rule: the rule that was followed, one step an epoch.
-        weights: flat weights theta_0 .. theta_{k-1} (and theta_k, which is not needed), like `network.flat`.
+        weights: flat weights theta_0 .. theta_{k-1}, like `network.flat`.
 
     Returns:
         Bounds for the iterates of exact arithmetic, and how far the recorded ones are from them.
@@ -98,12 +120,40 @@ def certify_run(problem: DerivativeBounds, rule: UpdateRule | float, weights: Se
         NoCertificate: the first weights are not the problem's, or the tube grows beyond all bounds.
     """
     if not len(weights) or not torch.equal(weights[0].double(), problem.network.flat):
-        raise NoCertificate("the recorded weights do not start at the problem's own: build it from the first of them")
+        raise NoCertificate(_OTHER_START)
     plan = plan_of(rule, len(weights))
     tube = tube_round(problem, plan, weights)
     form = _of_tube("a posteriori", tube)
     uniform = _attempt("closed, uniform", lambda: _uniform(problem, plan))
     return Certificate(form.radius, form.upper, form.lower, form.name, uniform.upper, tube.strays[-1], (uniform, form))
+
+
+def certify_steps(
+    problem: DerivativeBounds, rule: UpdateRule | float, weights: Sequence[torch.Tensor]
+) -> tuple[list[StepBound], str]:
+    """Bound the error after each step of recorded weights, by one tube round all of them.
+
+    Args:
+        problem: the network with its data, at theta_0.
+        rule: the rule that was followed, one step an epoch.
+        weights: flat weights theta_0 .. theta_k, like `network.flat`.
+
+    Returns:
+        Bounds for the steps 1 .. k, or for fewer, and why there are no more.
+
+    Raises:
+        NoCertificate: the first weights are not the problem's, or the rule is not linear.
+    """
+    if not len(weights) or not torch.equal(weights[0].double(), problem.network.flat):
+        raise NoCertificate(_OTHER_START)
+    tube, strays, reason = tube_along(problem, plan_of(rule, len(weights) - 1), weights)
+    found: list[StepBound] = []
+    for step, stray in enumerate(strays, start=1):
+        error, width = tube.error(step)
+        if not math.isfinite(error.upper + width + stray):
+            return found, f"the tube grows beyond all bounds at step {step}"
+        found.append(StepBound(error.upper + width, stray))
+    return found, reason
 
 
 def _attempt(name: str, build: Callable[[], Form]) -> Form:
@@ -116,7 +166,7 @@ def _attempt(name: str, build: Callable[[], Form]) -> Form:
 def _best(forms: Sequence[Form]) -> Certificate:
     found = [form for form in forms if form.exists]
     if not found:
-        raise NoCertificate("there is no certificate; " + "; ".join(form.reason for form in forms))
+        raise NoCertificate(without(forms))
     best = min(found, key=lambda form: form.upper)
     lower = max(form.lower for form in found)
     return Certificate(best.radius, best.upper, lower, best.name, forms[0].upper, math.nan, tuple(forms))
@@ -176,6 +226,8 @@ def _local_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
     ]
     if plan.steps <= QUADRATIC_STEPS:
         forms.append(_attempt("quadratic", lambda: quadratic("quadratic", start, thirds)))
+    else:
+        forms.append(Form("quadratic", reason=f"left out: it takes a product an epoch, at most {QUADRATIC_STEPS}"))
     return forms
 
 

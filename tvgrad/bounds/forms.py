@@ -21,7 +21,7 @@ on both sides; recursions have nonnegative terms only, so that `(1 + margin)` co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from tvgrad.bounds.running_error import Approximate
 from tvgrad.bounds.start import Start, weighted
 from tvgrad.update_rule_base import Array
 
-__all__ = ["Form", "closed", "quadratic", "remainder"]
+__all__ = ["Form", "closed", "lost", "quadratic", "remainder", "without"]
 
 ATTEMPTS = 40
 LOCAL_ATTEMPTS = 12  # local constants cost a few gradients each time
@@ -82,11 +82,32 @@ def _enlarged(radius: float) -> float:
     return max(GROWTH * radius, math.exp2(exponent))
 
 
-def _lost(name: str, radius: float) -> str:
-    return (
-        f"{name}: no ball is known to hold the iterates (the radius ran to {radius:.3g}): "
-        "lower the learning rate or the number of epochs"
-    )
+def lost(radius: float) -> str:
+    """Say that no ball was found.
+
+    Args:
+        radius: the last one that was tried.
+
+    Returns:
+        The reason.
+    """
+    return f"no ball is known to hold the iterates: the radius ran to {radius:.3g}"
+
+
+def without(forms: Sequence[Form]) -> str:
+    """Say why no form gives a bound.
+
+    Args:
+        forms: all that were tried.
+
+    Returns:
+        One sentence with every form's reason, each of them told once.
+    """
+    reasons: dict[str, list[str]] = {}
+    for form in forms:
+        reasons.setdefault(form.reason, []).append(form.name)
+    told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return f"there is no certificate, lower the learning rate or the number of epochs: {told}"
 
 
 def closed(
@@ -123,7 +144,7 @@ def closed(
         if reached <= radius:
             return Form(name, hessian * float(steps @ distances) * (1 + 1e-9), 0.0, radius)
         radius = _enlarged(reached)
-    raise NoCertificate(_lost(name, radius))
+    raise NoCertificate(lost(radius))
 
 
 def remainder(name: str, start: Start, constants: Callable[[float], LayerBounds], layerwise: bool) -> Form:
@@ -157,7 +178,7 @@ def remainder(name: str, start: Start, constants: Callable[[float], LayerBounds]
             left[step] = start.hessian_norm * excess + _third_order(bounds, along, step, norms[step], excess)
         return float(plan.coefficients[steps] @ left) * (1 + 1e-9), distances * (1 + 1e-9)
 
-    rest, radius = _fixed_point(name, recursion, constants, float(norms.max()))
+    rest, radius = _fixed_point(recursion, constants, float(norms.max()))
     return Form(name, seconds[steps].upper + rest, max(0.0, seconds[steps].lower - rest), radius)
 
 
@@ -177,7 +198,7 @@ def quadratic(name: str, start: Start, constants: Callable[[float], LayerBounds]
         NoCertificate: no ball was found.
     """
     path = QuadraticPath(start)
-    radius, _, rest = path.verified(name, constants, layerwise)
+    radius, _, rest = path.verified(constants, layerwise)
     error = path.error(path.start.plan.steps)
     return Form(name, error.upper + rest, max(0.0, error.lower - rest), radius)
 
@@ -225,13 +246,10 @@ class QuadraticPath:
         total = weighted(plan.coefficients[step, :step], lambda e: self.products[e].value, errors, norms, plan.rounding)
         return Approximate(-total.value, total.error)
 
-    def verified(
-        self, name: str, constants: Callable[[float], LayerBounds], layerwise: bool
-    ) -> tuple[float, Array, float]:
+    def verified(self, constants: Callable[[float], LayerBounds], layerwise: bool) -> tuple[float, Array, float]:
         """Bound how far the iterates stray from the path.
 
         Args:
-            name: of the form, for the message.
             constants: the layers' constants for a radius.
             layerwise: whether to use them layer by layer.
 
@@ -254,7 +272,7 @@ class QuadraticPath:
                 left[step] = start.hessian_norm * strays[step] + third
             return float(plan.coefficients[steps] @ left) * (1 + 1e-9), (norms + strays) * (1 + 1e-9)
 
-        rest, radius = _fixed_point(name, recursion, constants, float(norms.max()))
+        rest, radius = _fixed_point(recursion, constants, float(norms.max()))
         return radius, strays * (1 + 1e-9), rest
 
 
@@ -278,7 +296,6 @@ def _third_order(bounds: LayerBounds, along: Along, step: int, norm: float, exce
 
 
 def _fixed_point(
-    name: str,
     recursion: Callable[[LayerBounds], tuple[float, Array]],
     constants: Callable[[float], LayerBounds],
     radius: float,
@@ -297,4 +314,4 @@ def _fixed_point(
         radius = _enlarged(reached)
         if radius > limit:
             break
-    raise NoCertificate(_lost(name, radius))
+    raise NoCertificate(lost(radius))

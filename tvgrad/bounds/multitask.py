@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.forms import ATTEMPTS, GROWTH, HUGE, Form
+from tvgrad.bounds.forms import ATTEMPTS, GROWTH, HUGE, Form, lost, without
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.running_error import Approximate
@@ -110,7 +110,7 @@ def multitask_gap(
             forms.append(Form("tube", reason=str(reason)))
     found = [form for form in forms if form.exists]
     if not found:
-        raise NoCertificate("there is no certificate; " + "; ".join(form.reason for form in forms))
+        raise NoCertificate(without(forms))
     best = min(found, key=lambda form: form.upper)
     lower = max(form.lower for form in found)
     return GapCertificate(best.upper, lower, best.name, best.radius, coefficient, tuple(forms))
@@ -141,10 +141,7 @@ def _closed(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> t
         plain = bool(np.allclose(plan.coefficients[steps], plan.coefficients[steps, 0], rtol=1e-14, atol=0.0))
         coefficient = steps * (steps - 1) / 2 * float(hessians @ pulls) * (1 + 1e-9) if plain else math.nan
         return Form("closed", size * total * (1 + 1e-9), 0.0, radius), coefficient
-    raise NoCertificate(
-        f"closed: no ball is known to hold the iterates (the radius ran to {radius:.3g}): "
-        "lower the learning rate or the number of epochs"
-    )
+    raise NoCertificate(lost(radius))
 
 
 def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:

@@ -44,7 +44,7 @@ def read_module(module: nn.Module) -> Network:
     seen: set[int] = set()
     activated = True  # whether the last layer has its activation already; there is no layer yet
     for path, part in _flattened(module, ""):
-        name = path or f"the model ({type(part).__name__})"
+        name = f"module {path}" if path else f"the model ({type(part).__name__})"
         _check_plain(name, part)
         if type(part) is nn.Linear:
             if id(part) in seen or any(id(p) in seen for p in part.parameters()):

@@ -35,7 +35,7 @@ from tvgrad.bounds.running_error import Approximate
 from tvgrad.bounds.start import decayed, weighted
 from tvgrad.update_rule_base import Array
 
-__all__ = ["TUBE_STEPS", "Tube", "simulated_tube", "summed_tube", "tube_round"]
+__all__ = ["TUBE_STEPS", "Tube", "simulated_tube", "summed_tube", "tube_along", "tube_round"]
 
 TUBE_STEPS = 1000  # a gradient each
 
@@ -55,7 +55,8 @@ class Tube:
         gradients: G_e with their errors, decay included.
         strays: X_e, e < k.
         hessian_norms: h_e, e < k.
-        end_stray: X_k for the path's end `-shrunk_k theta_0 - sum_e c[k,e] G_e`, rounding included.
+        end_stray: X_k for the path's end `-shrunk_k theta_0 - sum_e c[k,e] G_e`, or for the recorded one, rounding
+            included.
         furthest: the largest distance of the tube from theta_0.
     """
 
@@ -67,22 +68,27 @@ class Tube:
     end_stray: float = math.nan
     furthest: float = 0.0
 
-    def error(self) -> tuple[Approximate, float]:
+    def error(self, step: int | None = None) -> tuple[Approximate, float]:
         """The error of the first-order prediction.
 
+        Args:
+            step: s, at most as many as there are centres; None: k.
+
         Returns:
-            `-sum_e c[k,e] (G_e - G_0)` with all rounding, and how far the tube's width lets the exact one be off.
+            `-sum_e c[s,e] (G_e - G_0)` with all rounding, and how far the tube's width lets the exact one be off.
         """
-        steps = self.plan.coefficients[self.plan.steps]
+        step = self.plan.steps if step is None else step
+        steps = self.plan.coefficients[step, :step]
         start = self.gradients[0]
-        differences = [one.value - start.value for one in self.gradients]
+        differences = [one.value - start.value for one in self.gradients[:step]]
         norms = np.array([float(d.norm()) * (1 + 1e-9) for d in differences])
         errors = np.array([
-            one.error + start.error + 2 * UNIT * n for one, n in zip(self.gradients, norms, strict=True)
+            one.error + start.error + 2 * UNIT * n for one, n in zip(self.gradients[:step], norms, strict=True)
         ])
         errors[0] = 0.0
         total = weighted(steps, lambda e: differences[e], errors, norms, self.plan.rounding)
-        width = float(steps @ (np.array(self.hessian_norms) * np.array(self.strays))) * (1 + 1e-9)
+        spread = np.array(self.hessian_norms[:step]) * np.array(self.strays[:step])
+        width = float(steps @ spread) * (1 + 1e-9)
         return Approximate(-total.value, total.error), width
 
 
@@ -110,7 +116,26 @@ def tube_round(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Te
     Returns:
         The tube.
     """
-    return _Builder([problem], plan).build(list(weights))
+    return _Builder([problem], plan).build(list(weights[: plan.steps]))
+
+
+def tube_along(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Tensor]) -> tuple[Tube, list[float], str]:
+    """Make a tube round recorded weights, as far as it goes.
+
+    Args:
+        problem: the network with its data, at theta_0.
+        plan: the rule's coefficients, k steps.
+        weights: flat weights theta_0 .. theta_k, like `network.flat`.
+
+    Returns:
+        The tube, X_1 .. X_k of the recorded weights or fewer, and why there are no more.
+    """
+    builder = _Builder([problem], plan)
+    try:
+        tube = builder.build(list(weights))
+    except NoCertificate as reason:
+        return builder.tube, builder.tube.strays[1:], str(reason)
+    return tube, [*tube.strays[1:], tube.end_stray], ""
 
 
 def summed_tube(
@@ -150,7 +175,7 @@ class _Builder:
         for step in range(plan.steps + 1):
             predicted, rounding = self._predicted(step)
             spread = self._spread(step)
-            if step == plan.steps:
+            if step == plan.steps and (recorded is None or len(recorded) <= step):
                 tube.end_stray = spread + rounding
                 break
             if step == 0 or recorded is None:
@@ -161,10 +186,11 @@ class _Builder:
             # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
             placing = 0.0 if step == 0 else 4 * UNIT * float(centre.norm() + predicted.norm()) * (1 + 1e-9)
             stray = 0.0 if step == 0 else spread + rounding + defect + placing
+            if step == plan.steps:
+                tube.end_stray = stray
+                break
             if not math.isfinite(stray):
-                raise NoCertificate(
-                    f"tube: the tube grows beyond all bounds at step {step}: lower the learning rate or the epochs"
-                )
+                raise NoCertificate(f"the tube grows beyond all bounds at step {step}")
             tube.furthest = max(tube.furthest, float((centre - self.theta).norm()) * (1 + 1e-9) + stray)
             self._enter(centre, stray)
         return tube

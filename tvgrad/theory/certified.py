@@ -1,21 +1,42 @@
-"""Certified errors: upper bounds on the second-order error of a recorded run, where a certificate exists."""
+"""Certified errors: upper bounds on the second-order error of a recorded run, where a certificate exists.
+
+The recorded error is `||tau_k + S_k g||` with the recorded weights and the gradient g that the prediction uses. With
+theta~ the iterates of exact arithmetic on the recipe's data and g~ their first gradient,
+
+    ||tau_k + S_k g|| <= ||tau~_k + S_k g~|| + ||theta_k - theta~_k|| + S_k ||g - g~||,
+
+where a tube round the recorded weights bounds the first two terms, and the third is computed. Whatever rounded the
+run, float32 or another data type, is in the second and third.
+"""
 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
+from torch import nn
 
-from tvgrad.bounds import FeedForward, NoCertificate
+from tvgrad.bounds.certificate import certify_steps
+from tvgrad.bounds.feedforward import FeedForward
+from tvgrad.bounds.losses import UnknownLoss
+from tvgrad.bounds.network import UNIT
+from tvgrad.bounds.plan import plan_of
 from tvgrad.errors import TvgradError
+from tvgrad.objective import Objective
+from tvgrad.parameters import Weights
 from tvgrad.recipe import Recipe
 from tvgrad.record.run import Run
+from tvgrad.theory.training_steps import schedule_of
 from tvgrad.update_rules import LinearRule
 
 __all__ = ["bounds_of_run", "feed_forward_of"]
 
-OUTWARD = 1 + 1e-9  # covers the few float64 operations that put a bound together here
+OUTWARD = 1 + 1e-9  # covers norms of up to some millions of parameters, and the sums that put a bound together here
+FUNCTIONS = {
+    nn.functional.cross_entropy: "cross_entropy",
+    nn.functional.binary_cross_entropy_with_logits: "bce",
+    nn.functional.mse_loss: "mse",
+}
 
 
 def feed_forward_of(recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> FeedForward:
@@ -45,20 +66,30 @@ def feed_forward_of(recipe: Recipe, weights: dict[str, torch.Tensor] | None = No
         # Widened first: a float32 module would round the weights of a float64 run.
         model = model.double()
         model.load_state_dict(weights)
-    loss = recipe.loss if isinstance(recipe.loss, torch.nn.Module) else getattr(recipe.loss, "__name__", "")
-    return FeedForward(model, batch[0], batch[1], loss)
+    return FeedForward(model, batch[0], batch[1], _loss(recipe))
 
 
-def bounds_of_run(run: Run, recipe: Recipe) -> tuple[dict[int, float], str | None]:
+def _loss(recipe: Recipe) -> str | nn.Module:
+    """PyTorch's own losses alone: another function of the same name may compute something else."""
+    if isinstance(recipe.loss, nn.Module):
+        return recipe.loss
+    known = next((name for function, name in FUNCTIONS.items() if function is recipe.loss), None)
+    if known is None:
+        name = getattr(recipe.loss, "__name__", type(recipe.loss).__name__)
+        raise UnknownLoss(
+            f"no bounds are known for the loss {name} of {recipe.name}: give one of torch.nn (CrossEntropyLoss, "
+            "BCEWithLogitsLoss, MSELoss), or use the estimates, which take any loss"
+        )
+    return known
+
+
+def bounds_of_run(run: Run, recipe: Recipe, objective: Objective) -> tuple[dict[int, float], str | None]:
     """Bound `||tau_k + S_k g_0||` of recorded weights, for every epoch for which a certificate exists.
-
-    With theta~ the iterates of exact arithmetic, a tube round the recorded weights bounds the error of theta~_k, and
-    how far theta_k is from it; the recorded error is at most their sum, plus S_k times the error of the float64
-    gradient that it is measured with.
 
     Args:
         run: a run by epochs, one full-batch step each.
         recipe: its recipe.
+        objective: of the same recipe, whose gradient the prediction uses where the run recorded none.
 
     Returns:
         Epoch -> upper bound, and the sentence that says why there are no (more) bounds, or None.
@@ -70,35 +101,42 @@ def bounds_of_run(run: Run, recipe: Recipe) -> tuple[dict[int, float], str | Non
     if last < 1:
         return {}, "no bound: it needs the weights of every epoch, each one full-batch step"
     try:
+        schedule = schedule_of(run, last)
+        if not schedule.full:
+            return {}, "no bound: not every epoch is known to be one step on all samples"
+        scheduled = rule.with_lr(schedule.rates)
         problem = feed_forward_of(recipe, run.complete(0))
         names = problem.network.names
         if set(names) != set(run.parameters):
             return {}, "no bound: the network's trainable parameters are not those of the run"
-        path = [
-            torch.cat([weights[name].double().flatten() for name in names])
-            for weights in map(run.weights, range(last + 1))
-        ]
-        gradient = problem.gradient
+        path = [_flat(run.weights(number), names) for number in range(last + 1)]
+        steps, reason = certify_steps(problem, scheduled, path)
     except TvgradError as error:
         return {}, f"no bound: {error}"
+    consumed = run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
+    used = _flat(run.gradient(0) if consumed else objective.gradient(run.weights(0)), names)
+    first = problem.gradient
+    size = float(used.norm()) * OUTWARD
+    apart = float((used - first.value).norm()) * OUTWARD + first.error
+    plan = plan_of(scheduled, last)
     found: dict[int, float] = {}
-    strays = math.nan
-    for epoch in range(1, last + 1):
-        # A certificate from theta_0 .. theta_k says how far theta_k strays; the next one bounds the error after k.
-        try:
-            before = problem.certificate_from_run(rule, path[:epoch])
-            strays = problem.certificate_from_run(rule, path[: epoch + 1]).rounding
-        except NoCertificate as error:
-            return found, f"no bound from epoch {epoch} on: {error}"
-        weight = rule.first_order_weight(epoch)
-        found[epoch] = (before.error_bound + strays + 2 * weight * gradient.error) * OUTWARD
-    return found, None
+    for epoch, step in enumerate(steps, start=1):
+        weight = float(plan.totals[epoch])
+        # the recorded error's own arithmetic: a difference of weights, S_k g, their sum and its norm, in float64
+        length = float(path[epoch].norm() + path[0].norm()) * OUTWARD
+        rounding = 4 * UNIT * length + (plan.rounding + 4 * UNIT) * weight * size
+        found[epoch] = (step.error + step.stray + weight * apart + rounding) * OUTWARD
+    return found, f"no bound from epoch {len(found) + 1} on: {reason}" if reason else None
+
+
+def _flat(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
+    return torch.cat([weights[name].detach().cpu().double().flatten() for name in names])
 
 
 def _unbroken(run: Run) -> int:
     """The last epoch up to which all weights were kept and every epoch was one step."""
     last = -1
-    if run.unit == "epoch" and run.info.get("consumes_recorded_gradient"):
+    if run.unit == "epoch":
         for point in run.points:
             if point.number != last + 1 or point.steps != point.number or "weights" not in point.files:
                 break

@@ -1,0 +1,174 @@
+"""`tvgrad bound` on the command line, and the bounds that `tvgrad explain` puts into the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tvgrad.cli.terminal import MOST_ROWS
+
+FORMS = ["closed, uniform", "closed, worst case", "closed, local", "remainder", "layer-wise", "quadratic", "tube"]
+
+MORE = """
+
+def relu():
+    return make(model=lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)))
+
+
+def pooled():
+    return make(model=lambda: nn.Sequential(nn.Linear(5, 6), nn.MaxPool1d(2), nn.Linear(3, 3)))
+
+
+def poisoned():
+    broken = model()
+    broken[0].weight.data[0, 0] = math.nan
+    return make(model=broken)
+
+
+def nll():
+    return make(loss=lambda output, target: nn.functional.nll_loss(output.log_softmax(1), target))
+
+
+def six():
+    return [make(name=f"task{i}", data=(INPUTS * (1 + i), TARGETS)) for i in range(6)]
+"""
+
+
+@pytest.fixture
+def mine(recipes: Path) -> Path:
+    with open(recipes, "a") as file:
+        file.write(MORE)
+    return recipes
+
+
+def numbers(tvgrad: Callable[..., Any], *words: object) -> dict[str, Any]:
+    done = tvgrad("bound", *words, "--json")
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    return found
+
+
+def true_error(lr: float, epochs: int) -> float:
+    """The error of tau + eta k g_0 for the recipe of the fixture, by a loop in float64."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(20, 5).double(), torch.randint(0, 3, (20,))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    start = [p.detach().clone() for p in model.parameters()]
+    first = None
+    for _ in range(epochs):
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), targets), list(model.parameters()))
+        first = first or gradient
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), gradient, strict=True):
+                p -= lr * g
+    assert first is not None
+    parts = [p - s + lr * epochs * g for p, s, g in zip(model.parameters(), start, first, strict=True)]
+    return float(torch.cat([part.detach().flatten() for part in parts]).norm())
+
+
+def test_bounds_hold_and_simulation_can_be_left_out(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    error = true_error(0.1, 4)
+    (both,) = numbers(tvgrad, mine, "--epochs", 4)["bounds"]
+    (alone,) = numbers(tvgrad, mine, "--epochs", 4, "--no-simulate")["bounds"]
+    assert both["task"] == "mine"
+    assert both["lower_bound"] <= error <= both["error_bound"] <= 1.001 * error
+    assert both["method"] == "tube"
+    assert both["from_start"] == alone["error_bound"] == alone["from_start"] > both["error_bound"]
+    assert alone["method"] == "quadratic"
+
+
+def test_every_form_of_every_task_is_shown(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    done = tvgrad("bound", f"{mine}:six", "--lr", "1e-4", "--forms")
+    assert done.code == 0, done.err
+    assert 6 * len(FORMS) > MOST_ROWS
+    table = done.out[done.out.index("Forms") :]
+    for task in range(6):
+        for form in FORMS:
+            assert any(f"task{task}" in line and f"│ {form} " in line for line in table.splitlines()), (task, form)
+    assert "..." not in done.out
+    found = numbers(tvgrad, f"{mine}:six", "--lr", "1e-4", "--forms", "--tasks", "task1,task4")
+    assert [row["task"] for row in found["bounds"]] == ["task1", "task4"]
+    assert [row["form"] for row in found["forms"]] == 2 * FORMS
+
+
+def test_what_does_not_exist_says_why(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    words = [mine, "--lr", "1000", "--epochs", "9", "--no-simulate"]
+    done = tvgrad("bound", *words)
+    assert done.code == 0
+    assert done.out.startswith("no bound for mine: there is no certificate, lower the learning rate")
+    assert "quadratic" in done.out
+    assert "the radius ran to" in done.out
+    assert len(done.out.splitlines()) == 1
+    (none,) = numbers(tvgrad, *words)["none"]
+    assert none["task"] == "mine"
+
+
+def test_numbers_without_a_value_are_null(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    found = numbers(tvgrad, mine, "--lr", "0.3", "--epochs", "5", "--forms")
+    forms = {row["form"]: row for row in found["forms"]}
+    assert forms["closed, uniform"]["upper"] is None
+    assert "radius ran to" in forms["closed, uniform"]["reason"]
+    assert found["bounds"][0]["closed_form_bound"] is None
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "sgd"])
+def test_other_linear_rules(optimizer: str, mine: Path, tvgrad: Callable[..., Any]) -> None:
+    decay = ["--weight-decay", "0.1"] if optimizer == "sgd" else ["--momentum", "0.5"]
+    (row,) = numbers(tvgrad, mine, "--optimizer", optimizer, "--lr", "1e-3", "--epochs", "3", *decay)["bounds"]
+    assert 0 < row["lower_bound"] <= row["error_bound"] <= row["from_start"]
+    assert row["rule"] == optimizer
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "sentence"),
+    [
+        ("relu", [], "ReLU() has no bounded second derivative"),
+        ("pooled", [], "MaxPool1d"),
+        ("poisoned", [], "nan"),
+        ("nll", [], "no bounds are known for the loss"),
+        ("mapping", [], "its batches are not"),
+        ("no_data", [], "empty"),
+        ("recipe", ["--lr", "0"], "--lr must be a positive number"),
+        ("recipe", ["--lr", "nan"], "--lr must be a positive number"),
+        ("recipe", ["--epochs", "0"], "--epochs must be a whole number of at least 1"),
+        ("recipe", ["--optimizer", "adam"], "is not one of 'gd', 'sgd', 'momentum', 'nesterov'"),
+        ("recipe", ["--momentum", "0.9"], "takes no momentum"),
+        ("tasks", ["--tasks", "three"], "no task called"),
+    ],
+)
+def test_bad_input(recipe: str, words: list[str], sentence: str, mine: Path, refused: Callable[..., str]) -> None:
+    assert sentence in refused("bound", f"{mine}:{recipe}", *words)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_explain_puts_bounds_into_the_report(
+    dtype: str, recipes: Path, tmp_path: Path, tvgrad: Callable[..., Any]
+) -> None:
+    out, report = tmp_path / "run", tmp_path / "report"
+    assert tvgrad("trace", recipes, "--out", out, "--quiet", "--dtype", dtype, "--chunk-size", "20").code == 0
+    done = tvgrad("explain", out, "--recipe", recipes, "--dtype", "float32")
+    assert done.code == 0, done.err
+    assert "no bound" not in done.out
+    assert tvgrad("report", out, "--out", report, "--format", "csv").code == 0
+    with open(report / "second_order.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    for row in rows:
+        assert float(row["error_norm"]) <= float(row["bound"]) <= 1.01 * float(row["error_norm"]) + 1e-5
+    assert float(rows[2]["bound"]) == pytest.approx(true_error(0.1, 3), rel=1e-2)
+
+
+def test_explain_without_bounds(recipes: Path, tmp_path: Path, tvgrad: Callable[..., Any]) -> None:
+    out, report = tmp_path / "run", tmp_path / "report"
+    assert tvgrad("trace", recipes, "--out", out, "--quiet", "--chunk-size", "20").code == 0
+    assert tvgrad("explain", out, "--recipe", recipes, "--no-bounds").code == 0
+    assert tvgrad("report", out, "--out", report, "--format", "csv").code == 0
+    with open(report / "second_order.csv") as file:
+        assert [row["bound"] for row in csv.DictReader(file)] == ["", "", ""]
