@@ -33,6 +33,7 @@ def report(
 
     from tvgrad.errors import TvgradError
     from tvgrad.report.documents import check_formats
+    from tvgrad.report.missing import missing_results, without_empty_columns
     from tvgrad.report.tables import run_tables
 
     check_formats(formats)
@@ -59,7 +60,9 @@ def report(
         for name, table in made.tables.items():
             short = table[table["group"] == "all"].drop(columns="group") if "group" in table and not groups else table
             if len(short):
-                print_table(name, short)
+                print_table(name, without_empty_columns(short))
+        for sentence in missing_results(made.tables):
+            click.echo(sentence)
         return
     from tvgrad.report.publishing import publish
 

@@ -15,6 +15,7 @@ from traced_runs import Traced
 
 from tvgrad.errors import TvgradError
 from tvgrad.report.documents import ENDINGS, FORMATS, check_formats, shown, write_tables
+from tvgrad.report.missing import COMPUTED_BY
 from tvgrad.report.tables import run_tables
 
 AWKWARD = pd.DataFrame({
@@ -51,7 +52,9 @@ def assert_same(table: pd.DataFrame, folder: Path, name: str) -> None:
                 assert row[column] == str(value)
             else:
                 assert row[column] == value
-    header, *lines = markdown_rows((folder / f"{name}.md").read_text())
+    text, _, note = (folder / f"{name}.md").read_text().partition("\n\n")
+    assert (note == "No rows: `tvgrad explain RUN` makes them.\n") == (name in COMPUTED_BY and not len(table))
+    header, *lines = markdown_rows(text)
     assert header == list(table.columns)
     assert lines == [[shown(cell) for cell in row] for row in table.itertuples(index=False)]
 

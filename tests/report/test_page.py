@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tvgrad.report.latex import CAPTIONS, escaped, latex_table
+from tvgrad.report.missing import missing_results
 from tvgrad.report.page import html_page
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.summary import summary_of
@@ -142,8 +143,8 @@ def test_latex_tables_are_balanced_and_captioned(name):
         assert rule in text
     assert CAPTIONS[name] in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    shown = tables()[name]
-    columns = shown.shape[1] - ("group" in shown)
+    shown = tables()[name].dropna(axis="columns", how="all")
+    columns = shown.shape[1] - ("group" in shown) - (name == "equivalence")  # exact rows need no reason
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
     plain = re.sub(r"\$[^$]*\$", "", text)
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", plain.replace(r"\label{tab:cross-task}", ""))
@@ -151,3 +152,72 @@ def test_latex_tables_are_balanced_and_captioned(name):
 
 def test_latex_escapes_what_comes_from_a_run():
     assert escaped(r"50%_#&{}$\~^") == (r"50\%\_\#\&\{\}\$\textbackslash{}\textasciitilde{}\textasciicircum{}")
+
+
+def test_latex_of_many_epochs_and_of_none():
+    epochs = [{"run": run, "epoch": e, "group": "all", "gradient_norm": 1.0 + e} for run in "ab" for e in range(30)]
+    text = latex_table(pd.DataFrame(epochs), "norms")
+    shown = [line.split(" & ")[:2] for line in text.splitlines() if re.match(r"[ab] & ", line)]
+    assert shown == [[run, str(epoch)] for run in "ab" for epoch in (0, 1, 29)]
+    assert "Epochs shown: 0, 1 and the last." in text
+    pairs = [{"run_a": str(n), "run_b": "z", "epoch": e, "cos_gradients": -0.5} for n in range(50) for e in (1, 2)]
+    text = latex_table(pd.DataFrame(pairs), "cross_task")
+    assert text.count("& 2 &") == 50
+    assert "& 1 &" not in text
+    assert r"\begin{longtable}" in text
+    assert "$-0.5$" in text
+    empty = latex_table(pd.DataFrame(columns=list(COLUMNS["second_order"])), "second_order")
+    assert empty == "% second_order has no rows: `tvgrad explain RUN` makes them\n"
+
+
+def test_a_report_names_the_command_that_makes_what_it_lacks():
+    made = tables()
+    assert missing_results(made) == []
+    made["second_order"] = pd.DataFrame([{"run": "a", "epoch": 1}])
+    made["error_budget"] = pd.DataFrame(columns=list(COLUMNS["error_budget"]))
+    found = missing_results(made)
+    assert [sentence.split(":")[0] for sentence in found] == [
+        "second_order has no rows of b",
+        "error_budget has no rows of a, b",
+    ]
+    assert all("`tvgrad explain RUN`" in sentence for sentence in found)
+    page = html_page(made, [], [], "t", "l")
+    assert "second_order has no rows of b" in page
+
+
+def test_columns_without_anything_are_not_shown():
+    page = html_page(tables(), [], [], "t", "l")
+    assert "gradient norm share" in page
+    assert "<th>mean batch gradient norm" not in page
+
+
+def test_reasons_that_differ_in_numbers_are_said_once():
+    made = tables(holds="does not apply")
+    made["equivalence"]["reason"] = ["epoch 1 took 32 steps (1.2e+03)", "epoch 1 took 4 steps (9)"]
+    sentences = [sentence for sentence in summary_of(made) if "does not apply" in sentence]
+    assert len(sentences) == 1
+    assert "for a and b. Of a: epoch 1 took 32 steps" in sentences[0]
+
+
+def test_summary_of_the_published_measure_and_of_growing_gradients():
+    made = tables()
+    norms = made["norms"]
+    norms["mean_batch_gradient_norm_share"] = norms["gradient_norm_share"].where(norms["run"] == "b")
+    text = " ".join(summary_of(made))
+    assert "recorded for 1 run, the first epoch's share is 0.400, that is 0.80 times an even share" in text
+    assert "it is the largest in 0 of 1 run." in text
+    assert "times as long" not in text
+    norms.loc[(norms["run"] == "b") & (norms["epoch"] == 2), "gradient_norm"] = 7.0
+    text = " ".join(summary_of(made))
+    assert "more than 2 times as long as at the start for b (up to 7 times)" in text
+
+
+def test_pictures_of_one_caption_share_it(tmp_path):
+    paths = [tmp_path / f"{number}.svg" for number in range(3)]
+    for path in paths:
+        path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    page = html_page(tables(), [(paths[0], "of g_0 & tau_e"), *((path, "one") for path in paths[1:])], [], "t", "l")
+    assert page.count("<figure") == 2
+    assert page.count("<img") == 3
+    assert page.count('class="family"') == 1
+    assert "of <i>g</i><sub>0</sub> &amp; <i>τ</i><sub>e</sub>" in page

@@ -22,6 +22,9 @@ __all__ = ["VisionTransformer", "suite", "suite_vit"]
 SEED = 20250905
 BATCH = 64
 PIXELS = 28
+LR = 2e-3
+"""One rate for all tasks, so that the sum of their first task vectors is a step of joint training. Full-batch descent
+lowers the loss of every task in each of twenty epochs at this rate; at 5e-3 satellite diverges with either encoder."""
 
 
 def suite() -> list[Recipe]:
@@ -30,7 +33,7 @@ def suite() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-mlp", _mlp, width=96, passes=12, lr=0.05)
+    return _recipes("suite-mlp", _mlp, width=96, passes=12)
 
 
 def suite_vit() -> list[Recipe]:
@@ -39,7 +42,7 @@ def suite_vit() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12, lr=0.05)
+    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12)
 
 
 def _mlp() -> nn.Module:
@@ -111,7 +114,7 @@ class VisionTransformer(nn.Module):
         return features
 
 
-def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int, lr: float) -> list[Recipe]:
+def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int) -> list[Recipe]:
     splits = {name: load(name) for name in DATA_SETS}
 
     def pretrain(encoder: nn.Module) -> None:
@@ -132,7 +135,7 @@ def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int, 
                 name=name,
                 metric=accuracy,
                 optimizer="gd",
-                lr=lr,
+                lr=LR,
                 epochs=10,
                 about=DATA_SETS[name].about,
             )

@@ -12,6 +12,7 @@ import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.report.latex import latex_table
+from tvgrad.report.missing import COMPUTED_BY
 from tvgrad.tensor_files import write_atomically
 
 __all__ = ["FORMATS", "PAGE", "check_formats", "shown", "write_tables"]
@@ -35,8 +36,10 @@ def _csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False))
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def _markdown(table: pd.DataFrame, name: str) -> str:
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    if not len(table) and name in COMPUTED_BY:
+        lines += ["", f"No rows: {COMPUTED_BY[name]} makes them."]
     for row in table.itertuples(index=False):
         lines.append("| " + " | ".join(shown(cell).replace("|", "\\|") for cell in row) + " |")
     return "\n".join(lines) + "\n"
@@ -57,7 +60,7 @@ def _json_cell(value: float) -> float | str | None:
 
 FORMATS: dict[str, Callable[[pd.DataFrame, str], str]] = {
     "csv": lambda table, _: _csv(table),
-    "md": lambda table, _: _markdown(table),
+    "md": _markdown,
     "json": lambda table, _: _json(table),
     "latex": latex_table,
 }

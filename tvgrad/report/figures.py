@@ -9,14 +9,14 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from tvgrad.parameters import ALL
+from tvgrad.report.heat import cosine_scale, heat
 from tvgrad.report.maps import epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
 from tvgrad.report.published import DIFFERENCE, SOURCE
 from tvgrad.report.shares import budget_shares
-from tvgrad.report.style import STYLE, lines, new_axes, styled
+from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
 
 __all__ = [
     "FIGURES",
@@ -41,7 +41,7 @@ def gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
     """
     table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
-    ax = lines(table, "gradient_norm_share", new_axes(ax))
+    ax = lines(table, "gradient_norm_share", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
     ax.set(xlabel="epoch e", ylabel=r"$\|g_e\| \;/\; \sum_{k<K} \|g_k\|$", title="Share of the gradient norm by epoch")
     ax.set_ylim(bottom=0)
     return ax
@@ -59,7 +59,7 @@ def descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
     """
     table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
-    ax = lines(table, "cos_task_vector_descent", new_axes(ax))
+    ax = lines(table, "cos_task_vector_descent", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
     ax.set(xlabel="epoch e", ylabel=r"$\cos(\tau_e,\, -g_0)$", title="Task vector against the first gradient")
     return ax
 
@@ -84,24 +84,10 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     for left, right, cosine in zip(table["run_a"], table["run_b"], table["cos_task_vectors"], strict=True):
         values[names.index(left), names.index(right)] = values[names.index(right), names.index(left)] = cosine
     matrix = pd.DataFrame(values, index=names, columns=names)
-    side = 1.6 + 0.55 * len(names)
+    side = min(1.6 + 0.55 * len(names), 6.3)
     ax = new_axes(ax, side + 0.8, side - 0.3)
-    ax.grid(False)
-    sns.heatmap(
-        matrix,
-        vmin=-1,
-        vmax=1,
-        center=0,
-        cmap="vlag",
-        annot=len(names) <= 12,
-        fmt=".2f",
-        square=True,
-        ax=ax,
-        annot_kws={"fontsize": 8},
-        cbar_kws={"shrink": 0.8},
-    )
+    heat(matrix, ax, cosine_scale(values), square=True)
     ax.set_title(f"Cosine between task vectors, epoch {epoch}")
-    ax.tick_params(axis="y", rotation=0)
     return ax
 
 
@@ -136,14 +122,16 @@ FIGURES = {
         "norms",
         "gradient_norm_share",
         first_epoch_dominance,
-        f"Share of the first epoch in the sum of gradient norms, times the number of epochs. {SOURCE}. {DIFFERENCE}.",
+        "Share of the first epoch in the sum of gradient norms, times the number of epochs. Bars of this report: norms "
+        "of full-batch gradients; diamonds: means over the epoch's batches, the published quantity, where they were "
+        f"recorded. Published: {SOURCE}. {DIFFERENCE}.",
     ),
     "descent_cosines": FigureOf(
         "directions",
         "cos_task_vector_descent",
         descent_cosines,
-        "Cosine of the angle between the task vector after e epochs and minus the gradient at the pretrained weights. "
-        "1 means that all epochs moved along the first gradient.",
+        "Cosine of the angle between the task vector tau_e after e epochs and minus g_0, the full-batch gradient at "
+        "the pretrained weights. 1 means that all epochs moved along the first gradient.",
     ),
     "trajectory_plane": FigureOf(
         "trajectories",
@@ -170,14 +158,15 @@ FIGURES = {
         "epoch_cosines",
         "cosine",
         epoch_cosine_map,
-        "Cosine between the full-batch gradients at two epochs of one run.",
+        "Cosine between the full-batch gradients g_e and g_f at two epochs of one run; one scale for all runs.",
         each_run=True,
     ),
     "layers": FigureOf(
         "directions",
         "cos_task_vector_descent",
         layer_map,
-        "Cosine between task vector and minus the first gradient, for each block of parameters (input side on top).",
+        "Cosine between the task vector tau_e and minus the first gradient g_0, each cut down to one block of "
+        "parameters (input side on top); one scale for all runs.",
         each_run=True,
     ),
 }
@@ -221,7 +210,7 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
             continue
         present = table[table[made.column].notna() & (table["group"] != ALL if "group" in table else True)]
         for place, run in enumerate(list(dict.fromkeys(present["run"]))[:MOST_RUNS]):
-            written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", f"{run}: {made.caption}")
+            written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", made.caption)
     return written
 
 

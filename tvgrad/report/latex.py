@@ -8,15 +8,20 @@ from typing import Any
 import pandas as pd
 
 from tvgrad.parameters import ALL
+from tvgrad.report.missing import COMPUTED_BY, without_empty_columns
 
 __all__ = ["CAPTIONS", "HEADINGS", "latex_table"]
+
+MOST_ROWS = 40
+"""Rows that a page holds beside its caption."""
 
 HEADINGS = {
     "gradient_norm": r"$\lVert g_e \rVert$",
     "task_vector_norm": r"$\lVert \tau_e \rVert$",
-    "displacement_norm": r"$\lVert \theta_e - \theta_{e-1} \rVert$",
-    "gradient_norm_share": r"$\lVert g_e \rVert / \sum_k \lVert g_k \rVert$",
-    "mean_batch_gradient_norm": r"mean batch $\lVert g \rVert$",
+    "displacement_norm": r"$\lVert \delta_e \rVert$",
+    "gradient_norm_share": "share",
+    "mean_batch_gradient_norm": r"$\bar b_e$",
+    "mean_batch_gradient_norm_share": "batch share",
     "cos_task_vector_descent": r"$\cos(\tau_e, -g_0)$",
     "cos_gradient_first": r"$\cos(g_e, g_0)$",
     "cos_task_vector_first": r"$\cos(\tau_e, \tau_1)$",
@@ -27,6 +32,12 @@ HEADINGS = {
     "sign_agreement": "sign agreement",
     "worst_ratio_to_budget": "worst / budget",
     "frozen_share": "frozen",
+    "error_norm": "error",
+    "predicted_norm": "predicted",
+    "predicted_norm_order2": r"$\lVert Q_k H_0 g_0 \rVert$",
+    "residual_order1": "order 1",
+    "residual_order2": "order 2",
+    "residual_quadratic": "quadratic",
     "gradient_relative_error": r"$\lVert \hat g - g_0 \rVert / \lVert g_0 \rVert$",
 }
 """Column -> its heading, where that is a formula."""
@@ -36,7 +47,11 @@ _SYMBOLS = (
     r"$\theta_e$"
 )
 CAPTIONS = {
-    "norms": f"Norms over epochs. {_SYMBOLS}; the share is over epochs $0$ to $K-1$, $K$ the last.",
+    "norms": (
+        f"Norms over epochs. {_SYMBOLS}; $\\delta_e = \\theta_e - \\theta_{{e-1}}$; share: of $\\lVert g_e \\rVert$ in "
+        r"its sum over epochs $0$ to $K-1$, $K$ the last; $\bar b_e$: mean norm of the gradients that the steps of the "
+        r"epoch beginning at $\theta_e$ consumed, and its share likewise, where recorded."
+    ),
     "directions": (
         f"Directions over epochs. {_SYMBOLS}; $\\delta_e = \\theta_e - \\theta_{{e-1}}$; $\\tau_e^\\perp$: what is "
         r"left of $\tau_e$ after its projection on $-g_0$."
@@ -48,13 +63,19 @@ CAPTIONS = {
     ),
     "cross_task": f"Tasks $a$ and $b$ compared. {_SYMBOLS}; sign agreement: of the coordinates where neither is 0.",
     "second_order": (
-        r"Second-order error. error: norm of $\tau_k + S_k g_0$, measured; predicted: its norm from one "
-        r"Hessian-vector product, an estimate; residuals: what each prediction leaves; bound: an upper bound, where "
-        r"one exists."
+        r"Second-order error after $k$ epochs. Error: $\lVert \tau_k + S_k g_0 \rVert$, measured, $S_k$ the sum of the "
+        r"rule's coefficients; predicted: an estimate of it from $g_0$ and one product with the Hessian $H_0$ at "
+        r"$\theta_0$. Order 1, order 2, quadratic: what each prediction of $\tau_k$ leaves, relative to "
+        r"$\lVert \tau_k \rVert$. Bound: an upper bound on the error, where one exists."
     ),
     "error_budget": (
-        r"Error budget of $\tau$ against $-S g_0$, term by term; the rows add up to the residual. Shares sum to one, "
-        r"may be negative, and depend on the order of the terms."
+        r"Error budget: terms whose sum is the residual $\tau + \kappa S g_0$ ($S$ the sum of the rule's "
+        r"coefficients, $\kappa$ the scale of a preconditioner, 1 without one). Cosine: of a term to the residual. "
+        r"Shares sum to one, may be negative, and depend on the order of the terms."
+    ),
+    "comparison": (
+        r"Checkpoints of one model. $\tau$: fine-tuned minus pretrained weights; relative norm: "
+        r"$\lVert \tau \rVert / \lVert \theta_0 \rVert$; changed: share of the coordinates that differ."
     ),
 }
 """Table -> caption."""
@@ -80,28 +101,60 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     """Render a table as LaTeX that goes straight into a paper (package booktabs).
 
     Args:
-        table: the table; where it has groups, the rows of the whole model are printed.
+        table: the table; where it has groups, the rows of the whole model are printed, and of many epochs the first
+            and the last.
         name: the table's name, for caption and label.
 
     Returns:
-        A `table` environment.
+        A `table` environment; a `longtable` where the last epoch alone has more rows than a page; a comment where there
+        are no rows.
     """
     shown = table
     if "group" in shown:
         shown = shown[shown["group"] == ALL].drop(columns="group")
-    numeric = [pd.api.types.is_numeric_dtype(shown[column]) for column in shown]
+    caption = CAPTIONS.get(name, escaped(name))
+    if not len(shown):
+        return f"% {name} has no rows{f': {COMPUTED_BY[name]} makes them' if name in COMPUTED_BY else ''}\n"
+    shown, kept = _chosen_epochs(without_empty_columns(shown))
+    caption += kept
+    # `nodes` names differences that only the documentation of the error budget explains.
+    shown = shown.drop(columns="nodes", errors="ignore")
+    if "holds" in shown and set(shown["holds"]) == {"exact"}:
+        shown = shown.drop(columns="reason")  # the numbers say it, in less width
+    long = len(shown) > MOST_ROWS
     styled = shown.rename(columns={column: HEADINGS.get(str(column), escaped(str(column))) for column in shown}).style
     styled = styled.hide(axis="index").format(_cell)
-    return str(
+    text = str(
         styled.to_latex(
             hrules=True,
             position="t",
-            position_float="centering",
-            column_format="".join("r" if right else "l" for right in numeric),
-            caption=CAPTIONS.get(name, escaped(name)),
+            position_float=None if long else "centering",
+            column_format="".join(_alignment(shown[column]) for column in shown),
+            caption=caption,
             label=f"tab:{name.replace('_', '-')}",
+            environment="longtable" if long else None,
         )
     )
+    return text.replace("\\centering\n", "\\centering\n\\small\n\\setlength{\\tabcolsep}{4pt}\n", 1)
+
+
+def _alignment(column: pd.Series) -> str:
+    if pd.api.types.is_numeric_dtype(column):
+        return "r"
+    return r"p{0.2\linewidth}" if column.name == "reason" else "l"
+
+
+def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """As many epochs as a page holds, and the words that say which."""
+    if "epoch" not in table or len(table) <= MOST_ROWS:
+        return table, ""
+    of_one = [column for column in ("run", "run_a", "run_b") if column in table]
+    last = table["epoch"] == table.groupby(of_one)["epoch"].transform("max")
+    for early, words in (((0, 1), "0, 1 and the last"), ((1,), "1 and the last")):
+        chosen = table[last | table["epoch"].isin(early)]
+        if len(chosen) <= MOST_ROWS:
+            return chosen, f" Epochs shown: {words}."
+    return table[last], " Epoch shown: the last."
 
 
 def escaped(text: str) -> str:
@@ -125,5 +178,5 @@ def _cell(value: Any) -> str:
         if value and not 1e-3 <= abs(value) < 1e5:
             mantissa, exponent = f"{value:.2e}".split("e")
             return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
-        return f"{value:.4g}"
+        return f"{value:.4g}" if value >= 0 else f"${value:.4g}$"  # outside formulas - is a hyphen
     return escaped(value)

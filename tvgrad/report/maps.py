@@ -8,8 +8,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from tvgrad.parameters import ALL
+from tvgrad.report.heat import cosine_scale, heat, size_scale
 from tvgrad.report.published import first_epoch_shares
-from tvgrad.report.style import MARKERS, new_axes, palette, styled
+from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
 
 __all__ = ["epoch_cosine_map", "first_epoch_dominance", "layer_map", "trajectory_plane"]
 
@@ -38,17 +39,34 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     both = pd.concat([here, there], ignore_index=True)
     # Two lists may share a name (a run called MNIST): a space keeps the bars apart and cannot be seen.
     both["name"] = both["name"].where(both["where"] != "published", both["name"] + " ")
-    ax = new_axes(ax, height=0.9 + 0.22 * len(both))
+    ax = new_axes(ax, height=1.2 + 0.22 * len(both))
     colours = sns.color_palette("colorblind")
     sns.barplot(
         both, x="times", y="name", hue="where", dodge=False, ax=ax,
         palette={"this report": colours[0], "published": colours[7]},
     )  # fmt: skip
+    batch = _first_batch_shares(norms)
+    if len(batch):
+        rows = [list(both["name"]).index(run) for run in batch.index]
+        ax.scatter(
+            batch, rows, marker="D", s=22, color=colours[1], edgecolor="white", linewidth=0.6, zorder=4,
+            label="this report, mean over batches",
+        )  # fmt: skip
     ax.axvline(1, color="0.3", linewidth=1, linestyle="--")
     ax.set(xlabel=r"share of the first epoch $\times$ number of epochs (1: all epochs alike)", ylabel="")
     ax.set_title("How much the first epoch's gradient stands out")
-    sns.move_legend(ax, "upper right", title=None, frameon=False)
+    legend_below(ax)
     return ax
+
+
+def _first_batch_shares(norms: pd.DataFrame) -> pd.Series:
+    """The first epoch's share of the mean batch gradient norms, times the number of epochs, where recorded."""
+    if "mean_batch_gradient_norm_share" not in norms:
+        return pd.Series(dtype=float)
+    table = norms[(norms["group"] == ALL) & norms["mean_batch_gradient_norm_share"].notna()]
+    counts = table.groupby("run", sort=False)["epoch"].size()
+    first = table[table["epoch"] == 0].set_index("run")["mean_batch_gradient_norm_share"]
+    return first * counts[first.index]
 
 
 @styled
@@ -70,14 +88,9 @@ def epoch_cosine_map(
     chosen = cosines[(cosines["run"] == run) & (cosines["kind"] == kind)]
     matrix = chosen.pivot_table(index="epoch_a", columns="epoch_b", values="cosine")
     ax = new_axes(ax, 4.2, 3.4)
-    ax.grid(False)
-    sns.heatmap(
-        matrix, vmin=-1, vmax=1, center=0, cmap="vlag", square=True, ax=ax, annot=len(matrix) <= 8, fmt=".2f",
-        annot_kws={"fontsize": 7}, cbar_kws={"shrink": 0.8},
-    )  # fmt: skip
+    heat(matrix, ax, cosine_scale(cosines.loc[cosines["kind"] == kind, "cosine"]), square=True, most_numbers=64)
     symbol = "g" if kind == "gradient" else r"\tau"
     ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos({symbol}_e,\, {symbol}_f)$, {run}")
-    ax.tick_params(axis="both", rotation=0)
     return ax
 
 
@@ -101,16 +114,10 @@ def layer_map(
     depth = list(dict.fromkeys(chosen["group"]))
     matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
     ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
-    ax.grid(False)
-    signed = bool((matrix.to_numpy() < 0).any()) or column.startswith("cos")
-    sns.heatmap(
-        matrix, cmap="vlag" if signed else "viridis", ax=ax, cbar_kws={"shrink": 0.9},
-        **({"vmin": -1, "vmax": 1, "center": 0} if signed else {}),
-        annot=matrix.size <= 80, fmt=".2f", annot_kws={"fontsize": 7},
-    )  # fmt: skip
+    everything = directions.loc[directions["group"] != ALL, column]
+    heat(matrix, ax, (cosine_scale if column.startswith("cos") else size_scale)(everything), most_numbers=80)
     names = {"cos_task_vector_descent": r"$\cos(\tau_e,\, -g_0)$", "gradient_norm": r"$\|g_e\|$"}
     ax.set(xlabel="epoch e", ylabel="", title=f"{names.get(column, column)} by block, {run}")
-    ax.tick_params(axis="both", rotation=0)
     return ax
 
 
@@ -125,17 +132,22 @@ def trajectory_plane(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = new_axes(ax, 5.5, 4.0)
+    ax = new_axes(ax, 5.5, 4.0 + legend_room(points["run"]))
     colours = palette(points)
     for place, (run, path) in enumerate(points.groupby("run", sort=False)):
         path = path.sort_values("epoch")
         colour = colours[str(run)]
-        ax.plot(path["x"], path["y"], color=colour, linewidth=1.3, label=str(run))
+        marker = MARKERS[place % len(MARKERS)]
+        ax.plot(
+            path["x"], path["y"], color=colour, linewidth=1.3, marker=marker, markersize=7, markeredgecolor="white",
+            markeredgewidth=0.5, markevery=[-1], label=str(run), zorder=4,
+        )  # fmt: skip
         ax.scatter(path["x"], path["y"], color=[colour], s=9, zorder=3)
-        last = path.iloc[-1]
-        ax.scatter([last["x"]], [last["y"]], color=[colour], s=46, marker=MARKERS[place % len(MARKERS)], zorder=4)
     ax.scatter([0], [0], color="0.15", s=60, marker="*", zorder=5)
-    ax.annotate(r"$\theta_0$", (0, 0), textcoords="offset points", xytext=(6, -10))
+    ax.annotate(
+        r"$\theta_0$", (0, 0), textcoords="offset points", xytext=(7, -13), zorder=6,
+        bbox={"boxstyle": "round,pad=0.1", "color": "white", "alpha": 0.7},
+    )  # fmt: skip
     share = points[["share_x", "share_y"]].iloc[0].to_numpy()
     ax.set(
         xlabel=f"first principal component ({share[0]:.0%} of the variance)",
@@ -145,5 +157,5 @@ def trajectory_plane(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
     extent = np.ptp(points[["x", "y"]].to_numpy(), axis=0)
     if extent.min() > 0.2 * extent.max():
         ax.set_aspect("equal", adjustable="datalim")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    legend_below(ax)
     return ax

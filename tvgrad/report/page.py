@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from tvgrad.parameters import ALL
+from tvgrad.report.missing import missing_results, without_empty_columns
 
 __all__ = ["html_page"]
 
@@ -34,12 +38,23 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 s
 main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
 .lead { color: var(--soft); margin: 0 0 1.5rem; }
-.summary { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.25rem; }
-.summary p { margin: .4rem 0; max-width: 62rem; }
-.figures { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+.summary { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.25rem;
+  font-size: 1.02rem; }
+.summary p { margin: .5rem 0; max-width: 70rem; overflow-wrap: anywhere; }
+.figures { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+  align-items: start; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; background: var(--card); }
 figure img { display: block; width: 100%; height: auto; background: #fff; padding: .75rem; }
 figcaption { padding: .75rem 1rem; color: var(--soft); font-size: .88rem; }
+figcaption i, .caption i { font-family: Georgia, "Times New Roman", serif; font-size: 1.08em; }
+sub { font-size: .72em; line-height: 0; }
+.family { grid-column: 1 / -1; }
+.family div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
+  background: #fff; align-items: center; }
+@media (max-width: 40rem) { figure img { padding: .25rem; } main { padding: 1.25rem .75rem 3rem; } }
+/* Pictures are drawn on white; a dark page turns their lightness round and keeps their hues. */
+@media (prefers-color-scheme: dark) { figure img { filter: invert(.93) hue-rotate(180deg); }
+  .family div { background: #121212; } }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; max-height: 34rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -60,8 +75,9 @@ details { margin-top: .75rem; } summary { cursor: pointer; color: var(--soft); }
 <section class="summary">{% for sentence in summary %}<p>{{ sentence }}</p>{% endfor %}</section>
 {% if figures %}<h2>Figures</h2>
 <div class="figures">{% for figure in figures %}
-<figure><img alt="{{ figure.alt }}" src="data:image/svg+xml;base64,{{ figure.data }}">
-<figcaption>{{ figure.caption }}</figcaption></figure>{% endfor %}
+<figure{% if figure.pictures|length > 1 %} class="family"{% endif %}><div>{% for picture in figure.pictures %}
+<img alt="{{ picture.alt }}" src="data:image/svg+xml;base64,{{ picture.data }}">{% endfor %}
+</div><figcaption>{{ figure.caption }}</figcaption></figure>{% endfor %}
 </div>{% endif %}
 {% for table in tables %}<h2 id="{{ table.name }}">{{ table.title }}</h2>
 {% for part in table.parts %}{% if part.folded %}<details><summary>{{ part.folded }}</summary>{% endif %}
@@ -73,6 +89,8 @@ details { margin-top: .75rem; } summary { cursor: pointer; color: var(--soft); }
 </tr>{% endfor %}</tbody></table></div>{% if part.folded %}</details>{% endif %}{% endfor %}
 <p class="caption">{{ table.caption }}</p>
 {% endfor %}
+{% if missing %}<h2>Not computed yet</h2>
+{% for sentence in missing %}<p class="caption">{{ sentence }}</p>{% endfor %}{% endif %}
 </main>
 </body>
 </html>
@@ -82,11 +100,15 @@ _CAPTIONS = {
     "norms": (
         "g_e: full-batch gradient at the weights after e epochs. Task vector: those weights minus the pretrained ones. "
         "Displacement: change of the weights in epoch e. Share: of g_e's norm in the sum over epochs 0 to K-1, K the "
-        "last. Norms are Euclidean, in units of the weights and of the loss per unit of weight."
+        "last. Mean batch gradient norm: of the gradients that the epoch's steps consumed, at moving weights, where "
+        "they were recorded. Norms are Euclidean: of gradients in units of the loss per unit of weight, of task "
+        "vectors and displacements in units of weights."
     ),
     "directions": (
-        "Cosines are between vectors of the whole group. Relative residual: norm of what is left of the task vector "
-        "after its projection on the first gradient, over the task vector's norm."
+        "Cos task vector descent: between the task vector tau_e and minus the first gradient g_0. Cos gradient first: "
+        "between g_e and g_0. Cos task vector first: between tau_e and tau_1. Cos successive displacements: between "
+        "the changes of the weights in epoch e and in the one before. Relative residual: norm of what is left of tau_e "
+        "after its projection on g_0, over the norm of tau_e."
     ),
     "equivalence": (
         "Worst ratio to budget: largest deviation of a coordinate from the formula, over a bound on its rounding in "
@@ -130,21 +152,35 @@ def html_page(
         The page.
     """
     environment = Environment(autoescape=True, trim_blocks=True)
+    # Pictures of one run each follow each other under one caption.
     drawn = [
-        {
-            "alt": path.stem.replace("_", " "),
-            "data": base64.b64encode(path.read_bytes()).decode("ascii"),
-            "caption": caption,
-        }
-        for path, caption in figures
+        {"caption": _with_symbols(caption), "pictures": [_picture(path) for path, _ in same]}
+        for caption, same in groupby(figures, key=lambda figure: figure[1])
     ]
     shown = [_table(name, table) for name, table in tables.items() if len(table)]
     return environment.from_string(_TEMPLATE).render(
-        title=title, lead=lead, summary=summary, figures=drawn, tables=shown
+        title=title, lead=lead, summary=summary, figures=drawn, tables=shown, missing=missing_results(tables)
     )
 
 
+def _picture(path: Path) -> dict[str, str]:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"alt": path.stem.replace("_", " "), "data": data}
+
+
+def _with_symbols(caption: str) -> Markup:
+    """Escape a caption, and set g_0, tau_e and their like as symbols."""
+    greek = {"tau": "τ", "theta": "θ"}
+    found = re.sub(
+        r"\b(g|tau|theta|S)_([a-zA-Z0-9]+)\b",
+        lambda match: f"<i>{greek.get(match[1], match[1])}</i><sub>{match[2]}</sub>",
+        str(escape(caption)),
+    )
+    return Markup(found)  # noqa: S704 - escaped above
+
+
 def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
+    table = without_empty_columns(table)
     parts = []
     if "group" in table and table["group"].nunique() > 1:
         parts.append(_part(table[table["group"] == ALL].drop(columns="group")))
@@ -159,7 +195,7 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
         "name": name,
         "title": name.replace("_", " ").capitalize(),
         "parts": parts,
-        "caption": _CAPTIONS.get(name, ""),
+        "caption": _with_symbols(_CAPTIONS.get(name, "")),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -12,8 +12,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
-__all__ = ["STYLE", "lines", "new_axes", "palette", "styled"]
+__all__ = ["STYLE", "legend_below", "legend_room", "lines", "new_axes", "palette", "styled"]
 
 Drawer = TypeVar("Drawer", bound=Callable[..., Axes])
 
@@ -32,6 +33,8 @@ STYLE: dict[Any, Any] = {
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 MOST_MARKED = 30  # epochs; more markers run together
+ROW = 0.19  # inches that a row of a legend takes
+LETTERS = 62  # that fit side by side under a figure
 
 
 def styled(draw: Drawer) -> Drawer:
@@ -109,6 +112,40 @@ def lines(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
         ax=ax,
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if ax.get_legend() is not None:
-        sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False)
+    legend_below(ax)
     return ax
+
+
+def legend_room(names: Iterable[object]) -> float:
+    """Tell how many inches a legend under a figure takes.
+
+    Args:
+        names: what it lists.
+
+    Returns:
+        Inches.
+    """
+    listed = list(dict.fromkeys(map(str, names)))
+    return ROW * -(-len(listed) // _columns(listed)) if listed else 0.0
+
+
+def legend_below(ax: Axes) -> None:
+    """Put a legend under the axes, where it takes no width from what is drawn.
+
+    Args:
+        ax: axes with labelled artists.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    # A fixed distance in inches leaves room for ticks and axis label, whatever the height of the axes.
+    figure = ax.get_figure(root=True)
+    place = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # type: ignore[union-attr]
+    ax.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=place, ncols=_columns(labels),
+        frameon=False, columnspacing=1.4, handlelength=2.4, borderaxespad=0.0, fontsize=8.5,
+    )  # fmt: skip
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return max(1, min(len(labels), LETTERS // (max(map(len, labels)) + 7)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,8 @@ __all__ = ["summary_of"]
 
 ALIGNED = 0.95
 """A cosine from which a task vector is called aligned with the first gradient: an angle of 18 degrees."""
+GROWN = 2.0
+"""From how many times its first length a gradient is called grown."""
 
 
 def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -29,6 +32,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     found = [
         *_exactness(tables["equivalence"]),
         *_dominance_in_norm(tables["norms"]),
+        *_growth(tables["norms"]),
         *_dominance_in_direction(tables["directions"]),
         *_between_tasks(tables["cross_task"]),
     ]
@@ -55,38 +59,87 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
             "gradient: their step was under half the spacing of the number format."
         )
     for holds, opening in (("fails", "Not exact"), ("does not apply", "The gradient form does not apply")):
-        for reason, group in verdicts[verdicts["holds"] == holds].groupby("reason", sort=False):
-            if holds == "fails" or not set(group["run"]) <= set(exact):
-                sentences.append(f"{opening} for {_listed(list(group['run'].drop_duplicates()))}: {reason}.")
+        found = verdicts[verdicts["holds"] == holds]
+        # Reasons that differ only in their numbers are one reason.
+        alike = found["reason"].map(lambda reason: re.sub(r"\d[\d.,e+%-]*", "#", str(reason)))
+        for _, group in found.groupby(alike, sort=False):
+            names = list(group["run"].drop_duplicates())
+            if holds != "fails" and set(names) <= set(exact):
+                continue
+            if group["reason"].nunique() == 1:
+                sentences.append(f"{opening} for {_listed(names)}: {group['reason'].iloc[0]}.")
+            else:
+                sentences.append(
+                    f"{opening} for {_listed(names)}. Of {names[0]}: {group['reason'].iloc[0]}; of the others "
+                    "likewise, with the numbers in the table."
+                )
     return sentences
 
 
 def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
-    table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
-    by_run = table.groupby("run", sort=False)
-    shares = {str(run): group.set_index("epoch")["gradient_norm_share"] for run, group in by_run}
-    shares = {run: share for run, share in shares.items() if len(share) > 1 and 0 in share.index}
+    shares = _shares(norms, "gradient_norm_share")
     if not shares:
         return []
-    largest = [run for run, share in shares.items() if share.idxmax() == 0]
-    first = {run: float(share.loc[0]) for run, share in shares.items()}
-    times = {run: first[run] * len(share) for run, share in shares.items()}
-    low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
     published = first_epoch_shares()
-    begins = norms[(norms["group"] == ALL) & (norms["epoch"] == 0)]
-    batch = [float(share) for share in begins["mean_batch_gradient_norm_share"].dropna()]
-    batches = (
-        f" Of the mean batch gradient norm its share lies between {min(batch):.3f} and {max(batch):.3f}."
-        if batch
-        else ""
-    )
     ratio = published["share"] * published["epochs"]
+    sentences = [
+        f"The first epoch's full-batch gradient is the largest in norm in {_how_many_begin_largest(shares)}. Its share "
+        f"in the sum of the gradient norms {_range_of_first(shares)}; published for seven vision benchmarks: "
+        f"{published['share'].min():.3f} to {published['share'].max():.3f}, {ratio.min():.2f} to {ratio.max():.2f} "
+        f"times an even share, the largest in all seven. {DIFFERENCE}."
+    ]
+    batches = _shares(norms, "mean_batch_gradient_norm_share")
+    if batches:
+        sentences.append(
+            f"By the published measure, recorded for {_counted(len(batches))}, the first epoch's share "
+            f"{_range_of_first(batches)}; it is the largest in {_how_many_begin_largest(batches)}."
+        )
+    return sentences
+
+
+def _shares(norms: pd.DataFrame, column: str) -> dict[str, pd.Series]:
+    """Run -> shares by epoch, of the runs with more than one epoch."""
+    table = norms[(norms["group"] == ALL) & norms[column].notna()]
+    found = {str(run): group.set_index("epoch")[column] for run, group in table.groupby("run", sort=False)}
+    return {run: share for run, share in found.items() if len(share) > 1 and 0 in share.index}
+
+
+def _how_many_begin_largest(shares: Mapping[str, pd.Series]) -> str:
+    return f"{sum(share.idxmax() == 0 for share in shares.values())} of {_counted(len(shares))}"
+
+
+def _range_of_first(shares: Mapping[str, pd.Series]) -> str:
+    first = {run: float(share.loc[0]) for run, share in shares.items()}
+    times = [first[run] * len(share) for run, share in shares.items()]
+    low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
+    if len(first) == 1:
+        return f"is {first[low]:.3f}, that is {times[0]:.2f} times an even share"
+    return (
+        f"lies between {first[low]:.3f} ({low}) and {first[high]:.3f} ({high}), that is {min(times):.2f} to "
+        f"{max(times):.2f} times an even share"
+    )
+
+
+def _counted(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
+
+
+def _growth(norms: pd.DataFrame) -> list[str]:
+    """Where the gradient grew instead of falling, which dominance has no chance to show."""
+    table = norms[(norms["group"] == ALL) & norms["gradient_norm"].notna()].sort_values("epoch")
+    grown = {
+        str(run): float(group["gradient_norm"].iloc[-1] / group["gradient_norm"].iloc[0])
+        for run, group in table.groupby("run", sort=False)
+        if group["epoch"].iloc[0] == 0 and group["gradient_norm"].iloc[0] > 0
+    }
+    grown = {run: factor for run, factor in grown.items() if factor > GROWN}
+    if not grown:
+        return []
+    worst = max(grown, key=lambda run: grown[run])
     return [
-        f"The first epoch's full-batch gradient is the largest in norm in {len(largest)} of {len(shares)} runs. Its "
-        f"share in the sum of the gradient norms lies between {first[low]:.3f} ({low}) and {first[high]:.3f} ({high}), "
-        f"that is {min(times.values()):.2f} to {max(times.values()):.2f} times an even share; published for seven "
-        f"vision benchmarks: {published['share'].min():.3f} to {published['share'].max():.3f}, "
-        f"{ratio.min():.2f} to {ratio.max():.2f} times an even share. {DIFFERENCE}.{batches}"
+        f"The full-batch gradient at the end is more than {GROWN:g} times as long as at the start for "
+        f"{_listed(list(grown))} (up to {grown[worst]:.3g} times): the learning rate may be beyond what the curvature "
+        "allows; `tvgrad predict` prints the limit."
     ]
 
 
@@ -105,7 +158,7 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
             f"{cosines[high]:.3f} ({high})"
         )
     within = sum(cosine >= ALIGNED for cosine in cosines.values())
-    return [f"{text}; it is at least {ALIGNED:g} in {within} of {len(cosines)} runs."]
+    return [f"{text}; it is at least {ALIGNED:g} in {within} of {_counted(len(cosines))}."]
 
 
 def _between_tasks(cross_task: pd.DataFrame) -> list[str]:

@@ -163,6 +163,9 @@ def run_tables(
             signs=[(rows[left], rows[right]) for left, right in _task_pairs(found)],
             progress=progress,
         )
+    # From input to output, as the model has them: files list their tensors by name.
+    depth = dict.fromkeys(runs[0].groups(groups).values())
+    gram = replace(gram, groups={group: gram.groups[group] for group in depth if group in gram.groups})
     frames = {
         "norms": [row for run, one in zip(runs, found, strict=True) for row in _norms(run, one, gram)],
         "directions": [row for one in found for row in _directions(one, gram)],
