@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_FORMATS = ("csv", "html")
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path),
+    help="A checkpoint: RUNS are then checkpoints that were fine-tuned from it, without a run behind them.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and figures (default: the terminal).")
 @click.option("--format", "formats", multiple=True, help="csv, md, json, latex or html; may be repeated.")
 @click.option("--groups", help="Regular expression that groups parameters.")
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
 def report(
-    runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool
+    runs: tuple[Path, ...],
+    pretrained: Path | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    groups: str | None,
+    skip_damaged: bool,
 ) -> None:
     """Make tables and figures of RUNS (run directories, or directories of runs).
 
     \b
     Tables: norms, directions, equivalence, cross_task, second_order, error_budget. Group `all` is the whole model.
     The default formats are csv and html; html is one self-contained page with all tables and figures.
+    With --pretrained, RUNS are checkpoints: safetensors (one file or shards with their index), files of torch.save that
+    hold tensors only, or folders with one of them. Norms, directions and cross_task are then made of their weights.
     \b
     Examples:
       tvgrad report runs/digits
       tvgrad report runs/digits --out report
       tvgrad report runs/digits --out report --format csv --format latex
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
+      tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b --out report
     """
     from tvgrad.cli.opened import open_each, problems_of
-    from tvgrad.cli.terminal import bytes_bar, print_table
+    from tvgrad.cli.terminal import bytes_bar
 
     from tvgrad.errors import TvgradError
     from tvgrad.report.documents import check_formats
-    from tvgrad.report.missing import missing_results, without_empty_columns
+    from tvgrad.report.missing import missing_results
     from tvgrad.report.tables import run_tables
 
     check_formats(formats)
@@ -41,6 +60,11 @@ def report(
         raise TvgradError("--format says how files are written: give --out too")
     if out is not None and out.exists() and not out.is_dir():
         raise TvgradError(f"{out} is a file: choose a folder for --out")
+    if pretrained is not None:
+        if skip_damaged:
+            raise TvgradError("--skip-damaged is about runs: leave it out with --pretrained")
+        _report_checkpoints(pretrained, runs, out, formats, groups)
+        return
     whole = []
     for directory, run, found in open_each(runs):
         problems = found if run is None else problems_of(run, checksums=False)
@@ -57,16 +81,47 @@ def report(
     with bytes_bar("reading") as progress:
         made = run_tables(whole, groups, progress)
     if out is None:
-        for name, table in made.tables.items():
-            short = table[table["group"] == "all"].drop(columns="group") if "group" in table and not groups else table
-            if len(short):
-                print_table(name, without_empty_columns(short))
+        _print(made.tables, bool(groups))
         for sentence in missing_results(made.tables):
             click.echo(sentence)
         return
     from tvgrad.report.publishing import publish
 
-    files = publish(made, whole, out, formats or ("csv", "html"))
+    _list(publish(made, whole, out, formats or DEFAULT_FORMATS), out)
+
+
+def _report_checkpoints(
+    pretrained: Path, tuned: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None
+) -> None:
+    from tvgrad.cli.terminal import bytes_bar
+
+    from tvgrad.report.checkpoints import checkpoint_tables
+
+    with bytes_bar("reading") as progress:
+        made = checkpoint_tables(pretrained, tuned, groups, progress)
+    for sentence in made.left_out:
+        click.echo(sentence, err=True)
+    if out is None:
+        _print(made.tables, bool(groups))
+        return
+    from tvgrad.report.publishing import publish_checkpoints
+
+    _list(publish_checkpoints(made, str(pretrained), out, formats or DEFAULT_FORMATS), out)
+
+
+def _print(tables: dict[str, pd.DataFrame], grouped: bool) -> None:
+    """Tables on the terminal, of the whole model where no groups were asked for."""
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.report.missing import without_empty_columns
+
+    for name, table in tables.items():
+        short = table[table["group"] == "all"].drop(columns="group") if "group" in table and not grouped else table
+        if len(short):
+            print_table(name, without_empty_columns(short))
+
+
+def _list(files: list[Path], out: Path) -> None:
     click.echo(f"{len(files)} files in {out}")
     for path in files:
         if path.suffix == ".html":

@@ -19,7 +19,7 @@ from tvgrad.record.writer import RunWriter, cpu_copies
 from tvgrad.tensor_files import TensorFile
 from tvgrad.theory.replay import objective_of, recipe_of
 
-__all__ = ["add_gradients", "read_checkpoint", "trace_checkpoints"]
+__all__ = ["PREFIXES", "add_gradients", "checkpoint_file", "read_checkpoint", "trace_checkpoints"]
 
 IN_FOLDERS = (
     "model.safetensors",
@@ -119,6 +119,29 @@ def trace_checkpoints(
     return Run.open(directory)
 
 
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """Find the file of a checkpoint.
+
+    Args:
+        path: a file, or a folder that holds one under a usual name.
+
+    Returns:
+        The file; the index where the checkpoint is sharded.
+
+    Raises:
+        TvgradError: there is none.
+    """
+    file = Path(path)
+    if file.is_dir():
+        found = [file / name for name in IN_FOLDERS if (file / name).is_file()]
+        if not found:
+            raise TvgradError(f"{file} holds no checkpoint that is known ({', '.join(IN_FOLDERS)}): give a file")
+        return found[0]
+    if not file.is_file():
+        raise TvgradError(f"{file} does not exist: give a checkpoint's file or folder")
+    return file
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> Weights:
     """Read a `state_dict` from a file or a folder. Code in a file is never run.
 
@@ -132,14 +155,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Weights:
     Raises:
         TvgradError: it is none of these.
     """
-    file = Path(path)
-    if file.is_dir():
-        found = [file / name for name in IN_FOLDERS if (file / name).is_file()]
-        if not found:
-            raise TvgradError(f"{file} holds no checkpoint that is known ({', '.join(IN_FOLDERS)}): give a file")
-        file = found[0]
-    if not file.is_file():
-        raise TvgradError(f"{file} does not exist: give a checkpoint's file or folder")
+    file = checkpoint_file(path)
     if file.name.endswith((".safetensors", ".safetensors.index.json")):
         with TensorFile(file) as tensors:
             return _plain_names(tensors.read_all())

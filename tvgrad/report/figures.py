@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from tvgrad.parameters import ALL
 from tvgrad.report.heat import cosine_scale, heat
-from tvgrad.report.maps import epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
+from tvgrad.report.maps import block_norms, epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
 from tvgrad.report.published import DIFFERENCE, SOURCE
 from tvgrad.report.shares import budget_shares
 from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
@@ -77,8 +77,10 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
         The axes.
     """
     table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
-    epoch = int(table["epoch"].max()) if epoch is None else epoch
-    table = table[table["epoch"] == epoch]
+    when = ""
+    if table["epoch"].notna().any():  # checkpoints without a run have none
+        epoch = int(table["epoch"].max()) if epoch is None else epoch
+        table, when = table[table["epoch"] == epoch], f", epoch {epoch}"
     names = list(dict.fromkeys([*table["run_a"], *table["run_b"]]))
     values = np.eye(len(names))
     for left, right, cosine in zip(table["run_a"], table["run_b"], table["cos_task_vectors"], strict=True):
@@ -87,7 +89,7 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     side = min(1.6 + 0.55 * len(names), 6.3)
     ax = new_axes(ax, side + 0.8, side - 0.3)
     heat(matrix, ax, cosine_scale(values), square=True)
-    ax.set_title(f"Cosine between task vectors, epoch {epoch}")
+    ax.set_title(f"Cosine between task vectors{when}")
     return ax
 
 
@@ -154,6 +156,12 @@ FIGURES = {
         "What share of the residual (task vector less minus kappa S g_0) each term takes. Shares sum to 1, may be "
         "negative, and depend on the order of the terms.",
     ),
+    "relative_norms": FigureOf(
+        "norms",
+        "relative_norm",
+        block_norms,
+        "Norm of each block's task vector over the norm of its pretrained weights.",
+    ),
     "gradient_cosines": FigureOf(
         "epoch_cosines",
         "cosine",
@@ -203,7 +211,7 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
     written: list[tuple[Path, str]] = []
     for name, made in FIGURES.items():
         table = tables.get(made.table)
-        if table is None or not table[made.column].notna().any():
+        if table is None or made.column not in table or not table[made.column].notna().any():
             continue
         if not made.each_run:
             written += _saved(made.draw(table), directory / name, made.caption)

@@ -30,6 +30,10 @@ HEADINGS = {
     "cos_task_vectors": r"$\cos(\tau_e^a, \tau_e^b)$",
     "cos_gradients": r"$\cos(g_e^a, g_e^b)$",
     "sign_agreement": "sign agreement",
+    "pretrained_norm": r"$\lVert \theta_0 \rVert$",
+    "relative_norm": r"$\lVert \tau \rVert / \lVert \theta_0 \rVert$",
+    "cos_task_vector_pretrained": r"$\cos(\tau, \theta_0)$",
+    "cos_task_vector_mean": r"$\cos(\tau, \bar\tau)$",
     "worst_ratio_to_budget": "worst / budget",
     "frozen_share": "frozen",
     "error_norm": "error",
@@ -54,7 +58,7 @@ CAPTIONS = {
     ),
     "directions": (
         f"Directions over epochs. {_SYMBOLS}; $\\delta_e = \\theta_e - \\theta_{{e-1}}$; $\\tau_e^\\perp$: what is "
-        r"left of $\tau_e$ after its projection on $-g_0$."
+        r"left of $\tau_e$ after its projection on $-g_0$; $\bar\tau$: the tasks' mean."
     ),
     "equivalence": (
         r"One-epoch equivalence. Worst / budget: largest deviation of a coordinate from the formula over the bound on "
@@ -72,10 +76,6 @@ CAPTIONS = {
         r"Error budget: terms whose sum is the residual $\tau + \kappa S g_0$ ($S$ the sum of the rule's "
         r"coefficients, $\kappa$ the scale of a preconditioner, 1 without one). Cosine: of a term to the residual. "
         r"Shares sum to one, may be negative, and depend on the order of the terms."
-    ),
-    "comparison": (
-        r"Checkpoints of one model. $\tau$: fine-tuned minus pretrained weights; relative norm: "
-        r"$\lVert \tau \rVert / \lVert \theta_0 \rVert$; changed: share of the coordinates that differ."
     ),
 }
 """Table -> caption."""

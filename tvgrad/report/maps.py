@@ -12,7 +12,7 @@ from tvgrad.report.heat import cosine_scale, heat, size_scale
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
 
-__all__ = ["epoch_cosine_map", "first_epoch_dominance", "layer_map", "trajectory_plane"]
+__all__ = ["block_norms", "epoch_cosine_map", "first_epoch_dominance", "layer_map", "trajectory_plane"]
 
 
 @styled
@@ -118,6 +118,26 @@ def layer_map(
     heat(matrix, ax, (cosine_scale if column.startswith("cos") else size_scale)(everything), most_numbers=80)
     names = {"cos_task_vector_descent": r"$\cos(\tau_e,\, -g_0)$", "gradient_norm": r"$\|g_e\|$"}
     ax.set(xlabel="epoch e", ylabel="", title=f"{names.get(column, column)} by block, {run}")
+    return ax
+
+
+@styled
+def block_norms(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw how far each block of the model moved, relative to its pretrained weights, for each checkpoint.
+
+    Args:
+        norms: the table `norms` of checkpoints.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    chosen = norms[(norms["group"] != ALL) & norms["relative_norm"].notna()]
+    depth, runs = (list(dict.fromkeys(chosen[column])) for column in ("group", "run"))
+    matrix = chosen.pivot_table(index="group", columns="run", values="relative_norm").reindex(depth)[runs]
+    ax = new_axes(ax, min(2.6 + 0.6 * len(runs), 6.3), 1.6 + 0.22 * len(depth))
+    heat(matrix, ax, size_scale(matrix), most_numbers=0)
+    ax.set(xlabel="", ylabel="", title=r"$\|\tau\| \;/\; \|\theta_0\|$ by block")
     return ax
 
 

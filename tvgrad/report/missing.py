@@ -28,7 +28,7 @@ def missing_results(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """
     sentences = []
     for name, command in COMPUTED_BY.items():
-        if name not in tables:
+        if name not in tables:  # checkpoints without a run have no such table
             continue
         present = set(tables[name]["run"])
         without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in present]

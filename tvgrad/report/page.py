@@ -101,8 +101,9 @@ _CAPTIONS = {
         "g_e: full-batch gradient at the weights after e epochs. Task vector: those weights minus the pretrained ones. "
         "Displacement: change of the weights in epoch e. Share: of g_e's norm in the sum over epochs 0 to K-1, K the "
         "last. Mean batch gradient norm: of the gradients that the epoch's steps consumed, at moving weights, where "
-        "they were recorded. Norms are Euclidean: of gradients in units of the loss per unit of weight, of task "
-        "vectors and displacements in units of weights."
+        "they were recorded. Relative norm: of the task vector over that of the pretrained weights. Norms are "
+        "Euclidean: of gradients in units of the loss per unit of weight, of task vectors and displacements in "
+        "units of weights."
     ),
     "directions": (
         "Cos task vector descent: between the task vector tau_e and minus the first gradient g_0. Cos gradient first: "

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from tvgrad.record.run import Run
+from tvgrad.report.checkpoints import CheckpointTables
 from tvgrad.report.documents import PAGE, check_formats, write_tables
 from tvgrad.report.figures import captioned_figures
 from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.report.page import html_page
-from tvgrad.report.summary import summary_of
+from tvgrad.report.summary import summary_of, summary_of_checkpoints
 from tvgrad.report.tables import RunTables
 from tvgrad.tensor_files import write_atomically
 
-__all__ = ["publish"]
+__all__ = ["publish", "publish_checkpoints"]
 
 
 def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iterable[str]) -> list[Path]:
@@ -32,15 +35,46 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     Raises:
         TvgradError: a format is unknown, or the folder cannot be made.
     """
+    more = {"trajectories": trajectories(made.gram), "epoch_cosines": epoch_cosines(made.gram)}
+    return _publish(made.tables, more, summary_of(made.tables), _lead(runs), directory, formats)
+
+
+def publish_checkpoints(made: CheckpointTables, pretrained: str, directory: Path, formats: Iterable[str]) -> list[Path]:
+    """Write a report on checkpoints without a run.
+
+    Args:
+        made: its tables.
+        pretrained: what the checkpoints were tuned from, as the user named it.
+        directory: where to; it is made.
+        formats: csv, md, json, latex, html.
+
+    Returns:
+        The files: tables, figures, and last the page.
+
+    Raises:
+        TvgradError: a format is unknown, or the folder cannot be made.
+    """
+    lead = f"{len(made.names)} checkpoints tuned from {pretrained}; {made.parameters:,} parameters compared"
+    lead = ". ".join([lead, *made.left_out]) + "."
+    return _publish(made.tables, {}, summary_of_checkpoints(made.tables), lead, directory, formats)
+
+
+def _publish(
+    tables: dict[str, pd.DataFrame],
+    drawn: dict[str, pd.DataFrame],
+    summary: Sequence[str],
+    lead: str,
+    directory: Path,
+    formats: Iterable[str],
+) -> list[Path]:
+    """Tables, the figures of them and of what is only drawn, and the page."""
     wanted = check_formats(formats)
-    written = write_tables(made.tables, directory, wanted)
-    drawn = {**made.tables, "trajectories": trajectories(made.gram), "epoch_cosines": epoch_cosines(made.gram)}
-    figures = captioned_figures(drawn, directory / "figures")
+    written = write_tables(tables, directory, wanted)
+    figures = captioned_figures({**tables, **drawn}, directory / "figures")
     written += [path for path, _ in figures]
     if PAGE in wanted:
         vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]
-        title = "Task vectors and gradients"
-        page = html_page(made.tables, vector_graphics, summary_of(made.tables), title, _lead(runs))
+        page = html_page(tables, vector_graphics, summary, "Task vectors and gradients", lead)
         path = directory / "report.html"
         write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
         written.append(path)

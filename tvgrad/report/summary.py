@@ -12,7 +12,7 @@ import pandas as pd
 from tvgrad.parameters import ALL
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 
-__all__ = ["summary_of"]
+__all__ = ["summary_of", "summary_of_checkpoints"]
 
 ALIGNED = 0.95
 """A cosine from which a task vector is called aligned with the first gradient: an angle of 18 degrees."""
@@ -37,6 +37,38 @@ def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         *_between_tasks(tables["cross_task"]),
     ]
     return [*found, _next_step(tables)]
+
+
+def summary_of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say how far checkpoints moved, how they lie to each other, and what cannot be told without a run.
+
+    Args:
+        tables: those of `tvgrad.report.checkpoints.checkpoint_tables`.
+
+    Returns:
+        Sentences, in reading order.
+    """
+    norms = tables["norms"][tables["norms"]["group"] == ALL]
+    far = dict(zip(norms["run"].astype(str), norms["relative_norm"].astype(float), strict=True))
+    low, high = min(far, key=lambda run: far[run]), max(far, key=lambda run: far[run])
+    if len(far) == 1:
+        moved = f"The task vector of {low} is {far[low]:.3g} times as long as the pretrained weights."
+    else:
+        moved = (
+            f"The task vectors of {len(far)} checkpoints are {far[low]:.3g} ({low}) to {far[high]:.3g} ({high}) times "
+            "as long as the pretrained weights."
+        )
+    still = [run for run, length in far.items() if length == 0]
+    if still:
+        moved += f" {_listed(still)} did not move at all: is it the pretrained checkpoint?"
+    return [
+        moved,
+        *_between_tasks(tables["cross_task"]),
+        "Whether the first epoch is exact, and how much it dominates, checkpoints alone do not tell: that takes "
+        "full-batch gradients.",
+        "Next: `tvgrad trace --from-checkpoints BASE FINETUNED --recipe TARGET --out DIR` computes the gradients at "
+        "these weights, given model and data.",
+    ]
 
 
 def _exactness(verdicts: pd.DataFrame) -> list[str]:
@@ -165,13 +197,15 @@ def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
     table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
     if table.empty:
         return []
-    epoch = int(table["epoch"].max())
-    last = table[table["epoch"] == epoch]
+    last, when = table, ""
+    if table["epoch"].notna().any():
+        last = table[table["epoch"] == table["epoch"].max()]
+        when = f" at epoch {int(table['epoch'].max())}"
     pairs = list(zip(last["run_a"], last["run_b"], last["cos_task_vectors"].astype(float), strict=True))
     left, right, cosine = max(pairs, key=lambda pair: abs(pair[2]))
     median = statistics.median(abs(pair[2]) for pair in pairs)
     return [
-        f"Between tasks, the cosine of task vectors at epoch {epoch} is largest in size for {left} and {right} "
+        f"Between tasks, the cosine of task vectors{when} is largest in size for {left} and {right} "
         f"({cosine:.2f}); the median of its size over all pairs is {median:.2f}."
     ]
 
