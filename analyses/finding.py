@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from tvgrad.report.style import HEIGHT, STYLE, WIDTH
 
-__all__ = ["Finding", "fitted_order", "save_figure"]
+__all__ = ["Finding", "fitted_order", "guide_line", "save_figure"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,26 @@ def fitted_order(rates: Sequence[float], errors: Sequence[float]) -> float:
         The slope of the least-squares line through the logarithms.
     """
     return float(np.polyfit(np.log(np.asarray(rates)), np.log(np.asarray(errors)), 1)[0])
+
+
+def guide_line(ax: Axes, table: pd.DataFrame, order: int) -> None:
+    """Draw the slope that a theorem gives, below measured points.
+
+    Args:
+        ax: logarithmic axes.
+        table: what was drawn, with the columns lr and value.
+        order: the power of the rate.
+    """
+    first, last = float(table["lr"].min()), float(table["lr"].max())
+    # Under all points, half a decade away from the nearest.
+    height = float((table["value"] / table["lr"] ** order).min()) / 3
+    ax.plot([first, last], [height * first**order, height * last**order], color="0.4", linewidth=0.9, linestyle="--")
+    middle = math.sqrt(first * last)
+    ax.annotate(
+        f"slope {order}",
+        (middle, height * middle**order),
+        (3, -11),
+        textcoords="offset points",
+        fontsize=8,
+        color="0.3",
+    )

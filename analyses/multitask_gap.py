@@ -1,30 +1,34 @@
 """Task arithmetic against multitask training after several epochs: the gap is `-alpha lr^2 C_k` up to third order.
 
 The order of convergence decides: subtracted with the coefficient that was derived, the prediction leaves a residual
-that falls with the third power of the rate; half the coefficient would leave one that falls with the second.
+that falls with the third power of the rate; half the coefficient would leave one that falls with the second. C_k is
+frozen at the pretrained weights: one gradient and two Hessian-vector products a task serve all alphas and all rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from tvgrad.errors import TvgradError
 from tvgrad.parameters import norm
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.record.training import TraceOptions, prepare
 from tvgrad.theory.combination import combination
-from tvgrad.theory.multitask import multitask_gap
+from tvgrad.theory.multitask import gap_parts, multitask_gap
 
-from .finding import Finding, fitted_order
+from .finding import Finding, fitted_order, guide_line
 
 __all__ = ["analyse"]
 
 RATES = (0.004, 0.002, 0.001, 0.0005, 0.00025, 0.000125)
 ALPHAS = (0.2, 0.4, 1.0)
+DRAWN = 0.4
 EPOCHS = 5
 SLACK = 0.1
 
@@ -39,23 +43,29 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: int 
 
     Returns:
         The finding.
+
+    Raises:
+        TvgradError: the recipe has one task.
     """
     options = TraceOptions(optimizer="gd", dtype="float64", target=target)
     tasks = [prepare(recipe, options).objective for recipe in load_recipes(target)]
+    if len(tasks) < 2:
+        raise TvgradError(f"{target} has one task, and task arithmetic adds several: give a recipe with two or more")
+    frozen = gap_parts(tasks, rates[0], epochs)
     rows = []
     for rate in rates:
-        for alpha in ALPHAS:
-            gap = multitask_gap(tasks, rate, epochs, alpha)
-            row = gap.rows[0]
-            half = norm(combination((1.0, gap.measured[alpha]), (-0.5, gap.predicted[alpha])))
+        trained = multitask_gap(tasks, rate, epochs, ALPHAS, predict=False)
+        parts = replace(frozen, lr=rate)
+        for row in trained.rows:
+            measured, predicted = trained.measured[row.alpha], parts.gap(row.alpha)
             rows.append({
-                "alpha": alpha,
+                "alpha": row.alpha,
                 "lr": rate,
                 "relative_gap": row.relative_gap,
                 "gap": row.measured_norm,
-                "predicted": row.predicted_norm,
-                "residual": row.residual_norm,
-                "residual_with_half": half,
+                "predicted": norm(predicted),
+                "residual": norm(combination((1.0, measured), (-1.0, predicted))),
+                "residual_with_half": norm(combination((1.0, measured), (-0.5, predicted))),
             })
     table = pd.DataFrame(rows)
     orders = {
@@ -71,13 +81,28 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: int 
     )
 
     def draw(ax: Axes) -> None:
-        names = {"gap": "gap", "residual": "gap - prediction", "residual_with_half": "gap - half the prediction"}
-        long = table[table["alpha"] == ALPHAS[1]].rename(columns=names).melt("lr", list(names.values()))
-        sns.lineplot(long, x="lr", y="value", hue="variable", style="variable", markers=True, dashes=False, ax=ax)
+        mine = ALPHAS.index(DRAWN)
+        names = {
+            column: f"{words}: {orders[column][mine]:.2f}"
+            for column, words in (
+                ("gap", "gap"),
+                ("residual_with_half", "less half the prediction"),
+                ("residual", "less the prediction"),
+            )
+        }
+        long = table[table["alpha"] == DRAWN].rename(columns=names).melt("lr", list(names.values()))
+        sns.lineplot(
+            long, x="lr", y="value", hue="variable", style="variable", markers=True, dashes=False, ax=ax,
+            palette="colorblind",
+        )  # fmt: skip
         ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="norm")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_title(rf"$\theta_{{TA}} - \theta_{{MT}}$ after {epochs} epochs, $\alpha$ = {ALPHAS[1]:g}")
-        sns.move_legend(ax, "lower right", title=None, frameon=False)
+        ax.xaxis.set_major_locator(FixedLocator(sorted(rates)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_title(rf"$\theta_{{TA}} - \theta_{{MT}}$ after {epochs} epochs, $\alpha$ = {DRAWN:g}, {target}")
+        guide_line(ax, long[long["variable"] == names["residual_with_half"]], 2)
+        guide_line(ax, long[long["variable"] == names["residual"]], 3)
+        sns.move_legend(ax, "upper left", title="norm of the gap, and fitted order", frameon=False, alignment="left")
 
     claim = (
         f"After {epochs} epochs task arithmetic and multitask training of {target} differ by -alpha lr^2 C_k, up to a "

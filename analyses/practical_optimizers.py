@@ -29,6 +29,7 @@ RATES = (1e-2, 1e-3, 1e-4, 1e-5)
 BATCHES = 8
 EXPECTED = {"sgd": "curvature", "momentum": "batch order", "nesterov": "batch order", "adam": "preconditioner"}
 CLOSURE = 1e-12
+OFFSETS = {"nesterov": (8, -11), "sgd": (14, -5)}  # points, where a label would stand on a line
 
 
 def analyse(target: str = "digits", rates: Sequence[float] = RATES) -> Finding:
@@ -84,8 +85,15 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES) -> Finding:
             table, x="lr", y="relative_residual", hue="optimizer", style="optimizer", markers=True, dashes=False, ax=ax,
             palette="colorblind",
         )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="relative residual of one epoch")
-        ax.set_title(r"Distance of a task vector from $-\kappa S g_0$")
+        ax.set(xscale="log", yscale="log", xlabel="learning rate")
+        ax.set_ylabel(r"$\|\tau_1 + \kappa S g_0\| \;/\; \|\tau_1\|$")
+        ax.set_title(f"Distance of one epoch's task vector from minus the gradient: {recipe.name}")
+        for name, part in table.groupby("optimizer"):
+            first = part[part["lr"] == min(rates)].iloc[0]
+            ax.annotate(
+                f"{first['largest_term']} {first['largest_share']:.0%}", (first["lr"], first["relative_residual"]),
+                OFFSETS.get(name, (8, 4)), textcoords="offset points", fontsize=8, color="0.3",
+            )  # fmt: skip
         sns.move_legend(ax, "lower right", title=None, frameon=False)
 
     claim = (

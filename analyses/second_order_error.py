@@ -7,11 +7,14 @@ error is from its order-2 prediction as a vector stands beside it.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from tvgrad.objective import Objective
 from tvgrad.parameters import Weights, norm
@@ -28,6 +31,7 @@ __all__ = ["analyse"]
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 EPOCHS = (2, 5, 10)
 SMALL_ERROR, CLOSE = 0.2, 0.25
+BINS = (0.0, 0.01, 0.05, SMALL_ERROR, 0.5, 1.0, math.inf)
 
 
 def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: Sequence[int] = EPOCHS) -> Finding:
@@ -73,20 +77,48 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: Sequ
     )
 
     def draw(ax: Axes) -> None:
-        names = {"ratio_order2": "order 2", "ratio": "with saturation"}
+        names = {"ratio_order2": "order 2", "ratio": "order 2 with saturation"}
         long = table.rename(columns=names).melt("relative_error", list(names.values()))
-        sns.scatterplot(long, x="relative_error", y="value", hue="variable", style="variable", ax=ax, s=24)
+        sns.scatterplot(
+            long, x="relative_error", y="value", hue="variable", style="variable", ax=ax, s=22, palette="colorblind",
+        )  # fmt: skip
         ax.axhspan(1 - CLOSE, 1 + CLOSE, color="0.5", alpha=0.2, linewidth=0)
         ax.axvline(SMALL_ERROR, color="0.3", linewidth=1, linestyle="--")
-        ax.set(xscale="log", yscale="log", title="The second-order error, predicted from one product")
+        ax.set(xscale="log", yscale="log", title=f"Norm of the second-order error, from one product: {target}")
         ax.set(xlabel="second-order error / task vector, measured", ylabel="predicted / measured norm")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.annotate(
+            f"within {CLOSE:.0%}", (0.02, 1 + CLOSE), (0, 2), xycoords=ax.get_yaxis_transform(),
+            textcoords="offset points", fontsize=8, color="0.3",
+        )  # fmt: skip
         sns.move_legend(ax, "upper left", title=None, frameon=False)
 
     claim = (
         f"Wherever the second-order error is under {SMALL_ERROR:.0%} of the task vector, one Hessian-vector product "
         f"predicts its norm within {CLOSE:.0%}, on all tasks of {target}."
     )
-    return Finding(claim, bool(len(small)) and close == len(small), evidence, table, draw)
+    held = bool(len(small)) and close == len(small)
+    return Finding(claim, held, evidence, table, draw, verdicts=_how_often(table))
+
+
+def _how_often(table: pd.DataFrame) -> tuple[str, ...]:
+    """For each range of the relative error: how many norms were close, and how far the vectors were off."""
+    said = []
+    for low, high in itertools.pairwise(BINS):
+        part = table[(table["relative_error"] >= low) & (table["relative_error"] < high)]
+        if not len(part):
+            continue
+        close, plain = (int(((part[column] - 1).abs() <= CLOSE).sum()) for column in ("ratio", "ratio_order2"))
+        until = f"to {high:.0%}" if math.isfinite(high) else "and more"
+        said.append(
+            f"relative error {low:.0%} {until}: norm within {CLOSE:.0%} in {close} of {len(part)} cases, {plain} "
+            f"without saturation; vector off by {part['vector_residual'].median():.0%} in the median, "
+            f"{part['vector_residual'].max():.0%} at worst"
+        )
+    return tuple(said)
 
 
 def _trained(objective: Objective, gradient: Weights, rate: float, epochs: Sequence[int]) -> dict[int, Weights]:

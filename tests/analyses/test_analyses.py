@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,18 @@ from tvgrad.analyses.catalogue import ANALYSES
 from tvgrad.analyses.finding import Finding, fitted_order, save_figure
 from tvgrad.cli.main import main
 
-THEORY = ("one_epoch_equivalence", "second_order_error", "multitask_gap", "practical_optimizers")
+from tvgrad import TvgradError
+
+THEORY = (
+    "one_epoch_equivalence",
+    "second_order_error",
+    "convergence_orders",
+    "multitask_gap",
+    "practical_optimizers",
+)
 SMALL: dict[str, dict[str, Any]] = {
     "second_order_error": {"rates": (0.003, 0.03), "epochs": (2, 5)},
+    "convergence_orders": {"rates": 3, "samples": 60},
     "multitask_gap": {"rates": (2e-3, 1e-3, 5e-4), "epochs": 3},
     "practical_optimizers": {"rates": (1e-4, 1e-5)},
 }
@@ -30,6 +41,40 @@ def _checked(finding: Finding, folder: Path) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_small(name: str, tmp_path: Path) -> None:
     _checked(importlib.import_module(f"tvgrad.analyses.{name}").analyse("digits", **SMALL[name]), tmp_path)
+
+
+def test_orders_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prediction of the second-order term that is 1 % off leaves an error of second order."""
+    module = importlib.import_module("tvgrad.analyses.convergence_orders")
+    whole = module.predict
+
+    def wrong(*given: Any) -> Any:
+        made = whole(*given)
+        bent = {name: tensor + 0.01 * (tensor - made.order1[name]) for name, tensor in made.order2.items()}
+        return replace(made, order2=bent)
+
+    monkeypatch.setattr(module, "predict", wrong)
+    assert not module.analyse("digits", **SMALL["convergence_orders"]).held
+
+
+def test_verdicts_count_every_case() -> None:
+    finding = importlib.import_module("tvgrad.analyses.second_order_error").analyse(
+        "digits", **SMALL["second_order_error"]
+    )
+    counted = [int(number) for line in finding.verdicts for number in re.findall(r"of (\d+) cases", line)]
+    assert sum(counted) == len(finding.table)
+
+
+def test_task_arithmetic_needs_several_tasks(tmp_path: Path) -> None:
+    one = tmp_path / "one.py"
+    one.write_text(
+        "import torch, tvgrad\n"
+        "def recipe():\n"
+        "    data = (torch.randn(20, 3), torch.randint(0, 2, (20,)))\n"
+        "    return tvgrad.Recipe(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), data)\n"
+    )
+    with pytest.raises(TvgradError, match="has one task"):
+        importlib.import_module("tvgrad.analyses.multitask_gap").analyse(str(one))
 
 
 @pytest.mark.slow

@@ -104,6 +104,18 @@ def test_counts_along_the_path_and_frozen() -> None:
     assert measured.counts.gradients == R + 2 * R * (k - 1)  # theta_0's gradients are shared by all
 
 
+def test_measuring_alone() -> None:
+    tasks = _tasks()
+    found = tvgrad.multitask_gap(tasks, 0.01, 3, [0.4, 1.0], predict=False)
+    assert (found.counts.gradients, found.counts.hvps) == (R + R * 2 + 2 * R * 2, 0)
+    assert (found.predicted, found.parts) == ({}, None)
+    whole = tvgrad.multitask_gap(tasks, 0.01, 3, [0.4, 1.0])
+    for row, other in zip(found.rows, whole.rows, strict=True):
+        assert row.measured_norm == other.measured_norm > 0
+        assert math.isnan(row.predicted_norm)
+        assert math.isnan(row.residual_norm)
+
+
 def test_all_alphas_from_one_pass() -> None:
     tasks, alphas = _tasks(), [0.2, 0.5, 1.0, -0.3]
     found = tvgrad.multitask_gap(tasks, 0.01, 4, alphas, measure=False)

@@ -43,8 +43,8 @@ class GapRow(Result):
         epochs: k.
         tasks: r.
         measured_norm: `||theta_TA - theta_MT||`, NaN where it was not trained.
-        predicted_norm: `alpha eta^2 ||C_k||`, an estimate.
-        residual_norm: distance of the two vectors, NaN without a measured one.
+        predicted_norm: `alpha eta^2 ||C_k||`, an estimate; NaN where it was not asked for.
+        residual_norm: distance of the two vectors, NaN where one is missing.
         relative_gap: measured norm over that of the multitask displacement `theta_MT - theta_0`.
         kind: `estimate`.
     """
@@ -111,9 +111,9 @@ class MultitaskGap:
 
     Attributes:
         rows: one for each alpha.
-        predicted: alpha -> `-alpha eta^2 C_k`.
+        predicted: alpha -> `-alpha eta^2 C_k`; empty where it was not asked for.
         measured: alpha -> `theta_TA - theta_MT`; empty where it was not asked for.
-        parts: C_k in parts, for alphas that nobody thought of; None where a single one was given.
+        parts: C_k in parts, for alphas that nobody thought of; None where one alone was given, or none was predicted.
         prediction_counts: gradients and Hessian-vector products of the prediction alone.
         counts: of everything.
     """
@@ -137,6 +137,7 @@ def multitask_gap(
     alpha: float | Sequence[float],
     frozen: bool | None = None,
     measure: bool = True,
+    predict: bool = True,
 ) -> MultitaskGap:
     """Predict theta_TA^(k) - theta_MT^(k) under gradient descent, and measure it by training.
 
@@ -152,6 +153,7 @@ def multitask_gap(
         frozen: take gradients and Hessians at theta_0; by default for several alphas, while a single one follows its
             own multitask path.
         measure: train, to compare.
+        predict: compute C_k; without, `predicted` is empty and its numbers are NaN.
 
     Returns:
         The gaps.
@@ -170,8 +172,8 @@ def multitask_gap(
     first = [wide(task.gradient()) for task in tasks]
     path_alpha = None if (len(alphas) > 1 if frozen is None else frozen) else alphas[0]
     single = alphas[0] if len(alphas) == 1 else None
-    parts = gap_parts(tasks, lr, epochs, path_alpha, first, single)
-    predicted = {one: parts.gap(one) for one in alphas}
+    parts = gap_parts(tasks, lr, epochs, path_alpha, first, single) if predict else None
+    predicted = {} if parts is None else {one: parts.gap(one) for one in alphas}
     spent = _since(before, _total(tasks))
     measured, moved = {}, {}
     if measure:
@@ -179,7 +181,9 @@ def multitask_gap(
         for one in alphas:
             multitask = _trained(tasks, one * lr, epochs, first)
             measured[one], moved[one] = combination((one, own), (-1.0, multitask)), norm(multitask)
-    rows = tuple(_row(one, lr, epochs, len(tasks), predicted[one], measured.get(one), moved.get(one)) for one in alphas)
+    rows = tuple(
+        _row(one, lr, epochs, len(tasks), predicted.get(one), measured.get(one), moved.get(one)) for one in alphas
+    )
     # For a single alpha the parts were merged before they were multiplied, and hold for no other.
     kept = parts if single is None else None
     return MultitaskGap(rows, predicted, measured, kept, spent, _since(before, _total(tasks)))
@@ -274,12 +278,19 @@ def _trained(tasks: list[Objective], rate: float, epochs: int, first: list[Weigh
 
 
 def _row(
-    alpha: float, lr: float, epochs: int, tasks: int, predicted: Weights, measured: Weights | None, moved: float | None
+    alpha: float,
+    lr: float,
+    epochs: int,
+    tasks: int,
+    predicted: Weights | None,
+    measured: Weights | None,
+    moved: float | None,
 ) -> GapRow:
     found = math.nan if measured is None else norm(measured)
-    apart = math.nan if measured is None else norm(difference(measured, predicted))
+    expected = math.nan if predicted is None else norm(predicted)
+    apart = math.nan if measured is None or predicted is None else norm(difference(measured, predicted))
     relative = found / moved if moved else math.nan
-    return GapRow(alpha, lr, epochs, tasks, found, norm(predicted), apart, relative)
+    return GapRow(alpha, lr, epochs, tasks, found, expected, apart, relative)
 
 
 def _check_shared(tasks: list[Objective]) -> None:
