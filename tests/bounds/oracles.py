@@ -9,6 +9,18 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from tvgrad.bounds import Loss, activation_of, loss_of, register_activation
+
+
+class Sine(nn.Module):
+    """An activation of a user's own, registered below."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x)
+
+
+register_activation(Sine, activation_of("sin"))
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
@@ -17,9 +29,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu tanh": lambda: nn.GELU(approximate="tanh"),
     "silu": nn.SiLU,
+    "logsigmoid": nn.LogSigmoid,
+    "tanhshrink": nn.Tanhshrink,
+    "sine": Sine,
     "identity": nn.Identity,
 }
-LOSSES = ("cross_entropy", "smoothed", "weighted", "bce", "mse")
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LOSSES = (
+    "cross_entropy", "smoothed", "weighted", "ignored", "probabilities", "weighted probabilities", "summed",
+    "bce", "bce summed", "bce weighted", "mse", "mse half", "mse summed",
+)  # fmt: skip
 
 
 @dataclass
@@ -29,8 +48,16 @@ class Case:
     model: nn.Sequential
     inputs: torch.Tensor
     targets: torch.Tensor
-    loss: nn.Module
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     label: str
+    known: Loss | nn.Module | None = None
+
+    @property
+    def bounded(self) -> Loss | nn.Module:
+        """The loss as the library is told about it."""
+        known = self.loss if self.known is None else self.known
+        assert isinstance(known, (Loss, nn.Module))
+        return known
 
     @property
     def start(self) -> torch.Tensor:
@@ -81,19 +108,41 @@ def random_case(seed: int, deepest: int = 6, widest: int = 64, samples: int = 12
         parts[0].requires_grad_(True)
     count, outputs = pick(samples + 1, 1), widths[-1]
     inputs = normal(count, widths[0]) * 10 ** (float(torch.rand((), generator=generator)) - 0.5)
-    classes = torch.randint(0, outputs, (count,), generator=generator)
-    targets = classes
-    loss: nn.Module = nn.CrossEntropyLoss()
-    if kind == "smoothed":
-        loss = nn.CrossEntropyLoss(label_smoothing=0.1)
-    elif kind == "weighted":
-        loss = nn.CrossEntropyLoss(weight=0.2 + torch.rand(outputs, generator=generator, dtype=torch.float64))
-    elif kind == "bce":
-        loss, targets = nn.BCEWithLogitsLoss(), torch.rand(count, outputs, generator=generator, dtype=torch.float64)
-    elif kind == "mse":
-        loss, targets = nn.MSELoss(), normal(count, outputs)
+    loss, targets, known = draw_loss(kind, count, outputs, generator)
     label = f"seed {seed}: {widths} {activation} {kind} scale {scale:.2g} bias {biased}"
-    return Case(nn.Sequential(*parts), inputs, targets, loss, label)
+    return Case(nn.Sequential(*parts), inputs, targets, loss, label, known)
+
+
+def draw_loss(
+    kind: str, count: int, outputs: int, generator: torch.Generator
+) -> tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.Tensor, Loss | None]:
+    """PyTorch's way to compute a loss, targets for it, and the library's loss where no module stands for it."""
+    classes = torch.randint(0, outputs, (count,), generator=generator)
+    weight = 0.2 + torch.rand(outputs, generator=generator, dtype=torch.float64)
+    share = torch.rand(count, outputs, generator=generator, dtype=torch.float64)
+    spread = torch.softmax(4 * share, dim=1)
+    wanted = torch.randn(count, outputs, generator=generator, dtype=torch.float64)
+    if kind == "ignored":
+        classes[1:][share[1:, 0] < 0.3] = -100  # the first stays, so that one counts
+    if kind == "bce summed":
+        entropy = nn.functional.binary_cross_entropy_with_logits
+        return lambda f, y: entropy(f, y, reduction="sum") / len(f), share, loss_of("bce", outputs="sum")
+    if kind == "mse half":
+        return lambda f, y: (f - y).square().sum() / 2 / len(f), wanted, loss_of("mse_half")
+    loss, targets = {
+        "cross_entropy": (nn.CrossEntropyLoss(), classes),
+        "ignored": (nn.CrossEntropyLoss(), classes),
+        "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), classes),
+        "weighted": (nn.CrossEntropyLoss(weight=weight, label_smoothing=0.2), classes),
+        "probabilities": (nn.CrossEntropyLoss(), spread),
+        "weighted probabilities": (nn.CrossEntropyLoss(weight=weight), spread),
+        "summed": (nn.CrossEntropyLoss(reduction="sum"), classes),
+        "bce": (nn.BCEWithLogitsLoss(), share),
+        "bce weighted": (nn.BCEWithLogitsLoss(weight=weight, pos_weight=3 * weight), share),
+        "mse": (nn.MSELoss(), wanted),
+        "mse summed": (nn.MSELoss(reduction="sum"), wanted),
+    }[kind]
+    return loss, targets, None
 
 
 def points_in_ball(case: Case, radius: float, count: int, seed: int) -> torch.Tensor:
@@ -118,30 +167,35 @@ def gradient_norms(case: Case, points: torch.Tensor) -> torch.Tensor:
     return vmap(grad(case.value))(points).norm(dim=1)
 
 
-def hessian_norms(case: Case, points: torch.Tensor, iterations: int = 12, seed: int = 0) -> torch.Tensor:
-    """Lower bounds of ||H|| at each point, by power iteration."""
-
+def _second(case: Case) -> Product:
     def product(theta: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         return grad(lambda at: direction @ grad(case.value)(at))(theta)
 
-    return _power(vmap(product), points, iterations, seed)
+    return product
 
 
-def third_norms(case: Case, points: torch.Tensor, iterations: int = 12, seed: int = 0) -> torch.Tensor:
-    """Lower bounds of the third derivative's norm at each point, by higher-order power iteration."""
-
+def _third(case: Case) -> Product:
     def product(theta: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         def once(at: torch.Tensor) -> torch.Tensor:
             return direction @ grad(lambda inner: direction @ grad(case.value)(inner))(at)
 
         return grad(once)(theta)
 
-    return _power(vmap(product), points, iterations, seed)
+    return product
 
 
-def _power(
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], points: torch.Tensor, iterations: int, seed: int
-) -> torch.Tensor:
+def hessian_norms(case: Case, points: torch.Tensor, iterations: int = 12, seed: int = 0) -> torch.Tensor:
+    """Lower bounds of ||H|| at each point, by power iteration."""
+    return _power(vmap(_second(case)), points, iterations, seed)[0]
+
+
+def third_norms(case: Case, points: torch.Tensor, iterations: int = 12, seed: int = 0) -> torch.Tensor:
+    """Lower bounds of the third derivative's norm at each point, by higher-order power iteration."""
+    return _power(vmap(_third(case)), points, iterations, seed)[0]
+
+
+def _power(product: Product, points: torch.Tensor, iterations: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest image of a unit direction that was met, and the last direction."""
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(points.shape, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=1, keepdim=True)
@@ -151,15 +205,27 @@ def _power(
         size = image.norm(dim=1)
         best = torch.maximum(best, size)
         direction = torch.where(size[:, None] > 0, image / size.clamp(min=1e-300)[:, None], direction)
-    return best
+    return best, direction
 
 
-def ascend(
-    quantity: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, centre: torch.Tensor, radius: float
-) -> torch.Tensor:
-    """Move points uphill on a quantity within the ball, a few projected gradient steps."""
-    for _ in range(4):
-        slope = torch.autograd.functional.jacobian(lambda p: quantity(p).sum(), points)
+def climbed(case: Case, order: int, points: torch.Tensor, radius: float, seed: int, steps: int = 3) -> torch.Tensor:
+    """Move points uphill within the ball on the norm of the first, second or third derivative of the loss.
+
+    The slope of a norm is that of the form at its best direction (Danskin), which a few power iterations find.
+    """
+    for _ in range(steps):
+        if order == 1:
+            slope = vmap(grad(lambda at: grad(case.value)(at).norm()))(points)
+        else:
+            product = (_second if order == 2 else _third)(case)
+            _, directions = _power(vmap(product), points, 3, seed)
+
+            def form(at: torch.Tensor, direction: torch.Tensor, product: Product = product) -> torch.Tensor:
+                return (direction @ product(at, direction)).abs()
+
+            slope = vmap(grad(form))(points, directions)
+        slope = torch.nan_to_num(slope, nan=0.0)
         size = slope.norm(dim=1, keepdim=True)
-        points = into_ball(points + radius * torch.where(size > 0, slope / size.clamp(min=1e-300), 0.0), centre, radius)
+        step = radius * torch.where(size > 0, slope / size.clamp(min=1e-300), 0.0)
+        points = into_ball(points + step, case.start, radius)
     return points

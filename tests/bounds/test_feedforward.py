@@ -116,6 +116,19 @@ def test_matrices_without_data_give_the_worst_case() -> None:
         bare.products([torch.zeros(3)])
 
 
+def test_a_summed_loss_is_as_many_times_larger_as_there_are_samples() -> None:
+    model = MODELS["plain"].double()
+    given = ([model[0].weight, model[2].weight], [model[0].bias, model[2].bias], "tanh")
+    known = FeedForward(model, INPUTS, TARGETS, nn.CrossEntropyLoss(reduction="sum"))
+    mean = FeedForward(model, INPUTS, TARGETS)
+    assert known.closed_form(0.1).hessian_norm == pytest.approx(9 * mean.closed_form(0.1).hessian_norm, rel=1e-12)
+    assert known.hessian_norm(0.1) == pytest.approx(9 * mean.hessian_norm(0.1), rel=1e-12)
+    bare = FeedForward.from_matrices(*given, INPUTS.norm(dim=1), nn.CrossEntropyLoss(reduction="sum"))
+    assert bare.gradient_norm() == pytest.approx(known.closed_form().gradient_norm, rel=1e-12)
+    with pytest.raises(TvgradError, match="grows with the number of samples"):
+        FeedForward.from_matrices(*given, 3.0, nn.CrossEntropyLoss(reduction="sum"))
+
+
 class Custom(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -109,7 +109,7 @@ class DerivativeBounds:
             weights: W_1 .. W_L, each (outputs, inputs).
             biases: b_1 .. b_L, or None where there is none.
             activation: what stands between the layers.
-            input_norms: of the samples; one number stands for all.
+            input_norms: of the samples; one number stands for all, unless the loss is a sum over the samples.
             loss: as for the constructor.
             targets: one for each input norm, or None for any targets.
             target_norm: without targets, the largest norm of one, for losses that grow with it.
@@ -117,10 +117,16 @@ class DerivativeBounds:
 
         Returns:
             A network with worst-case bounds.
+
+        Raises:
+            TvgradError: the loss is summed over samples whose number is not known.
         """
         made = cls.__new__(cls)
         network = read_matrices(weights, biases, activation, trainable)
-        norms = torch.atleast_1d(torch.as_tensor(input_norms, dtype=torch.float64))
+        norms = torch.as_tensor(input_norms, dtype=torch.float64)
+        if norms.ndim == 0 and loss_of(loss).reduction == "sum":
+            raise TvgradError("a summed loss grows with the number of samples: give one input norm for each of them")
+        norms = torch.atleast_1d(norms)
         made._set(network, None, norms, targets, loss, None, target_norm)
         return made
 
@@ -218,7 +224,9 @@ class DerivativeBounds:
         if found is None:
             if store is self._worst:
                 norms = self.input_norms if self.targets is not None else self.input_norms.max()[None]
-                found = worst_case(self.network, self.loss, norms, self.targets, radius, third, self._target_norm)
+                found = worst_case(
+                    self.network, self.loss, norms, self.targets, radius, third, self._target_norm, self.samples
+                )
             else:
                 found = local_bounds(self.network, self.loss, self._measured, self._divisor, radius, third)
             store[radius, third] = found
@@ -338,7 +346,8 @@ class DerivativeBounds:
         norm = self._target_norm
         if self.targets is not None and self.targets.is_floating_point():
             norm = max(norm, float(self.targets.flatten(1).norm(dim=1).max()) * (1 + 1e-9))
-        found = worst_case(self.network, self.loss, norms, None, _checked_radius(radius), True, norm)
+        checked = _checked_radius(radius)
+        found = worst_case(self.network, self.loss, norms, None, checked, True, norm, self.samples)
         return UniformBounds(found.gradient_norm, found.hessian_norm, found.hessian_lipschitz)
 
 

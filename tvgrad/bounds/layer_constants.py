@@ -142,6 +142,7 @@ def worst_case(
     radius: float = 0.0,
     third: bool = True,
     target_norm: float = 0.0,
+    stands_for: int | None = None,
 ) -> LayerBounds:
     """Bound the derivatives of the mean loss over a ball, from the norms of matrices and inputs.
 
@@ -153,6 +154,7 @@ def worst_case(
         radius: of the ball, in the trainable parameters.
         third: whether third derivatives are wanted.
         target_norm: without targets, the largest norm of one, for losses that grow with it.
+        stands_for: without targets, the number of samples, of which a summed loss is the sum; None: n.
 
     Returns:
         The constants of all layers.
@@ -161,7 +163,12 @@ def worst_case(
     gradient = torch.zeros(depth, dtype=torch.float64)
     hessian = torch.zeros(depth, depth, dtype=torch.float64)
     cubes = torch.zeros(depth, depth, depth, dtype=torch.float64) if third else None
-    divisor = float(samples) if targets is None else loss.divisor(targets)
+    if targets is not None:
+        divisor = loss.divisor(targets)
+    elif loss.reduction == "mean":
+        divisor = float(samples)
+    else:  # the norms' mean, as often as there are samples
+        divisor = samples / (samples if stands_for is None else stands_for)
     for start in range(0, samples, CHUNK):
         norms = input_norms[start : start + CHUNK]
         c, m, t = _recursion(network, norms, radius, third)
