@@ -44,6 +44,8 @@ def explain(
       tvgrad explain runs/mine --recipe my_recipe.py --budget-seconds 60
       tvgrad explain runs/digits/low --epochs 1,5 --remainder
     """
+    import time
+
     import torch
     from tvgrad.cli.terminal import print_table
 
@@ -53,7 +55,7 @@ def explain(
     from tvgrad.results import frame_of
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
-    from tvgrad.theory.explain import write_results
+    from tvgrad.theory.explain import with_bounds, write_results
     from tvgrad.theory.replay import objective_of, recipe_of
 
     try:
@@ -65,15 +67,24 @@ def explain(
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device)
-        certified, why_not = ({}, None) if not bounds else bounds_of_run(run, recipe, objective)
-        made = explained(run, objective, budget_seconds, remainder, wanted, certified)
+        begin = time.perf_counter()
+        made = explained(run, objective, budget_seconds, remainder, wanted)
+        if bounds and made.second_order:
+            # last, with what the predictions and the budget have left of the time
+            left = None if budget_seconds is None else budget_seconds - (time.perf_counter() - begin)
+            none = ({}, "no bound: no time is left for it")
+            certified = none if left is not None and left <= 0 else bounds_of_run(run, recipe, objective, left)
+            made = with_bounds(made, *certified)
         write_results(run, made)
         if made.second_order:
             print_table(f"{run.name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
         last = max(row.epoch for row in made.budget.rows)
         rows = [row for row in made.budget.rows if row.epoch == last]
-        print_table(f"{run.name}: error budget of epoch {last}", frame_of(rows, COLUMNS["error_budget"]))
-        for sentence in (*made.sentences, *([] if why_not is None else [why_not])):
+        shown = [row for row in rows if row.norm] or rows
+        print_table(f"{run.name}: error budget of epoch {last}", frame_of(shown, COLUMNS["error_budget"]))
+        if len(shown) < len(rows):
+            click.echo(f"{run.name}: zero: {', '.join(row.term for row in rows if not row.norm)}")
+        for sentence in made.sentences:
             click.echo(f"{run.name}: {sentence}")
     click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
 

@@ -20,7 +20,7 @@ from torch import nn
 import tvgrad
 from tvgrad import TvgradError
 from tvgrad.theory.certified import bounds_of_run, feed_forward_of
-from tvgrad.theory.explain import explain
+from tvgrad.theory.explain import explain, with_bounds
 from tvgrad.theory.replay import objective_of
 
 EPOCHS = 4
@@ -125,9 +125,23 @@ def test_the_bound_stands_beside_the_error_in_the_table(tmp_path: Path) -> None:
     run = record(made, tmp_path, lr=0.1, epochs=3)
     objective = objective_of(run, made, torch.float64)
     found, _ = bounds_of_run(run, made, objective)
-    rows = explain(run, objective, bounds=found).second_order
+    rows = with_bounds(explain(run, objective), found).second_order
     for row in rows:
         assert row.bound == found[row.epoch] >= row.error_norm == pytest.approx(measured(run, "gd", 0.1, 0, row.epoch))
+
+
+def test_little_time_bounds_two_epochs_and_says_so(tmp_path: Path) -> None:
+    made = recipe()
+    run = record(made, tmp_path, lr=0.01, epochs=5)
+    objective = objective_of(run, made, torch.float64)
+    everything, _ = bounds_of_run(run, made, objective, seconds=1000.0)
+    assert everything == bounds_of_run(run, made, objective)[0]
+    few, why = bounds_of_run(run, made, objective, seconds=1e-9)
+    # a tube round two epochs is not quite the one round five
+    assert few == pytest.approx({epoch: everything[epoch] for epoch in (1, 2)}, rel=0.01)
+    assert all(measured(run, "gd", 0.01, 0, epoch) <= bound for epoch, bound in few.items())
+    assert why is not None
+    assert why.startswith("no bound from epoch 3 on: the later ones take up to about ")
 
 
 def test_no_bound_says_why(tmp_path: Path) -> None:

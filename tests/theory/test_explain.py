@@ -14,7 +14,7 @@ from torch import nn
 import tvgrad
 from tvgrad import DamagedRun, TvgradError
 from tvgrad.parameters import norm
-from tvgrad.theory.explain import Explanation, explain, read_results, write_results
+from tvgrad.theory.explain import Explanation, explain, read_results, with_bounds, write_results
 from tvgrad.theory.replay import objective_of
 from tvgrad.update_rules import GD, Momentum
 
@@ -26,7 +26,8 @@ def _explained(run: tvgrad.Run, made: tvgrad.Recipe, **options: object) -> Expla
 def test_rows_are_the_predictions(tmp_path: Path) -> None:
     made = recipe()
     run = record(made, tmp_path, optimizer="momentum", lr=0.02, epochs=4, dtype="float64")
-    found = _explained(run, made, bounds={2: 7.0})
+    found = with_bounds(_explained(run, made), {2: 7.0}, "no bound from epoch 3 on")
+    assert found.sentences[-1] == "no bound from epoch 3 on"
     objective = objective_of(run, made, torch.float64)
     assert [row.epoch for row in found.second_order] == [1, 2, 3, 4]
     for row in found.second_order:

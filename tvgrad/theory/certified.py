@@ -12,11 +12,12 @@ run, float32 or another data type, is in the second and third.
 from __future__ import annotations
 
 import copy
+import time
 
 import torch
 from torch import nn
 
-from tvgrad.bounds.certificate import certify_steps
+from tvgrad.bounds.certificate import StepBound, certify_steps
 from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.bounds.losses import UnknownLoss
 from tvgrad.bounds.network import UNIT
@@ -83,13 +84,16 @@ def _loss(recipe: Recipe) -> str | nn.Module:
     return known
 
 
-def bounds_of_run(run: Run, recipe: Recipe, objective: Objective) -> tuple[dict[int, float], str | None]:
+def bounds_of_run(
+    run: Run, recipe: Recipe, objective: Objective, seconds: float | None = None
+) -> tuple[dict[int, float], str | None]:
     """Bound `||tau_k + S_k g_0||` of recorded weights, for every epoch for which a certificate exists.
 
     Args:
         run: a run by epochs, one full-batch step each.
         recipe: its recipe.
         objective: of the same recipe, whose gradient the prediction uses where the run recorded none.
+        seconds: leave out the later epochs where theirs are estimated not to fit into this time; None bounds all.
 
     Returns:
         Epoch -> upper bound, and the sentence that says why there are no (more) bounds, or None.
@@ -110,7 +114,7 @@ def bounds_of_run(run: Run, recipe: Recipe, objective: Objective) -> tuple[dict[
         if set(names) != set(run.parameters):
             return {}, "no bound: the network's trainable parameters are not those of the run"
         path = [_flat(run.weights(number), names) for number in range(last + 1)]
-        steps, reason = certify_steps(problem, scheduled, path)
+        steps, reason = _steps_within(seconds, problem, scheduled, path)
     except TvgradError as error:
         return {}, f"no bound: {error}"
     consumed = run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
@@ -127,6 +131,23 @@ def bounds_of_run(run: Run, recipe: Recipe, objective: Objective) -> tuple[dict[
         rounding = 4 * UNIT * length + (plan.rounding + 4 * UNIT) * weight * size
         found[epoch] = (step.error + step.stray + weight * apart + rounding) * OUTWARD
     return found, f"no bound from epoch {len(found) + 1} on: {reason}" if reason else None
+
+
+def _steps_within(
+    seconds: float | None, problem: FeedForward, rule: LinearRule, path: list[torch.Tensor]
+) -> tuple[list[StepBound], str]:
+    """The bounds of all steps, or of two where all are estimated to take longer than there is time."""
+    steps = len(path) - 1
+    if seconds is None or steps <= 2:
+        return certify_steps(problem, rule, path)
+    begin = time.perf_counter()
+    first, reason = certify_steps(problem, rule, path[:3])
+    taken = time.perf_counter() - begin
+    # The second step sets up what the later ones share, so that each of these takes less than it did.
+    needed, left = taken * (steps - 1), seconds - taken
+    if needed > left:
+        return first, reason or f"the later ones take up to about {needed:.2g} s, and {max(left, 0.0):.2g} s are left"
+    return certify_steps(problem, rule, path)
 
 
 def _flat(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:

@@ -29,7 +29,7 @@ from tvgrad.theory.second_order import quadratic_path
 from tvgrad.theory.training_steps import Schedule, schedule_of
 from tvgrad.update_rules import LinearRule
 
-__all__ = ["Explanation", "SecondOrderError", "explain", "read_results", "write_results"]
+__all__ = ["Explanation", "SecondOrderError", "explain", "read_results", "with_bounds", "write_results"]
 
 RESULTS = "results"
 SECOND_ORDER, ERROR_BUDGET, NOTES = "second_order.json", "error_budget.json", "explain.json"
@@ -90,7 +90,6 @@ def explain(
     seconds: float | None = None,
     remainder: bool = False,
     epochs: Sequence[int] | None = None,
-    bounds: Mapping[int, float] | None = None,
 ) -> Explanation:
     """Hold predictions against a run, and cut its residual into terms.
 
@@ -100,7 +99,6 @@ def explain(
         seconds: leave out, with a sentence, what is estimated not to fit into this time.
         remainder: split the remainder from the batch curvature without a time limit too.
         epochs: whose budgets are made; by default those of all kept epochs, or the last one's where memory is short.
-        bounds: epoch -> a rigorous upper bound on the second-order error, from a certificate.
 
     Returns:
         The explanation.
@@ -131,8 +129,7 @@ def explain(
             if not planned and len(schedule.ends) > 3:
                 said.append(f"the quadratic model is left out: it does not fit into {seconds:g} s")
             for row, counts in _held_against(run, objective, rule, schedule, kept, planned):
-                bound = math.nan if bounds is None else bounds.get(row.epoch, math.nan)
-                rows.append(replace(row, bound=bound))
+                rows.append(row)
                 batch_counts = counts
             if schedule.batches is None and not schedule.full:
                 said.append("the predictions leave sampling out: the run's batches were not recorded")
@@ -148,6 +145,22 @@ def explain(
         hvps=batch_counts.hvps + budget.batch_counts.hvps,
     )
     return Explanation(tuple(rows), budget, counts, together, (*said, *budget.sentences))
+
+
+def with_bounds(explanation: Explanation, bounds: Mapping[int, float], sentence: str | None = None) -> Explanation:
+    """Put rigorous bounds beside the errors that were measured.
+
+    Args:
+        explanation: what was found.
+        bounds: epoch -> an upper bound on the second-order error, from a certificate.
+        sentence: why there are no more, or None.
+
+    Returns:
+        The same with the bounds in its rows.
+    """
+    rows = tuple(replace(row, bound=bounds.get(row.epoch, math.nan)) for row in explanation.second_order)
+    said = () if sentence is None else (sentence,)
+    return replace(explanation, second_order=rows, sentences=(*explanation.sentences, *said))
 
 
 def _planned(objective: Objective, schedule: Schedule, seconds: float | None) -> bool | None:
