@@ -26,6 +26,7 @@ __all__ = ["BadMatrix", "SpectralNorm", "spectral_norm", "spectral_norms"]
 
 _U = 2.0**-53
 _DUST = 1e-150
+_FEW, _CLEAN = 3, 2.0**-37  # so few squarings of entries that are no smaller neither over- nor underflow
 _NEAR = 10  # binary exponents of largest entries that need no scaling
 # At most this small a side, all eigenvalues of the Gram matrix cost less than a Lanczos run.
 _DENSE = 192
@@ -287,8 +288,7 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
 
     Using S S' and not S S, no symmetry of the computed matrices is needed. Entries below 1e-150 of W and S are set to
     zero, because their products are subnormal numbers, with which a processor is many times slower: that moves a norm
-    by at most 1e-150 sqrt(m n), which the 8 u in the place of 4 u exceeds by far. It is left out where no entry of W is
-    small enough for its power in the last product to become subnormal.
+    by at most 1e-150 sqrt(m n), which the 8 u in the place of 4 u exceeds by far.
 
     Args:
         scaled: the matrices W, (b, m, n) with m <= n.
@@ -299,16 +299,16 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     """
     _, rows, columns = scaled.shape
     growth = 1 + 2 * _gamma(rows * rows + 4)
-    dusty = float(scaled.abs().amin()) < 2.0 ** (-600 / 2 ** (squarings + 1))
-    scaled = _without_dust(scaled) if dusty else scaled
+    if squarings <= _FEW and float(scaled.abs().amin()) > _CLEAN:
+        return _few_squarings(scaled, squarings)
+    scaled = _without_dust(scaled)
     current = scaled @ scaled.mT
     norms = []
     for _ in range(squarings):
         size = torch.linalg.vector_norm(current, dim=(1, 2))
         size = torch.where(size > 0, size, 1.0)
         norms.append(size)
-        ratio = current / size[:, None, None]
-        ratio = _without_dust(ratio) if dusty else ratio
+        ratio = _without_dust(current / size[:, None, None])
         current = ratio @ ratio.mT
     bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
     for size in reversed(norms):
@@ -316,4 +316,29 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     square: torch.Tensor = torch.linalg.vector_norm(scaled, dim=(1, 2)) ** 2
     square = square * (1 + 4 * _gamma(rows * columns + 8))
     total: torch.Tensor = bound + _gamma(columns + 2) * square * (1 + 4 * _U)
+    return total.sqrt() * (1 + 8 * _U)
+
+
+def _few_squarings(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
+    """The same without division by norms on the way, for entries between 2^-37 and 2^10.
+
+    With B = fl(A A'), ||A||^2 <= ||B|| + gamma_m ||A||_F^2 and ||A||_F^2 <= m ||A||^2, so that
+    ||A||^2 <= ||B|| / (1 - m gamma_m). Three squarings of A_0 stay below 2^300, and what underflows is less than
+    2^-1000 of a norm.
+
+    Args:
+        scaled: the matrices W, (b, m, n) with m <= n.
+        squarings: j, at most 3.
+
+    Returns:
+        The bounds (b,).
+    """
+    _, rows, columns = scaled.shape
+    current = scaled @ scaled.mT
+    for _ in range(squarings):
+        current = current @ current.mT
+    bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
+    for _ in range(squarings):
+        bound = (bound / (1 - rows * _gamma(rows + 2))).sqrt() * (1 + 8 * _U)
+    total: torch.Tensor = bound / (1 - rows * _gamma(columns + 2))
     return total.sqrt() * (1 + 8 * _U)
