@@ -42,7 +42,7 @@ TUBE_STEPS = 1000  # a gradient each
 # A Hessian bound measured at an old centre serves as long as all that it lets the tube grow is this factor, or this
 # small a share of the distance from theta_0: measuring at a new centre costs as much as dozens of gradients.
 EASY_GROWTH = 0.1
-EASY_SHARE = 1e-6
+EASY_SHARE = 1e-5
 
 
 @dataclass
