@@ -17,9 +17,11 @@ COMMANDS = {
     "bound": "Bound the second-order error rigorously, before training.",
     "explain": "Say, term by term, why task vectors are not exactly the gradient.",
     "report": "Make tables and figures of runs.",
+    "relate": "Compare two runs: cosines, signs, interference.",
     "merge": "Merge the models of several runs into one.",
     "export": "Write a complete checkpoint of a run's epoch.",
     "analyse": "Put one claim to the test on real data, with a table and a figure.",
+    "doctor": "Check this installation: versions, kernels, disk, optional packages.",
     "demo": "Trace, verify and report a real multitask example.",
 }
 

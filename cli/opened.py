@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvgrad.errors import DamagedRun
+from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.record.layout import MANIFEST
 
 if TYPE_CHECKING:
     from tvgrad.record.run import Run
 
-__all__ = ["open_each", "problems_of"]
+__all__ = ["open_each", "problems_of", "single_run"]
 
 
 def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]:
@@ -43,6 +43,29 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
             except DamagedRun as error:
                 found[key] = directory, None, [str(error)]
     return list(found.values())
+
+
+def single_run(path: Path) -> Run:
+    """Open one run whose files are whole.
+
+    Args:
+        path: a run directory.
+
+    Returns:
+        The run.
+
+    Raises:
+        TvgradError: it is a directory of several runs, no run, or a damaged one.
+    """
+    from tvgrad.record.run import Run, open_runs
+
+    if not (path / MANIFEST).exists():
+        below = ", ".join(run.root.name for run in open_runs([path]))  # says what the path is instead
+        raise TvgradError(f"{path} is a directory of runs ({below}): give one of them")
+    run = Run.open(path)
+    for problem in problems_of(run, checksums=False):
+        raise DamagedRun(f"{path} is damaged: {problem}; see `tvgrad verify`")
+    return run
 
 
 def problems_of(run: Run, checksums: bool) -> list[str]:

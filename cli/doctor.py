@@ -1,0 +1,38 @@
+"""`tvgrad doctor`: what this installation can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="Check the kernels of this torch device.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(device: str, as_json: bool) -> None:
+    """Check this installation: versions, device, kernels, disk, cache, optional packages.
+
+    The kernels are run: whether attention has second derivatives, whether one step of SGD stays within its rounding
+    budget in each dtype, and whether SGD(fused=True) trains every bfloat16 coordinate. Exit code 1 when a check
+    failed; a warning names something to avoid.
+
+    \b
+    Examples:
+      tvgrad doctor
+      tvgrad doctor --device cpu --json
+    """
+    from tvgrad.errors import CheckFailed
+    from tvgrad.installation import FAILED, examine
+    from tvgrad.objective import resolve_device
+    from tvgrad.results import to_json
+
+    checks = examine(resolve_device(device), Path.cwd())
+    if as_json:
+        click.echo(to_json(checks))
+    else:
+        for check in checks:
+            click.echo(f"{check.state:>7}  {check.what}: {check.words}")
+    failed = [check.what for check in checks if check.state == FAILED]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

@@ -1,0 +1,46 @@
+"""`tvgrad relate`: what two runs of one model have to do with each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=2, metavar="RUN RUN", type=click.Path(path_type=Path))
+@click.option("--groups", help="Regular expression that groups parameters.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the whole table to this CSV file.")
+@click.option("--quiet", is_flag=True, help="Only the sentence that sums it up.")
+def relate(runs: tuple[Path, Path], groups: str | None, out: Path | None, quiet: bool) -> None:
+    """Compare two runs of one model: cosines of task vectors and gradients, agreement in sign, interference.
+
+    Interference on a task is the share of the first-order descent of its own task vector that the other task vector
+    would undo (negative: add). The last line says in words how the two relate.
+
+    \b
+    Examples:
+      tvgrad relate runs/digits/low runs/digits/high
+      tvgrad relate runs/digits/low runs/digits/high --groups 'encoder\\.(\\d+)' --out relation.csv
+    """
+    from tvgrad.cli.opened import single_run
+    from tvgrad.cli.terminal import bytes_bar, print_table
+
+    from tvgrad.errors import TvgradError
+    from tvgrad.report.relation import relate_runs
+    from tvgrad.tensor_files import write_atomically
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise TvgradError(f"{out.absolute().parent} is no folder: choose another --out")
+    left, right = (single_run(path) for path in runs)
+    with bytes_bar("reading", quiet) as progress:
+        found = relate_runs(left, right, groups, progress)
+    if out is not None:
+        write_atomically(out, lambda temporary: found.table.to_csv(temporary, index=False))
+    if not quiet:
+        table = found.table.drop(columns=["run_a", "run_b"])
+        names = f"a = {found.table['run_a'].iloc[0]}, b = {found.table['run_b'].iloc[0]}"
+        print_table(f"whole model; {names}", table[table["group"] == "all"].drop(columns="group"))
+        blocks = table[(table["group"] != "all") & (table["epoch"] == found.epoch)].drop(columns="epoch")
+        print_table(f"groups after {left.unit} {found.epoch}", blocks)
+    click.echo(found.reading)

@@ -1,0 +1,146 @@
+"""How two fine-tunings of one model relate: their directions, their signs, and what each does to the other's task.
+
+Every number is read from one Gram matrix of the vectors of both runs. The cosines and the agreement in sign are the
+cross-task columns of a report. Interference is beside them because a cosine forgets lengths and what a task cares for:
+to first order, adding `tau_b` changes the loss of task a by `<g_a, tau_b>`, where its own vector brings `<g_a, tau_a>`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.inner_products import GramResult
+from tvgrad.parameters import ALL
+from tvgrad.record.run import Run
+from tvgrad.report.tables import distinct_runs, run_names, run_tables
+
+__all__ = ["Relation", "relate_runs"]
+
+CHANCE = 3.0
+"""Standard deviations, `1/sqrt(m)` each, within which the cosine of two unrelated directions in R^m is expected."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What two runs have to do with each other.
+
+    Attributes:
+        table: the columns of cross_task, and interference_on_a and interference_on_b: the share of the first-order
+            descent of a run's own task vector that the other's would undo (negative: add); one row for each group and
+            each epoch that both have. It is a first-order estimate at the pretrained weights, NaN where the run has no
+            gradient there or its own task vector does not go downhill.
+        epoch: the last epoch at which both have task vectors, which the reading is about.
+        reading: the relation in one sentence.
+    """
+
+    table: pd.DataFrame
+    epoch: int
+    reading: str
+
+
+def relate_runs(
+    left: Run, right: Run, groups: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Relation:
+    """Compare two runs of one model.
+
+    Args:
+        left: run a.
+        right: run b.
+        groups: a regular expression for groups of parameters; by default those of run a.
+        progress: called with the bytes done and the bytes in all.
+
+    Returns:
+        The table, and what it says.
+
+    Raises:
+        TvgradError: both are one run, they are of different models, count different things, or share no epoch.
+    """
+    pair = [left, right]
+    if len(distinct_runs(pair)) == 1:
+        raise TvgradError(f"{left.root} was given twice: give two runs")
+    if left.unit != right.unit:
+        raise TvgradError(
+            f"{left.root} was recorded by {left.unit} and {right.root} by {right.unit}: "
+            "trace both with the same --record-at"
+        )
+    shared = sorted(set(left.epochs) & set(right.epochs) - {0})
+    if not shared:
+        raise TvgradError(
+            f"{left.root} and {right.root} keep no {left.unit} after 0 that both have: trace them to the same one"
+        )
+    made = run_tables(pair, groups, progress)
+    names = run_names(pair)
+    table = made.tables["cross_task"].assign(
+        interference_on_a=_interferences(made.tables["cross_task"], made.gram, *names),
+        interference_on_b=_interferences(made.tables["cross_task"], made.gram, *reversed(names)),
+    )
+    last = table[(table["group"] == ALL) & (table["epoch"] == shared[-1])].iloc[0]
+    reading = f"After {left.unit} {shared[-1]}, {_reading(last, _size(left))}"
+    return Relation(table, shared[-1], reading + ("." if _same_start(left, right) else f"; {ELSEWHERE}."))
+
+
+ELSEWHERE = "the two start from different weights, so that their task vectors cannot be added as they stand"
+
+
+def _interferences(cross_task: pd.DataFrame, gram: GramResult, on: str, of: str) -> list[float]:
+    """For each row: how much of what its own task vector brings the task `on` the task vector of `of` takes back."""
+    rows = {label: row for row, label in enumerate(gram.labels)}
+    found = []
+    for epoch, group in zip(cross_task["epoch"], cross_task["group"], strict=True):
+        gradient = rows.get(f"{on}:gradient:0")
+        own, other = (rows.get(f"{name}:task_vector:{epoch}") for name in (on, of))
+        if gradient is None or own is None or other is None:
+            found.append(math.nan)
+            continue
+        products = gram.gram(group)[gradient]
+        found.append(-float(products[other] / products[own]) if products[own] < 0 else math.nan)
+    return found
+
+
+def _reading(row: pd.Series, size: int) -> str:
+    """One row in words, without the full stop."""
+    names = row["run_a"], row["run_b"]
+    cosine, limit = row["cos_task_vectors"], CHANCE / math.sqrt(size)
+    if math.isnan(cosine):
+        return f"one of the task vectors of {names[0]} and {names[1]} is zero, so they have no relation"
+    if abs(cosine) <= limit:
+        kind = "are unrelated"
+    else:
+        kind = "point the same way" if cosine > 0 else "point against each other"
+    words = (
+        f"the task vectors of {names[0]} and {names[1]} {kind} (cosine {cosine:.3f}; chance among {size:,} coordinates "
+        f"stays within {limit:.2g})"
+    )
+    if not math.isnan(row["sign_agreement"]):
+        words += f" and agree in {row['sign_agreement']:.0%} of their signs"
+    effects = [
+        f"adding that of {other} {_effect(share)} the descent on {own}"
+        for own, other, share in (
+            (names[0], names[1], row["interference_on_a"]),
+            (names[1], names[0], row["interference_on_b"]),
+        )
+        if not math.isnan(share)
+    ]
+    return words + ("; to first order, " + " and ".join(effects) if effects else "")
+
+
+def _effect(share: float) -> str:
+    if abs(share) < 0.005:
+        return "leaves as it is"
+    return f"undoes {share:.0%} of" if share > 0 else f"adds {-share:.0%} to"
+
+
+def _size(run: Run) -> int:
+    return sum(math.prod(parameter.shape) for parameter in run.parameters.values())
+
+
+def _same_start(left: Run, right: Run) -> bool:
+    """Whether both were tuned from the same weights (in whatever dtype they are stored)."""
+    with left.file("weights", 0) as one, right.file("weights", 0) as other:
+        return all(torch.equal(one.read(name).double(), other.read(name).double()) for name in left.parameters)
