@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tvgrad.recipe import OPTIMIZERS
 
@@ -35,9 +36,19 @@ def _names(value: str | None) -> tuple[str, ...]:
 @click.option("--groups", help="Regular expression that groups parameters.")
 @click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
 @click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; options not given again are as they were.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, allow: str | None, **given: Any) -> None:
+@click.pass_context
+def trace(
+    context: click.Context,
+    target: str,
+    out: Path,
+    tasks: str | None,
+    quiet: bool,
+    record: str,
+    allow: str | None,
+    **given: Any,
+) -> None:
     """Fine-tune TARGET and record weights and full-batch gradients after every epoch.
 
     TARGET is a built-in recipe, file.py, file.py:function or package.module:function; the function (default name:
@@ -60,7 +71,7 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
     from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.layout import MANIFEST
-    from tvgrad.record.training import TraceOptions, check_directory, check_space, prepare
+    from tvgrad.record.training import TraceOptions, as_started, check_directory, check_space, prepare
     from tvgrad.record.training import trace as run_trace
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
@@ -70,7 +81,8 @@ def trace(target: str, out: Path, tasks: str | None, quiet: bool, record: str, a
         raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
     for place in places.values():
         check_directory(place, options.resume)
-    prepared = [prepare(recipe, options) for recipe in chosen]
+    said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    prepared = [prepare(recipe, as_started(options, places[recipe.name], said)) for recipe in chosen]
     check_space([(one, places[one.recipe.name]) for one in prepared])
     for one in prepared:
         place = places[one.recipe.name]

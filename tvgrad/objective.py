@@ -430,7 +430,8 @@ def resolve_device(device: str | torch.device, model: nn.Module | None = None) -
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise TvgradError(f"device {str(device)!r} is not available here ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise TvgradError(f"device {str(device)!r} is not available here ({reason}): choose auto or cpu") from None
     if chosen.type == "meta":
         raise TvgradError(
             "tensors on device 'meta' have no values: load the model's weights, and choose another device"

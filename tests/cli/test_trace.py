@@ -156,6 +156,23 @@ def test_resume(tvgrad: Tvgrad, refused: Refused, recipes: Path, tmp_path: Path)
     assert Run.open(out).epochs == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_resume_without_the_options_goes_on_with_them(
+    tvgrad: Tvgrad, refused: Refused, recipes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = "--optimizer adam --lr 0.003 --batch-size 8 --seed 5 --dtype float64 --record gradients,batches"
+    tvgrad("trace", recipes, "--out", out, *options.split(), "--keep", "last:1", "--groups", "weight", "--epochs", "2")
+    assert tvgrad("trace", recipes, "--out", out, "--resume", "--epochs", "4").code == 0
+    run, whole = Run.open(out), tmp_path / "whole"
+    tvgrad("trace", recipes, "--out", whole, *options.split(), "--epochs", "4")
+    for name, tensor in Run.open(whole).weights(4).items():
+        assert torch.equal(run.weights(4)[name], tensor)
+    assert (run.epochs, run.rule.name, set(run.groups().values())) == ([0, 4], "adam", {"weight", "other"})
+    assert run.having("batches") == [1, 2, 3, 4]
+    # what is said again counts, also where it is the default
+    assert "with another seed (5, now 0)" in refused("trace", recipes, "--out", out, "--resume", "--seed", "0")
+
+
 def test_an_interrupt_in_the_middle(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     outcome = tvgrad("trace", f"{recipes}:interrupted", "--out", tmp_path / "run")
@@ -278,6 +295,7 @@ OPTIONS = {
     "--record batches": "--record batches is for mini-batches: give --batch-size, or leave batches out",
     "--record-at sometimes": "--record-at 'sometimes' is not understood: use epochs, or steps:1,10,100",
     "--record-at steps:0": "--record-at 'steps:0' is not understood",
+    "--record-at steps:9,7": "--record-at steps:9,7 names no step that is reached: 3 epochs of 1 steps are 3",
     "--keep few": "--keep 'few' is not understood: use all, last:N or epochs:0,1,5",
     "--keep last:0": "--keep 'last:0' is not understood",
     "--allow everything": "nothing called 'everything' can be allowed: choose from dropout",
@@ -327,7 +345,7 @@ def test_an_out_that_is_taken(refused: Refused, tvgrad: Tvgrad, recipes: Path, t
         ([":other_model"], "records another model"),
         ([":other_start"], "records another model (0.weight differs)"),
         ([":other_data"], "was recorded with another data"),
-        (["", "--lr", "0.2"], "was recorded with another update rule ({'name': 'gd', 'lr': 0.1}, now"),
+        (["", "--lr", "0.2"], "was recorded with another update rule (name gd lr 0.1, now name gd lr 0.2)"),
         (["", "--optimizer", "adam"], "was recorded with another update rule"),
         (["", "--seed", "1"], "was recorded with another seed (0, now 1)"),
         (["", "--dtype", "float64"], "records another model"),

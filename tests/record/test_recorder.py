@@ -403,7 +403,7 @@ def test_a_resume_with_something_else_is_refused_and_changes_nothing(tmp_path: P
 
     with tvgrad.Recorder(tmp_path, **parts()) as recorder:
         recorder.end_epoch()
-    refused(tmp_path, r"another update rule \(\{'name': 'sgd', 'lr': 0.1", **parts(lr=0.2))
+    refused(tmp_path, r"another update rule \(name sgd lr 0.1", **parts(lr=0.2))
     refused(tmp_path, "another data", **parts(data=INPUTS + 1))
     refused(tmp_path, "another unit of recording", **parts(), record_at="steps:1")
     refused(tmp_path, "another choice of what to record", **parts(), record=["gradients", "epoch-gradients"])

@@ -298,6 +298,19 @@ def test_the_recipe_is_left_as_it_is(traced: Traced, make_recipe: MakeRecipe, tm
     assert recipe.model[0].weight.grad is None
 
 
+@pytest.mark.parametrize("options", [{"optimizer": "gd"}, {"optimizer": "sgd", "batch_size": 8}], ids=["gd", "sgd"])
+def test_the_metric_at_recorded_steps(
+    tmp_path: Path, traced: Traced, make_recipe: MakeRecipe, options: dict[str, Any]
+) -> None:
+    recipe = make_recipe(test=make_recipe().train, metric=accuracy)
+    run = traced(tmp_path, recipe, record_at="steps:1,3", **options)
+    assert run.epochs == [0, 1, 3]
+    for step in (1, 3):
+        output = torch.func.functional_call(recipe.model, run.weights(step), (recipe.train.batch(0, 20)[0],))
+        expected = accuracy(output, recipe.train.batch(0, 20)[1])
+        assert run.point(step).metrics["accuracy"] == pytest.approx(float(expected))
+
+
 def test_a_full_batch_by_another_name(tmp_path: Path, traced: Traced) -> None:
     """A batch size of all the samples or more is full-batch training: exact in its first epoch."""
     run = traced(tmp_path, optimizer="sgd", batch_size=20)
@@ -313,7 +326,7 @@ def test_an_estimate_that_does_not_fit_stops_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=taken // 3))
-        with pytest.raises(TvgradError, match=r"the run needs about .* GB and .*new has room for .* GB"):
+        with pytest.raises(TvgradError, match=r"the run needs about .* [kM]?B and .*new has room for .* [kM]B: "):
             traced(tmp_path / "new", epochs=20)
         assert not (tmp_path / "new").exists()
         traced(tmp_path / "short", epochs=20, keep="last:2")
@@ -336,7 +349,11 @@ def test_an_estimate_that_does_not_fit_stops_before_anything_is_written(
         ({"chunk_size": 0}, "the chunk size must be at least 1, not 0"),
         ({"keep": "few"}, "--keep 'few' is not understood"),
         ({"allow": ("everything",)}, "nothing called 'everything' can be allowed"),
-        ({"device": "abacus"}, "device 'abacus' is not available here"),
+        ({"device": "abacus"}, r"device 'abacus' is not available here \(.*\): choose auto or cpu"),
+        (
+            {"record_at": "steps:11", "optimizer": "sgd", "batch_size": 5, "epochs": 2},
+            "--record-at steps:11 names no step that is reached: 2 epochs of 4 steps are 8",
+        ),
     ],
 )
 def test_options_out_of_range(make_recipe: MakeRecipe, options: dict[str, Any], words: str) -> None:

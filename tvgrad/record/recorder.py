@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from tvgrad.eager import eager
 from tvgrad.errors import TvgradError
 from tvgrad.objective import Objective
 from tvgrad.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
@@ -27,7 +28,7 @@ from tvgrad.record.layout import Manifest, Parameter, read_manifest
 from tvgrad.record.writer import RunWriter, cpu_copies, keeps
 from tvgrad.update_rules import UpdateRule, rule_from_optimizer
 
-__all__ = ["RECORDABLE", "Recorder"]
+__all__ = ["RECORDABLE", "Recorder", "moments_of"]
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
 
@@ -130,7 +131,7 @@ class Recorder:
         self._background = background
         self._optimizer = optimizer
         self._scheduler = scheduler
-        self._unit, self._at = _moments(record_at)
+        self._unit, self._at = moments_of(record_at)
         default = ("gradients",) if objective is not None else ("epoch-gradients",) if optimizer is not None else ()
         self._record = tuple(default if record is None else record)
         self._check_record()
@@ -217,6 +218,11 @@ class Recorder:
         if self._unit == "step" and self.steps in self._at:
             self._add(self.steps, metrics or {})
 
+    @property
+    def due(self) -> bool:
+        """Whether `end_step` will record the step that the optimizer has just taken."""
+        return self._unit == "step" and self.steps in self._at
+
     def note_batch(self, indices: torch.Tensor | Sequence[int]) -> None:
         """Say which samples the next step uses, so that its terms can be replayed exactly.
 
@@ -278,7 +284,7 @@ class Recorder:
             known = (mine is not None and theirs is not None) or what == "batch size"
             if known and _plain(mine) != _plain(theirs):
                 raise TvgradError(
-                    f"{self.directory} was recorded with another {what} ({theirs}, now {mine}): "
+                    f"{self.directory} was recorded with another {what} ({_words(theirs)}, now {_words(mine)}): "
                     "resume with the options it was started with"
                 )
         self._writer = self._opened(lambda: RunWriter.resume(self.directory))
@@ -383,6 +389,7 @@ class Recorder:
             raise TvgradError("the recorder is not open: use it as `with tvgrad.Recorder(...) as recorder:`")
         return self._writer
 
+    @eager
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Read the rate and the gradients that the step is about to consume (it may change them in place)."""
@@ -401,6 +408,7 @@ class Recorder:
                 else:
                     self._consumed[name] = gradient.to(_accumulator(gradient.dtype), copy=True)
 
+    @eager
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._count_step()
 
@@ -518,8 +526,18 @@ class Recorder:
             self._scheduler.load_state_dict(values["scheduler"])
 
 
-def _moments(record_at: str) -> tuple[str, frozenset[int]]:
-    """Unit and step numbers of a `record_at` option."""
+def moments_of(record_at: str) -> tuple[str, frozenset[int]]:
+    """Read a `record_at` option.
+
+    Args:
+        record_at: `epochs`, or `steps:1,10,100`.
+
+    Returns:
+        The unit (epoch or step), and the numbers of the steps, none for epochs.
+
+    Raises:
+        TvgradError: it is neither.
+    """  # noqa: DOC501 - the ValueError does not leave
     kind, _, rest = record_at.partition(":")
     if kind == "epochs" and not rest:
         return "epoch", frozenset()
@@ -551,6 +569,13 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def _words(value: Any) -> str:
+    """A fact of run.json for a sentence."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {one}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -7,8 +7,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,23 @@ from tvgrad.objective import Objective, resolve_device
 from tvgrad.parameters import Weights, cosine, trainable_parameters
 from tvgrad.recipe import OPTIMIZERS, Recipe, positive, positive_integer
 from tvgrad.record.layout import MANIFEST, read_manifest
-from tvgrad.record.recorder import Recorder
+from tvgrad.record.recorder import Recorder, moments_of
 from tvgrad.record.run import Run
 from tvgrad.record.writer import keeps, require_free, require_space
 from tvgrad.samples import Samples, map_tensors
 from tvgrad.update_rules import UpdateRule, make_rule
 
-__all__ = ["DTYPES", "Prepared", "Progress", "TraceOptions", "check_directory", "check_space", "prepare", "trace"]
+__all__ = [
+    "DTYPES",
+    "Prepared",
+    "Progress",
+    "TraceOptions",
+    "as_started",
+    "check_directory",
+    "check_space",
+    "prepare",
+    "trace",
+]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -138,6 +148,8 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
     if "batches" in options.record and batch_size is None:
         raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
     keeps(options.keep, 0, [0])
+    if not options.resume:
+        _check_steps(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
     model = copy.deepcopy(recipe.model)
     samples = recipe.train
     if options.dtype is not None:
@@ -153,6 +165,37 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         model, recipe.loss, samples, chunk_size, device, recipe.count, recipe.forward, allow=sorted(allow)
     )
     return Prepared(recipe, model, samples, objective, rule, epochs, batch_size, options)
+
+
+def as_started(options: TraceOptions, directory: Path, given: Collection[str]) -> TraceOptions:
+    """Fill in, for a resume, what is not said again: it is as it was when the run was started.
+
+    Args:
+        options: with defaults where nothing was said.
+        directory: the run directory.
+        given: names of the options that were said.
+
+    Returns:
+        The options to go on with; as they are where there is no run to resume.
+    """
+    if not (options.resume and (directory / MANIFEST).is_file()):
+        return options
+    started = read_manifest(directory).info.get("options")
+    if not isinstance(started, Mapping):
+        return options
+    own = {"resume", "target", "device", "epochs"}  # the planned epochs are the run's business, see `trace`
+    names = {field.name for field in fields(TraceOptions)} - own - set(given)
+    return replace(options, **{name: value for name, value in started.items() if name in names})
+
+
+def _check_steps(record_at: str, epochs: int, steps_per_epoch: int) -> None:
+    """Refuse moments of which none would come."""
+    unit, steps = moments_of(record_at)
+    if unit == "step" and min(steps) > epochs * steps_per_epoch:
+        raise TvgradError(
+            f"--record-at {record_at} names no step that is reached: {epochs} epochs of {steps_per_epoch} steps are "
+            f"{epochs * steps_per_epoch}"
+        )
 
 
 def check_directory(directory: Path, resume: bool) -> None:
@@ -219,6 +262,7 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         info=_facts(prepared),
         resume=options.resume,
         finite=True,
+        background=True,
     )
     with recorder:
         if earlier is not None:
@@ -235,7 +279,8 @@ def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
         for name, tensor in recorded.items():
             if name not in present or not _same(present[name].cpu(), tensor):
                 raise TvgradError(
-                    f"{run.root} records another model ({name} differs): --resume needs the one it was started with"
+                    f"{run.root} records another model ({name} differs): --resume needs the one it was started with "
+                    "(a recipe that draws its weights at random has to seed them)"
                 )
     if prepared.options.chunk_size is None:
         # The chunk size decides the last bit of a sum: go on with the one that was measured then.
@@ -267,14 +312,15 @@ def _train(
         if prepared.batch_size is None:
             if done == 0:
                 _full_step(prepared, optimizer, recorder)
+                recorder.end_step(_test_metric(prepared, loss_of) if recorder.due else None)
         else:
             batches = batches_of(len(prepared.samples), prepared.batch_size, options.seed, recorder.epoch)
             for indices in itertools.islice(batches, done, None):
                 recorder.note_batch(indices)
                 _step(loss_of, prepared, optimizer, indices, recorder.steps)
                 recorder.note_step(batch_size=len(indices))
-                recorder.end_step()
-        metrics = _test_metric(prepared, loss_of)
+                recorder.end_step(_test_metric(prepared, loss_of) if recorder.due else None)
+        metrics = _test_metric(prepared, loss_of) if options.record_at == "epochs" else {}
         recorder.end_epoch({**metrics, "seconds": time.perf_counter() - epoch_began})
         if on_epoch is not None:
             on_epoch(
@@ -297,7 +343,6 @@ def _full_step(prepared: Prepared, optimizer: torch.optim.Optimizer, recorder: R
     prepared.rule.set_rate(optimizer, recorder.steps)
     optimizer.step()
     recorder.note_step(batch_size=len(prepared.samples))
-    recorder.end_step()
 
 
 def _step(
@@ -409,6 +454,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     options = prepared.options
     return {
         "recipe": {"target": options.target, "task": prepared.recipe.name, "about": prepared.recipe.about},
+        "options": {name: value for name, value in asdict(options).items() if name not in {"resume", "target"}},
         "epochs": prepared.epochs,
         "batch_size": prepared.batch_size,
         "seed": options.seed,

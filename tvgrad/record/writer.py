@@ -29,6 +29,7 @@ from tvgrad.record.layout import (
 )
 from tvgrad.record.lock import WriterLock
 from tvgrad.tensor_files import MAX_SHARD_BYTES, TensorFile, write_atomically, write_tensors
+from tvgrad.units import bytes_in_words
 
 __all__ = ["RunWriter", "keeps", "require_free", "require_space"]
 
@@ -327,7 +328,7 @@ def require_space(directory: Path, nbytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if nbytes > free:
         raise TvgradError(
-            f"the run needs about {nbytes / 1e9:.2f} GB and {directory} has room for {free / 1e9:.2f} GB: "
+            f"the run needs about {bytes_in_words(nbytes)} and {directory} has room for {bytes_in_words(free)}: "
             "free some space, record fewer epochs (--keep last:2) or choose another --out"
         )
 
