@@ -92,6 +92,26 @@ def test_a_changed_file_is_read_again(file: Path) -> None:
     assert load_recipes(str(file))[0].name == "newer"
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_imports_its_neighbours(file: Path, inside: bool) -> None:
+    name = f"neighbour_{int(inside)}"
+    (file.parent / f"{name}.py").write_text("NAME = 'from-next-door'")
+    line = f"    from {name} import NAME\n" if inside else f"from {name} import NAME\n"
+    source = SOURCE.replace("def recipe():\n", f"def recipe():\n{line}") if inside else line + SOURCE
+    file.write_text(source.replace('name="own"', "name=NAME"))
+    path = list(sys.path)
+    assert load_recipes(str(file))[0].name == "from-next-door"
+    assert sys.path == path
+    del sys.modules[name]
+
+
+def test_an_error_is_placed_in_the_users_code(file: Path) -> None:
+    """Not in the line of tvgrad that called the model, wherever tvgrad is installed."""
+    file.write_text(SOURCE.replace("nn.Linear(2, 2)", "nn.Linear(3, 2)"))
+    with pytest.raises(TvgradError, match=r"RuntimeError: mat1 and mat2 .* \(own_recipes.py, line 14\)$"):
+        load_recipes(str(file))
+
+
 def test_a_sentence_of_tvgrads_own_passes_through(file: Path) -> None:
     file.write_text(SOURCE.replace("lr=Settings().lr", "lr=-1"))
     with pytest.raises(TvgradError, match=r"^lr must be a positive number, not -1$"):

@@ -11,7 +11,8 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -93,12 +94,26 @@ def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
     if target in BUILT_IN:
         recipes = check_recipes(_function(BUILT_IN[target].target)(), target)
     else:
-        recipes = check_recipes(_call(_function(target), target), target)
+        with _importing_from(target):
+            recipes = check_recipes(_call(_function(target), target), target)
     unknown = [task for task in tasks if task not in {recipe.name for recipe in recipes}]
     if unknown:
         known = ", ".join(recipe.name for recipe in recipes)
         raise TvgradError(f"{target} has no task called {unknown[0]!r}: choose from {known}")
     return [recipe for recipe in recipes if not tasks or recipe.name in tasks]
+
+
+@contextmanager
+def _importing_from(target: str) -> Generator[None]:
+    """Let a target import its neighbours, as a script could, at the top of its file and inside its function."""
+    place = target.rpartition(":")[0] if ":" in target else target
+    folder = str(Path(place).resolve().parent) if place.endswith(".py") else ""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the target's own code may have changed the path
+            sys.path.remove(folder)
 
 
 def _function(target: str) -> Callable[[], Any]:
@@ -127,26 +142,19 @@ def _file_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Pickling of the file's classes, and dataclasses in it, look the module up by name.
     sys.modules[spec.name] = module
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise TvgradError(f"{path} cannot be run: {_where(error)}") from error
-    finally:
-        sys.path.remove(folder)
     return module
 
 
 def _named_module(name: str) -> ModuleType:
-    sys.path.insert(0, "")
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise TvgradError(f"module {name!r} cannot be imported: {_where(error)}") from error
-    finally:
-        sys.path.remove("")
 
 
 def _call(function: Callable[[], Any], target: str) -> Any:
@@ -171,6 +179,6 @@ def _where(error: BaseException) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    """Whether code is an installed package's, Python's own or this loader's, and not the user's."""
-    roots = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
-    return filename.startswith("<") or filename == __file__ or any(filename.startswith(root) for root in roots)
+    """Whether code is an installed package's, Python's own or tvgrad's (wherever that lies), and not the user's."""
+    roots = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")} | {str(Path(__file__).parents[1])}
+    return filename.startswith("<") or any(filename.startswith(root) for root in roots)
