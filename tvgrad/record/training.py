@@ -262,7 +262,6 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         info=_facts(prepared),
         resume=options.resume,
         finite=True,
-        background=True,
     )
     with recorder:
         if earlier is not None:
