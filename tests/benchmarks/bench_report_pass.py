@@ -2,7 +2,7 @@
 
 Run by hand: `python tests/benchmarks/bench_report_pass.py [--parameters 86_000_000] [--naive]`. It writes about 40
 bytes a parameter to a temporary folder and deletes them. Each repetition runs in a process of its own, so that its
-peak memory is its own; the cache is warm.
+peak memory is its own; the cache is warm. The naive script needs 8 GB and minutes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from timing import Figure
 
 from tvgrad.inner_products import Vector, gram_of
 from tvgrad.parameters import group_names
@@ -121,6 +123,18 @@ def naive(folder: Path) -> None:
 CASES = {"read": plain_read, "load": load, "report": report, "vectors": plain_vectors, "naive": naive}
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GB.
+
+    The kernel's own count where it tells: `getrusage` charges a process with the peak of the one that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024 / 1e9
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def measure(case: str, folder: Path) -> dict[str, float]:
     """Run one case in a fresh process.
 
@@ -132,6 +146,54 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     ).stdout
     figures: dict[str, float] = json.loads(output)
     return figures
+
+
+def figures(
+    rounds: int, quick: bool = False, parameters: int = 86_000_000, with_naive: bool = True
+) -> Iterator[Figure]:
+    """Measure the pass on ten files.
+
+    Args:
+        rounds: repetitions of each case; the naive script runs once.
+        quick: on small files, to see that all runs; the figures mean nothing.
+        parameters: numbers in a file.
+        with_naive: also the naive script.
+
+    Yields:
+        Figures with their goals.
+    """
+    parameters = 2_000_000 if quick else parameters
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Not in this process: children are charged with the peak memory of the process that starts them.
+        arguments = ["--write", "--folder", name, "--parameters", str(parameters)]
+        subprocess.run([sys.executable, __file__, *arguments], check=True)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        print(f"{size:.2f} GB in {2 * EPOCHS} files, {os.cpu_count()} cores, {rounds} rounds", flush=True)
+        cases = ["read", "load", "report", "vectors"]
+        # Cases take turns, so that a slow minute of the machine falls on all of them.
+        runs = [{case: measure(case, folder) for case in cases} for _ in range(rounds)]
+        if with_naive:
+            cases.append("naive")
+            once = measure("naive", folder)
+            for run in runs:
+                run["naive"] = once
+    for case in cases:
+        seconds = statistics.median(run[case]["seconds"] for run in runs)
+        ratio = statistics.median(run[case]["seconds"] / run["read"]["seconds"] for run in runs)
+        peak = max(run[case]["peak"] for run in runs)
+        print(f"{case:8} {seconds:7.2f} s  {ratio:6.2f} x read  {peak:5.2f} GB peak", flush=True)
+    size_words = f"10 files of {parameters / 1e6:.0f} M float32"
+
+    def over(above: str, below: str) -> list[float]:
+        return [run[above]["seconds"] / run[below]["seconds"] for run in runs]
+
+    yield Figure(f"report pass, {size_words}", "plain read of the bytes", over("report", "read"), 2.5)
+    yield Figure(f"inner products alone, {size_words}", "plain read of the bytes", over("vectors", "read"))
+    yield Figure(f"peak memory of the report pass, {size_words}", "GB", [run["report"]["peak"] for run in runs], 0.3)
+    if with_naive:
+        yield Figure("load all and compare pairwise", "report pass", over("naive", "report"), 20, least=True)
+        yield Figure("peak memory of load all and compare", "GB", [once["peak"]])
 
 
 def main() -> None:
@@ -151,29 +213,10 @@ def main() -> None:
         start = time.perf_counter()
         CASES[options.case](options.folder)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(json.dumps({"seconds": seconds, "peak": peak}))
+        print(json.dumps({"seconds": seconds, "peak": peak_memory()}))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        # Not in this process: children are charged with the peak memory of the process that starts them.
-        arguments = ["--write", "--folder", name, "--parameters", str(options.parameters)]
-        subprocess.run([sys.executable, __file__, *arguments], check=True)
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
-        print(f"{size:.2f} GB in {2 * EPOCHS} files, {os.cpu_count()} cores, median of {options.repeat}")
-        cases = ["read", "load", "report", "vectors"]
-        # Cases take turns, so that a slow minute of the machine falls on all of them.
-        runs = [{case: measure(case, folder) for case in cases} for _ in range(options.repeat)]
-        if options.naive:
-            cases.append("naive")
-            once = measure("naive", folder)
-            for run in runs:
-                run["naive"] = once
-        for case in cases:
-            seconds = statistics.median(run[case]["seconds"] for run in runs)
-            ratio = statistics.median(run[case]["seconds"] / run["read"]["seconds"] for run in runs)
-            peak = max(run[case]["peak"] for run in runs)
-            print(f"{case:8} {seconds:7.2f} s  {ratio:6.2f} x read  {peak:5.2f} GB peak")
+    for figure in figures(options.repeat, parameters=options.parameters, with_naive=options.naive):
+        print(*figure.row, sep="; ")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""Figures with goals of the benchmarks that print reports of their own when they are run by hand."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import bench_certificate
+import bench_merging
+import bench_script_trace
+import bench_spectral
+import torch
+from timing import Figure, paired, ratios
+
+from tests.bounds.reference import reference_tasks
+from tvgrad.bounds import FeedForward
+from tvgrad.objective import Objective
+
+
+def spectral(rounds: int, quick: bool) -> Iterator[Figure]:
+    """Certified spectral norms beside `torch.linalg.matrix_norm`.
+
+    Yields:
+        A speed-up for each shape, and how far the certified value is above the norm.
+    """
+    from tvgrad.bounds.spectral import spectral_norm
+
+    excess = []
+    for shape in bench_spectral.SHAPES[:2] if quick else bench_spectral.SHAPES:
+        matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        excess.append(spectral_norm(matrix).bound / float(torch.linalg.svdvals(matrix)[0]) - 1)
+        speed_ups = [bench_spectral.compare(matrix, 1)[2] for _ in range(rounds)]
+        goal = 2.0 if max(shape) == 3072 else None
+        what = f"certified spectral norm, {shape[0]}x{shape[1]} float64, speed-up"
+        yield Figure(what, "torch.linalg.matrix_norm", speed_ups, goal, least=True)
+    yield Figure("certified spectral norm, largest excess", "relative to the norm", [max(excess)], 1e-6)
+
+
+def certificate(rounds: int, quick: bool) -> Iterator[Figure]:
+    """Time of a certificate for all digits, in full-batch gradients.
+
+    Yields:
+        One figure a learning rate.
+    """
+    task = next(iter(reference_tasks()))
+    copies = 1 if quick else -(-bench_certificate.SAMPLES // len(task.inputs))
+    inputs, targets = task.inputs.repeat(copies, 1), task.targets.repeat(copies)
+    inputs, targets = inputs[: bench_certificate.SAMPLES], targets[: bench_certificate.SAMPLES]
+    objective = Objective(task.model, torch.nn.CrossEntropyLoss(), (inputs, targets))
+    for rate in (1e-4, 1e-2):
+
+        def certify(rate: float = rate) -> object:
+            return FeedForward(task.model, inputs, targets).certificate(rate, bench_certificate.EPOCHS)
+
+        timings = paired({"gradient": objective.gradient, "certificate": certify}, rounds)
+        values = ratios(timings, "certificate", "gradient") or []
+        what = f"a priori certificate, {len(inputs)} samples, rate {rate:g}"
+        yield Figure(what, "one full-batch gradient", values, 300)
+
+
+def script_trace(rounds: int, quick: bool) -> Iterator[Figure]:
+    """Wall time of scripts with and without `tvgrad trace`, and the stall at the end of an epoch.
+
+    Yields:
+        One figure a script, and the stall.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "script.py").write_text(bench_script_trace.SCRIPT)
+        for kind in ("mlp",) if quick else ("mlp", "transformer"):
+            plain = [sys.executable, str(folder / "script.py"), kind]
+            values = []
+            for pair in range(rounds):  # in turn the one and the other first
+                commands = [plain, bench_script_trace.traced(plain, folder)]
+                order = (0, 1) if pair % 2 else (1, 0)
+                walls = {which: bench_script_trace.numbers(commands[which])[0] for which in order}
+                values.append(walls[1] / walls[0])
+            yield Figure(f"wall time of an unchanged script, traced, {kind}", "the same untraced", values, 1.03)
+        megabytes = 8 if quick else 343
+        (folder / "stall.py").write_text(bench_script_trace.STALL)
+        raw = bench_script_trace.raw_write(folder, megabytes)
+        command = [sys.executable, str(folder / "stall.py"), str(megabytes), "1" if quick else "6"]
+        stalls = bench_script_trace.numbers(bench_script_trace.traced(command, folder))[1:]  # the first fills buffers
+        what = f"stall of an unchanged script at the end of an epoch, {megabytes} MB"
+        yield Figure(what, "raw write", [stall / raw for stall in stalls], 0.15)
+
+
+def merging(rounds: int, quick: bool) -> Iterator[Figure]:
+    """Merging ten models, beside reading and writing as many bytes.
+
+    Yields:
+        Time of each elementwise method, and the largest peak memory.
+    """
+    models, parameters = (3, 500_000) if quick else (10, 86_000_000)
+    cases = ["copy", *bench_merging.ELEMENTWISE]
+    with tempfile.TemporaryDirectory() as name:
+        words = ["--models", str(models), "--parameters", str(parameters), "--case", "write", "--folder", name]
+        subprocess.run([sys.executable, bench_merging.__file__, *words], check=True)
+        runs = [{case: bench_merging.measure(case, Path(name)) for case in cases} for _ in range(rounds)]
+    size = f"{models} models of {parameters / 1e6:.2g} M float32"
+    for method in bench_merging.ELEMENTWISE:
+        values = [run[method]["seconds"] / run["copy"]["seconds"] for run in runs]
+        print(f"{method:16} {statistics.median(run[method]['seconds'] for run in runs):7.2f} s", flush=True)
+        yield Figure(f"merge by {method}, {size}", "read and write of the bytes", values, 2.5)
+    peaks = [max(run[method]["peak"] for method in bench_merging.ELEMENTWISE) for run in runs]
+    yield Figure(f"peak memory of an elementwise merge, {size}", "GB", peaks, 1.5)
