@@ -162,6 +162,12 @@ def test_the_multitask_gap_lies_between_its_bounds(alpha: float, rate: float) ->
             assert form.lower <= gap * (1 + 1e-9) + 1e-13 * rate
             assert form.upper >= gap * (1 - 1e-9) - 1e-13 * rate
     assert found.upper_bound <= 1.01 * gap
+    alone = multitask_gap([problem_of(task) for task in tasks], rate, EPOCHS, alpha, simulate=False)
+    assert [form.name for form in alone.forms] == ["closed", "quadratic"]
+    assert alone.upper_bound == min(form.upper for form in found.forms[:2]) >= gap * (1 - 1e-9)
+    if rate < 1e-4:
+        assert alone.lower_bound > 0
+        assert alone.upper_bound <= 1.05 * gap
     if math.isfinite(found.coefficient_bound):
         assert coefficient(tasks, EPOCHS, alpha) <= found.coefficient_bound
 
@@ -200,10 +206,13 @@ def test_the_reference_case_is_tight(number: int) -> None:
 @pytest.mark.slow
 def test_the_reference_gap_is_tight() -> None:
     tasks = list(reference_tasks())
-    for rate in (1e-7, 1e-4, 1e-2):
+    for rate, at_start in ((1e-7, 1.01), (1e-4, 10.0), (1e-2, None)):
         gap = true_gap(tasks, rate, EPOCHS, 0.4)
         found = multitask_gap([problem_of(task) for task in tasks], rate, EPOCHS, 0.4)
         assert found.lower_bound <= gap <= found.upper_bound <= 1.01 * gap
+        forms = {form.name: form for form in found.forms}
+        if at_start is not None:
+            assert gap <= forms["quadratic"].upper <= at_start * gap
 
 
 def test_certificates_compare_and_print() -> None:

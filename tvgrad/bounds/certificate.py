@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, closed, quadratic, remainder, without
+from tvgrad.bounds.forms import LOCAL_ATTEMPTS, QUADRATIC_STEPS, Form, attempt, closed, quadratic, remainder, without
 from tvgrad.bounds.layer_constants import LayerBounds
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.start import Start
@@ -26,7 +26,6 @@ __all__ = ["Certificate", "StepBound", "certify", "certify_run", "certify_steps"
 
 TUBE = "tube"
 _OTHER_START = "the recorded weights do not start at the problem's own: build it from the first of them"
-QUADRATIC_STEPS = 100  # a product with the Hessian each
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, si
         NoCertificate: no form gives a bound; the message says why, form by form.
     """
     plan = plan_of(rule, epochs)
-    forms = [_attempt("closed, uniform", lambda: _uniform(problem, plan)), *_worst_forms(problem, plan)]
+    forms = [attempt("closed, uniform", lambda: _uniform(problem, plan)), *_worst_forms(problem, plan)]
     if problem.has_data:
         forms += _local_forms(problem, plan)
         if simulate and plan.steps <= TUBE_STEPS:
-            forms.append(_attempt(TUBE, lambda: _of_tube(TUBE, simulated_tube(problem, plan))))
+            forms.append(attempt(TUBE, lambda: _of_tube(TUBE, simulated_tube(problem, plan))))
         elif simulate:
             forms.append(Form(TUBE, reason=f"left out: it takes a gradient an epoch, at most {TUBE_STEPS}"))
     return _best(forms)
@@ -124,7 +123,7 @@ def certify_run(problem: DerivativeBounds, rule: UpdateRule | float, weights: Se
     plan = plan_of(rule, len(weights))
     tube = tube_round(problem, plan, weights)
     form = _of_tube("a posteriori", tube)
-    uniform = _attempt("closed, uniform", lambda: _uniform(problem, plan))
+    uniform = attempt("closed, uniform", lambda: _uniform(problem, plan))
     return Certificate(form.radius, form.upper, form.lower, form.name, uniform.upper, tube.strays[-1], (uniform, form))
 
 
@@ -154,13 +153,6 @@ def certify_steps(
             return found, f"the tube grows beyond all bounds at step {step}"
         found.append(StepBound(error.upper + width, stray))
     return found, reason
-
-
-def _attempt(name: str, build: Callable[[], Form]) -> Form:
-    try:
-        return build()
-    except NoCertificate as reason:
-        return Form(name, reason=str(reason))
 
 
 def _best(forms: Sequence[Form]) -> Certificate:
@@ -205,7 +197,7 @@ def _worst_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
         return found.gradient_norm, found.hessian_norm
 
     name = "closed, worst case"
-    return [_attempt(name, lambda: closed(name, *_scales(problem, plan), _with_decay(problem, plan, constants)))]
+    return [attempt(name, lambda: closed(name, *_scales(problem, plan), _with_decay(problem, plan, constants)))]
 
 
 def _local_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
@@ -220,12 +212,12 @@ def _local_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
         return problem.local(radius)
 
     forms = [
-        _attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants, LOCAL_ATTEMPTS)),
-        _attempt("remainder", lambda: remainder("remainder", start, thirds, layerwise=False)),
-        _attempt("layer-wise", lambda: remainder("layer-wise", start, thirds, layerwise=True)),
+        attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants, LOCAL_ATTEMPTS)),
+        attempt("remainder", lambda: remainder("remainder", start, thirds, layerwise=False)),
+        attempt("layer-wise", lambda: remainder("layer-wise", start, thirds, layerwise=True)),
     ]
     if plan.steps <= QUADRATIC_STEPS:
-        forms.append(_attempt("quadratic", lambda: quadratic("quadratic", start, thirds)))
+        forms.append(attempt("quadratic", lambda: quadratic("quadratic", start, thirds)))
     else:
         forms.append(Form("quadratic", reason=f"left out: it takes a product an epoch, at most {QUADRATIC_STEPS}"))
     return forms

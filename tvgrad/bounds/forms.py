@@ -34,9 +34,10 @@ from tvgrad.bounds.running_error import Approximate
 from tvgrad.bounds.start import Start, weighted
 from tvgrad.update_rule_base import Array
 
-__all__ = ["Form", "closed", "lost", "quadratic", "remainder", "without"]
+__all__ = ["Form", "QuadraticPath", "attempt", "closed", "lost", "quadratic", "remainder", "without"]
 
 ATTEMPTS = 40
+QUADRATIC_STEPS = 100  # a product with the Hessian each
 LOCAL_ATTEMPTS = 12  # local constants cost a few gradients each time
 FURTHEST = 30.0  # how much further than the first-order path a ball may reach before it is given up
 GROWTH = 1.01
@@ -80,6 +81,22 @@ def _enlarged(radius: float) -> float:
         return radius
     exponent = math.ceil(32 * math.log2(GROWTH * radius)) / 32
     return max(GROWTH * radius, math.exp2(exponent))
+
+
+def attempt(name: str, build: Callable[[], Form]) -> Form:
+    """Build a form.
+
+    Args:
+        name: of the form.
+        build: makes it.
+
+    Returns:
+        The form, or one that says why there is none.
+    """
+    try:
+        return build()
+    except NoCertificate as reason:
+        return Form(name, reason=str(reason))
 
 
 def lost(radius: float) -> str:

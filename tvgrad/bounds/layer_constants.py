@@ -73,7 +73,7 @@ class LayerBounds:
     @property
     def hessian_lipschitz(self) -> float:
         """An upper bound of the Hessian's Lipschitz constant."""
-        return inflated(tensor_bound(self._third), self.margin)
+        return inflated(tensor_bound(self.thirds), self.margin)
 
     def along(self, norms: torch.Tensor) -> tuple[float, float]:
         """Bound the third derivative D3 in one or two slots that are filled with a known direction d.
@@ -84,11 +84,12 @@ class LayerBounds:
         Returns:
             Upper bounds of `||D3[., d, d]||` and of `||D3[., ., d]||_2`.
         """
-        once = self._third @ norms
+        once = self.thirds @ norms
         return inflated(float((once @ norms).norm()), self.margin), inflated(spectral_bound(once), self.margin)
 
     @property
-    def _third(self) -> torch.Tensor:
+    def thirds(self) -> torch.Tensor:
+        """The third derivative's bounds, which have to have been asked for."""
         if self.third is None:
             raise ValueError("third derivatives were not asked for")
         return self.third

@@ -8,6 +8,8 @@ alpha by `tau_MT^s = -alpha sum_e c[s,e] sum_t g_t(theta_MT^e)`. Their gap is ex
 - *closed*: on a ball that holds all iterates, with d_{t,e} a bound of ||theta_t^e - theta_MT^e||,
   `d_{t,s} <= sum_e c[s,e] ( H_t d_{t,e} + ||(1 - alpha) g_t(theta_MT^e) - alpha sum_{t' != t} g_t'(theta_MT^e)|| )`
   and the gap is at most `|alpha| sum_t sum_e c[k,e] H_t d_{t,e}`.
+- *quadratic*: with q_t the rule on the quadratic model of L_t at theta_0 and q_MT that of `alpha sum_t L_t`, whose
+  first-order parts cancel in `alpha sum_t q_t - q_MT`: this vector, up to `|alpha| sum_t X_t + X_MT` (module forms).
 - *tube*: one tube for each task and one for multitask descent; the gap is what float64 finds, up to the tubes' widths.
 
 The coefficient of the second-order term, `C_k` in `theta_TA - theta_MT = -alpha eta^2 C_k + O(eta^3)`, is at most
@@ -24,10 +26,22 @@ import numpy as np
 import torch
 
 from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.forms import ATTEMPTS, GROWTH, HUGE, Form, lost, without
+from tvgrad.bounds.forms import (
+    ATTEMPTS,
+    GROWTH,
+    HUGE,
+    QUADRATIC_STEPS,
+    Form,
+    QuadraticPath,
+    attempt,
+    lost,
+    without,
+)
+from tvgrad.bounds.layer_constants import LayerBounds
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.running_error import Approximate
+from tvgrad.bounds.start import Start
 from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, summed_tube
 from tvgrad.errors import TvgradError
 from tvgrad.results import Result
@@ -72,7 +86,8 @@ def multitask_gap(
         rule: a linear rule without weight decay, or the learning rate of gradient descent.
         epochs: k.
         alpha: the merging coefficient.
-        simulate: also simulate all runs in float64 and bound what rounding can have changed.
+        simulate: also simulate all runs in float64 and bound what rounding can have changed; without it all forms use
+            theta_0 alone.
 
     Returns:
         The best bounds.
@@ -103,11 +118,11 @@ def multitask_gap(
         forms.append(form)
     except NoCertificate as reason:
         forms.append(Form("closed", reason=str(reason)))
-    if simulate and plan.steps <= TUBE_STEPS and all(problem.has_data for problem in problems):
-        try:
-            forms.append(_tubes(problems, plan, alpha))
-        except NoCertificate as reason:
-            forms.append(Form("tube", reason=str(reason)))
+    if all(problem.has_data for problem in problems):
+        if plan.steps <= QUADRATIC_STEPS:
+            forms.append(attempt("quadratic", lambda: _quadratic(problems, plan, alpha)))
+        if simulate and plan.steps <= TUBE_STEPS:
+            forms.append(attempt("tube", lambda: _tubes(problems, plan, alpha)))
     found = [form for form in forms if form.exists]
     if not found:
         raise NoCertificate(without(forms))
@@ -142,6 +157,59 @@ def _closed(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> t
         coefficient = steps * (steps - 1) / 2 * float(hessians @ pulls) * (1 + 1e-9) if plain else math.nan
         return Form("closed", size * total * (1 + 1e-9), 0.0, radius), coefficient
     raise NoCertificate(lost(radius))
+
+
+class _Summed:
+    """`alpha sum_t L_t` at theta_0, as far as a quadratic form asks for it."""
+
+    def __init__(self, problems: Sequence[DerivativeBounds], alpha: float) -> None:
+        self.problems, self.alpha = problems, alpha
+        self.network = problems[0].network
+        self.gradient = self._sum([problem.gradient for problem in problems])
+
+    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+        each = [problem.products(directions) for problem in self.problems]
+        return [self._sum(list(parts)) for parts in zip(*each, strict=True)]
+
+    def hessian_norm(self) -> float:
+        return abs(self.alpha) * sum(problem.hessian_norm() for problem in self.problems) * (1 + 1e-12)
+
+    def local(self, radius: float) -> LayerBounds:
+        each = [problem.local(radius) for problem in self.problems]
+        size = abs(self.alpha)
+        third = sum((one.thirds for one in each), torch.zeros_like(each[0].thirds))
+        margin = max(one.margin for one in each) + gamma(len(each) + 4)
+        return LayerBounds(
+            size * torch.stack([one.gradient for one in each]).sum(0),
+            size * torch.stack([one.hessian for one in each]).sum(0),
+            size * third,
+            margin,
+        )
+
+    def _sum(self, parts: list[Approximate]) -> Approximate:
+        value = self.alpha * torch.stack([one.value for one in parts]).sum(0)
+        sizes = sum(one.norm for one in parts)
+        error = sum(one.error for one in parts) + gamma(len(parts) + 8) * sizes
+        return Approximate(value, abs(self.alpha) * error * (1 + 1e-9))
+
+
+def _quadratic(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:
+    together = _Summed(problems, alpha)
+    total = torch.zeros_like(problems[0].network.flat)
+    error = size = rest = furthest = 0.0
+    losses: list[tuple[DerivativeBounds | _Summed, float]] = [(problem, alpha) for problem in problems]
+    for problem, weight in [*losses, (together, -1.0)]:
+        path = QuadraticPath(Start(problem, plan, problem.hessian_norm()))
+        radius, _, apart = path.verified(problem.local, layerwise=True)
+        bent = path.error(plan.steps)
+        total.add_(bent.value, alpha=weight)
+        error += abs(weight) * bent.error
+        size += abs(weight) * bent.norm
+        rest += abs(weight) * apart
+        furthest = max(furthest, radius)
+    gap = Approximate(total, (error + gamma(len(problems) + 8) * size) * (1 + 1e-9))
+    rest *= 1 + 1e-9
+    return Form("quadratic", gap.upper + rest, max(0.0, gap.lower - rest), furthest)
 
 
 def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
-from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.network import UNIT, gamma
+from tvgrad.bounds.network import UNIT, Network, gamma
 from tvgrad.bounds.plan import Plan
 from tvgrad.bounds.running_error import Approximate
 from tvgrad.update_rule_base import Array
 
 __all__ = ["Start"]
+
+
+class Differentiable(Protocol):
+    """A loss at theta_0: one task's, or a sum of several."""
+
+    @property
+    def network(self) -> Network:
+        """Where its parameters are."""
+
+    @property
+    def gradient(self) -> Approximate:
+        """Its gradient."""
+
+    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+        """Its Hessian times vectors.
+
+        Args:
+            directions: vectors like theta_0.
+        """
 
 
 class Start:
@@ -26,7 +45,7 @@ class Start:
         hessian_norm: an upper bound of `||H_0 + lambda I||`.
     """
 
-    def __init__(self, problem: DerivativeBounds, plan: Plan, hessian_norm: float) -> None:
+    def __init__(self, problem: Differentiable, plan: Plan, hessian_norm: float) -> None:
         """Evaluate the gradient.
 
         Args:
