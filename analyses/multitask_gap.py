@@ -16,29 +16,33 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tvgrad.errors import TvgradError
+from tvgrad.objective import Objective
 from tvgrad.parameters import norm
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.record.training import TraceOptions, prepare
 from tvgrad.theory.combination import combination
+from tvgrad.theory.expansion import expand
 from tvgrad.theory.multitask import gap_parts, multitask_gap
+from tvgrad.update_rules import GD
 
 from .finding import Finding, fitted_order, guide_line
 
 __all__ = ["analyse"]
 
-RATES = (0.004, 0.002, 0.001, 0.0005, 0.00025, 0.000125)
+HALVINGS, LARGEST_ERROR = 6, 0.02
 ALPHAS = (0.2, 0.4, 1.0)
 DRAWN = 0.4
 EPOCHS = 5
 SLACK = 0.1
 
 
-def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: int = EPOCHS) -> Finding:
+def analyse(target: str = "digits", rates: Sequence[float] = (), epochs: int = EPOCHS) -> Finding:
     """Train tasks and their sum at falling rates, and fit the order of what the prediction leaves.
 
     Args:
         target: a recipe with several tasks.
-        rates: learning rates.
+        rates: learning rates; by default six, each half the one before, the largest of which keeps the predicted
+            second-order error of every task under 2 %.
         epochs: k.
 
     Returns:
@@ -51,6 +55,7 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: int 
     tasks = [prepare(recipe, options).objective for recipe in load_recipes(target)]
     if len(tasks) < 2:
         raise TvgradError(f"{target} has one task, and task arithmetic adds several: give a recipe with two or more")
+    rates = [float(rate) for rate in rates] or _falling(tasks, epochs)
     frozen = gap_parts(tasks, rates[0], epochs)
     rows = []
     for rate in rates:
@@ -109,3 +114,10 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: int 
         "residual of third order."
     )
     return Finding(claim, held, evidence, table, draw)
+
+
+def _falling(tasks: Sequence[Objective], epochs: int) -> list[float]:
+    """Rates small enough for an expansion, from one gradient and one product a task."""
+    rule = GD(1e-3)
+    largest = min(1e-3 * expand(task, rule).rate_factor_within(rule, epochs, LARGEST_ERROR) for task in tasks)
+    return [largest / 2**halving for halving in range(HALVINGS)]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+ROUNDING = 1e-12
+"""Rows of a budget that are smaller than this part of the residual are what float64 sums leave, and are not shown."""
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -80,10 +83,11 @@ def explain(
             print_table(f"{run.name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
         last = max(row.epoch for row in made.budget.rows)
         rows = [row for row in made.budget.rows if row.epoch == last]
-        shown = [row for row in rows if row.norm] or rows
+        rounding = ROUNDING * made.budget.residual_norms[last]
+        shown = [row for row in rows if row.norm > rounding] or rows
         print_table(f"{run.name}: error budget of epoch {last}", frame_of(shown, COLUMNS["error_budget"]))
         if len(shown) < len(rows):
-            click.echo(f"{run.name}: zero: {', '.join(row.term for row in rows if not row.norm)}")
+            click.echo(f"{run.name}: zero to rounding: {', '.join(row.term for row in rows if row.norm <= rounding)}")
         for sentence in made.sentences:
             click.echo(f"{run.name}: {sentence}")
     click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")

@@ -50,7 +50,7 @@ def test_a_built_in_recipe_is_found_by_its_name(tmp_path: Path, tvgrad: Callable
     done = tvgrad("explain", tmp_path / "low", "--epochs", "2", "--budget-seconds", "30")
     assert done.code == 0, done.err
     assert "low: error budget of epoch 2" in done.out
-    table, _, said = done.out.partition("low: zero: ")
+    table, _, said = done.out.partition("low: zero to rounding: ")
     assert "weight decay" not in table
     assert said.startswith("weight decay, preconditioner, batch curvature, batch order, unequal batches, coverage\n")
     done = tvgrad("explain", tmp_path / "low", "--epochs", "2", "--budget-seconds", "1e-9")
