@@ -272,7 +272,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_tensors(
-    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write tensors to a safetensors file, or to shards and an index when they are larger than one shard.
 
@@ -283,6 +286,7 @@ def write_tensors(
         tensors: name -> tensor; tensors on other devices are copied to the CPU, shared memory is written twice.
         path: the `.safetensors` file to make; its folder must exist.
         max_shard_bytes: largest number of tensor bytes in one file.
+        metadata: words for the header of each file.
 
     Returns:
         The path that opens the tensors: `path`, or the index beside it when there are shards.
@@ -293,7 +297,7 @@ def write_tensors(
     path = Path(path)
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_atomically(path, partial(_save, shards[0]))
+        write_atomically(path, partial(_save, shards[0], metadata))
         return path
     stem = path.name.removesuffix(".safetensors")
     weight_map: dict[str, str] = {}
@@ -303,7 +307,7 @@ def write_tensors(
         for number, shard in enumerate(shards, start=1):
             name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
             weight_map.update(dict.fromkeys(shard, name))
-            write_atomically(path.parent / name, partial(_save, shard))
+            write_atomically(path.parent / name, partial(_save, shard, metadata))
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
         write_atomically(index_path, lambda temporary: temporary.write_text(index, encoding="utf-8"))
     except BaseException:
@@ -314,8 +318,8 @@ def write_tensors(
     return index_path
 
 
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file(_detached(tensors), path)
+def _save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, path: Path) -> None:
+    save_file(_detached(tensors), path, None if metadata is None else dict(metadata))
 
 
 def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 import tvgrad
-from tvgrad.errors import TvgradError
+from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.record.checkpoint import export_checkpoint
 from tvgrad.record.run import Run
 
@@ -63,11 +64,50 @@ def test_the_checkpoint_is_the_tuned_model(tmp_path: Path, tied: Run) -> None:
     assert model.head.weight is model.embed.weight
     assert torch.equal(model.norm.running_mean, tied.buffers(3)["norm.running_mean"])
     assert model.norm.num_batches_tracked == 9
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == Configuration().to_dict()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        **Configuration().to_dict(),
+        "architectures": ["Tied"],
+        "dtype": "float32",
+    }
     merge = (tmp_path / "out" / "mergekit.yaml").read_text()
     assert 'base_model: "base/model: one"' in merge
     assert f'- model: "{tmp_path / "out"}"' in merge
     assert "dtype: float32" in merge
+
+
+def test_the_files_of_the_hugging_face_libraries(tmp_path: Path, tied: Run) -> None:
+    written = export_checkpoint(tied, 3, tmp_path / "out", base="someone/base")
+    with safe_open(written[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # their loaders refuse a file without it
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config["dtype"]) == (["Tied"], "float32")
+    merge = (tmp_path / "out" / "mergekit.yaml").read_text()
+    assert 'base_model: "someone/base"\n' in merge
+    assert "The run does not say" not in merge
+
+
+def test_a_base_that_is_not_known_is_told(tmp_path: Path, traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Configuration, "to_dict", lambda self: {"model_type": "toy", "architectures": ["Other"]})
+    tokens = torch.arange(6)
+    model = Tied().eval()
+    recipe = tvgrad.Recipe(model, nn.CrossEntropyLoss(), (tokens, tokens), lr=0.1)
+    run = traced(tmp_path / "run", recipe, dtype="float64")
+    export_checkpoint(run, 1, tmp_path / "out")
+    merge = (tmp_path / "out" / "mergekit.yaml").read_text()
+    assert "# The run does not say where the pretrained model is: `tvgrad export RUN --epoch 0` writes it.\n" in merge
+    assert "dtype" not in merge  # mergekit knows no float64
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Other"]
+
+
+@pytest.mark.parametrize("kind", ["static", "buffers", "weights"])
+def test_a_damaged_file_is_not_exported(tmp_path: Path, tied: Run, kind: str) -> None:
+    entry = tied.manifest.static if kind == "static" else tied.point(3).files[kind]
+    assert entry is not None
+    path = tied.root / entry.path
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DamagedRun, match=rf"cannot be exported: {entry.path} does not have the checksum"):
+        export_checkpoint(tied, 3, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_pretrained_model_comes_back_bit_for_bit(tmp_path: Path, tied: Run) -> None:
@@ -81,6 +121,8 @@ def test_the_pretrained_model_comes_back_bit_for_bit(tmp_path: Path, tied: Run) 
 def test_a_model_without_configuration_is_weights_alone(tmp_path: Path, traced: Traced) -> None:
     run = traced(tmp_path / "run")
     assert [path.name for path in export_checkpoint(run, 1, tmp_path / "out")] == ["model.safetensors"]
+    with pytest.raises(TvgradError, match=r"has no Hugging Face configuration, .*: leave out --base"):
+        export_checkpoint(run, 1, tmp_path / "again", base="someone/base")
 
 
 def test_refusals(tmp_path: Path, tied: Run) -> None:

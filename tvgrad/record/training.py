@@ -466,4 +466,9 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
 def _model_config(model: nn.Module) -> dict[str, Any] | None:
     """A Hugging Face model's configuration, for exports."""
     describe = getattr(getattr(model, "config", None), "to_dict", None)
-    return dict(describe()) if callable(describe) else None
+    if not callable(describe):
+        return None
+    config = dict(describe())
+    # The library fills these in when it saves a model itself: other tools find the class by them.
+    known = config.get("architectures") or [type(model).__name__]
+    return config | {"architectures": known, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
