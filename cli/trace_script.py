@@ -73,5 +73,7 @@ def trace_script(
     from tvgrad.integrations.checkpoints import add_gradients
     from tvgrad.recipes.catalogue import load_recipes
 
-    load_recipes(recipe)  # a mistake in it should show before the training
+    names = [one.name for one in load_recipes(recipe)]  # a mistake in it should show before the training
+    if len(names) > 1 and out.name not in names:
+        raise TvgradError(f"{recipe} has {len(names)} tasks: end --out with the name of one ({', '.join(names)})")
     end_like(launch(options, lambda: add_gradients(out, recipe)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from script_runs import ONE_THREAD, SCRIPTS, TRACE, run
 
 from tvgrad import Run
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.launch import check
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.report.tables import run_tables
 
 Write = Callable[[str], list[str]]
 
@@ -59,6 +65,56 @@ def test_a_signal_leaves_a_run_that_opens(write: Write, tmp_path: Path, number: 
         assert words == ({"interrupted"} if number == signal.SIGINT else set())
         assert not record.manifest.finished
     assert "recording stop" not in said
+
+
+COUNTS = """
+got = []
+def note(number, frame):
+    got.append(number)
+signal.signal(signal.SIGTERM, note)
+print("ready", flush=True)
+while not got:
+    for a, b in loader:
+        step(a, b)
+        time.sleep(0.02)
+time.sleep(0.5)
+print("signals", len(got))
+"""
+
+
+@pytest.mark.parametrize("to_the_group", [True, False])
+def test_a_signal_comes_once(write: Write, tmp_path: Path, to_the_group: bool) -> None:
+    """Schedulers and `timeout` signal the whole process group: the script has its signal then, and gets no second."""
+    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(COUNTS)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if to_the_group:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.send_signal(signal.SIGTERM)
+        rest, said = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "signals 1\n"), said
+
+
+def test_a_killed_script_says_how_its_epochs_ended(write: Write, tmp_path: Path) -> None:
+    content = """
+for epoch in range(3):
+    for index, (a, b) in enumerate(loader):
+        step(a, b)
+        if (epoch, index) == (1, 1):
+            break
+next(iter(loader))
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)])
+    assert done.returncode == -signal.SIGKILL
+    record = Run.open(tmp_path / "run")
+    assert not record.problems()
+    assert record.info["epoch_endings"] == ["loader", "break", "loader"]
 
 
 def test_an_uncaught_error_keeps_the_epochs_before(write: Write, tmp_path: Path) -> None:
@@ -124,6 +180,35 @@ def test_no_python_at_all(tmp_path: Path) -> None:
     assert "imported no torch" in done.stderr
 
 
+def test_a_command_that_fails_at_once(tmp_path: Path) -> None:
+    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", sys.executable, "-c", "raise SystemExit(7)"])
+    assert done.returncode == 7
+    assert "no torch was imported before the command ended with exit code 7" in done.stderr
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_a_python_without_tvgrad(tmp_path: Path, strict: list[str]) -> None:
+    """The hooks are reached, and tvgrad is not: one sentence says so."""
+    (tmp_path / "torch.py").write_text("")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['tvgrad'] = None; import torch; print('on')"
+    done = run([*TRACE, *strict, "--out", str(tmp_path / "run"), "--", sys.executable, "-c", code])
+    assert (done.returncode, done.stdout) == ((2, "") if strict else (0, "on\n"))
+    assert done.stderr.count("\n") == 1
+    assert "tvgrad cannot be imported by" in done.stderr
+
+
+def test_a_recipe_of_several_tasks_is_refused_before_the_script_starts(tmp_path: Path) -> None:
+    done = run([*TRACE, "--recipe", "digits", "--out", str(tmp_path / "run"), "--", "echo", "not reached"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "digits has 6 tasks: end --out with the name of one (low, " in done.stderr
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)  # root may write anywhere
+    with pytest.raises(TvgradError, match=f"nothing can be written in {tmp_path}: choose another --out"):
+        check(ScriptOptions(out=str(tmp_path / "new" / "run"), notes="", command=("echo",)))
+
+
 def test_several_optimizers_are_listed(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "two_optimizers.py"), str(tmp_path)]
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
@@ -179,6 +264,53 @@ for epoch in range(2):
     record = Run.open(tmp_path / "run")
     assert record.epochs == [0, 1, 2]
     assert list(record.parameters) == ["weight", "bias"]
+
+
+@pytest.mark.slow
+def test_a_compiled_step(write: Write, tmp_path: Path) -> None:
+    """The hooks of an optimizer whose step is compiled are called, and stay out of the graphs."""
+    content = """
+@torch.compile(backend="eager")
+def compiled():
+    optimizer.step()
+for epoch in range(3):
+    for a, b in loader:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(a), b)
+        loss.backward()
+        compiled()
+    print(repr(loss.item()))
+"""
+    command = write(content)
+    alone = run(command)
+    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
+    assert done.stdout == alone.stdout
+    record = Run.open(tmp_path / "run")
+    assert [point.steps for point in record.points] == [0, 4, 8, 12]
+    # the compiler names files and functions that it stumbles over
+    warned = [line for line in done.stderr.splitlines() if not line.startswith("tvgrad: ")]
+    assert not [line for line in warned if "tvgrad" in line or "Dynamo does not know" in line]
+
+
+@pytest.mark.slow
+def test_an_epoch_whose_every_step_is_skipped(write: Write, tmp_path: Path) -> None:
+    """A loss scale that starts too high: the epoch happened, and left the weights what they were."""
+    content = """
+scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+for epoch in range(2):
+    for a, b in loader:
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.mse_loss(model(a) * (float("inf") if epoch == 0 else 1.0), b)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+"""
+    run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)])
+    record = Run.open(tmp_path / "run")
+    assert [point.steps for point in record.points] == [0, 0, 4]
+    assert record.steps()["skipped"].tolist() == [1] * 4 + [0] * 4
+    assert torch.equal(record.weights(0)["weight"], record.weights(1)["weight"])
+    assert not torch.equal(record.weights(1)["weight"], record.weights(2)["weight"])
+    assert run_tables([record]).tables["equivalence"]["holds"].tolist() == ["does not apply"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Hooks: where torch tells a `Session` of steps, backward passes, clipping and loss scaling.
 
 Torch's own hooks are used where there are some. The functions that are wrapped return what they returned before, and
-get what they got before.
+get what they got before. Where torch.compile looks on, they are the functions that they wrap: the script's graphs stay
+what they were.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from tvgrad.eager import eager
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
@@ -39,10 +41,10 @@ def install() -> Session | None:
 
 def _install(session: Session) -> None:
     register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: session.guard(lambda: session.before_step(optimizer))
+        eager(lambda optimizer, args, kwargs: session.guard(lambda: session.before_step(optimizer)))
     )
     register_optimizer_step_post_hook(
-        lambda optimizer, args, kwargs: session.guard(lambda: session.after_step(optimizer))
+        eager(lambda optimizer, args, kwargs: session.guard(lambda: session.after_step(optimizer)))
     )
     session.loaders.install()
     _watch_backward(session)
@@ -55,7 +57,8 @@ def _watch_backward(session: Session) -> None:
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> None:
-        session.guard(session.epochs.backward)
+        if not torch.compiler.is_compiling():
+            session.guard(session.epochs.backward)
         original(*args, **kwargs)
 
     torch.autograd.backward = backward
@@ -66,6 +69,8 @@ def _watch_clipping(session: Session) -> None:
 
     @functools.wraps(original)
     def clip_grad_norm_(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return original(parameters, max_norm, *args, **kwargs)
         listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         given = parameters
         if isinstance(parameters, types.GeneratorType):
@@ -86,7 +91,7 @@ def _watch_scaling(session: Session) -> None:
 
     @functools.wraps(original)
     def step(scaler: Any, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        if not scaler.is_enabled():
+        if torch.compiler.is_compiling() or not scaler.is_enabled():
             return original(scaler, optimizer, *args, **kwargs)
         session.guard(lambda: session.scaling(float(scaler.get_scale())))
         result = original(scaler, optimizer, *args, **kwargs)

@@ -1,7 +1,7 @@
 """Launch: starts the command of `tvgrad trace -- COMMAND`, waits for it, and ends the way it ended.
 
 The command gets this process's input and output, so that the script cannot tell that it is watched. Signals that are
-sent to this process go on to it; those that a terminal sends reach it anyway.
+sent to this process go on to it; those that the whole process group gets reach it anyway.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.canary import Canary
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
 
@@ -27,7 +29,7 @@ __all__ = ["check", "end_like", "launch"]
 
 LOCK = "writer.lock"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-FROM_A_TERMINAL = 0x80  # SI_KERNEL: the whole foreground group got it, the command too
+TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
 RECORDABLE = ("epoch-gradients",)
 
 
@@ -67,6 +69,9 @@ def _check_directory(out: Path) -> None:
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
             raise TvgradError(f"{place} is a file: choose another --out")
+    nearest = next(place for place in (out, *out.parents) if place.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise TvgradError(f"nothing can be written in {nearest}: choose another --out")
     present = [child for child in out.iterdir() if child.name != LOCK] if out.is_dir() else []
     if (out / "run.json").exists():
         raise TvgradError(f"{out} already holds a run: choose another --out")
@@ -98,7 +103,7 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
     try:
         options = replace(options, notes=notes)
         status = _run(options.command, _environment(options))
-        failed = _outcome(options, out)
+        failed = _outcome(options, out, status)
         if not failed and after is not None:
             try:
                 after()
@@ -136,6 +141,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """Start the command with the usual signals and wait for it."""
     watched = {*FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    canary = Canary(FORWARDED)
     try:
         try:
             # Python ignores these two, and a child would inherit that; a shell's child has the defaults.
@@ -147,17 +153,29 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
         while True:
             told = signal.sigwaitinfo(watched)
             if told.si_signo != signal.SIGCHLD:
-                if told.si_code != FROM_A_TERMINAL:
-                    os.kill(child, told.si_signo)
+                _pass_on(told.si_signo, child, canary)
                 continue
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
     finally:
+        canary.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outcome(options: ScriptOptions, out: Path) -> bool:
+def _pass_on(number: int, child: int, canary: Canary) -> None:
+    """Send the command a signal that it has not got yet."""
+    arrived = {number}
+    until = time.monotonic() + TOGETHER
+    while (left := until - time.monotonic()) > 0:
+        told = signal.sigtimedwait(FORWARDED, left)
+        if told is not None:
+            arrived.add(told.si_signo)
+    for one in sorted(arrived - canary.heard()):
+        os.kill(child, one)
+
+
+def _outcome(options: ScriptOptions, out: Path, status: int) -> bool:
     """Say what was recorded, or why nothing was; whether that is a failure."""
     notes = read_notes(options.notes)
     events = {note["event"] for note in notes}
@@ -172,13 +190,23 @@ def _outcome(options: ScriptOptions, out: Path) -> bool:
     elif "step" in events:
         say(f"nothing is recorded in {options.out}: the script ended before the pretrained weights were written")
     elif "torch" in events:
-        say("nothing is recorded, because no optimizer of torch.optim took a step")
+        say(f"nothing is recorded, because no optimizer of torch.optim took a step{_ended(status)}")
+    elif status:
+        say(f"nothing is recorded, because no torch was imported{_ended(status)}")
     else:
         say(
             "nothing is recorded, because the command imported no torch in a Python that can be reached (python -I, -E "
             "and -S, and containers, shut it out)"
         )
     return "stopped" in events or not points
+
+
+def _ended(status: int) -> str:
+    """How a command that failed ended, for the end of a sentence."""
+    if not status:
+        return ""
+    how = f"with exit code {status}" if status > 0 else f"by signal {-status}"
+    return f" before the command ended {how}"
 
 
 def _points(out: Path) -> list[int]:

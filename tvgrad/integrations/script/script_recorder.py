@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tvgrad.eager import eager
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.owner import Trained, held_by
@@ -77,11 +78,6 @@ class ScriptRecorder(Recorder):
         """Whether the last attempt of the optimizer was a step."""
         return bool(self._rows) and not self._rows[-1].get("skipped")
 
-    @property
-    def endings(self) -> list[str]:
-        """How each epoch ended: loader, break, steps or exit."""
-        return self._endings
-
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with another optimizer of the same parameters.
 
@@ -127,7 +123,9 @@ class ScriptRecorder(Recorder):
         if self._unit == "epoch":
             self._endings.append(how)
             self._write(self.epoch, self._collected({}) if moment is None else moment)
+            self.add_info(epoch_endings=list(self._endings))
 
+    @eager
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Note the step; one that takes a closure has its gradients when the closure returns, not before."""
         self._guard(lambda: self._rows.append(self._row(optimizer)))
@@ -146,6 +144,7 @@ class ScriptRecorder(Recorder):
             return (args[0], watched, *args[2:]), kwargs
         return args, {**kwargs, "closure": watched}
 
+    @eager
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._guard(self._count_step)
 

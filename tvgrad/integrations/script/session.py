@@ -47,7 +47,6 @@ class Session:
         self._clip: Any = None
         self._scale: float | None = None
         self._stepped = False
-        self._early: list[dict[str, Any]] = []
         self._in_step = False
 
     @property
@@ -135,12 +134,11 @@ class Session:
             optimizer: which.
         """
         skipped = not self._stepped and (self._recorder is None or optimizer is self._optimizer)
-        if skipped and self._thread is None:
-            # The first attempts are often skipped, before there is a step to start with.
-            self._early.append({"step": 1, "lr": float(optimizer.param_groups[0]["lr"]), **self._facts(), "skipped": 1})
-        elif skipped and self._recorder is not None:
+        if skipped and self._recorder is None:
+            # The first attempts are often skipped, even for an epoch: they left the weights what they were.
+            self._start(optimizer)
+        if skipped and self._recorder is not None:
             self._recorder.note_skipped(optimizer, **self._facts())
-        if skipped:
             self.epochs.after_step()
         self._scale = None
 
@@ -198,7 +196,6 @@ class Session:
             if recorder is None:
                 return
             self.epochs.exit(clean, recorder.unchanged)
-            recorder.add_info(epoch_endings=recorder.endings)
             self._stopped = True  # no iterator that goes now means anything
             recorder.__exit__(None if clean else RuntimeError, None, None)
 
@@ -233,7 +230,6 @@ class Session:
         self._check_epochs()
         recorder = ScriptRecorder(trained, self.options, self.guard)
         recorder.__enter__()
-        recorder._rows += self._early
         self._recorder = recorder
         leave_note(self.options.notes, event="step")
 

@@ -51,7 +51,15 @@ def _install() -> None:
             f"tvgrad: nothing is recorded, because tvgrad cannot be imported by {sys.executable} ({error}): install "
             "it there\n"
         )
-        if '"strict": true' in os.environ.get("TVGRAD_TRACE", ""):
+        import json
+
+        options = json.loads(os.environ["TVGRAD_TRACE"])
+        try:
+            with open(os.path.join(options["notes"], "notes"), "a", encoding="utf-8") as notes:
+                notes.write(json.dumps({"pid": os.getpid(), "event": "stopped"}) + "\n")
+        except OSError:  # who started this is gone
+            pass
+        if options["strict"]:
             raise SystemExit(2) from None
         return
     install()
