@@ -118,7 +118,7 @@ FIGURES = {
         "gradient_norm_share",
         gradient_shares,
         "Norm of the full-batch gradient g_e at the weights after e epochs, as a share of the sum over epochs 0 to "
-        "K-1, K the last. One line a run; a falling line means that the first epoch carries most of the gradient.",
+        "K-1, K the last. One line a run; where it falls, early epochs have longer gradients than late ones.",
     ),
     "first_epoch_dominance": FigureOf(
         "norms",

@@ -63,7 +63,8 @@ CAPTIONS = {
     "equivalence": (
         r"One-epoch equivalence. Worst / budget: largest deviation of a coordinate from the formula over the bound on "
         r"its rounding; at most 1 when exact. Frozen: share of the coordinates with a gradient that the step left "
-        r"unchanged. $\hat g$: gradient that the optimizer consumed, $g_0$: full-batch gradient at $\theta_0$."
+        r"unchanged. $\hat g$: gradient that the optimizer consumed, $g_0$: full-batch gradient at $\theta_0$. Why a "
+        r"form fails or does not apply stands in the report's other formats."
     ),
     "cross_task": f"Tasks $a$ and $b$ compared. {_SYMBOLS}; sign agreement: of the coordinates where neither is 0.",
     "second_order": (
@@ -117,10 +118,8 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
         return f"% {name} has no rows{f': {COMPUTED_BY[name]} makes them' if name in COMPUTED_BY else ''}\n"
     shown, kept = _chosen_epochs(without_empty_columns(shown))
     caption += kept
-    # `nodes` names differences that only the documentation of the error budget explains.
-    shown = shown.drop(columns="nodes", errors="ignore")
-    if "holds" in shown and set(shown["holds"]) == {"exact"}:
-        shown = shown.drop(columns="reason")  # the numbers say it, in less width
+    # Reasons are sentences, for which no column is wide enough; nodes are explained with the error budget only.
+    shown = shown.drop(columns=["reason", "nodes"], errors="ignore")
     long = len(shown) > MOST_ROWS
     styled = shown.rename(columns={column: HEADINGS.get(str(column), escaped(str(column))) for column in shown}).style
     styled = styled.hide(axis="index").format(_cell)
@@ -129,19 +128,14 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
             hrules=True,
             position="t",
             position_float=None if long else "centering",
-            column_format="".join(_alignment(shown[column]) for column in shown),
+            column_format="".join("r" if pd.api.types.is_numeric_dtype(shown[column]) else "l" for column in shown),
             caption=caption,
             label=f"tab:{name.replace('_', '-')}",
             environment="longtable" if long else None,
         )
     )
-    return text.replace("\\centering\n", "\\centering\n\\small\n\\setlength{\\tabcolsep}{4pt}\n", 1)
-
-
-def _alignment(column: pd.Series) -> str:
-    if pd.api.types.is_numeric_dtype(column):
-        return "r"
-    return r"p{0.2\linewidth}" if column.name == "reason" else "l"
+    small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+    return f"{{{small}{text}}}\n" if long else text.replace("\\centering\n", f"\\centering\n{small}", 1)
 
 
 def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -58,7 +58,8 @@ sub { font-size: .72em; line-height: 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; max-height: 34rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--card); text-align: right; font-weight: 600; }
+th { position: sticky; top: 0; background: var(--card); text-align: right; font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 td.word, th.word { text-align: left; } td.long { white-space: normal; min-width: 18rem; text-align: left; }
 tr:last-child td { border-bottom: 0; }
 .exact { color: var(--good); font-weight: 600; } .fails { color: var(--bad); font-weight: 600; }

@@ -170,8 +170,8 @@ def _growth(norms: pd.DataFrame) -> list[str]:
     worst = max(grown, key=lambda run: grown[run])
     return [
         f"The full-batch gradient at the end is more than {GROWN:g} times as long as at the start for "
-        f"{_listed(list(grown))} (up to {grown[worst]:.3g} times): the learning rate may be beyond what the curvature "
-        "allows; `tvgrad predict` prints the limit."
+        f"{_listed(list(grown))} (up to {grown[worst]:.3g} times): the learning rate may be too large "
+        "(`tvgrad predict` prints the limit of gradient descent)."
     ]
 
 
