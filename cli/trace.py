@@ -71,7 +71,8 @@ def trace(
     from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.layout import MANIFEST
-    from tvgrad.record.training import TraceOptions, as_started, check_directory, check_space, prepare
+    from tvgrad.record.options import TraceOptions, as_started
+    from tvgrad.record.training import check_directory, check_space, prepare
     from tvgrad.record.training import trace as run_trace
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)

@@ -422,7 +422,7 @@ def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch:
 
     plain = tensor_files.save_file
 
-    def full(tensors: Any, path: Path) -> None:
+    def full(tensors: Any, path: Path, *_: Any) -> None:
         if "epoch-0002" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(tensors, path)

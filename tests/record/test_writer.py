@@ -143,7 +143,7 @@ def test_errors_of_the_disk_are_one_sentence(
 ) -> None:
     plain = tensor_files.save_file
 
-    def fail(tensors: Any, path: Path) -> None:
+    def fail(tensors: Any, path: Path, *_: Any) -> None:
         if "epoch-0002" in path.name:
             raise error
         plain(tensors, path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import platform
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +25,13 @@ from tvgrad.objective import Objective
 from tvgrad.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
 from tvgrad.record.background import BackgroundWriter
 from tvgrad.record.layout import Manifest, Parameter, read_manifest
+from tvgrad.record.resuming import refuse_changes, restore_state, state_of
 from tvgrad.record.writer import RunWriter, cpu_copies, keeps
 from tvgrad.update_rules import UpdateRule, rule_from_optimizer
 
 __all__ = ["RECORDABLE", "Recorder", "moments_of"]
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
-
-UNCHANGED = {
-    "rule": "update rule",
-    "fingerprint": "data",
-    "dtype": "dtype",
-    "batch_size": "batch size",
-    "seed": "seed",
-    "record": "choice of what to record",
-}
-"""Facts of run.json that a resume may not change -> their names in the refusal."""
 
 
 @dataclass(frozen=True)
@@ -275,18 +266,7 @@ class Recorder:
         if self.objective is not None and self.objective._chunk_size is None:
             # The chunk size decides the last bit of a sum: go on with the one that was measured then.
             self.objective.use_chunk_size(manifest.info.get("chunk_size"))
-        facts = self._facts()
-        for what, mine, theirs in (
-            ("unit of recording", self._unit, manifest.unit),
-            *((words, facts.get(key), manifest.info.get(key)) for key, words in UNCHANGED.items()),
-        ):
-            # Full-batch training has no batch size: there None is a value, elsewhere it is not known.
-            known = (mine is not None and theirs is not None) or what == "batch size"
-            if known and _plain(mine) != _plain(theirs):
-                raise TvgradError(
-                    f"{self.directory} was recorded with another {what} ({_words(theirs)}, now {_words(mine)}): "
-                    "resume with the options it was started with"
-                )
+        refuse_changes(manifest, self.directory, self._unit, self._facts())
         self._writer = self._opened(lambda: RunWriter.resume(self.directory))
         try:
             self._restore()
@@ -319,7 +299,7 @@ class Recorder:
         self._buffers = self._present_buffers()
         state = self._open().read_state()
         if state is not None:
-            self._load_state(*state)
+            restore_state(self.directory, *state, self._optimizer, self._scheduler)
             self.epoch, self.steps_in_epoch = int(state[1]["epoch"]), int(state[1]["steps_in_epoch"])
         else:
             self.epoch = last.number
@@ -390,19 +370,19 @@ class Recorder:
         return self._writer
 
     @eager
-    @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Read the rate and the gradients that the step is about to consume (it may change them in place)."""
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Note the step, and the gradients that it is about to consume."""
         rates = {float(group["lr"]) for group in optimizer.param_groups}
-        row: dict[str, Any] = {"step": self.steps + 1, "lr": rates.pop() if len(rates) == 1 else float("nan")}
-        self._rows.append(row)
+        self._rows.append({"step": self.steps + 1, "lr": rates.pop() if len(rates) == 1 else float("nan")})
+        return when_gradients_are_there(args, kwargs, self._consume)
+
+    @torch.no_grad()
+    def _consume(self) -> None:
+        """Add the present gradients to the epoch's (the step may change them in place)."""
         if "epoch-gradients" in self._record:
             present = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-            row["gradient_norm"] = norm(present) if present else 0.0
-            for name, parameter in self._parameters.items():
-                if parameter.grad is None:
-                    continue
-                gradient = parameter.grad
+            self._rows[-1]["gradient_norm"] = norm(present) if present else 0.0
+            for name, gradient in present.items():
                 if name in self._consumed:
                     self._consumed[name].add_(gradient)
                 else:
@@ -461,69 +441,8 @@ class Recorder:
 
     def _state(self) -> tuple[Weights, dict[str, Any]] | None:
         """All that a resume needs beyond the weights, as tensors and plain values."""
-        tensors: Weights = {"rng.torch": torch.get_rng_state()}
-        version, internal, gauss = random.getstate()
-        values: dict[str, Any] = {
-            "epoch": self.epoch,
-            "steps_in_epoch": self.steps_in_epoch,
-            "rng.python": [version, list(internal), gauss],
-        }
-        # The global numpy generator is the one that user code and augmentations draw from.
-        kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-        tensors["rng.numpy"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-        values["rng.numpy"] = [str(kind), int(position), int(has_gauss), float(cached)]
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            for index, state in enumerate(torch.cuda.get_rng_state_all()):
-                tensors[f"rng.cuda.{index}"] = state
-        if self._optimizer is not None:
-            content = self._optimizer.state_dict()
-            values["groups"] = [_plain_state(group) for group in content["param_groups"]]
-            plain: dict[str, dict[str, Any]] = {}
-            for index, entries in content["state"].items():
-                for key, value in entries.items():
-                    if isinstance(value, torch.Tensor):
-                        tensors[f"optimizer.{index}.{key}"] = value
-                    elif _storable(value) is _NOT:
-                        values["unsaved"] = f"{type(self._optimizer).__name__} keeps {key}, a {type(value).__name__}"
-                    else:
-                        plain.setdefault(str(index), {})[key] = _storable(value)
-            values["optimizer"] = plain
-        if self._scheduler is not None:
-            values["scheduler"] = _plain_state(self._scheduler.state_dict())
-        return cpu_copies(tensors), values
-
-    def _load_state(self, tensors: Weights, values: dict[str, Any]) -> None:
-        torch.set_rng_state(tensors["rng.torch"])
-        version, internal, gauss = values["rng.python"]
-        random.setstate((version, tuple(internal), gauss))
-        kind, position, has_gauss, cached = values["rng.numpy"]
-        keys = tensors["rng.numpy"].numpy().astype(np.uint32)
-        np.random.set_state((kind, keys, position, has_gauss, cached))  # noqa: NPY002
-        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        for index in range(devices):
-            if f"rng.cuda.{index}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
-        if "unsaved" in values:
-            raise TvgradError(
-                f"{self.directory} cannot be resumed, because its optimizer's state could not be kept "
-                f"({values['unsaved']}): trace the run again"
-            )
-        if self._optimizer is not None and "groups" in values:
-            state: dict[int, dict[str, Any]] = {
-                int(index): dict(entries) for index, entries in values["optimizer"].items()
-            }
-            for name, tensor in tensors.items():
-                if name.startswith("optimizer."):
-                    _, number, key = name.split(".", 2)
-                    state.setdefault(int(number), {})[key] = tensor
-            try:
-                self._optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
-            except ValueError as error:
-                raise TvgradError(
-                    f"{self.directory} was recorded with another optimizer ({error}): resume with the one it had"
-                ) from None
-        if self._scheduler is not None and "scheduler" in values:
-            self._scheduler.load_state_dict(values["scheduler"])
+        tensors, values = state_of(self._optimizer, self._scheduler)
+        return tensors, {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
 
 
 def moments_of(record_at: str) -> tuple[str, frozenset[int]]:
@@ -550,6 +469,33 @@ def moments_of(record_at: str) -> tuple[str, frozenset[int]]:
     raise TvgradError(f"--record-at {record_at!r} is not understood: use epochs, or steps:1,10,100")
 
 
+def when_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> Any:
+    """Act on the gradients of a step: before it, or after each return of the closure that computes them.
+
+    Args:
+        args: what a pre-step hook gets: the optimizer and the arguments of `step`.
+        kwargs: the keyword arguments of `step`.
+        act: what to do.
+
+    Returns:
+        What the hook returns: None, or the arguments with another closure.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if not callable(closure):
+        act()
+        return None
+
+    @functools.wraps(closure)
+    def watched() -> Any:
+        loss = closure()
+        act()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], watched, *args[2:]), kwargs
+    return args, {**kwargs, "closure": watched}
+
+
 def _read_rule(
     rule: UpdateRule | None, optimizer: torch.optim.Optimizer | None
 ) -> tuple[UpdateRule | None, str | None]:
@@ -569,41 +515,3 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _stored(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def _words(value: Any) -> str:
-    """A fact of run.json for a sentence."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{name} {one}" for name, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as a JSON round trip leaves them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
-
-
-def _plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a state that JSON can hold (functions come from the user's code again)."""
-    stored = {str(key): _storable(value) for key, value in state.items()}
-    return {key: value for key, value in stored.items() if value is not _NOT}
-
-
-_NOT: Any = object()
-
-
-def _storable(value: Any) -> Any:
-    """A value as JSON gives it back, or `_NOT`; of nested states (a chain of schedulers) what can be kept of each."""
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        return value.item()
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if isinstance(value, Mapping):
-        # JSON would turn other keys into words (MultiStepLR counts its milestones by number).
-        return _plain_state(value) if all(isinstance(key, str) for key in value) else _NOT
-    if isinstance(value, (list, tuple)):
-        stored = [_storable(one) for one in value]
-        return _NOT if any(one is _NOT for one in stored) else stored
-    return _NOT

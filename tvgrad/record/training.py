@@ -7,8 +7,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,68 +22,14 @@ from tvgrad.objective import Objective, resolve_device
 from tvgrad.parameters import Weights, cosine, trainable_parameters
 from tvgrad.recipe import OPTIMIZERS, Recipe, positive, positive_integer
 from tvgrad.record.layout import MANIFEST, read_manifest
-from tvgrad.record.recorder import Recorder, moments_of
+from tvgrad.record.options import DTYPES, TraceOptions, check_moments
+from tvgrad.record.recorder import Recorder
 from tvgrad.record.run import Run
 from tvgrad.record.writer import keeps, require_free, require_space
 from tvgrad.samples import Samples, map_tensors
 from tvgrad.update_rules import UpdateRule, make_rule
 
-__all__ = [
-    "DTYPES",
-    "Prepared",
-    "Progress",
-    "TraceOptions",
-    "as_started",
-    "check_directory",
-    "check_space",
-    "prepare",
-    "trace",
-]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class TraceOptions:
-    """How to fine-tune and what to record; None leaves a choice to the recipe.
-
-    Attributes:
-        optimizer: gd, sgd, momentum, nesterov, adam or adamw.
-        lr: learning rate.
-        momentum: for momentum and nesterov.
-        weight_decay: coupled for all but adamw.
-        epochs: passes over the data.
-        batch_size: samples in a mini-batch; `gd` always takes the full batch.
-        dtype: float32, float64 or bfloat16: casts the model and floating-point data.
-        device: a torch device, or auto.
-        seed: orders of mini-batches, and noise.
-        record: any of gradients, epoch-gradients, batches.
-        record_at: epochs, or steps:1,10,100.
-        keep: all, last:N or epochs:0,1,5.
-        groups: a regular expression for groups of parameters.
-        chunk_size: samples evaluated at once; None measures.
-        allow: checks to switch off besides the recipe's own.
-        resume: go on with an interrupted run.
-        target: the recipe's name on the command line, for the record.
-    """
-
-    optimizer: str | None = None
-    lr: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    dtype: str | None = None
-    device: str = "auto"
-    seed: int = 0
-    record: Sequence[str] = ("gradients",)
-    record_at: str = "epochs"
-    keep: str = "all"
-    groups: str | None = None
-    chunk_size: int | None = None
-    allow: Sequence[str] = ()
-    resume: bool = False
-    target: str | None = None
+__all__ = ["Prepared", "Progress", "TraceOptions", "check_directory", "check_space", "prepare", "trace"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +95,7 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
     keeps(options.keep, 0, [0])
     if not options.resume:
-        _check_steps(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
+        check_moments(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
     model = copy.deepcopy(recipe.model)
     samples = recipe.train
     if options.dtype is not None:
@@ -165,37 +111,6 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         model, recipe.loss, samples, chunk_size, device, recipe.count, recipe.forward, allow=sorted(allow)
     )
     return Prepared(recipe, model, samples, objective, rule, epochs, batch_size, options)
-
-
-def as_started(options: TraceOptions, directory: Path, given: Collection[str]) -> TraceOptions:
-    """Fill in, for a resume, what is not said again: it is as it was when the run was started.
-
-    Args:
-        options: with defaults where nothing was said.
-        directory: the run directory.
-        given: names of the options that were said.
-
-    Returns:
-        The options to go on with; as they are where there is no run to resume.
-    """
-    if not (options.resume and (directory / MANIFEST).is_file()):
-        return options
-    started = read_manifest(directory).info.get("options")
-    if not isinstance(started, Mapping):
-        return options
-    own = {"resume", "target", "device", "epochs"}  # the planned epochs are the run's business, see `trace`
-    names = {field.name for field in fields(TraceOptions)} - own - set(given)
-    return replace(options, **{name: value for name, value in started.items() if name in names})
-
-
-def _check_steps(record_at: str, epochs: int, steps_per_epoch: int) -> None:
-    """Refuse moments of which none would come."""
-    unit, steps = moments_of(record_at)
-    if unit == "step" and min(steps) > epochs * steps_per_epoch:
-        raise TvgradError(
-            f"--record-at {record_at} names no step that is reached: {epochs} epochs of {steps_per_epoch} steps are "
-            f"{epochs * steps_per_epoch}"
-        )
 
 
 def check_directory(directory: Path, resume: bool) -> None:
