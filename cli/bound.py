@@ -34,8 +34,8 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
     The upper and the lower bound hold for the iterates of exact arithmetic, whatever the rounding of this program.
     from_start is the least upper bound that uses gradients and Hessians at the pretrained weights alone. The form
     called tube follows the training in float64, which takes as many gradients as the training itself; `--no-simulate`
-    leaves it out. Networks of Linear layers and smooth activations with a known loss; ReLU has no second derivative
-    and is refused.
+    leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss;
+    ReLU has no second derivative and is refused.
 
     \b
     Examples:

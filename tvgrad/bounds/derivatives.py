@@ -71,7 +71,8 @@ class DerivativeBounds:
         """Read a module; nothing in it is changed, and later changes to it are not seen.
 
         Args:
-            module: nested Sequentials of Linear, Flatten, smooth activations and BatchNorm in eval mode.
+            module: nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and
+                BatchNorm in eval mode.
             inputs: the samples, (n, ...).
             targets: the targets, or None for bounds that hold whatever they are.
             loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
@@ -81,14 +82,10 @@ class DerivativeBounds:
             TvgradError: the loss or the data is not one for which bounds are known.
             UnsupportedNetwork: nor is a part of the model.
         """
-        network = read_module(module)
         if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2:
             shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
             raise TvgradError(f"the inputs are {shape}: give a tensor of shape (samples, features)")
-        if inputs.ndim > 2 and not any(isinstance(part, nn.Flatten) for part in module.modules()):
-            raise UnsupportedNetwork(
-                f"the inputs have {inputs.ndim - 1} dimensions a sample and the model no nn.Flatten: flatten the data"
-            )
+        network = read_module(module, tuple(inputs.shape[1:]))
         self._set(network, inputs.detach().cpu().double().flatten(1), None, targets, loss, chunk_size)
 
     @classmethod

@@ -1,7 +1,8 @@
 """Network: a feed-forward network as plain float64 matrices, and where its trainable parameters sit in one flat vector.
 
 Layer l maps h_{l-1} to `z_l = G_l (W_l h_{l-1} + b_l) + t_l` and `h_l = s_l(z_l)`; h_0 is the input, z_L the logits and
-s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0.
+s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0. A convolution is its exact
+operator: W_l is the matrix M(K) that its kernel K fills (module sharing).
 """
 
 from __future__ import annotations
@@ -12,9 +13,16 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.activations import Activation
+from tvgrad.bounds.sharing import Sharing
 from tvgrad.bounds.spectral import spectral_norm
+from tvgrad.errors import TvgradError
 
-__all__ = ["UNIT", "Layer", "Network", "gamma", "inflated"]
+__all__ = ["UNIT", "Layer", "Network", "UnsupportedNetwork", "gamma", "inflated"]
+
+
+class UnsupportedNetwork(TvgradError):
+    """The model is not one of the feed-forward networks for which bounds are known."""
+
 
 UNIT = 2.0**-53
 """The unit roundoff of float64."""
@@ -50,13 +58,14 @@ class Layer:
     """One affine map and the activation that follows it.
 
     Attributes:
-        weight: W, (outputs, inputs), float64.
-        bias: b, (outputs,), zeros where there is none.
+        weight: W, (outputs, inputs), float64; with a sharing, the kernel.
+        bias: b, (outputs,), zeros where there is none; with a sharing, one number a channel.
         activation: s, with its derivative bounds.
         weight_name: name of W among the trainable parameters; None where it is frozen.
         bias_name: the same for b.
         gains: diagonal of G, (outputs,), or None for ones.
         shift: t, (outputs,), or None for zeros.
+        sharing: how kernel and bias fill W and b, or None for a layer that shares nothing.
     """
 
     weight: torch.Tensor
@@ -66,16 +75,19 @@ class Layer:
     bias_name: str | None
     gains: torch.Tensor | None = None
     shift: torch.Tensor | None = None
+    sharing: Sharing | None = None
 
     @cached_property
     def matrix(self) -> torch.Tensor:
         """G W."""
-        return self.weight if self.gains is None else self.gains[:, None] * self.weight
+        matrix = self.weight if self.sharing is None else self.sharing.matrix(self.weight)
+        return matrix if self.gains is None else self.gains[:, None] * matrix
 
     @cached_property
     def offset(self) -> torch.Tensor:
         """G b + t."""
-        offset = self.bias if self.gains is None else self.gains * self.bias
+        offset = self.bias if self.sharing is None else self.sharing.offset(self.bias)
+        offset = offset if self.gains is None else self.gains * offset
         return offset if self.shift is None else offset + self.shift
 
     @cached_property
@@ -85,8 +97,8 @@ class Layer:
 
     @cached_property
     def spectral_norm(self) -> float:
-        """A certified upper bound of ||G W||_2, the rounding of G W included."""
-        rounding = 0.0 if self.gains is None else 2 * UNIT * float(torch.linalg.vector_norm(self.matrix))
+        """A certified upper bound of ||G W||_2, the rounding of G W (or of a pooling's W) included."""
+        rounding = 2 * UNIT * float(torch.linalg.vector_norm(self.matrix))
         return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT)
 
     @cached_property
@@ -102,18 +114,20 @@ class Layer:
 
     @property
     def moves_weight(self) -> float:
-        """The gain where W is trainable, else 0."""
-        return self.gain if self.weight_name is not None else 0.0
+        """How much a step of the weights grows in the spectral norm of G W: the gain; 0 where they are frozen."""
+        shared = 1.0 if self.sharing is None else self.sharing.weight_gain
+        return self.gain * shared if self.weight_name is not None else 0.0
 
     @property
     def moves_bias(self) -> float:
-        """The gain where b is trainable, else 0."""
-        return self.gain if self.bias_name is not None else 0.0
+        """How much a step of the bias grows in the norm of the offset: the gain; 0 where it is frozen."""
+        shared = 1.0 if self.sharing is None else self.sharing.bias_gain
+        return self.gain * shared if self.bias_name is not None else 0.0
 
     @property
     def width(self) -> int:
         """Number of outputs."""
-        return len(self.weight)
+        return len(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -139,12 +153,12 @@ class Network:
     @property
     def inputs(self) -> int:
         """The number of features of one sample."""
-        return int(self.layers[0].weight.shape[1])
+        return int(self.layers[0].matrix.shape[1])
 
     @cached_property
     def widest(self) -> int:
         """The largest dimension of any layer, inputs included."""
-        return max(max(layer.weight.shape) for layer in self.layers)
+        return max(max(layer.matrix.shape) for layer in self.layers)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ hook or a parametrization is refused by name, because a bound for another functi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,26 +14,27 @@ import torch
 from torch import nn
 
 from tvgrad.bounds.activations import Activation, activation_of
-from tvgrad.bounds.network import Layer, Network
+from tvgrad.bounds.images import CONVOLUTIONS, POOLINGS, Shape, convolution, pooling
+from tvgrad.bounds.network import Layer, Network, UnsupportedNetwork
 from tvgrad.errors import TvgradError
 
 __all__ = ["UnsupportedNetwork", "read_matrices", "read_module"]
 
-BATCH_NORMS = (nn.BatchNorm1d,)
-DROPOUTS = (nn.Dropout, nn.AlphaDropout, nn.Dropout1d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+DROPOUTS = (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d)
 IDENTITY = "identity"
-LINEAR_FORM = "build the model of nested nn.Sequential, nn.Linear, nn.Flatten and smooth activations"
+LINEAR_FORM = (
+    "build the model of nested nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, average pooling, nn.Flatten and smooth "
+    "activations"
+)
 
 
-class UnsupportedNetwork(TvgradError):
-    """The model is not one of the feed-forward networks for which bounds are known."""
-
-
-def read_module(module: nn.Module) -> Network:
-    """Read nested Sequentials of Linear, Flatten, smooth activations and BatchNorm in eval mode.
+def read_module(module: nn.Module, shape: Shape | None = None) -> Network:
+    """Read nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and BatchNorm.
 
     Args:
         module: the model; nothing in it is changed.
+        shape: of one sample, channels first; None, or one number, for flat samples.
 
     Returns:
         Its layers, with trainable parameters named as in `named_parameters`.
@@ -43,24 +45,41 @@ def read_module(module: nn.Module) -> Network:
     layers: list[Layer] = []
     seen: set[int] = set()
     activated = True  # whether the last layer has its activation already; there is no layer yet
+    shape = None if shape is None or len(shape) == 1 else tuple(shape)  # None once the data is flat
     for path, part in _flattened(module, ""):
         name = f"module {path}" if path else f"the model ({type(part).__name__})"
         _check_plain(name, part)
-        if type(part) is nn.Linear:
+        if type(part) is nn.Linear or type(part) in CONVOLUTIONS:
             if id(part) in seen or any(id(p) in seen for p in part.parameters()):
                 raise UnsupportedNetwork(
                     f"{name} is used twice, and its weights move together: give it weights of its own"
                 )
             seen.update([id(part), *(id(p) for p in part.parameters())])
-            layers.append(_linear(name, path, part, layers))
+            if isinstance(part, nn.Linear):
+                if shape is not None:
+                    raise UnsupportedNetwork(
+                        f"{name} is given {len(shape)} dimensions a sample: put nn.Flatten() before it, or flatten the "
+                        "data"
+                    )
+                layers.append(_linear(name, path, part, layers))
+            elif isinstance(part, (nn.Conv1d, nn.Conv2d)):
+                layer, shape = convolution(name, path and f"{path}.", part, shape)
+                layers.append(layer)
+            activated = False
+        elif type(part) in POOLINGS:
+            layer, shape = pooling(name, part, shape)
+            layers.append(layer)
             activated = False
         elif isinstance(part, nn.Flatten):
             if part.start_dim != 1 or part.end_dim != -1:
                 raise UnsupportedNetwork(
                     f"{name} flattens dimensions {part.start_dim} to {part.end_dim}: use nn.Flatten()"
                 )
+            shape = None
         elif isinstance(part, BATCH_NORMS):
             scale, shift = _batch_norm(name, part)
+            if shape is not None and len(scale) == shape[0]:  # one number a channel
+                scale, shift = (each.repeat_interleave(math.prod(shape[1:])) for each in (scale, shift))
             if not layers:
                 raise UnsupportedNetwork(
                     f"{name} normalises the inputs: normalise the data instead, and drop the layer"
@@ -77,6 +96,8 @@ def read_module(module: nn.Module) -> Network:
                 )
             layers[-1] = replace(layers[-1], activation=activation)
             activated = True
+    if shape is not None:
+        raise UnsupportedNetwork("the model ends with images: end it with nn.Flatten(), so that there are logits")
     return _network(layers)
 
 
@@ -197,7 +218,7 @@ def _linear(name: str, path: str, module: nn.Linear, layers: list[Layer]) -> Lay
     )
 
 
-def _batch_norm(name: str, module: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift of a BatchNorm that uses its running statistics."""
     if module.training or module.running_mean is None or module.running_var is None:
         raise UnsupportedNetwork(

@@ -105,14 +105,20 @@ class _Sum:
             if (layer, weight) != (index, is_weight):
                 continue
             g = self.network.layers[index]
+            share, gain = g.sharing, g.gain
             value = p.value if g.gains is None else p.value * g.gains
+            if share is not None:  # a sum over positions, whose norm is at most that of the adjoint
+                gain *= share.bias_gain
+                rounding += gamma(share.positions + 8)
             if h is None:
-                self.value[where] += value.sum(0)
+                total = value.sum(0)
+                self.value[where] += total if share is None else share.collect_offset(total)
                 error = p.error + rounding * p.size
             else:
-                self.value[where] += (value.T @ h.value).flatten()
+                total = value.T @ h.value
+                self.value[where] += total.flatten() if share is None else share.collect(total)
                 error = p.error * (h.size + h.error) + p.size * h.error + rounding * p.size * h.size
-            self.errors[number] += g.gain * float(error.sum())
+            self.errors[number] += gain * float(error.sum())
 
     def mean(self, divisor: float, samples: int) -> Approximate:
         """Divide by the divisor, which carries a relative error of n u at most."""
@@ -192,6 +198,8 @@ def _steps(network: Network, direction: torch.Tensor) -> Steps:
     for layer, step in zip(network.layers, moved.layers, strict=True):
         weight = step.weight if layer.weight_name is not None else torch.zeros_like(layer.weight)
         bias = step.bias if layer.bias_name is not None else torch.zeros_like(layer.bias)
+        if layer.sharing is not None:
+            weight, bias = layer.sharing.matrix(weight), layer.sharing.offset(bias)
         if layer.gains is not None:
             weight, bias = layer.gains[:, None] * weight, layer.gains * bias
         frobenius = float(weight.norm()) * (1 + 1e-9)
