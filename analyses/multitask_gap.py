@@ -13,7 +13,6 @@ from dataclasses import replace
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tvgrad.errors import TvgradError
 from tvgrad.objective import Objective
@@ -101,12 +100,10 @@ def analyse(target: str = "digits", rates: Sequence[float] = (), epochs: int = E
             palette="colorblind",
         )  # fmt: skip
         ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="norm")
-        ax.xaxis.set_major_locator(FixedLocator(sorted(rates)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(rf"$\theta_{{TA}} - \theta_{{MT}}$ after {epochs} epochs, $\alpha$ = {DRAWN:g}, {target}")
         guide_line(ax, long[long["variable"] == names["residual_with_half"]], 2)
         guide_line(ax, long[long["variable"] == names["residual"]], 3)
+        ax.set_ylim(top=100 * long["value"].max())  # room for the legend
         sns.move_legend(ax, "upper left", title="norm of the gap, and fitted order", frameon=False, alignment="left")
 
     claim = (
