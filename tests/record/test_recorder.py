@@ -97,6 +97,31 @@ def test_epoch_gradients_are_the_sums_of_what_the_steps_consumed(tmp_path: Path)
     assert (lengths > 0).all()
 
 
+def test_gradients_that_a_closure_computes(tmp_path: Path) -> None:
+    """A step that takes a closure has its gradients when that has returned; before, the last step's are there."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(8, 3, dtype=torch.float64)
+    consumed = torch.zeros(2, 3, dtype=torch.float64)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    with tvgrad.Recorder(tmp_path / "run", model, optimizer) as recorder:
+        for step in range(3):
+            assert (optimizer.step(closure) if step else optimizer.step(closure=closure)) is not None
+            assert model.weight.grad is not None
+            consumed += model.weight.grad
+        recorder.end_epoch()
+    record = Run.open(tmp_path / "run")
+    assert torch.equal(record.epoch_gradient(1)["weight"], consumed)
+    assert record.steps()["gradient_norm"].gt(0).all()
+
+
 def test_the_steps_table_has_every_digit(tmp_path: Path) -> None:
     model = network()
     rates = [1 / 3, 0.1 + 0.2, 1e-17, 2 / 7]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -15,7 +14,7 @@ from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.owner import Trained, held_by
 from tvgrad.parameters import Weights
 from tvgrad.record.gradient_sum import GradientSum
-from tvgrad.record.recorder import Moment, Recorder, _read_rule
+from tvgrad.record.recorder import Moment, Recorder, _read_rule, when_gradients_are_there
 
 __all__ = ["ScriptRecorder"]
 
@@ -129,20 +128,7 @@ class ScriptRecorder(Recorder):
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Note the step; one that takes a closure has its gradients when the closure returns, not before."""
         self._guard(lambda: self._rows.append(self._row(optimizer)))
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):
-            self._guard(lambda: self._consume(optimizer))
-            return None
-
-        @functools.wraps(closure)
-        def watched() -> Any:
-            loss = closure()
-            self._guard(lambda: self._consume(optimizer))
-            return loss
-
-        if len(args) > 1:
-            return (args[0], watched, *args[2:]), kwargs
-        return args, {**kwargs, "closure": watched}
+        return when_gradients_are_there(args, kwargs, lambda: self._guard(self._consume))
 
     @eager
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -169,8 +155,11 @@ class ScriptRecorder(Recorder):
         return row
 
     @torch.no_grad()
-    def _consume(self, optimizer: torch.optim.Optimizer) -> None:
+    def _consume(self) -> None:
         """Add the gradients that the step is about to consume (it may change them in place)."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            return
         self._check_unrecorded(optimizer)
         # Fused optimizers take scaled gradients, and decide themselves whether to skip.
         found = getattr(optimizer, "found_inf", None)

@@ -1,0 +1,179 @@
+"""The callbacks of training libraries, where those are installed; what they share, everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import tvgrad.integrations.lightning
+import tvgrad.integrations.transformers
+from tvgrad import Run
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.training_recorder import TrainingRecorder
+
+
+def copies(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+
+
+def check(record: Run, truth: list[dict[str, torch.Tensor]]) -> None:
+    """The run holds the weights that the training had, and plain SGD moved by the gradients that it consumed."""
+    assert not record.problems()
+    assert record.epochs == list(range(len(truth)))
+    for epoch, weights in enumerate(truth):
+        recorded = record.weights(epoch)
+        assert recorded.keys() == weights.keys()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in recorded.items())
+        if epoch:
+            for name, total in record.epoch_gradient(epoch).items():
+                moved = (truth[epoch - 1][name].double() - weights[name].double()) / 0.1
+                torch.testing.assert_close(total.double(), moved, rtol=0, atol=1e-5)
+
+
+def test_steps_are_counted_once_where_gradients_are_accumulated(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = TrainingRecorder(tmp_path / "run", {"record_at": "steps:1,2"})
+    training.begin(model, [optimizer])
+    for batch in range(6):
+        model(torch.randn(4, 3)).square().mean().backward()
+        if batch % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        training.after_batch()
+    training.finish()
+    training.finish()
+    record = Run.open(tmp_path / "run")
+    assert record.epochs == [0, 1, 2]
+    assert record.manifest.finished
+
+
+def test_several_optimizers_are_refused(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    optimizers = [torch.optim.SGD([tensor], lr=0.1) for tensor in model.parameters()]
+    with pytest.raises(TvgradError, match="2 optimizers, and a run holds one"):
+        TrainingRecorder(tmp_path / "run", {}).begin(model, optimizers)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "base", "extra"),
+    [
+        (tvgrad.integrations.transformers, "TrainerCallback", "hf"),
+        (tvgrad.integrations.lightning, "Callback", "lightning"),
+    ],
+    ids=["transformers", "lightning"],
+)
+def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch, module: Any, base: str, extra: str) -> None:
+    monkeypatch.setattr(module, base, None)
+    with pytest.raises(TvgradError, match=rf"pip install 'tvgrad\[{extra}\]'"):
+        module.RecorderCallback("run")
+
+
+@pytest.mark.slow
+def test_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.layer(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    truth: list[dict[str, torch.Tensor]] = []
+
+    class Truth(transformers.TrainerCallback):  # type: ignore[misc,name-defined]
+        def on_train_begin(self, *_: Any, model: nn.Module, **__: Any) -> None:
+            truth.append(copies(model))
+
+        def on_epoch_end(self, *_: Any, model: nn.Module, **__: Any) -> None:
+            truth.append(copies(model))
+
+    torch.manual_seed(0)
+    inputs = torch.randn(30, 3)
+    data = [{"x": x, "labels": (x.sum() > 0).long()} for x in inputs]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        num_train_epochs=2,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=3,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    callback = tvgrad.integrations.transformers.RecorderCallback(tmp_path / "run")
+    transformers.Trainer(model=Model(), args=arguments, train_dataset=data, callbacks=[Truth(), callback]).train()
+    record = Run.open(tmp_path / "run")
+    check(record, truth)
+    assert record.info["optimizer"] == "SGD"
+    assert [point.steps for point in record.points] == [0, 2, 4]
+    assert record.manifest.finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
+def test_lightning(tmp_path: Path, fails: bool) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    truth: list[dict[str, torch.Tensor]] = []
+
+    class Model(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            if fails and self.current_epoch == 1:
+                raise RuntimeError("the module's own")
+            loss = (self.layer(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def on_train_start(self) -> None:
+            truth.append(copies(self))
+
+        def on_train_epoch_end(self) -> None:
+            truth.append(copies(self))
+
+    torch.manual_seed(0)
+    callback = tvgrad.integrations.lightning.RecorderCallback(tmp_path / "run")
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=2,
+        callbacks=[callback],
+        default_root_dir=str(tmp_path),
+    )
+    loader = DataLoader(TensorDataset(torch.randn(20, 3)), batch_size=4)
+    if fails:
+        with pytest.raises(RuntimeError, match="the module's own"):
+            trainer.fit(Model(), loader)
+    else:
+        trainer.fit(Model(), loader)
+    record = Run.open(tmp_path / "run")
+    check(record, truth)
+    assert record.manifest.finished is not fails
+    assert [point.steps for point in record.points] == ([0, 3] if fails else [0, 3, 6])
+    assert "loss" in record.points[1].metrics
