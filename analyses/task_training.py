@@ -21,7 +21,7 @@ from tvgrad.record.training import batches_of
 from tvgrad.samples import Samples
 from tvgrad.update_rules import UpdateRule
 
-__all__ = ["MOST_TRAIN", "Course", "Task", "tasks_of", "train_alone", "train_jointly"]
+__all__ = ["FEWEST", "MOST_TRAIN", "Course", "Task", "tasks_of", "train_alone", "train_jointly"]
 
 MOST_TRAIN = 1000
 HELD_OUT = 0.2
@@ -64,13 +64,14 @@ class Course:
     gradient_norms: tuple[float, ...]
 
 
-def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN) -> list[Task]:
+def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_test: int | None = None) -> list[Task]:
     """Cut every task's training samples into a training part and a validation part.
 
     Args:
         recipes: tasks that share one pretrained model.
         seed: decides the cut.
         most: training samples that are used, both parts together.
+        most_test: test samples that are used, the first of them; None is all.
 
     Returns:
         The tasks.
@@ -95,7 +96,7 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN) -> li
             forward=recipe.forward,
             allow=recipe.allow,
         )
-        tasks.append(Task(recipe.name, objective, recipe.train.subset(order[:held]), Scorer(recipe)))
+        tasks.append(Task(recipe.name, objective, recipe.train.subset(order[:held]), Scorer(recipe, most=most_test)))
     return tasks
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tvgrad.analyses.finding import save_figure
 from tvgrad.analyses.merge_claims import interval, lost_by_merging_late, verdicts
 from tvgrad.analyses.merge_epochs import analyse, summary
+from tvgrad.analyses.merge_rates import best_rate, grid
 from tvgrad.analyses.task_training import tasks_of, train_alone, train_jointly
 
 from tvgrad.errors import TvgradError
@@ -119,6 +120,7 @@ def scores(late: float, joint: float) -> pd.DataFrame:
                 for method, accuracy in accuracies.items():
                     rows.append({
                         "optimizer": "gd",
+                        "lr": 0.1,
                         "seed": seed,
                         "epochs": epochs,
                         "task": task,
@@ -181,6 +183,12 @@ def test_no_prediction_for_adam_is_said():
     [
         ({"optimizers": ("newton",)}, "no update rule"),
         ({"optimizers": ("gd:fast",)}, "no optimizer"),
+        ({"optimizers": ("newton:search",)}, "no update rule"),
+        ({"optimizers": ("gd", "gd:0.1")}, "each once"),
+        ({"images": 9}, "images must be"),
+        ({"alphas": 0}, "alphas must be"),
+        ({"tasks": "low+middle"}, "no task called 'middle'"),
+        ({"tasks": "low"}, "has one task"),
         ({"seeds": 1}, "seeds must be"),
         ({"epochs": 1}, "epochs must be"),
     ],
@@ -220,10 +228,64 @@ def test_the_reduced_study_on_digits(tmp_path):
     save_figure(finding, tmp_path / "figure.png")
 
 
+def test_a_study_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    options = {"optimizers": ("gd:0.1", "adam:search"), "seeds": 2, "epochs": 2, "images": 60, "tasks": "low+high"}
+    options |= {"alphas": 4, "test_images": 40}
+    whole = analyse("digits", **options)
+    cells = str(tmp_path / "cells")
+    analyse("digits", **{**options, "optimizers": ("gd:0.1",)}, cells=cells)
+    kept = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert kept == {"gd-0.1-0.json", "gd-0.1-1.json"}
+    from tvgrad.analyses import merge_epochs
+
+    trained = []
+    original = merge_epochs.train_jointly
+    monkeypatch.setattr(
+        merge_epochs, "train_jointly", lambda tasks, rule, *rest: trained.append(rule) or original(tasks, rule, *rest)
+    )
+    resumed = analyse("digits", **options, cells=cells)
+    assert {type(rule).__name__ for rule in trained} == {"Adam"}  # what was finished was not done again
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    assert resumed.verdicts == whole.verdicts
+    with pytest.raises(TvgradError, match="was made with images 60 and not 50: give another folder"):
+        analyse("digits", **{**options, "images": 50}, cells=cells)
+    (tmp_path / "cells" / "gd-0.1-1.json").write_text("{")
+    with pytest.raises(TvgradError, match=r"cannot be read .*: delete it"):
+        analyse("digits", **options, cells=cells)
+
+
+def test_the_best_rate_is_the_best_on_validation(recipes, monkeypatch):
+    tasks = tasks_of(recipes, 3, most=100)
+    assert grid("gd") == (0.001, 0.003, 0.01, 0.03, 0.1)
+    found = best_rate("gd", tasks, 40, None, 3)
+    scores = {}
+    for rate in grid("gd"):
+        weights = [train_alone(task, GD(rate), task.objective.initial, [16], None, 3).weights[16] for task in tasks]
+        scores[rate] = sum(
+            task.scorer.score(tuned, task.validation) for task, tuned in zip(tasks, weights, strict=True)
+        )
+    assert found == min(rate for rate in scores if scores[rate] == max(scores.values()))
+    for task in tasks:
+        monkeypatch.setattr(task.scorer, "test", None)  # no test sample is looked at
+    assert best_rate("gd", tasks, 40, None, 3) == found
+
+
+FULL = {"optimizers": ("gd:search", "sgd:search", "adam:search"), "seeds": 5, "epochs": 64}
+MOBILE = {"optimizers": ("gd:3e-4", "sgd:3e-4", "adam:3e-5"), "seeds": 2, "epochs": 8, "batch_size": 20, "alphas": 5}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["suite", "suite-vit"])
-def test_the_full_study(target, tmp_path):
-    finding = analyse(target, optimizers=("gd", "sgd", "adam"), seeds=5, epochs=64)
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("suite", {**FULL, "images": 500, "test_images": 500}),
+        ("suite-vit", {**FULL, "images": 200, "test_images": 300}),
+        ("mobilenet", {**MOBILE, "images": 100, "test_images": 100, "tasks": "mnist+animals+satellite+digits"}),
+    ],
+    ids=["suite", "suite-vit", "mobilenet"],
+)
+def test_the_full_study(target, options, tmp_path):
+    finding = analyse(target, **options)
     print(finding.table.to_string(), *finding.verdicts, sep="\n")
     assert len(finding.verdicts) == 30
     save_figure(finding, tmp_path / "figure.png")

