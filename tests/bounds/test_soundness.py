@@ -22,7 +22,7 @@ from tvgrad.bounds.losses import CrossEntropy
 
 TRIALS = 100_000
 RADII = (0.0, 0.01, 0.3, 2.0)
-POINTS = 12
+POINTS = 24
 
 
 def problem_of(case: Case) -> FeedForward:
