@@ -332,6 +332,9 @@ def test_refusals(tmp_path: Path) -> None:
     adam = record(made, tmp_path / "adam", optimizer="adam", batch_size=10, record=("gradients",))
     with pytest.raises(TvgradError, match="preconditioner is known from the consumed gradients alone"):
         _explained(adam, made)
+    whole = record(made, tmp_path / "whole", optimizer="adam", batch_size=10)
+    with pytest.raises(TvgradError, match=r"does not fit into the time given \(give it more\)"):
+        _explained(whole, made, seconds=1e-9)
     steps = record(made, tmp_path / "steps", optimizer="gd", record_at="steps:1,2")
     with pytest.raises(TvgradError, match="recorded by step"):
         _explained(steps, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import tvgrad
 from tvgrad import TvgradError
+from tvgrad.batch_loss import BatchLoss
 from tvgrad.parameters import norm
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.expansion import expand
@@ -111,6 +113,22 @@ def test_counts(rule: SGD, products: int, epochs: int, quadratic: bool) -> None:
     assert (made.row.gradients, made.row.hvps) == (made.counts.gradients, made.counts.hvps)
 
 
+def test_no_graph_spans_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = BatchLoss.forward
+
+    def watched(self: BatchLoss, batch: Any, *args: Any, **given: Any) -> Any:
+        seen.append(len(batch[0]))
+        return forward(self, batch, *args, **given)
+
+    monkeypatch.setattr(BatchLoss, "forward", watched)
+    tvgrad.predict(objective(), SGD(0.01, 0.1, decoupled=True), 4, curvature=True)
+    list(predict_batches(objective(), Momentum(0.01, 0.9), [[torch.arange(SAMPLES)]] * 3, quadratic=True))
+    tvgrad.multitask_gap([objective(seed=seed) for seed in range(2)], 0.01, 3, [0.4, 1.0])
+    assert max(seen) == 13 < SAMPLES  # the chunk size
+    assert len(seen) > 60
+
+
 def test_norms_and_row_agree_with_the_vectors() -> None:
     made = tvgrad.predict(objective(), Momentum(0.02, 0.9), 5)
     assert made.norms["error"] == pytest.approx(distance(made.order2, made.order1), rel=1e-12)
@@ -128,6 +146,12 @@ def test_thresholds(rule: GD) -> None:
     assert expansion.relative_errors(rule, within)[within] <= 0.05 < expansion.relative_errors(rule, within + 1)[-1]
     scaled = rule.with_lr(row.lr_within)
     assert expansion.relative_errors(scaled, 6)[6] == pytest.approx(0.05, rel=1e-6)
+
+
+def test_a_rate_that_overflows_is_within_nothing() -> None:
+    made = tvgrad.predict(objective(), GD(1e200), 5, quadratic=False)
+    assert made.row.epochs_within == 1
+    assert "over the stability limit" in made.sentences[0]
 
 
 def test_thresholds_end_with_a_schedule() -> None:

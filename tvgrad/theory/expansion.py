@@ -157,7 +157,8 @@ class Expansion:
         most = len(rule.lr) if isinstance(rule.lr, Sequence) else MOST_EPOCHS
         tried = min(64, most)
         while True:
-            over = np.flatnonzero(self.relative_errors(rule, tried) > threshold)
+            # Rates so large that the sums overflow give NaN, which is not within anything.
+            over = np.flatnonzero(~(self.relative_errors(rule, tried) <= threshold))
             if len(over):
                 return int(over[0]) - 1
             if tried == most:

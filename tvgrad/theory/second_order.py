@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
@@ -113,6 +114,7 @@ class Prediction:
         return found
 
 
+@np.errstate(over="ignore", invalid="ignore")  # rates without measure give infinite norms, and sentences that say so
 def predict(
     objective: Objective,
     rule: UpdateRule,
