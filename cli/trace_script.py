@@ -24,7 +24,7 @@ RECORDED = "epoch-gradients"
     "--record",
     default=RECORDED,
     show_default=True,
-    help="epoch-gradients, or none; weights always, gradients by --recipe.",
+    help="epoch-gradients, gradient-norms (of each step), or none; weights always, gradients by --recipe.",
 )
 @click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
 @click.option("--groups", help="Regular expression that groups parameters.")

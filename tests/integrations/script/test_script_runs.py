@@ -15,7 +15,7 @@ from tvgrad.report.tables import run_tables
 CASES = {
     "adamw_cosine": (["--out"], []),
     "sgd_nesterov": ([], []),
-    "accumulation": ([], []),
+    "accumulation": ([], ["--record", "epoch-gradients,gradient-norms"]),
     "autocast_bf16": ([], []),
     "two_optimizers": ([], ["--model", "generator"]),
     "steps_break": ([], []),
@@ -81,6 +81,11 @@ def check_accumulation(record: Run, folder: Path) -> None:
     """With plain SGD at one rate, the sum of the consumed gradients is the displacement over minus the rate."""
     assert record.steps()["accumulated"].tolist() == [3, 3, 2, 3, 3, 2]
     assert record.steps()["batch_size"].tolist() == [18, 18, 8, 18, 18, 8]
+    norms = record.steps()["gradient_norm"]
+    assert len(norms) == 6
+    assert norms.gt(0).all()
+    shown = run_tables([record]).tables["norms"].query("group == 'all'")["mean_batch_gradient_norm"]
+    assert shown.tolist()[:2] == pytest.approx([norms[:3].mean(), norms[3:].mean()], rel=1e-12)
     for epoch in (1, 2):
         before, after = weights_at(folder, epoch - 1), weights_at(folder, epoch)
         for key, total in record.epoch_gradient(epoch).items():

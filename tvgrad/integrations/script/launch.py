@@ -30,7 +30,7 @@ __all__ = ["check", "end_like", "launch"]
 LOCK = "writer.lock"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
-RECORDABLE = ("epoch-gradients",)
+RECORDABLE = ("epoch-gradients", "gradient-norms")
 
 
 def check(options: ScriptOptions) -> None:
@@ -60,7 +60,8 @@ def check(options: ScriptOptions) -> None:
     for kind in options.record:
         if kind not in RECORDABLE:
             raise TvgradError(
-                f"{kind!r} cannot be recorded of a script: choose epoch-gradients or none, and --recipe for gradients"
+                f"{kind!r} cannot be recorded of a script: choose from {', '.join(RECORDABLE)} or none, and --recipe "
+                "for gradients"
             )
     _check_directory(Path(options.out))
 

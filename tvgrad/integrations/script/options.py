@@ -20,7 +20,7 @@ class ScriptOptions:
         out: the run directory, absolute.
         notes: a folder in which the script's processes leave notes for the one that started them.
         command: the command, for the record.
-        record: any of gradients, epoch-gradients.
+        record: any of epoch-gradients, gradient-norms.
         record_at: epochs, or steps:1,10,100.
         keep: all, last:N or epochs:0,1,5.
         groups: a regular expression for groups of parameters.

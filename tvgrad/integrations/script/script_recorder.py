@@ -12,7 +12,7 @@ from tvgrad.eager import eager
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.owner import Trained, held_by
-from tvgrad.parameters import Weights
+from tvgrad.parameters import Weights, norm
 from tvgrad.record.gradient_sum import GradientSum
 from tvgrad.record.recorder import Moment, Recorder, _read_rule, when_gradients_are_there
 
@@ -43,7 +43,7 @@ class ScriptRecorder(Recorder):
             trained.root,
             trained.optimizer,
             record_at=options.record_at,
-            record=options.record,
+            record=[kind for kind in options.record if kind != "gradient-norms"],
             keep=options.keep,
             groups=options.groups,
             info={
@@ -57,6 +57,7 @@ class ScriptRecorder(Recorder):
             background=True,
         )
         self._guard = guard
+        self._norms = "gradient-norms" in options.record
         self._first = [_hyper(group) for group in trained.optimizer.param_groups]
         self._sum, self._other_sum = GradientSum(), GradientSum()
         self._held: Moment | None = None
@@ -167,9 +168,11 @@ class ScriptRecorder(Recorder):
             self._rows[-1]["skipped"] = 1
             return
         scale = getattr(optimizer, "grad_scale", None)
+        present = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         if "epoch-gradients" in self._record:
-            present = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
             self._sum.add(present, None if scale is None else float(scale))
+        if self._norms and present:
+            self._rows[-1]["gradient_norm"] = norm(present) / (1.0 if scale is None else float(scale))
 
     def _check_unrecorded(self, optimizer: torch.optim.Optimizer) -> None:
         """A parameter that begins to train later is not among the recorded ones, and its file would be missing."""
