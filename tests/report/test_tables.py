@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
@@ -318,3 +321,15 @@ def test_mean_batch_gradient_norms(traced: Traced) -> None:
     assert np.isnan(table.loc[("all", 3), "mean_batch_gradient_norm_share"])
     plain = run_tables([traced("rotated")]).tables["norms"]
     assert plain["mean_batch_gradient_norm"].isna().all()
+
+
+def test_groups_stand_in_the_order_of_the_model(tmp_path: Path) -> None:
+    names = ("zeta", "alpha", "mu")
+    model = nn.Sequential(OrderedDict((name, nn.Linear(3, 3)) for name in names))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvgrad.Recorder(tmp_path / "run", model, optimizer) as recorder:
+        model(torch.ones(2, 3)).square().mean().backward()
+        optimizer.step()
+        recorder.end_epoch()
+    table = run_tables([Run.open(tmp_path / "run")]).tables["norms"]
+    assert list(dict.fromkeys(table["group"])) == ["all", *names]
