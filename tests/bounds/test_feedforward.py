@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from tvgrad.bounds import FeedForward, NoCertificate, UnsupportedNetwork
+from tvgrad.bounds import FeedForward, NoCertificate, UnsupportedNetwork, measured, running_error
 from tvgrad.errors import TvgradError
 
 INPUTS = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -81,6 +83,33 @@ def test_chunks_change_nothing() -> None:
     assert parts.hessian_norm(0.1) == pytest.approx(whole.hessian_norm(0.1), rel=1e-12)
     assert parts.hessian_lipschitz() == pytest.approx(whole.hessian_lipschitz(), rel=1e-12)
     torch.testing.assert_close(parts.gradient.value, whole.gradient.value, rtol=1e-12, atol=1e-15)
+
+
+def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of samples, matrices and passes live for one chunk; a few numbers a sample stay."""
+    alive: weakref.WeakSet[running_error.Pass] = weakref.WeakSet()
+    most, sizes = [0], []
+    begin, chunk = running_error.Pass.__init__, measured._measure_chunk
+
+    def counted(self: running_error.Pass, *arguments: object) -> None:
+        begin(self, *arguments)
+        alive.add(self)
+        gc.collect()
+        most[0] = max(most[0], len(alive))
+        sizes.append(self.samples)
+
+    def recorded(*arguments: object) -> measured.Measured:
+        sizes.append(len(arguments[2]))
+        return chunk(*arguments)
+
+    monkeypatch.setattr(running_error.Pass, "__init__", counted)
+    monkeypatch.setattr(measured, "_measure_chunk", recorded)
+    inputs, targets = INPUTS.repeat(20, 1), TARGETS.repeat(20)
+    problem = FeedForward(MODELS["plain"], inputs, targets, chunk_size=16)
+    assert problem.certificate(1e-3, 3).lower_bound > 0
+    assert max(sizes) == 16
+    assert sum(sizes) >= 3 * len(inputs)
+    assert most[0] <= 3  # the first, the one in use, and the one that is being made
 
 
 def test_frozen_layers_do_not_move() -> None:
