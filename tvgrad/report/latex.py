@@ -12,6 +12,8 @@ from tvgrad.report.missing import COMPUTED_BY, without_empty_columns
 
 __all__ = ["CAPTIONS", "HEADINGS", "latex_table"]
 
+TOO_WIDE = ("reason", "nodes", "predicted_norm_order2")
+"""Columns for which a page has no room: sentences, names of nodes, and the second of two estimates of one norm."""
 MOST_ROWS = 40
 """Rows that a page holds beside its caption."""
 
@@ -38,7 +40,6 @@ HEADINGS = {
     "frozen_share": "frozen",
     "error_norm": "error",
     "predicted_norm": "predicted",
-    "predicted_norm_order2": r"$\lVert Q_k H_0 g_0 \rVert$",
     "residual_order1": "order 1",
     "residual_order2": "order 2",
     "residual_quadratic": "quadratic",
@@ -118,8 +119,7 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
         return f"% {name} has no rows{f': {COMPUTED_BY[name]} makes them' if name in COMPUTED_BY else ''}\n"
     shown, kept = _chosen_epochs(without_empty_columns(shown))
     caption += kept
-    # Reasons are sentences, for which no column is wide enough; nodes are explained with the error budget only.
-    shown = shown.drop(columns=["reason", "nodes"], errors="ignore")
+    shown = shown.drop(columns=list(TOO_WIDE), errors="ignore")
     long = len(shown) > MOST_ROWS
     styled = shown.rename(columns={column: HEADINGS.get(str(column), escaped(str(column))) for column in shown}).style
     styled = styled.hide(axis="index").format(_cell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tvgrad.report.style import new_axes, styled
+from tvgrad.report.style import legend_below, legend_room, new_axes, styled
 
 __all__ = ["budget_shares"]
 
@@ -15,18 +15,19 @@ REST = "all others"
 MOST_BARS = 24
 COLOURS = {
     "replay mismatch": "black",
-    "update rounding": "tab:brown",
-    "weight decay": "tab:pink",
-    "preconditioner": "tab:blue",
-    "clipping": "tab:red",
-    "remainder": "gold",
-    "batch curvature": "yellowgreen",
-    "curvature": "tab:green",
-    "batch order": "tab:orange",
-    "unequal batches": "tab:purple",
-    "coverage": "tab:cyan",
+    "update rounding": "#ca9161",
+    "weight decay": "#fbafe4",
+    "preconditioner": "#0173b2",
+    "clipping": "#d55e00",
+    "remainder": "#ece133",
+    "batch curvature": "#56b4e9",
+    "curvature": "#029e73",
+    "batch order": "#de8f05",
+    "unequal batches": "#cc78bc",
+    "coverage": "0.35",
 }
-"""How a term is drawn in every figure; of several terms in one row the first decides, and the row is hatched."""
+"""How a term is drawn in every figure, in seaborn's colours for colour-blind readers; of several terms in one row the
+first decides, and the row is hatched."""
 
 
 @styled
@@ -53,7 +54,7 @@ def budget_shares(error_budget: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if len(small):
         wide = wide.drop(columns=small).assign(**{REST: wide[small].sum(axis=1)})
     wide = wide.iloc[-MOST_BARS:]
-    ax = new_axes(ax, width=7.0, height=0.28 * len(wide) + 1.6)
+    ax = new_axes(ax, height=0.28 * len(wide) + 1.4 + legend_room(wide.columns))
     above, below = pd.Series(0.0, wide.index), pd.Series(0.0, wide.index)
     places = [f"epoch {place}" if column == "epoch" else str(place) for place in wide.index]
     for term in wide.columns:
@@ -71,7 +72,7 @@ def budget_shares(error_budget: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.grid(axis="y", visible=False)
     title = "Why the task vector is not minus the gradient"
     ax.set(xlabel="share of the residual", title=title if len(runs) > 1 else f"{title}: {runs[0]}")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    legend_below(ax)
     return ax
 
 
