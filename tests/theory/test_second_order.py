@@ -93,7 +93,8 @@ def test_one_batch_with_everything_is_the_full_batch(name: str) -> None:
 
 def test_two_epochs_on_a_quadratic_loss_are_exact() -> None:
     one = linear_regression()
-    for rule in (GD(0.1), Momentum(0.1, 0.9), Nesterov(0.05, 0.9), SGD(0.1, weight_decay=0.2)):
+    decayed = (SGD(0.1, weight_decay=0.2), Nesterov(0.05, 0.9, weight_decay=0.2, decoupled=True))
+    for rule in (GD(0.1), GD([0.1, 0.03]), Momentum(0.1, 0.9, dampening=0.5), Nesterov(0.05, 0.9), *decayed):
         truth, made = trained(one, rule, 2), tvgrad.predict(one, rule, 2)
         assert distance(truth, made.order2) <= 1e-12 * norm(truth)
         assert made.row.error_norm == pytest.approx(distance(truth, made.order1), rel=1e-9)
