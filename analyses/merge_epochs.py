@@ -1,9 +1,9 @@
 """Is one epoch enough? Merging after k = 1, 2, 4 .. epochs, by several methods, against single-task and joint training.
 
 For every optimizer and seed each task is tuned alone and all are tuned jointly; after k epochs the task vectors are
-merged and every task's test accuracy is measured with its own head. Alpha is searched on samples that were held out of
-training, never on test samples; `mean` and `atm` have none. A seed decides what is held out and the order of the
-samples; intervals are 95 % confidence intervals over seeds.
+merged and every task's test accuracy is measured with its own head. Alpha is searched on validation samples, which are
+neither trained on nor tested on; `mean` and `atm` have none. A seed decides which samples these are and the order of
+the training samples; intervals are 95 % confidence intervals over seeds.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def analyse(
         seeds: how many.
         epochs: the last number of epochs; those before it are the powers of two.
         batch_size: for every optimizer but gd.
-        images: training samples of a task that are used, those held out for alpha included.
-        test_images: test samples of a task that are used.
+        images: training samples of a task that are used.
+        test_images: test samples of a task that are used: one half to search alpha on, the other to test on.
         alphas: steps between 0 and 1 of the grid that alpha is searched on.
         tasks: names of tasks with a plus sign between them; empty takes all.
         points: what "as good" means, in points of accuracy.
@@ -73,7 +73,7 @@ def analyse(
         ("epochs", epochs, 2),
         ("batch_size", batch_size, 1),
         ("images", images, FEWEST),
-        ("test_images", test_images, 1),
+        ("test_images", test_images, 2),
         ("alphas", alphas, 1),
     ):
         if not isinstance(value, int) or value < least:

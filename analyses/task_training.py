@@ -1,7 +1,9 @@
 """Training for the merging study, in memory: each task alone, all tasks jointly, and the accuracies of what comes out.
 
-A seed decides which fifth of a task's training samples is held out (alpha is searched there) and the order of
-mini-batches. Test samples are the recipe's own and decide nothing.
+A seed decides which half of a recipe's test samples is for validation (alpha and rates are searched there; the other
+half is tested on and decides nothing), which training samples are taken where there are too many, and the order of
+mini-batches. Validation samples do not come from the training samples, because frozen heads were fitted to those: on
+them the pretrained model looks better than it is, and every alpha and rate too large.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from tvgrad.update_rules import UpdateRule
 __all__ = ["FEWEST", "MOST_TRAIN", "Course", "Task", "tasks_of", "train_alone", "train_jointly"]
 
 MOST_TRAIN = 1000
-HELD_OUT = 0.2
 FEWEST = 10
 CHUNK = 1000  # one chunk for every task, so that nothing is timed and nothing depends on it
 
@@ -36,8 +37,8 @@ class Task:
     Attributes:
         name: the recipe's.
         objective: the full-batch loss of the training part.
-        validation: samples for alpha.
-        scorer: accuracy at any weights.
+        validation: samples for alpha and rates.
+        scorer: accuracy at any weights, on the test samples.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Course:
 
 
 def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_test: int | None = None) -> list[Task]:
-    """Cut every task's training samples into a training part and a validation part.
+    """Take every task's training samples, and cut its test samples into a validation part and a test part.
 
     Args:
         recipes: tasks that share one pretrained model.
         seed: decides the cut.
-        most: training samples that are used, both parts together.
-        most_test: test samples that are used, the first of them; None is all.
+        most: training samples that are used.
+        most_test: test samples that are used, both parts together; None is all.
 
     Returns:
         The tasks.
@@ -86,17 +87,22 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
             raise TvgradError(f"task {recipe.name!r} has {total} training samples: the study needs {FEWEST}")
         generator = torch.Generator().manual_seed(1_000 * seed + place)
         order = torch.randperm(len(recipe.train), generator=generator)[:total]
-        held = max(1, int(HELD_OUT * total))
+        scorer = Scorer(recipe)
+        held_out = torch.randperm(len(scorer.test), generator=generator)[:most_test]
+        if len(held_out) < 2:
+            raise TvgradError(f"task {recipe.name!r} needs two test samples: one to search alpha on and one to test on")
+        middle = len(held_out) // 2
+        validation, scorer.test = scorer.test.subset(held_out[:middle]), scorer.test.subset(held_out[middle:])
         objective = Objective(
             copy.deepcopy(recipe.model),
             recipe.loss,
-            recipe.train.subset(order[held:]),
+            recipe.train.subset(order),
             CHUNK,
             count=recipe.count,
             forward=recipe.forward,
             allow=recipe.allow,
         )
-        tasks.append(Task(recipe.name, objective, recipe.train.subset(order[:held]), Scorer(recipe, most=most_test)))
+        tasks.append(Task(recipe.name, objective, validation, scorer))
     return tasks
 
 

@@ -34,16 +34,26 @@ def recipes(tmp_path_factory):
         return load_recipes("digits", ("low", "rotated"))
 
 
-def test_a_seed_cuts_the_samples_without_overlap_and_caps_them(recipes):
-    tasks, others = tasks_of(recipes, 0, most=200), tasks_of(recipes, 1, most=200)
+def rows_of(samples):
+    return [tuple(row) for row in samples.batch(0, 9999)[0].tolist()]
+
+
+def test_a_seed_cuts_the_test_samples_in_two_and_caps_the_training_samples(recipes):
+    tasks, others = tasks_of(recipes, 0, 200, 100), tasks_of(recipes, 1, 200, 100)
     for task, other, recipe in zip(tasks, others, recipes, strict=True):
-        assert (len(task.train), len(task.validation)) == (160, 40)
-        rows = {tuple(row) for row in task.train.batch(0, 999)[0].tolist()}
-        assert not rows & {tuple(row) for row in task.validation.batch(0, 999)[0].tolist()}
+        assert (len(task.train), len(task.validation), len(task.scorer.test)) == (200, 50, 50)
+        assert set(rows_of(task.train)) <= set(rows_of(recipe.train))
+        assert len(set(rows_of(task.train))) > 190
+        assert not set(rows_of(task.validation)) & set(rows_of(task.scorer.test))
+        assert set(rows_of(task.validation)) | set(rows_of(task.scorer.test)) <= set(rows_of(recipe.test))
         assert task.train.fingerprint() != other.train.fingerprint()
-        assert len(task.scorer.test) == len(recipe.test)
+        assert task.validation.fingerprint() != other.validation.fingerprint()
+    (whole, _) = tasks_of(recipes, 0)
+    assert len(whole.validation) + len(whole.scorer.test) == len(recipes[0].test)
     with pytest.raises(TvgradError, match="needs 10"):
         tasks_of(recipes, 0, most=5)
+    with pytest.raises(TvgradError, match="needs two test samples"):
+        tasks_of(recipes, 0, most_test=1)
 
 
 def test_joint_training_is_multitask_gradient_descent_and_one_epoch_merges_to_it(recipes):
@@ -89,7 +99,7 @@ def test_mini_batch_training_is_a_plain_loop(recipes, rule):
     from tvgrad.record.training import batches_of
 
     for epoch in range(2):
-        for batch in batches_of(40, 16, 3, epoch):
+        for batch in batches_of(50, 16, 3, epoch):
             inputs, targets = task.train.subset(batch).batch(0, 16)
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
@@ -278,9 +288,9 @@ MOBILE = {"optimizers": ("gd:3e-4", "sgd:3e-4", "adam:3e-5"), "seeds": 2, "epoch
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        ("suite", {**FULL, "images": 500, "test_images": 500}),
-        ("suite-vit", {**FULL, "images": 200, "test_images": 300}),
-        ("mobilenet", {**MOBILE, "images": 100, "test_images": 100, "tasks": "mnist+animals+satellite+digits"}),
+        ("suite", {**FULL, "images": 300}),
+        ("suite-vit", {**FULL, "images": 200, "test_images": 400}),
+        ("mobilenet", {**MOBILE, "images": 80, "test_images": 100, "tasks": "mnist+animals+satellite+digits"}),
     ],
     ids=["suite", "suite-vit", "mobilenet"],
 )

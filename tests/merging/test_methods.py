@@ -140,6 +140,42 @@ def test_dare_keeps_what_it_says_and_is_right_on_average():
     assert torch.equal(merging.dare(ones, density=1.0)["w"], torch.ones(200_000, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("density", [1e-9, 1 / 65536, 0.3, 0.5, 1.0])
+def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
+    """Every value of the 16 bits once: the share of those that keep an entry, and what decides the last of them."""
+
+    class Counting:
+        tail = 0
+
+        def __init__(self, key):
+            self.again = len(key) == 4
+
+        def advance(self, places):
+            pass
+
+        def random_raw(self, count=None):
+            if self.again:
+                return self.tail << 32
+            return np.arange(4 * count, dtype=np.uint16).view(np.uint64)
+
+    monkeypatch.setattr("tvgrad.merging.dropping.np.random.PCG64", Counting)
+    counts = []
+    for Counting.tail in (0, 2**32 - 1):
+        counts.append(int(Dare(density).kept(0, "w", 0, 65536).sum()))
+    below = int(density * 65536)
+    rest = round(density * 2**48) - below * 2**32
+    assert counts == [below + (rest > 0), below]
+
+
+def test_dares_entries_depend_on_their_place_alone():
+    whole = Dare(0.3, seed=2).kept(1, "w", 0, 400_000)
+    parts = [Dare(0.3, seed=2).kept(1, "w", start, 100_000) for start in range(0, 400_000, 100_000)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert np.array_equal(whole[:37], Dare(0.3, seed=2).kept(1, "w", 0, 37))
+    assert whole.mean() == pytest.approx(0.3, abs=5 * (0.21 / 400_000) ** 0.5)
+    assert not np.array_equal(whole, Dare(0.3, seed=2).kept(1, "v", 0, 400_000))
+
+
 def test_one_task_merges_to_itself():
     (vector,) = as_tensors(vectors(1))
     for name in ("task_arithmetic", "mean", "median"):

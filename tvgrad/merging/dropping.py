@@ -15,7 +15,7 @@ from tvgrad.merging.method import Method, share
 
 __all__ = ["Dare"]
 
-DRAWS = 2**32
+SHORT, LONG = 2**16, 2**48
 
 
 @cache
@@ -47,7 +47,7 @@ class Dare(Method):
         Args:
             rows: as in `Method.combine`.
             name: chooses the random numbers.
-            start: an even place in the tensor.
+            start: a place in the tensor that is a multiple of 4.
 
         Returns:
             The sum of what was kept, over the density.
@@ -56,23 +56,38 @@ class Dare(Method):
         # Drawing takes longer than all the rest, and numpy lets go of the interpreter's lock while it draws.
         masks = _pool().map(lambda task: self.kept(task, name, start, rows[0].numel()), range(len(rows)))
         for row, mask in zip(rows, masks, strict=True):
-            total.add_(row.mul_(torch.from_numpy(mask).view(row.shape)))
+            entries = row.view(-1).numpy()
+            np.multiply(entries, mask, out=entries)  # faster with a mask of truth values than PyTorch's product
+            total.add_(row)
         return total.div_(self.density)
 
     def kept(self, task: int, name: str, start: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Draw which entries of a task's tensor are kept.
 
+        An entry's 16 random bits decide, except where they are equal to the leading 16 bits of the density (one entry
+        in 65,536): there 32 more are drawn. So the probability is the density to 48 bits at the price of 16.
+
         Args:
             task: the task's place in the list.
             name: the tensor's name.
-            start: the first entry, an even number: each 64 random bits serve two entries.
+            start: the first entry, a multiple of 4: each 64 random bits serve four entries.
             length: how many entries.
 
         Returns:
             True where an entry is kept.
         """
-        bits = np.random.PCG64((self.seed, task, zlib.crc32(name.encode())))
-        bits.advance(start // 2)
-        draws = bits.random_raw(-(-length // 2)).astype("<u8", copy=False).view("<u4")[:length]
-        kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = draws <= np.uint32(max(1, round(self.density * DRAWS)) - 1)
+        whole = max(1, round(self.density * LONG))
+        leading, rest = divmod(whole, LONG // SHORT)
+        if leading == SHORT:
+            return np.ones(length, dtype=np.bool_)
+        key = (self.seed, task, zlib.crc32(name.encode()))
+        bits = np.random.PCG64(key)
+        bits.advance(start // 4)
+        draws = bits.random_raw(-(-length // 4)).astype("<u8", copy=False).view("<u2")[:length]
+        kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = draws < np.uint16(leading)
+        if rest:
+            for place in np.flatnonzero(draws == np.uint16(leading)):
+                more = np.random.PCG64((*key, 1))
+                more.advance(start + int(place))
+                kept[place] = int(more.random_raw()) >> 32 < rest
         return kept

@@ -25,16 +25,13 @@ SPLIT_SEED = 20250607
 class Scorer:
     """A task's metric, with the task's own frozen head, at any weights of the shared encoder."""
 
-    def __init__(
-        self, recipe: Recipe, state: Mapping[str, torch.Tensor] | None = None, most: int | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Copy the recipe's model.
 
         Args:
             recipe: the task.
             state: frozen parameters and buffers to use instead of the recipe's; names that the model has not are left
                 out.
-            most: test samples that are used, the first of them; None is all.
 
         Raises:
             TvgradError: the recipe has no metric or no test samples.
@@ -42,8 +39,6 @@ class Scorer:
         if recipe.metric is None or recipe.test is None:
             raise TvgradError(f"task {recipe.name!r} has no metric or no test samples: give its recipe both")
         self.name, self.metric, self.test = recipe.name, recipe.metric, recipe.test
-        if most is not None and most < len(self.test):
-            self.test = self.test.subset(torch.arange(most))
         self._model = copy.deepcopy(recipe.model).eval()
         if state is not None:
             # Casts the model to the run's own type, too: assigned tensors keep theirs.
