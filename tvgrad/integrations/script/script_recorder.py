@@ -59,6 +59,8 @@ class ScriptRecorder(Recorder):
         self._guard = guard
         self._norms = "gradient-norms" in options.record
         self._first = [_hyper(group) for group in trained.optimizer.param_groups]
+        self._given = _given(trained.optimizer.param_groups)
+        self._mutable = any(isinstance(value, (list, torch.Tensor)) for group in self._given for value in group)
         self._sum, self._other_sum = GradientSum(), GradientSum()
         self._held: Moment | None = None
         self._endings: list[str] = []
@@ -148,6 +150,8 @@ class ScriptRecorder(Recorder):
         row: dict[str, Any] = {"step": self.steps + 1, "lr": rate, "skipped": 0}
         if len(set(rates)) > 1:
             row |= {f"lr_{index}": rate for index, rate in enumerate(rates)}
+        if not self._mutable and _given(groups) == self._given:
+            return row
         for index, group in enumerate(groups):
             then = self._first[index] if index < len(self._first) else {}
             for name, value in _hyper(group).items():
@@ -204,6 +208,11 @@ class ScriptRecorder(Recorder):
 
     def _state(self) -> None:
         return None
+
+
+def _given(groups: list[dict[str, Any]]) -> list[list[Any]]:
+    """The groups' options but the rate, as they are: a look at every step must be quick."""
+    return [[group.get(name) for name in HYPER] for group in groups]
 
 
 def _hyper(group: dict[str, Any]) -> dict[str, Any]:
