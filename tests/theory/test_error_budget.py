@@ -236,6 +236,7 @@ def test_without_recorded_batches_the_rows_are_one(tmp_path: Path) -> None:
     (row,) = budget.rows
     assert row.share == pytest.approx(1)
     assert row.nodes == "V0 - V9"
+    assert "predicted displacement" not in row.term
     assert any("--record batches" in sentence for sentence in budget.sentences)
 
 

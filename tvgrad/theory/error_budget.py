@@ -347,7 +347,7 @@ class _Maker:
         scaled = {name: combination((kappa, vector)) for name, vector in minus.items()}
         narrow = str(self.run.info.get("dtype")) != "float64"
         estimated = self.plan.consumed is None
-        curvature = "curvature (predicted displacement)" if estimated else "curvature"
+        curvature = "curvature (predicted displacement)" if estimated and "bend" in has else "curvature"
         nodes: list[Node | str] = [
             Node("V0", difference(wide(self.run.weights(epoch), self.device), self.start)),
         ]
