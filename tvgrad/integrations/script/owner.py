@@ -121,10 +121,14 @@ def held_by(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
 
 def _living(stepping: torch.optim.Optimizer) -> tuple[list[nn.Module], list[torch.optim.Optimizer]]:
     """All modules, and the optimizers of other tensors than those of the one that steps."""
-    # `type` is asked, because an `isinstance` may wake somebody's lazy proxy.
     everything = gc.get_objects()
-    modules = [one for one in everything if issubclass(type(one), nn.Module) and "_modules" in one.__dict__]
-    optimizers = [one for one in everything if issubclass(type(one), torch.optim.Optimizer)]
+    # `type` is asked, because an `isinstance` may wake somebody's lazy proxy; and each class once, because there are
+    # hundreds of thousands of objects, and the script waits.
+    classes = set(map(type, everything))
+    of_modules = {one for one in classes if issubclass(one, nn.Module)}
+    of_optimizers = {one for one in classes if issubclass(one, torch.optim.Optimizer)}
+    modules = [one for one in everything if type(one) in of_modules and "_modules" in one.__dict__]
+    optimizers = [one for one in everything if type(one) in of_optimizers]
     own = frozenset(held_by(stepping))
     others = {frozenset(held_by(one)): one for one in optimizers if "param_groups" in one.__dict__}
     return modules, [one for held, one in others.items() if held and held != own]
