@@ -9,27 +9,45 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from .merge_claims import lost_by_merging_late
+from .merge_claims import interval, lost_by_merging_late
 
 __all__ = ["draw_accuracy", "draw_direction", "draw_prediction"]
 
-PANEL_WIDTH, HEIGHT = 2.6, 2.9  # inches
-LEGEND = 1.4
+WIDTH, HEIGHT = 6.8, 2.5  # inches: the text width of a page, and of the panels alone
+ROW = 0.2  # inches that a row of the legend takes
+COLUMNS = 5
 
 
 def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True) -> None:
-    """Put panels side by side in the place of one axes, so that a figure stays one function of one axes."""
-    figure = ax.figure
+    """Put panels side by side in the place of one axes, so that a figure stays one function of one axes.
+
+    All panels have the same entries in their legends: one legend stands below them, where it takes no width.
+    """
+    figure = ax.figure.get_figure(root=True)
     ax.remove()
-    figure.get_figure(root=True).set_size_inches(PANEL_WIDTH * count + LEGEND, HEIGHT)
     axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
     for place, panel in enumerate(axes):
         draw(place, panel)
-        legend = panel.get_legend()
-        if legend is not None and place + 1 < count:
-            legend.remove()
-        elif legend is not None:
-            sns.move_legend(panel, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False, fontsize=8)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    for panel in axes:
+        panel.get_legend().remove()
+    rows = -(-len(labels) // COLUMNS)
+    columns = -(-len(labels) // rows)
+    figure.set_size_inches(min(WIDTH, 1.2 + 2.6 * count), HEIGHT + ROW * rows)
+    figure.legend(
+        handles,
+        [label.replace("_", " ") for label in labels],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+    )
+
+
+def _confidence(values: pd.Series) -> tuple[float, float]:
+    """The same interval as in the table: Student's t over seeds."""
+    found = interval(values)
+    return found.low, found.high
 
 
 def _epochs_axis(ax: Axes, epochs: list[int]) -> None:
@@ -37,6 +55,7 @@ def _epochs_axis(ax: Axes, epochs: list[int]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(epochs))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.tick_params(labelsize=8)
 
 
 def draw_accuracy(scores: pd.DataFrame, ax: Axes) -> None:
@@ -63,9 +82,9 @@ def draw_accuracy(scores: pd.DataFrame, ax: Axes) -> None:
             style_order=methods,
             palette=colours,
             markers=True,
-            errorbar=("ci", 95),
-            n_boot=200,
-            seed=0,
+            errorbar=_confidence,
+            err_style="bars",  # nine bands would hide each other
+            err_kws={"elinewidth": 0.7},
             markersize=4,
             linewidth=1.2,
             ax=panel,
@@ -101,7 +120,8 @@ def draw_direction(courses: pd.DataFrame, ax: Axes) -> None:
             palette="colorblind",
             markers=True,
             dashes=False,
-            errorbar=("pi", 80),
+            errorbar=("pi", 80),  # of tasks and seeds
+            err_kws={"alpha": 0.12, "linewidth": 0},
             markersize=4,
             linewidth=1.2,
             ax=panel,
@@ -132,7 +152,7 @@ def draw_prediction(scores: pd.DataFrame, ax: Axes) -> None:
         panel.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
         panel.set_xscale("log")
         panel.set(xlabel=r"predicted $\|Q_k H_0 g_0\| \,/\, \|S_k g_0\|$", title=optimizers[place])
-        panel.set_ylabel("points lost against merging after 1" if place == 0 else "")
+        panel.set_ylabel("points lost by merging late" if place == 0 else "")
 
     if optimizers:
         _panels(ax, len(optimizers), draw)
