@@ -97,6 +97,23 @@ def test_epoch_gradients_are_the_sums_of_what_the_steps_consumed(tmp_path: Path)
     assert (lengths > 0).all()
 
 
+def test_a_full_batch_loop_has_both_verdicts(tmp_path: Path) -> None:
+    """With an optimizer and an objective, what the step consumed and the full-batch gradient are both recorded."""
+    model = network()
+    objective = tvgrad.Objective(model, LOSS, (INPUTS, TARGETS))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvgrad.Recorder(tmp_path, model, optimizer, objective) as recorder:
+        optimizer.zero_grad()
+        LOSS(model(INPUTS), TARGETS).backward()
+        optimizer.step()
+        recorder.end_epoch()
+    run = tvgrad.Run.open(tmp_path)
+    assert run.info["record"] == ["gradients", "epoch-gradients"]
+    (verdict,) = tvgrad.check_one_epoch(run).verdicts
+    assert verdict.holds == "exact"
+    assert "the gradient that the step consumed, off the full-batch gradient by" in verdict.reason
+
+
 def test_gradients_that_a_closure_computes(tmp_path: Path) -> None:
     """A step that takes a closure has its gradients when that has returned; before, the last step's are there."""
     torch.manual_seed(0)
@@ -431,7 +448,7 @@ def test_a_resume_with_something_else_is_refused_and_changes_nothing(tmp_path: P
     refused(tmp_path, r"another update rule \(name sgd lr 0.1", **parts(lr=0.2))
     refused(tmp_path, "another data", **parts(data=INPUTS + 1))
     refused(tmp_path, "another unit of recording", **parts(), record_at="steps:1")
-    refused(tmp_path, "another choice of what to record", **parts(), record=["gradients", "epoch-gradients"])
+    refused(tmp_path, "another choice of what to record", **parts(), record=["gradients"])
     refused(tmp_path, "records another model", model=nn.Linear(6, 3))
     refused(tmp_path, "another dtype", model=network().double())
     adam = parts()

@@ -94,7 +94,7 @@ class Recorder:
             objective: the full-batch objective; with it, full-batch gradients are recorded.
             record_at: `epochs`, or `steps:1,10,100` with `end_step` called after each step.
             record: any of gradients, epoch-gradients, batches; by default gradients where there is an objective, and
-                epoch-gradients where there is none.
+                epoch-gradients where there is an optimizer: a check of the first epoch wants what the steps consumed.
             keep: which points keep their tensors: `all`, `last:N` or `epochs:0,1,5`.
             groups: a regular expression for groups of parameters; by default the block that owns each.
             name: the task's name; by default the directory's.
@@ -123,7 +123,7 @@ class Recorder:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._unit, self._at = moments_of(record_at)
-        default = ("gradients",) if objective is not None else ("epoch-gradients",) if optimizer is not None else ()
+        default = [*(["gradients"] if objective else []), *(["epoch-gradients"] if optimizer else [])]
         self._record = tuple(default if record is None else record)
         self._check_record()
         keeps(keep, 0, [0])  # raises where the policy is not understood
