@@ -26,9 +26,9 @@ def relate(runs: tuple[Path, Path], groups: str | None, out: Path | None, quiet:
     from tvgrad.cli.opened import single_run
     from tvgrad.cli.terminal import bytes_bar, print_table
 
+    from tvgrad.atomic_files import write_atomically
     from tvgrad.errors import TvgradError
     from tvgrad.report.relation import relate_runs
-    from tvgrad.tensor_files import write_atomically
 
     if out is not None and not out.absolute().parent.is_dir():
         raise TvgradError(f"{out.absolute().parent} is no folder: choose another --out")

@@ -7,11 +7,10 @@ constant. Writing goes through the safetensors library. Nothing is ever unpickle
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +21,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tvgrad.errors import DamagedRun, DiskFull
+from tvgrad.atomic_files import sha256_of, write_atomically
+from tvgrad.errors import DamagedRun
 
 __all__ = [
     "MAX_SHARD_BYTES",
     "TensorFile",
     "TensorPlace",
-    "sha256_of",
-    "write_atomically",
+    "write_checked_tensors",
     "write_tensors",
 ]
 
@@ -97,6 +96,7 @@ class TensorFile:
         self.path = Path(path)
         self.places: dict[str, TensorPlace] = {}
         self._handles: dict[int, BinaryIO] = {}
+        self._opening = threading.Lock()  # several threads may read one file
         self._shards, promised = _shards_of(self.path)
         for index, shard in enumerate(self._shards):
             for name, place in _read_header(shard, index).items():
@@ -186,9 +186,10 @@ class TensorFile:
         return self.places[name]
 
     def _open(self, shard: int) -> BinaryIO:
-        if shard not in self._handles:
-            self._handles[shard] = open(self._shards[shard], "rb")  # noqa: SIM115 - closed by `close`
-        return self._handles[shard]
+        with self._opening:
+            if shard not in self._handles:
+                self._handles[shard] = open(self._shards[shard], "rb")  # noqa: SIM115 - closed by `close`
+            return self._handles[shard]
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -294,28 +295,64 @@ def write_tensors(
     Raises:
         DiskFull: there is no room; nothing is left behind under the final name.
     """  # noqa: DOC502 - raised by write_atomically
+    return _written(tensors, path, max_shard_bytes, metadata, _unread)[0]
+
+
+def write_checked_tensors(
+    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> tuple[Path, dict[Path, str]]:
+    """Write tensors as `write_tensors` does, and take the checksums of the files while the disk is flushed.
+
+    Args:
+        tensors: name -> tensor.
+        path: the `.safetensors` file to make.
+        max_shard_bytes: largest number of tensor bytes in one file.
+
+    Returns:
+        The path that opens the tensors, and file -> sha256 of every file written.
+
+    Raises:
+        DiskFull: there is no room; nothing is left behind under the final name.
+    """  # noqa: DOC502 - raised by write_atomically
+    return _written(tensors, path, max_shard_bytes, None, sha256_of)
+
+
+def _unread(path: Path) -> str:
+    return ""
+
+
+def _written(
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    max_shard_bytes: int,
+    metadata: Mapping[str, str] | None,
+    checksum: Callable[[Path], str],
+) -> tuple[Path, dict[Path, str]]:
     path = Path(path)
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_atomically(path, partial(_save, shards[0], metadata))
-        return path
+        return path, {path: write_atomically(path, partial(_save, shards[0], metadata), checksum)}
     stem = path.name.removesuffix(".safetensors")
     weight_map: dict[str, str] = {}
+    checksums: dict[Path, str] = {}
     total = sum(tensor.nbytes for tensor in tensors.values())
     index_path = path.parent / f"{path.name}.index.json"
     try:
         for number, shard in enumerate(shards, start=1):
             name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
             weight_map.update(dict.fromkeys(shard, name))
-            write_atomically(path.parent / name, partial(_save, shard, metadata))
+            place = path.parent / name
+            checksums[place] = write_atomically(place, partial(_save, shard, metadata), checksum)
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
-        write_atomically(index_path, lambda temporary: temporary.write_text(index, encoding="utf-8"))
+        checksums[index_path] = write_atomically(
+            index_path, lambda temporary: temporary.write_text(index, encoding="utf-8"), checksum
+        )
     except BaseException:
         if not index_path.exists():  # shards without an index are of no use, and may fill the disk
             for name in set(weight_map.values()):
                 (path.parent / name).unlink(missing_ok=True)
         raise
-    return index_path
+    return index_path, checksums
 
 
 def _save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, path: Path) -> None:
@@ -344,72 +381,6 @@ def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         result[name] = plain.clone() if pointer in seen else plain
         seen.add(pointer)
     return result
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary_path)`, flush the result to the disk and rename it to `path`.
-
-    Args:
-        path: the final name.
-        write: a function that creates the file it is given.
-
-    Raises:
-        DiskFull: the disk, or a quota on it, has no room.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if _means_full(error):
-            raise DiskFull(
-                f"no room on the disk for {path}; free some space and go on with --resume: finished epochs are whole"
-            ) from None
-        raise
-
-
-def _means_full(error: BaseException) -> bool:
-    """Whether an error says that the disk or a quota is exhausted (safetensors wraps the system's error in text)."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in codes
-    return any(f"os error {code})" in str(error) or f"code: {code}," in str(error) for code in codes)
-
-
-def _umask() -> int:
-    """The process's file mode mask (it can only be read by setting it)."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-UMASK = _umask()  # read once, before any thread could create a file meanwhile
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file, as `sha256sum` prints it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    buffer = bytearray(1 << 20)
-    with open(path, "rb", buffering=0) as handle:
-        while got := handle.readinto(buffer):
-            digest.update(memoryview(buffer)[:got])
-    return digest.hexdigest()
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import tvgrad
-from tvgrad import tensor_files
+from tvgrad import atomic_files
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.record.layout import Manifest, Parameter
 from tvgrad.record.run import Run
@@ -384,7 +384,7 @@ def test_files_are_readable_for_the_group(tmp_path: Path) -> None:
     writer.add(0, 0, {"weights": WEIGHTS}, {})
     writer.close()
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
-    assert modes == {0o666 & ~tensor_files.UMASK}
+    assert modes == {0o666 & ~atomic_files.UMASK}
 
 
 def test_require_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

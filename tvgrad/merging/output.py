@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import TvgradError
-from tvgrad.tensor_files import DTYPES, MAX_SHARD_BYTES, write_atomically
+from tvgrad.tensor_files import DTYPES, MAX_SHARD_BYTES
 
 __all__ = ["write_stream"]
 

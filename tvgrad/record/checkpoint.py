@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.record.layout import FileEntry
 from tvgrad.record.run import Run
-from tvgrad.tensor_files import write_atomically, write_tensors
+from tvgrad.tensor_files import write_tensors
 
 __all__ = ["export_checkpoint"]
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tvgrad.atomic_files import sha256_of
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.tensor_files import sha256_of, shard_paths
+from tvgrad.tensor_files import shard_paths
 
 __all__ = [
     "CONTENTS",
@@ -66,12 +68,13 @@ class FileEntry:
     parts: tuple[tuple[str, str, int], ...]
 
     @classmethod
-    def of(cls, root: Path, path: Path) -> FileEntry:
+    def of(cls, root: Path, path: Path, checksums: Mapping[Path, str] | None = None) -> FileEntry:
         """Describe a file that has just been written.
 
         Args:
             root: the run directory.
             path: the file, or the index of its shards.
+            checksums: file -> sha256, where the writer has taken them already.
 
         Returns:
             Its entry, with checksums.
@@ -79,7 +82,11 @@ class FileEntry:
         files = (
             [path] if path.suffix != ".json" or not path.name.endswith(".index.json") else [path, *shard_paths(path)]
         )
-        parts = tuple((file.relative_to(root).as_posix(), sha256_of(file), file.stat().st_size) for file in files)
+        known = checksums or {}
+        parts = tuple(
+            (file.relative_to(root).as_posix(), known.get(file) or sha256_of(file), file.stat().st_size)
+            for file in files
+        )
         return cls(path.relative_to(root).as_posix(), parts)
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.parameters import Weights
 from tvgrad.record.layout import (
@@ -28,7 +29,7 @@ from tvgrad.record.layout import (
     read_manifest,
 )
 from tvgrad.record.lock import WriterLock
-from tvgrad.tensor_files import MAX_SHARD_BYTES, TensorFile, write_atomically, write_tensors
+from tvgrad.tensor_files import MAX_SHARD_BYTES, TensorFile, write_checked_tensors, write_tensors
 from tvgrad.units import bytes_in_words
 
 __all__ = ["RunWriter", "keeps", "require_free", "require_space"]
@@ -82,8 +83,8 @@ class RunWriter:
             require_free(root)  # again: another process may have started a run before we had the lock
             writer._sweep()
             if static:
-                path = write_tensors(static, root / "static.safetensors", max_shard_bytes)
-                writer.manifest = replace(manifest, static=FileEntry.of(root, path))
+                written = write_checked_tensors(static, root / "static.safetensors", max_shard_bytes)
+                writer.manifest = replace(manifest, static=FileEntry.of(root, *written))
             writer._publish(writer.manifest)
         except BaseException:
             writer.close()
@@ -217,7 +218,7 @@ class RunWriter:
 
     def _written(self, folder: str, stem: str, content: Weights) -> FileEntry:
         path = self._folder(folder) / f"{stem}.safetensors"
-        return FileEntry.of(self.root, write_tensors(content, path, self._max_shard_bytes))
+        return FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
 
     def _state(self, stem: str, tensors: Weights, values: dict[str, Any]) -> FileEntry:
         """Tensors and plain values, as two files of one entry."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import TvgradError
 from tvgrad.report.latex import latex_table
 from tvgrad.report.missing import COMPUTED_BY
-from tvgrad.tensor_files import write_atomically
 
 __all__ = ["FORMATS", "PAGE", "check_formats", "shown", "write_tables"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.record.run import Run
 from tvgrad.report.checkpoints import CheckpointTables
 from tvgrad.report.documents import PAGE, check_formats, write_tables
@@ -15,7 +16,6 @@ from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.report.page import html_page
 from tvgrad.report.summary import summary_of, summary_of_checkpoints
 from tvgrad.report.tables import RunTables
-from tvgrad.tensor_files import write_atomically
 
 __all__ = ["publish", "publish_checkpoints"]
 

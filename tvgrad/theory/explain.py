@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.objective import Evaluations, Objective
 from tvgrad.parameters import Weights, norm
 from tvgrad.record.run import Run
 from tvgrad.results import Kind, Result, from_json, to_json
-from tvgrad.tensor_files import write_atomically
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.budget_plan import measured_costs
 from tvgrad.theory.combination import difference, wide
