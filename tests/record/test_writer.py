@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import tvgrad
-from tvgrad import atomic_files
+from tvgrad import atomic_files, tensor_files
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.record.layout import Manifest, Parameter
 from tvgrad.record.run import Run
