@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tvgrad.merging import Method
     from tvgrad.merging.evaluation import Scorer
     from tvgrad.parameters import Weights
+    from tvgrad.record.merged import MergedFile
     from tvgrad.record.run import Run
 
 SEARCH = "search"
@@ -33,7 +34,7 @@ SEARCH = "search"
 )
 @click.option("--density", type=float, help="ties, dare, breadcrumbs: share of the entries that are kept.")
 @click.option("--seed", type=int, help="dare: of the random numbers (default: 0).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Safetensors file to make.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to make.")
 @click.option("--evaluate", is_flag=True, help="Evaluate every task on its test samples; needs --recipe.")
 @click.option("--recipe", "target", help="TARGET of the recipe that made the runs.")
 def merge(
@@ -68,9 +69,11 @@ def merge(
     fixed = None if alpha == SEARCH else _number(alpha)
     if target is None and (evaluate or fixed is None):
         raise TvgradError("evaluating and searching alpha need the tasks' data: give --recipe TARGET")
-    if not out.parent.is_dir():
-        raise TvgradError(f"{out.parent} is no folder: make it, or choose another --out")
+    if target is not None and not evaluate and fixed is not None:
+        raise TvgradError("--recipe is for --evaluate and --alpha search: give one of them, or leave it out")
+    _check_out(out)
     opened = open_runs(runs)
+    _check_different(opened)
     method.check_tasks(len(opened))
     chosen = common_epoch(opened) if epoch is None else epoch
     if target is not None:
@@ -84,17 +87,55 @@ def merge(
             from tvgrad.cli.terminal import print_table
 
             print_table(
-                f"{name}, {opened[0].unit} {chosen}, alpha {fixed:g}"
+                f"{method.name}, {opened[0].unit} {chosen}, alpha {fixed:g}"
                 + (", test half of the samples" if alpha == SEARCH else ""),
                 _evaluated(opened, scorers, base, vector, chosen, fixed, alpha == SEARCH),
             )
     assert fixed is not None
     made = merge_runs(opened, chosen, method, fixed, out)
     click.echo(
-        f"{made.path}: {len(made.merged)} tensors merged from {len(opened)} runs by {name} at {opened[0].unit} "
-        f"{chosen}, alpha {fixed:g}; {len(made.shared)} frozen tensors shared by all; "
-        + (f"each run's own: {', '.join(made.own)}" if made.own else "none is a run's own")
+        f"{made.path}: {_counted(len(made.merged), 'tensor')} merged from {_counted(len(opened), 'run')} by "
+        f"{method.name} at {opened[0].unit} {chosen}, alpha {fixed:g}; {_beside(made, len(opened))}"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _beside(made: MergedFile, runs: int) -> str:
+    """What stands in the file beside the merged tensors, and what is left to each run."""
+    frozen = _counted(len(made.shared), "frozen tensor")
+    if runs == 1:
+        return f"{frozen} beside them" if made.shared else "no other tensor"
+    shared = f"{frozen} that all runs have alike" if made.shared else "no frozen tensor is alike in all runs"
+    return f"{shared}; each run's own: {', '.join(made.own)}" if made.own else f"{shared}; none is a run's own"
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a path that cannot be written, or that holds something, before any work."""
+    from tvgrad.errors import TvgradError
+
+    if out.is_dir():
+        raise TvgradError(f"{out} is a folder: give --out the path of a .safetensors file to make")
+    if out.suffix != ".safetensors":
+        raise TvgradError(f"{out} does not end in .safetensors, by which other programs know the format: rename --out")
+    if not out.parent.is_dir():
+        raise TvgradError(f"{out.parent} is no folder: make it, or choose another --out")
+    for path in (out, out.with_name(f"{out.name}.index.json")):  # a model above the largest file has an index
+        if path.exists():
+            raise TvgradError(f"{path} exists: delete it, or choose another --out")
+
+
+def _check_different(runs: list[Run]) -> None:
+    from tvgrad.errors import TvgradError
+
+    seen = set()
+    for run in runs:
+        place = run.root.resolve()
+        if place in seen:
+            raise TvgradError(f"{run.root} is given twice, and would count twice: give each run once")
+        seen.add(place)
 
 
 def _method(name: str, density: float | None, seed: int | None) -> Method:
@@ -168,4 +209,4 @@ def _evaluated(
         })
     table = pd.DataFrame(rows)
     mean = {"run": "mean", "samples": int(table["samples"].sum()), **table.drop(columns=["run", "samples"]).mean()}
-    return pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
+    return pd.concat([table, pd.DataFrame([mean])], ignore_index=True).round(4)

@@ -95,6 +95,7 @@ def test_the_command_merges_and_evaluates(folder, capsys):
     shown = capsys.readouterr().out
     assert "2 tensors merged from 3 runs" in shown
     assert "each run's own: 2.bias, 2.weight" in shown
+    out.unlink()
     assert command(*words, "--alpha", "search", "--evaluate", "--recipe", folder / "tasks.py") == 0
     shown = capsys.readouterr().out
     alpha = float(re.search(r"alpha (\S+): ", shown).group(1))
@@ -137,26 +138,57 @@ def test_what_a_user_may_get_wrong_is_one_sentence_and_exit_code_2(folder, tmp_p
         (["--method", "average"], "no merging method 'average'"),
         (["--method", "mean", "--density", "0.1"], "mean has no density"),
         (["--method", "ties", "--density", "2"], "density must be"),
-        (["--method", "analogy", all_runs / "task0", tmp_path / "other"], "analogy takes 3"),
+        (["--method", "analogy", tmp_path / "other"], "analogy takes 3 tasks, and 4 were given"),
+        (["--method", "dare", "--seed", "-1"], "seed must be a whole number of at least 0"),
+        (["--alpha", "1e300"], "does not fit into float32 at alpha 1e+300"),
+        (["--recipe", target], "--recipe is for"),
+        ([all_runs / "task1"], "task1 is given twice"),
     ]
     for words, message in cases:
         assert command("merge", all_runs, "--out", out, *words) == 2
         _one_sentence(capsys, message)
     for chosen, words, message in [
-        ([first], ["--method", "ties"], "at least 2 tasks"),
+        ([first], ["--method", "ties"], "ties merges at least 2 tasks, and 1 was given"),
         ([first, tmp_path / "other"], ["--epoch", 1], "give files of the same model"),
         ([tmp_path / "other", tmp_path / "wide"], [], "has shape"),
         ([tmp_path / "other", tmp_path / "named"], [], "give files of the same model"),
         ([first, poisoned], ["--epoch", 1], "holds a NaN"),
         ([tmp_path / "nowhere"], [], "does not exist"),
-        ([first], ["--recipe", "digits"], "digits has no task called 'task0'"),
+        ([first], ["--recipe", "digits", "--evaluate"], "digits has no task called 'task0'"),
     ]:
         assert command("merge", *chosen, "--out", out, *words) == 2
         _one_sentence(capsys, message)
-    assert command("merge", all_runs, "--out", tmp_path / "no" / "m.safetensors") == 2
-    _one_sentence(capsys, "is no folder")
     assert not out.exists()
     assert command("merge", all_runs, "--out", out, "--recipe", target, "--evaluate") == 0
+    capsys.readouterr()
+    before = out.read_bytes()
+    manifest = (first / "run.json").read_bytes()
+    for place, message in [
+        (tmp_path / "no" / "m.safetensors", "is no folder"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "m.pt", "does not end in .safetensors"),
+        (first / "run.json", "does not end in .safetensors"),
+        (out, "exists: delete it"),
+    ]:
+        # refused before any work: the folder named as runs is not even looked at
+        assert command("merge", tmp_path / "nowhere", "--out", place) == 2
+        _one_sentence(capsys, message)
+    assert out.read_bytes() == before
+    assert (first / "run.json").read_bytes() == manifest
+    with pytest.raises(TvgradError, match="is a folder"):
+        merge_runs(runs(folder), 1, METHODS["mean"](), 1.0, tmp_path)
+
+
+def test_the_last_line_counts_what_the_file_holds(folder, capsys):
+    words = ("--epoch", 1, "--method", "negation", "--out")
+    assert command("merge", folder / "runs" / "task0", *words, folder / "forget.safetensors") == 0
+    line = capsys.readouterr().out.strip()
+    assert line.endswith("2 tensors merged from 1 run by negation at epoch 1, alpha 1; 4 frozen tensors beside them")
+    assert command("merge", folder / "runs", *words, folder / "forget-all.safetensors") == 0
+    line = capsys.readouterr().out.strip()
+    assert "2 tensors merged from 3 runs by negation at epoch 1, alpha 1; 2 frozen tensors that all runs have" in line
+    written = TensorFile(folder / "forget.safetensors").read_all()
+    assert len(written) == 6
 
 
 def test_different_pretrained_weights_are_refused(tmp_path):

@@ -232,6 +232,15 @@ def test_tune_and_merge_with_one_gradient_step_is_multitask_gradient_descent():
     assert torch.equal(start["w"], torch.zeros(4, dtype=torch.float64))
 
 
+def _float32(vector):
+    return {name: tensor.float() for name, tensor in vector.items()}
+
+
+def test_a_sum_of_finite_values_may_overflow_though_each_of_them_fits():
+    start = {"w": torch.full((4,), 3e38)}
+    assert torch.equal(merging.mean([{"w": torch.zeros(4)}], base=start)["w"], start["w"])
+
+
 def test_refusals_are_one_sentence():
     two = as_tensors(vectors(2))
     poisoned = [two[0], {**two[1], "bias": torch.full((5,), float("nan"), dtype=torch.float64)}]
@@ -254,6 +263,13 @@ def test_refusals_are_one_sentence():
         (lambda: merging.ties(two, density=0), "density must be"),
         (lambda: merging.dare(two, density=1.5), "density must be"),
         (lambda: merging.breadcrumbs(two, outliers=0.5), "outliers must be"),
+        (lambda: merging.dare(two, seed=-1), "seed must be a whole number"),
+        (lambda: merging.dare(two, seed=1.5), "seed must be a whole number"),
+        (lambda: merging.mean(None), "give a list"),
+        (lambda: merging.mean(["run", "run"]), "task vector 1 is of type str: give name -> tensor"),
+        (lambda: merging.mean([two[0], {n: t.numpy() for n, t in two[1].items()}]), "task vector 2 is of type ndarray"),
+        (lambda: merging.mean(two, base=poisoned[1]), "'bias' of the base holds a NaN"),
+        (lambda: merging.mean(two, alpha=1e39, base=_float32(two[0])), "does not fit into float32 at alpha 1e+39"),
         (lambda: list(merging.tune_and_merge(two[0], [], 1)), "no task to tune"),
         (lambda: list(merging.tune_and_merge(two[0], [lambda w, n: w], 0)), "rounds must be"),
     ]

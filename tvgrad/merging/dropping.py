@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from tvgrad.errors import TvgradError
 from tvgrad.merging.method import Method, share
 
 __all__ = ["Dare"]
@@ -21,6 +23,12 @@ SHORT, LONG = 2**16, 2**48
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())))
+
+
+def _whole(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise TvgradError(f"seed must be a whole number of at least 0, not {seed!r}")
+    return int(seed)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Dare(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", share(self.density, "density"))
+        object.__setattr__(self, "seed", _whole(self.seed))
 
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
         """Drop, add and rescale.

@@ -41,9 +41,10 @@ class Method(ABC):
             TvgradError: too few or too many.
         """
         if tasks < self.least:
-            raise TvgradError(f"{self.name} merges at least {self.least} tasks, and {tasks} was given: add runs")
+            given = f"{tasks} {'was' if tasks == 1 else 'were'} given"
+            raise TvgradError(f"{self.name} merges at least {self.least} tasks, and {given}: add runs")
         if self.most is not None and tasks > self.most:
-            raise TvgradError(f"{self.name} takes {self.most} task(s), and {tasks} were given: leave the others out")
+            raise TvgradError(f"{self.name} takes {self.most} tasks, and {tasks} were given: leave the others out")
 
     @abstractmethod
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -109,10 +109,15 @@ class VectorStack(Stack):
         Raises:
             TvgradError: there is no vector, or names or shapes differ, or a tensor does not hold real numbers.
         """
-        self._vectors, self._base = list(task_vectors), base
-        if isinstance(task_vectors, Mapping) or not self._vectors:
+        listed = isinstance(task_vectors, Iterable) and not isinstance(task_vectors, Mapping)
+        self._vectors, self._base = list(task_vectors) if listed else [], base
+        if not self._vectors:
             raise TvgradError("there is no task vector to merge: give a list of them, each name -> tensor")
         labels = [f"task vector {number}" for number in range(1, len(self._vectors) + 1)]
+        for label, vector in zip(labels, self._vectors, strict=True):
+            _check_tensors(label, vector)
+        if base is not None:
+            _check_tensors("the base", base)
         others = [*zip(labels, self._vectors, strict=True)]
         if base is not None:
             others.append(("the base", {name: base[name] for name in self._vectors[0] if name in base}))
@@ -140,14 +145,32 @@ class VectorStack(Stack):
 
         Returns:
             The block in float64, or None.
+
+        Raises:
+            TvgradError: a value is an infinity or a NaN.
         """
         if self._base is None:
             return None
-        return self._base[name].detach().flatten()[start : start + length].double()
+        block = self._base[name].detach().flatten()[start : start + length].double()
+        if not math.isfinite(float(block.sum())) and not bool(torch.isfinite(block).all()):
+            raise TvgradError(f"{name!r} of the base holds a NaN or an infinity: give finite weights")
+        return block
 
     def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
         for row, vector in zip(rows, self._vectors, strict=True):
             row.copy_(vector[name].detach().flatten()[start : start + row.numel()])
+
+
+def _check_tensors(label: str, vector: object) -> None:
+    if not isinstance(vector, Mapping):
+        raise TvgradError(
+            f"{label} is of type {type(vector).__name__}: give name -> tensor, such as `run.task_vector(1)`"
+        )
+    for name, value in vector.items():
+        if not isinstance(value, torch.Tensor):
+            raise TvgradError(
+                f"{name!r} of {label} is of type {type(value).__name__}: give tensors (`torch.as_tensor`)"
+            )
 
 
 class FileStack(Stack):

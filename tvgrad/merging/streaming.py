@@ -58,13 +58,14 @@ def merge_vectors(
         Name -> alpha times the merged vector, in float64; or base plus that, rounded once to the base's dtypes.
 
     Raises:
-        TvgradError: the vectors are too few or not of one model, a value is not finite, or alpha is no number.
+        TvgradError: the vectors are too few or not of one model, a value is not finite, or alpha is no number or
+            so large that the result is not finite.
     """
     factor = checked_alpha(alpha)
     stack = VectorStack(task_vectors, base)
     merged: Weights = {}
     for name, (shape, dtype) in stack.places.items():
-        parts = [part.to(dtype) for part in _blocks(method, stack, name, factor)]
+        parts = [_rounded(part, dtype, name, factor) for part in _blocks(method, stack, name, factor)]
         merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=dtype)
     return merged
 
@@ -93,7 +94,8 @@ def merge_files(
         The path that opens the merged weights, which have the dtypes of the pretrained ones.
 
     Raises:
-        TvgradError: the models are too few or have different tensors, a value is not finite, or alpha is no number.
+        TvgradError: the models are too few or have different tensors, a value is not finite, or alpha is no number or
+            so large that the result is not finite.
     """
     return merge_stack(method, FileStack(pretrained, tuned, labels), alpha, out, also)
 
@@ -118,9 +120,12 @@ def merge_stack(
         The path that opens the result.
 
     Raises:
-        TvgradError: there are too few tasks, a value is not finite, or alpha is no number.
+        TvgradError: there are too few tasks, a value is not finite, or alpha is no number or
+            so large that the result is not finite.
     """
     factor, beside = checked_alpha(alpha), dict(also or {})
+    if Path(out).is_dir():
+        raise TvgradError(f"{out} is a folder: give the path of a safetensors file to make")
     method.check_tasks(stack.tasks)
     places = dict(stack.places)
     for name, file in beside.items():
@@ -131,9 +136,19 @@ def merge_stack(
             yield beside[name].read(name).flatten()
             return
         for part in _blocks(method, stack, name, factor):
-            yield part.to(places[name][1])
+            yield _rounded(part, places[name][1], name, factor)
 
     return write_stream(places, blocks, Path(out))
+
+
+def _rounded(part: torch.Tensor, dtype: torch.dtype, name: str, alpha: float) -> torch.Tensor:
+    """The block in its final type, which must hold it."""
+    rounded = part.to(dtype)
+    # One sum is not finite where any value is not; the reverse (its own overflow) is settled by the second look.
+    if not math.isfinite(float(rounded.sum())) and not bool(torch.isfinite(rounded).all()):
+        kind = str(dtype).removeprefix("torch.")
+        raise TvgradError(f"the merged {name!r} does not fit into {kind} at alpha {alpha:g}: choose a smaller alpha")
+    return rounded
 
 
 def merged_vector(method: Method, stack: Stack) -> Weights:
