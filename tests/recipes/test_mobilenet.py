@@ -15,7 +15,8 @@ from tvgrad.objective import Objective
 from tvgrad.recipe import accuracy
 from tvgrad.recipes import mobilenet
 from tvgrad.recipes.catalogue import BUILT_IN, load_recipes
-from tvgrad.recipes.mobilenet import MobileNetV2, class_means, imagenet_weights
+from tvgrad.recipes.mobilenet import MobileNetV2, imagenet_weights
+from tvgrad.recipes.pretraining import SHARPNESS, class_means
 from tvgrad.recipes.suite_data import package_file
 from tvgrad.record.training import TraceOptions, prepare, trace
 from tvgrad.theory.equivalence import check_one_epoch
@@ -110,7 +111,7 @@ def test_class_means_prefer_the_nearest_mean():
     means = np.stack([features[labels == label].double().numpy().mean(axis=0) for label in range(4)])
     distances = ((features.double().numpy()[:, None] - means) ** 2).sum(axis=2)
     within = distances[np.arange(60), labels].mean()
-    truth = -mobilenet.SHARPNESS * distances / (2 * within)
+    truth = -SHARPNESS * distances / (2 * within)
     logits = head(features).detach().double().numpy()
     np.testing.assert_allclose(logits - logits[:, :1], truth - truth[:, :1], rtol=1e-4, atol=1e-4)
     assert not any(parameter.requires_grad for parameter in head.parameters())

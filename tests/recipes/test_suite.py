@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,3 +124,22 @@ def test_recipes_share_one_encoder_and_are_reproducible(make, name, monkeypatch,
     for one, other in zip(recipes, again, strict=True):
         for key, tensor in one.model.state_dict().items():
             assert torch.equal(tensor, other.model.state_dict()[key]), key
+
+
+@needs_data
+def test_heads_of_class_means_know_base_samples_only():
+    """The nearest class mean, computed with numpy from the base samples, is what the head prefers."""
+    for fitted, other in zip(load_recipes("suite"), load_recipes("suite-means"), strict=True):
+        assert fitted.name == other.name
+        encoder = other.model.encoder
+        for key, tensor in fitted.model.encoder.state_dict().items():
+            assert torch.equal(tensor, encoder.state_dict()[key])
+        images, labels = suite_data.load(other.name).base
+        with torch.no_grad():
+            features, logits = encoder(images).double().numpy(), other.model(images).double().numpy()
+        means = np.stack([features[labels.numpy() == label].mean(0) for label in range(logits.shape[1])])
+        distances = np.square(features[:, None] - means).sum(-1)
+        two = np.sort(distances, axis=1)
+        clear = two[:, 1] - two[:, 0] > 1e-4 * two[:, 1]  # float32 logits cannot tell closer ones apart
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(logits.argmax(1)[clear], distances.argmin(1)[clear])

@@ -67,6 +67,20 @@ BUILT_IN = {
         model="vision transformer, 16 patches, width 48, 3 blocks, frozen linear heads",
         size="60,144 parameters, up to 1000 samples a task",
     ),
+    "suite-means": BuiltIn(
+        target="tvgrad.recipes.suite:suite_means",
+        tasks=SUITE,
+        data="the same six data sets",
+        model="the MLP of suite, frozen heads of class means: room for tuning",
+        size="84,672 parameters, up to 1000 samples a task",
+    ),
+    "suite-vit-means": BuiltIn(
+        target="tvgrad.recipes.suite:suite_vit_means",
+        tasks=SUITE,
+        data="the same six data sets",
+        model="the transformer of suite-vit, frozen heads of class means",
+        size="60,144 parameters, up to 1000 samples a task",
+    ),
     "mobilenet": BuiltIn(
         target="tvgrad.recipes.mobilenet:mobilenet",
         tasks=SUITE,

@@ -17,6 +17,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.recipe import Recipe, accuracy
+from tvgrad.recipes.pretraining import class_means
 from tvgrad.recipes.suite_data import DATA_SETS, load, package_file
 
 __all__ = ["MobileNetV2", "imagenet_weights", "mobilenet"]
@@ -33,7 +34,6 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 CHUNK = 250
 HEAD_SAMPLES = 300  # of the base samples, which are in no training or test part
-SHARPNESS = 1.0
 
 
 def mobilenet() -> list[Recipe]:
@@ -68,34 +68,6 @@ def _recipe(name: str, encoder: nn.Module) -> Recipe:
         epochs=10,
         about=f"{DATA_SETS[name].about}; ImageNet weights from {PACKAGE} (MIT)",
     )
-
-
-def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Linear:
-    """Make a frozen linear head that prefers the class whose mean feature is the nearest.
-
-    The logits are `-SHARPNESS ||f - mu_c||^2 / (2 D)` up to a term that is the same for all classes, D the mean squared
-    distance of a sample from its class's mean: a linear function of f, as a zero-shot head is. Logistic regression on
-    1,280 features fits few samples perfectly and leaves tuning nothing to do.
-
-    Args:
-        features: shape (n, width).
-        labels: class indices, shape (n,), each class at least once.
-        classes: how many.
-
-    Returns:
-        A float32 Linear layer that requires no gradient.
-    """
-    wide = features.double()
-    means = torch.stack([wide[labels == label].mean(dim=0) for label in range(classes)])
-    spread = (wide - means[labels]).pow(2).sum(dim=1).mean()
-    centre = wide.mean(dim=0)
-    weight = SHARPNESS * (means - centre) / spread  # without the centre's part, which all classes share
-    # Without initial values, which would be drawn from the caller's random numbers.
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(-(weight * (means + centre)).sum(dim=1) / 2)
-    return head.requires_grad_(False)
 
 
 def imagenet_weights() -> OrderedDict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What the built-in recipes share: a cache of pretrained encoders, and frozen heads fitted to their features."""
+"""What the built-in recipes share: a cache of pretrained encoders, and frozen heads made from their features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.tensor_files import TensorFile, write_tensors
 
-__all__ = ["cache_folder", "cached_encoder", "fitted_head"]
+__all__ = ["cache_folder", "cached_encoder", "class_means", "fitted_head"]
+
+SHARPNESS = 1.0  # of a head of class means
 
 
 def cache_folder() -> Path:
@@ -84,4 +86,32 @@ def fitted_head(features: torch.Tensor, labels: torch.Tensor, strength: float = 
     head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], len(weight), dtype=torch.float64)
     head.weight.copy_(weight)
     head.bias.copy_(bias)
+    return head.requires_grad_(False)
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Linear:
+    """Make a frozen linear head that prefers the class whose mean feature is the nearest.
+
+    The logits are `-SHARPNESS ||f - mu_c||^2 / (2 D)` up to a term that is the same for all classes, D the mean squared
+    distance of a sample from its class's mean: a linear function of f, as a zero-shot head is. It is weaker than a
+    fitted head, and leaves tuning something to do.
+
+    Args:
+        features: shape (n, width).
+        labels: class indices, shape (n,), each class at least once.
+        classes: how many.
+
+    Returns:
+        A float32 Linear layer that requires no gradient.
+    """
+    wide = features.double()
+    means = torch.stack([wide[labels == label].mean(dim=0) for label in range(classes)])
+    spread = (wide - means[labels]).pow(2).sum(dim=1).mean()
+    centre = wide.mean(dim=0)
+    weight = SHARPNESS * (means - centre) / spread  # without the centre's part, which all classes share
+    # Without initial values, which would be drawn from the caller's random numbers.
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(-(weight * (means + centre)).sum(dim=1) / 2)
     return head.requires_grad_(False)

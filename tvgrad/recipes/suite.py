@@ -1,7 +1,9 @@
 """Six vision tasks on real data, with a small MLP or a small vision transformer as the shared encoder.
 
 The encoder is pretrained on the base samples of all six data sets at once (one classifier over all their classes).
-Each task then tunes it with a frozen linear head, fitted to the pretrained features. See `suite_data` for the data.
+Each task then tunes it with a frozen linear head on the pretrained features: fitted to the task's training samples, or
+made of the class means of its base samples, which is a weaker start, as a zero-shot head is, and leaves tuning
+something to gain. See `suite_data` for the data.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import torch
 from torch import nn
 
 from tvgrad.recipe import Recipe, accuracy
-from tvgrad.recipes.pretraining import cached_encoder, fitted_head
+from tvgrad.recipes.pretraining import cached_encoder, class_means, fitted_head
 from tvgrad.recipes.suite_data import DATA_SETS, Split, load
 
-__all__ = ["VisionTransformer", "suite", "suite_vit"]
+__all__ = ["VisionTransformer", "suite", "suite_means", "suite_vit", "suite_vit_means"]
 
 SEED = 20250905
 BATCH = 64
@@ -43,6 +45,24 @@ def suite_vit() -> list[Recipe]:
         One recipe a data set.
     """
     return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12)
+
+
+def suite_means() -> list[Recipe]:
+    """Make the six tasks with the MLP of `suite` and heads of class means.
+
+    Returns:
+        One recipe a data set.
+    """
+    return _recipes("suite-mlp", _mlp, width=96, passes=12, fitted=False)
+
+
+def suite_vit_means() -> list[Recipe]:
+    """Make the six tasks with the transformer of `suite_vit` and heads of class means.
+
+    Returns:
+        One recipe a data set.
+    """
+    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12, fitted=False)
 
 
 def _mlp() -> nn.Module:
@@ -114,7 +134,7 @@ class VisionTransformer(nn.Module):
         return features
 
 
-def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int) -> list[Recipe]:
+def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int, fitted: bool = True) -> list[Recipe]:
     splits = {name: load(name) for name in DATA_SETS}
 
     def pretrain(encoder: nn.Module) -> None:
@@ -123,9 +143,11 @@ def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int) 
     encoder = cached_encoder(f"{key}-{passes}-passes", build, pretrain, SEED)
     recipes = []
     for name, split in splits.items():
+        images, labels = split.train if fitted else split.base
         with torch.no_grad():
-            features = encoder(split.train[0])
-        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=fitted_head(features, split.train[1])))
+            features = encoder(images)
+        head = fitted_head(features, labels) if fitted else class_means(features, labels, split.classes)
+        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=head))
         recipes.append(
             Recipe(
                 model.float(),
