@@ -117,6 +117,10 @@ def curve(scores: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     return pd.DataFrame(chosen.pivot_table(index="seed", columns="epochs", values=column, aggfunc="mean"))
 
 
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
 def _largest(optimizer: str, norms: pd.DataFrame) -> Verdict:
     count, total = int(norms["first_largest"].sum()), len(norms)
     share = interval(norms.groupby("seed")["first_share"].mean())
@@ -152,7 +156,7 @@ def _best_epoch(optimizer: str, scores: pd.DataFrame) -> Verdict:
     lost = interval(table[best] - table[table.columns[0]])
     significant = "not above 0" if not lost.low > 0 else "above 0"
     outcome = "holds" if best == table.columns[0] or not lost.low > 0 else "fails"
-    numbers = f"best after {best} epochs, {lost.points()} over one, {significant} with 95 % confidence"
+    numbers = f"best after {_epochs(best)}, {lost.points()} over one, {significant} with 95 % confidence"
     return Verdict(optimizer, "no later epoch merges significantly better than the first", outcome, numbers)
 
 
@@ -164,7 +168,7 @@ def _gain(optimizer: str, scores: pd.DataFrame, place: int) -> Verdict:
     epochs = int(scores["epochs"].min() if place == 0 else scores["epochs"].max())
     gain, possible = interval(merged - before), interval(single - before)
     outcome = "holds" if gain.low > 0 else "fails" if gain.high <= 0 else "undecided"
-    claim = f"the model merged after {epochs} epoch{'s' if epochs > 1 else ''} is better than the pretrained one"
+    claim = f"the model merged after {_epochs(epochs)} is better than the pretrained one"
     return Verdict(optimizer, claim, outcome, f"{gain.points()}; single-task models {possible.points()}")
 
 
@@ -175,7 +179,7 @@ def _joint(optimizer: str, scores: pd.DataFrame, points: float) -> list[Verdict]
     widest = max(gaps, key=lambda epochs: abs(gaps[epochs].mean))
     bound = points / 100
     found = []
-    for claim, gap in ((f"after {joint.columns[0]} epoch", first), (f"after {joint.columns[-1]} epochs", last)):
+    for claim, gap in ((f"after {_epochs(joint.columns[0])}", first), (f"after {_epochs(joint.columns[-1])}", last)):
         low, high = gap.low, gap.high
         inside = -bound <= low and high <= bound
         outside = low > bound or high < -bound
@@ -184,7 +188,7 @@ def _joint(optimizer: str, scores: pd.DataFrame, points: float) -> list[Verdict]
                 optimizer,
                 f"the merged mean is within {points:g} points of joint training {claim}",
                 "holds" if inside else "fails" if outside else "undecided",
-                f"joint minus merged {gap.points()}; widest {gaps[widest].points()} after {widest} epochs",
+                f"joint minus merged {gap.points()}; widest {gaps[widest].points()} after {_epochs(widest)}",
             )
         )
     return found

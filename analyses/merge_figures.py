@@ -14,18 +14,23 @@ from .merge_claims import interval, lost_by_merging_late
 __all__ = ["draw_accuracy", "draw_direction", "draw_prediction"]
 
 WIDTH, HEIGHT = 6.8, 2.5  # inches: the text width of a page, and of the panels alone
+LOW = 1.6  # inches: the height of a panel that stands above others
 ROW = 0.2  # inches that a row of the legend takes
 COLUMNS = 5
+SPREAD = 0.7  # octaves, on the axis of epochs, over which the methods of one epoch stand side by side
+MARKERS = ("o", "s", "D", "^", "v", "p", "h", "<", ">")  # filled ones: a thin cross does not show at this size
 
 
-def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True) -> None:
+def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True, stacked: bool = False) -> None:
     """Put panels side by side in the place of one axes, so that a figure stays one function of one axes.
 
-    All panels have the same entries in their legends: one legend stands below them, where it takes no width.
+    Stacked ones stand one above the other, each as wide as the page. All panels have the same entries in their legends:
+    one legend stands below them, where it takes no width.
     """
     figure = ax.figure.get_figure(root=True)
     ax.remove()
-    axes = figure.subplots(1, count, sharey=share, squeeze=False)[0]
+    shape = (count, 1) if stacked else (1, count)
+    axes = figure.subplots(*shape, sharex=stacked, sharey=share, squeeze=False).ravel()
     for place, panel in enumerate(axes):
         draw(place, panel)
     handles, labels = axes[-1].get_legend_handles_labels()
@@ -33,7 +38,8 @@ def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool
         panel.get_legend().remove()
     rows = -(-len(labels) // COLUMNS)
     columns = -(-len(labels) // rows)
-    figure.set_size_inches(min(WIDTH, 1.2 + 2.6 * count), HEIGHT + ROW * rows)
+    width, height = (WIDTH, HEIGHT + LOW * (count - 1)) if stacked else (min(WIDTH, 1.2 + 2.6 * count), HEIGHT)
+    figure.set_size_inches(width, height + ROW * rows)
     figure.legend(
         handles,
         [label.replace("_", " ") for label in labels],
@@ -58,43 +64,65 @@ def _epochs_axis(ax: Axes, epochs: list[int]) -> None:
     ax.tick_params(labelsize=8)
 
 
+def _markers(names: list[str]) -> dict[str, str]:
+    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(names)}
+
+
+def dodged(table: pd.DataFrame, methods: list[str]) -> pd.Series:
+    """Move each method a little to the side, so that the bars of one epoch do not hide each other.
+
+    Args:
+        table: columns epochs and method.
+        methods: in the order from left to right.
+
+    Returns:
+        Where on the logarithmic axis of epochs each row is drawn, within `SPREAD` / 2 octaves of its epochs.
+    """
+    step = SPREAD / max(1, len(methods) - 1)
+    shift = {method: (place - (len(methods) - 1) / 2) * step for place, method in enumerate(methods)}
+    return table["epochs"] * 2.0 ** table["method"].map(shift)
+
+
 def draw_accuracy(scores: pd.DataFrame, ax: Axes) -> None:
     """Accuracy of the merged model relative to the single-task models, over epochs before merging.
 
     Args:
         scores: the long table of the study.
-        ax: replaced by one panel an optimizer.
+        ax: replaced by one panel an optimizer, one above the other.
     """
     chosen = scores[scores["method"] != "single"]
     means = chosen.groupby(["optimizer", "seed", "epochs", "method"], sort=False, as_index=False)["normalised"].mean()
     methods, optimizers = list(dict.fromkeys(means["method"])), list(dict.fromkeys(means["optimizer"]))
     colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
+    means["place"] = dodged(means, methods)
 
     def draw(place: int, panel: Axes) -> None:
         mine = means[means["optimizer"] == optimizers[place]]
         sns.lineplot(
             mine,
-            x="epochs",
+            x="place",
             y="normalised",
             hue="method",
             style="method",
             hue_order=methods,
             style_order=methods,
             palette=colours,
-            markers=True,
+            markers=_markers(methods),
+            dashes=False,
             errorbar=_confidence,
             err_style="bars",  # nine bands would hide each other
-            err_kws={"elinewidth": 0.7},
-            markersize=4,
-            linewidth=1.2,
+            err_kws={"elinewidth": 0.8},
+            markersize=4.2,
+            markeredgewidth=0.3,
+            linewidth=0.6,
             ax=panel,
         )
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
         _epochs_axis(panel, sorted(set(mine["epochs"])))
         panel.set(xlabel="epochs before merging", title=optimizers[place])
-        panel.set_ylabel("accuracy / single-task accuracy" if place == 0 else "")
+        panel.set_ylabel("accuracy relative to\nsingle-task models")
 
-    _panels(ax, len(optimizers), draw)
+    _panels(ax, len(optimizers), draw, stacked=True)
 
 
 def draw_direction(courses: pd.DataFrame, ax: Axes) -> None:

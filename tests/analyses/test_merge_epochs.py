@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tvgrad.analyses.finding import save_figure
 from tvgrad.analyses.merge_claims import interval, lost_by_merging_late, verdicts
 from tvgrad.analyses.merge_epochs import analyse, summary
+from tvgrad.analyses.merge_figures import SPREAD, dodged, draw_accuracy
 from tvgrad.analyses.merge_rates import best_rate, grid
 from tvgrad.analyses.task_training import tasks_of, train_alone, train_jointly
 
@@ -181,6 +182,31 @@ def test_verdicts_hold_and_fail_with_their_numbers():
     table = summary(scores(late=0.1, joint=0.0))
     row = table[(table["method"] == "mean") & (table["epochs"] == 4)].iloc[0]
     assert row["accuracy"] == pytest.approx(0.7)
+
+
+def test_the_accuracy_figure_shows_the_tables_means_side_by_side():
+    table = scores(late=0.7, joint=0.8)
+    places_of = {name: place for place, name in enumerate(dict.fromkeys(table["method"]))}
+    table["normalised"] = table["accuracy"] + 0.01 * table["seed"] + 0.1 * table["method"].map(places_of)
+    methods = [name for name in dict.fromkeys(table["method"]) if name != "single"]
+    shown = table[table["method"] != "single"]
+    places = dodged(shown, methods)
+    octaves = np.log2(places / shown["epochs"])
+    assert octaves.abs().max() == pytest.approx(SPREAD / 2)
+    assert octaves.groupby(shown["method"]).nunique().eq(1).all()  # a method stands on the same side everywhere
+    assert octaves.groupby(shown["method"]).first().nunique() == len(methods)
+
+    def rounded(values) -> tuple[float, ...]:
+        return tuple(np.round(np.asarray(values, float), 9))
+
+    figure = Figure()
+    draw_accuracy(table, figure.subplots())
+    (panel,) = figure.axes  # one optimizer
+    drawn = {rounded(line.get_xdata()): np.asarray(line.get_ydata(), float) for line in panel.get_lines()}
+    truth = shown.assign(place=places).groupby(["method", "place"])["normalised"].mean()
+    for method in methods:
+        heights = drawn[rounded(truth[method].index)]
+        np.testing.assert_allclose(heights, truth[method], rtol=1e-12, err_msg=method)
 
 
 def test_no_prediction_for_adam_is_said():
