@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -140,15 +141,15 @@ def test_dare_keeps_what_it_says_and_is_right_on_average():
     assert torch.equal(merging.dare(ones, density=1.0)["w"], torch.ones(200_000, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("density", [1e-9, 1 / 65536, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("density", [1e-9, 1 / 65536, 0.25, 0.3, 1.0])
 def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
     """Every value of the 16 bits once: the share of those that keep an entry, and what decides the last of them."""
 
     class Counting:
         tail = 0
 
-        def __init__(self, key):
-            self.again = len(key) == 4
+        def __init__(self, sequence):
+            self.again = len(sequence.entropy) == 4
 
         def advance(self, places):
             pass
@@ -165,6 +166,21 @@ def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
     below = int(density * 65536)
     rest = round(density * 2**48) - below * 2**32
     assert counts == [below + (rest > 0), below]
+
+
+def test_dares_half_is_one_bit_an_entry():
+    """The bits of the generator's numbers, lowest first, told apart by Python's integers."""
+    kept = Dare(0.5, seed=5).kept(2, "w", 128, 1000)
+    source = np.random.PCG64((5, 2, zlib.crc32(b"w")))
+    words = [int(word) for word in source.random_raw(18)][2:]
+    assert kept.dtype == np.bool_
+    assert kept.tolist() == [bool(words[place // 64] >> place % 64 & 1) for place in range(1000)]
+    whole = Dare(0.5).kept(0, "w", 0, 640_000)
+    assert np.array_equal(
+        whole, np.concatenate([Dare(0.5).kept(0, "w", s, 128_000) for s in range(0, 640_000, 128_000)])
+    )
+    assert whole.mean() == pytest.approx(0.5, abs=5 * (0.25 / 640_000) ** 0.5)
+    assert not np.array_equal(whole, Dare(0.5).kept(1, "w", 0, 640_000))
 
 
 def test_dares_entries_depend_on_their_place_alone():

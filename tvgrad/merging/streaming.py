@@ -20,7 +20,10 @@ from tvgrad.tensor_files import TensorFile
 __all__ = ["checked_alpha", "merge_files", "merge_stack", "merge_vectors", "merged_vector"]
 
 BLOCK = 1 << 16
-"""Elements of each task in a block: large enough for two threads, small enough for the cache. Even, see `Dare`."""
+"""Elements of each task in a block: large enough for two threads, small enough for the cache.
+
+A multiple of 64, see `Dare`.
+"""
 
 
 def checked_alpha(alpha: object) -> float:
