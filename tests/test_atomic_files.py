@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -51,3 +53,24 @@ def test_what_reads_meanwhile_does_not_wait_for_the_disk(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", flushed)
     assert write_atomically(tmp_path / "x", lambda temporary: temporary.write_text("all of it"), read) == "all of it"
     assert (tmp_path / "x").read_text() == "all of it"
+
+
+def test_reading_goes_on_where_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert write_atomically(tmp_path / "x", lambda temporary: temporary.write_text("whole"), sha256_of) == (
+        hashlib.sha256(b"whole").hexdigest()
+    )
+
+
+def test_files_are_written_while_the_interpreter_ends(tmp_path: Path) -> None:
+    code = (
+        "import atexit, pathlib\nfrom tvgrad.atomic_files import sha256_of, write_atomically\n"
+        f"path = pathlib.Path({str(tmp_path / 'x')!r})\n"
+        "atexit.register(lambda: write_atomically(path, lambda t: t.write_text('late'), sha256_of))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x").read_text() == "late"

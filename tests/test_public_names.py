@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     "errors units eager",
-    "samples parameters tensor_files results arithmetic",
+    "atomic_files samples parameters tensor_files results arithmetic",
     "batch_loss update_rules update_rule_base update_coefficients block_reader block_products vector_rows "
     "inner_products",
     "probe derivatives objective bounds",

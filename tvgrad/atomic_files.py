@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -45,10 +45,7 @@ def write_atomically(
             found = None
             _flush(temporary)
         else:
-            with ThreadPoolExecutor(1) as thread:
-                reading = thread.submit(meanwhile, temporary)
-                _flush(temporary)
-                found = reading.result()
+            found = _flush_and_read(temporary, meanwhile)
         os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -60,6 +57,41 @@ def write_atomically(
             ) from None
         raise
     return found
+
+
+class _Reading(threading.Thread):
+    """A thread that keeps what its function returns or raises. A pool would refuse work while the interpreter ends."""
+
+    def __init__(self, read: Callable[[Path], object], path: Path) -> None:
+        super().__init__(daemon=True)
+        self._read, self._path = read, path
+        self._found: object = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._found = self._read(self._path)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
+
+    def result(self) -> object:
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def _flush_and_read(path: Path, read: Callable[[Path], object]) -> object:
+    reading = _Reading(read, path)
+    try:
+        reading.start()
+    except RuntimeError:  # no new threads: the interpreter is ending, or the system has no room for one
+        _flush(path)
+        return read(path)
+    try:
+        _flush(path)
+    finally:
+        reading.join()
+    return reading.result()
 
 
 def _flush(path: Path) -> None:
