@@ -24,7 +24,7 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     \b
     Examples:
       tvgrad demo
-      tvgrad demo --out /tmp/demo --epochs 20
+      tvgrad demo --out my-demo --epochs 20
     """
     from tvgrad.cli.terminal import epochs_bar
 

@@ -30,7 +30,7 @@ class LazyGroup(click.Group):
     """Loads a command's module when the command is used, so that `--help` does not wait for torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, in the order of a first session.
+        """Names of the commands, in the order in which a newcomer meets them.
 
         Args:
             ctx: click's context.
