@@ -66,27 +66,20 @@ def script_trace(rounds: int, quick: bool) -> Iterator[Figure]:
     """Wall time of scripts with and without `tvgrad trace`, and the stall at the end of an epoch.
 
     Yields:
-        One figure a script, and the stall.
+        The ratio and what is paid once for each script, and the stall. Scripts whose epochs take seconds have a goal.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "script.py").write_text(bench_script_trace.SCRIPT)
-        for kind in ("mlp",) if quick else ("mlp", "transformer"):
-            plain = [sys.executable, str(folder / "script.py"), kind]
-            values = []
-            for pair in range(rounds):  # in turn the one and the other first
-                commands = [plain, bench_script_trace.traced(plain, folder)]
-                order = (0, 1) if pair % 2 else (1, 0)
-                walls = {which: bench_script_trace.numbers(commands[which])[0] for which in order}
-                values.append(walls[1] / walls[0])
-            yield Figure(f"wall time of an unchanged script, traced, {kind}", "the same untraced", values, 1.03)
+        for kind in ("mlp",) if quick else bench_script_trace.KINDS:
+            costs = bench_script_trace.overhead(folder, kind, rounds)
+            what = f"unchanged script, traced, {kind}, epochs of {statistics.median(costs.epochs):.1f} s"
+            goal = None if kind.startswith("mlp") else 1.03
+            yield Figure(f"{what}: wall time", "the same untraced", costs.walls, goal)
+            yield Figure(f"{what}: once", "seconds", costs.once)
         megabytes = 8 if quick else 343
-        (folder / "stall.py").write_text(bench_script_trace.STALL)
-        raw = bench_script_trace.raw_write(folder, megabytes)
-        command = [sys.executable, str(folder / "stall.py"), str(megabytes), "1" if quick else "6"]
-        stalls = bench_script_trace.numbers(bench_script_trace.traced(command, folder))[1:]  # the first fills buffers
-        what = f"stall of an unchanged script at the end of an epoch, {megabytes} MB"
-        yield Figure(what, "raw write", [stall / raw for stall in stalls], 0.15)
+        ends, _, raw, _ = bench_script_trace.stalls(folder, megabytes, 1 if quick else 6)
+        what = f"unchanged script stands still at the end of an epoch, {megabytes} MB"
+        yield Figure(what, "raw write, flushed", [end / raw for end in ends], 0.15)
 
 
 def merging(rounds: int, quick: bool) -> Iterator[Figure]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,3 +43,41 @@ def test_a_loss_scale_and_sparse_gradients() -> None:
     dense = torch.randn(4, 2)
     sums.add({"a": dense.to_sparse() * 8}, divisor=8.0)
     assert torch.equal(sums.total({"a": dense})["a"], dense)
+
+
+BESIDE_TRAINING = """
+import os, threading, torch
+from tvgrad.record.gradient_sum import FOLD, GradientSum
+
+like = {"a": torch.randn(1000, 1000)}
+sums = GradientSum()
+for _ in range(2 * FOLD + 1):
+    sums.add(like)
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def beside(work):
+    counts = []
+    def counted():
+        counts.append(threads())
+        work()
+        counts.append(threads())
+    thread = threading.Thread(target=counted)
+    thread.start()
+    thread.join()
+    return counts[1] - counts[0]
+
+print(beside(lambda: sums.total(like)), beside(lambda: like["a"] + like["a"]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list a process's threads there")
+def test_the_sum_is_read_without_a_second_team_of_threads() -> None:
+    """Two OpenMP teams on two cores make the script's own operations a third slower."""
+    command = [sys.executable, "-c", BESIDE_TRAINING]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ours, torchs = map(int, done.stdout.split())
+    assert torchs >= 1, "torch opens no team here, and nothing is tested"
+    assert ours == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from tvgrad.parameters import Weights
@@ -79,7 +80,8 @@ class GradientSum:
             if name not in self._counts:
                 result[name] = torch.zeros(parameter.shape, dtype=dtype)
                 continue
-            total = self._far[name] + self._near[name] if name in self._folded else self._near[name]
+            near = self._near[name]
+            total = _wide_sum(self._far[name], near) if name in self._folded else near
             result[name] = total.to("cpu", dtype)
         return result
 
@@ -101,3 +103,14 @@ class GradientSum:
                 held.copy_(self._near[name])
             self._folded.add(name)
         self._counts[name] = 0
+
+
+def _wide_sum(far: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    # On the CPU numpy adds (in float64, rounded to near's dtype), because this runs beside the training: torch would
+    # open a second team of OpenMP threads, and from then on the teams of a process that has more threads than cores
+    # sleep between two operations, the script's too.
+    if far.device.type != "cpu":
+        return far + near
+    total = np.empty(near.shape, dtype=np.float64 if near.dtype == torch.float64 else np.float32)
+    np.add(far.numpy(), near.numpy(), out=total, dtype=np.float64, casting="same_kind")
+    return torch.from_numpy(total)
