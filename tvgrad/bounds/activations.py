@@ -9,7 +9,7 @@ from torch import nn
 
 from tvgrad.bounds.constants import NAMED, OF_MODULE, SMOOTH, Activation, UnboundedActivation
 
-__all__ = ["Activation", "UnboundedActivation", "activation_of", "register_activation"]
+__all__ = ["Activation", "UnboundedActivation", "activation_of", "is_registered", "register_activation"]
 
 _SLOPE_JUMPS = "its slope jumps at a kink"
 _KINKED = {
@@ -64,6 +64,18 @@ def activation_of(activation: str | nn.Module, order: int = 3) -> Activation:
             f"bounds exist (order=2), the Hessian-Lipschitz ones do not; use {SMOOTH} for those."
         )
     return found
+
+
+def is_registered(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules was registered as an activation.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        Whether `activation_of` takes its instances.
+    """
+    return kind in _registered
 
 
 def register_activation(key: str | type[nn.Module], activation: Activation, span: float = 40.0) -> None:

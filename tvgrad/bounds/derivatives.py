@@ -72,7 +72,8 @@ class DerivativeBounds:
 
         Args:
             module: nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and
-                BatchNorm in eval mode.
+                BatchNorm in eval mode, or modules whose forward is made of these and of sums, such as residual
+                blocks; these are traced, and what was read is compared with them on some samples.
             inputs: the samples, (n, ...).
             targets: the targets, or None for bounds that hold whatever they are.
             loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
@@ -85,7 +86,7 @@ class DerivativeBounds:
         if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2:
             shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
             raise TvgradError(f"the inputs are {shape}: give a tensor of shape (samples, features)")
-        network = read_module(module, tuple(inputs.shape[1:]))
+        network = read_module(module, inputs.detach())
         self._set(network, inputs.detach().cpu().double().flatten(1), None, targets, loss, chunk_size)
 
     @classmethod
@@ -99,6 +100,7 @@ class DerivativeBounds:
         targets: torch.Tensor | None = None,
         target_norm: float = 0.0,
         trainable: Sequence[bool] | None = None,
+        skips: Sequence[tuple[int, int]] = (),
     ) -> Self:
         """Put a network together from matrices, with nothing known of the data but norms.
 
@@ -111,6 +113,8 @@ class DerivativeBounds:
             targets: one for each input norm, or None for any targets.
             target_norm: without targets, the largest norm of one, for losses that grow with it.
             trainable: for each layer, whether it is trained; None: all are.
+            skips: residual blocks, as pairs (k, l) with k <= l: what enters layer k (from 1) is added to what layer l
+                computes, before its activation.
 
         Returns:
             A network with worst-case bounds.
@@ -119,7 +123,7 @@ class DerivativeBounds:
             TvgradError: the loss is summed over samples whose number is not known.
         """
         made = cls.__new__(cls)
-        network = read_matrices(weights, biases, activation, trainable)
+        network = read_matrices(weights, biases, activation, trainable, skips)
         norms = torch.as_tensor(input_norms, dtype=torch.float64)
         if norms.ndim == 0 and loss_of(loss).reduction == "sum":
             raise TvgradError("a summed loss grows with the number of samples: give one input norm for each of them")

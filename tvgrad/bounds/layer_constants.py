@@ -11,6 +11,8 @@ where no weight is), `s_l >= ||W_l||_2` and parameter directions U, V, W whose p
 - `||zdddot_l(U,V,W)|| <= T_l[u,v,w]` with `T_1 = 0` and
   `T_l = Sym3(e_l, N_{l-1}) + s_l ( b3 c o c o c + b2 Sym3(c, M_{l-1}) + b1 T_{l-1} )`, c = c_{l-1}:
   differentiate once more; Sym3(a, B) sums the three ways to give one direction to a and two to B.
+- where h_k is added to z_l, its derivatives are added to those of z_l: `b1 c_k` to c_l, N_k to M_l, and the bracket of
+  T with k in the place of l-1 to T_l. A layer that reads another h than the last has that one in the place of l-1.
 
 The loss adds `G`, `K`, `L3`, bounds of its first three derivatives in the logits: the gradient is at most `G c_L`,
 layer by layer, the Hessian `K c_L c_L' + G M_L`, the third derivative `L3 c_L o c_L o c_L + K Sym3(c_L, M_L) + G T_L`.
@@ -20,13 +22,12 @@ than the average of the norms. Over a ball of radius R round the weights every `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from tvgrad.bounds.losses import Loss, LossBounds
-from tvgrad.bounds.network import Layer, Network, inflated
+from tvgrad.bounds.network import Network, inflated
 
 __all__ = [
     "LayerBounds",
@@ -173,7 +174,7 @@ def worst_case(
     for start in range(0, samples, CHUNK):
         norms = input_norms[start : start + CHUNK]
         c, m, t = _recursion(network, norms, radius, third)
-        *_, (_, _, logits) = magnitudes(network, norms, radius)
+        logits = magnitudes(network, norms, radius)[1][-1]
         if targets is None:
             one = loss.worst(network.outputs, float(logits.max()), target_norm)
             constants = LossBounds(*(torch.full_like(norms, value) for value in one))
@@ -193,25 +194,39 @@ def _recursion(
     network: Network, input_norms: torch.Tensor, radius: float, third: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """c_L, M_L and T_L for each sample."""
-    samples, depth = len(input_norms), network.depth
+    samples, depth, wiring = len(input_norms), network.depth, network.wiring
+    entering, _ = magnitudes(network, input_norms, radius)
+    # of h_0, the input, and then of each layer: bounds of the first, second and third derivative
     c = torch.zeros(samples, depth, dtype=torch.float64)
-    m = torch.zeros(samples, depth, depth, dtype=torch.float64)
-    t = torch.zeros(samples, depth, depth, depth, dtype=torch.float64) if third else None
-    for index, (layer, entering, _) in enumerate(magnitudes(network, input_norms, radius)):
-        stretch = layer_stretch(network, index, radius)
-        moved = perturbation(network, index, entering)
+    n = torch.zeros(samples, depth, depth, dtype=torch.float64)
+    cubes = [torch.zeros(samples, depth, depth, depth, dtype=torch.float64) if third else None]
+    firsts, seconds = [c], [n]
+    m, t = n, cubes[0]
+    for index, layer in enumerate(network.layers):
+        source, stretch = wiring.reads[index], layer_stretch(network, index, radius)
         unit = torch.zeros(depth, dtype=torch.float64)
         unit[index] = 1.0
-        if index:
-            s = network.layers[index - 1].activation
-            n = s.b2 * c[:, :, None] * c[:, None, :] + s.b1 * m
+        both = unit[:, None] * firsts[source][:, None, :]
+        c = stretch * firsts[source] + perturbation(network, index, entering[source])[:, None] * unit
+        m = stretch * seconds[source] + layer.moves_weight * (both + both.transpose(1, 2))
+        cube = cubes[source]
+        if cube is not None:
+            t = stretch * cube + layer.moves_weight * sym3(unit, seconds[source])
+        for k in wiring.adds[index]:
+            c = c + firsts[k]
+            m = m + seconds[k]
+            added = cubes[k]
+            if t is not None and added is not None:
+                t = t + added
+        if index < depth - 1:
+            s = layer.activation
+            firsts.append(s.b1 * c)
+            seconds.append(s.b2 * c[:, :, None] * c[:, None, :] + s.b1 * m)
+            cube = None
             if t is not None:
-                cube = c[:, :, None, None] * c[:, None, :, None] * c[:, None, None, :]
-                t = stretch * (s.b3 * cube + s.b2 * sym3(c, m) + s.b1 * t) + layer.moves_weight * sym3(unit, n)
-            both = s.b1 * unit[:, None] * c[:, None, :]
-            m = stretch * n + layer.moves_weight * (both + both.transpose(1, 2))
-            c = stretch * s.b1 * c
-        c = c + moved[:, None] * unit
+                cube = s.b3 * c[:, :, None, None] * c[:, None, :, None] * c[:, None, None, :]
+                cube = cube + s.b2 * sym3(c, m) + s.b1 * t
+            cubes.append(cube)
     return c, m, t
 
 
@@ -247,7 +262,7 @@ def perturbation(network: Network, index: int, size: torch.Tensor) -> torch.Tens
 
 def magnitudes(
     network: Network, input_norms: torch.Tensor, radius: float
-) -> Iterator[tuple[Layer, torch.Tensor, torch.Tensor]]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Bound the norms of activations over the ball, by the smaller of two arguments for each layer.
 
     A bounded activation gives at most `sqrt(width) sup |s|`, any other at most `sqrt(width) |s(0)| + b1 ||z||`.
@@ -257,12 +272,16 @@ def magnitudes(
         input_norms: (n,), upper bounds of the samples' norms.
         radius: of the ball.
 
-    Yields:
-        For each layer: the layer, the bound of what enters it, and the bound of ||z_l||.
+    Returns:
+        Bounds of ||h_0|| .. ||h_(L-1)|| and of ||z_1|| .. ||z_L||, (n,) each.
     """
-    size = input_norms
+    sizes, found = [input_norms], []
     for index, layer in enumerate(network.layers):
+        size = sizes[network.wiring.reads[index]]
         z = layer.spectral_norm * size + layer.offset_norm + radius * perturbation(network, index, size)
-        yield layer, size, z
+        for k in network.wiring.adds[index]:
+            z = z + sizes[k]
+        found.append(z)
         s, root = layer.activation, layer.width**0.5
-        size = torch.clamp(root * s.at_zero + s.b1 * z, max=root * s.supremum)
+        sizes.append(torch.clamp(root * s.at_zero + s.b1 * z, max=root * s.supremum))
+    return sizes[:-1], found

@@ -14,11 +14,17 @@ a matrix maps the 1-norm ball into the hull of its columns). N_l is the same wit
     D3 = L3 c_L^3 + K Sym3(c_L, M_L) + sum_{m=2..L} ||p_m|| Sym3(e_m, N_{m-1})
          + max_i|q_i s'''_i| c_{m-1}^3 + max_i|q_i s''_i| Sym3(c_{m-1}, M_{m-1})        (q, s, M of layer m-1).
 
+With skips the same holds with the h that layer m reads in the place of h_{m-1}, the last terms summed over every hidden
+layer instead of over m: what an activation bends arrives at z_l through all that reads or adds its h, so that in the
+place of `J_{m,l} W_m` and `W_m' p_m` stand `dz_l/dh_k = sum_{m reads h_k} J_{m,l} W_m + sum_{m adds h_k} J_{m,l}` and
+q, the same sum for the loss.
+
 Over a ball of radius R every number is widened by how much it can change: a step of size R moves z_l by at most
 `dz_l = R At_{l-1}(R) + s_l dh_{l-1}`, a Jacobian by
 `dJ_{j,l} = R ||D J||(R) + s_l ( min(2 b1, b2 dz) ||J_0|| + |s'| dJ_{j,l-1} )`, and so on, always with the centre's
 matrix times the change of its argument plus the matrix's change times the argument anywhere in the ball; each is capped
-by the product of norms that holds everywhere. The rounding of z enters as one more radius (`Measured.slack`).
+by the product of norms that holds everywhere. What a skip adds changes by its own change, and has it added to the cap.
+The rounding of z enters as one more radius (`Measured.slack`), that of the sums as a few u of the norms that meet.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ import torch
 from tvgrad.bounds.layer_constants import LayerBounds, layer_stretch, magnitudes, perturbation
 from tvgrad.bounds.losses import LocalLoss, Loss
 from tvgrad.bounds.measured import EVALUATION, Measured, Pair
-from tvgrad.bounds.network import Network
+from tvgrad.bounds.network import UNIT, Network
 
 __all__ = ["local_bounds"]
 
@@ -87,9 +93,10 @@ class _Widened:
 
 
 def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widened:
-    layers, depth = network.layers, network.depth
+    layers, depth, wiring = network.layers, network.depth, network.wiring
     ones = torch.ones(len(at.logits), dtype=torch.float64)
-    everywhere = [size for _, size, _ in magnitudes(network, at.sizes[0], radius)]
+    zeros = torch.zeros_like(ones)
+    everywhere, largest = magnitudes(network, at.sizes[0], radius)
     stretch = [layer_stretch(network, index, radius) + at.slack[index] for index in range(depth)]
     grown = [layers[index].moves_weight * radius + at.slack[index] for index in range(depth)]
     norms = [layer.spectral_norm for layer in layers]
@@ -97,11 +104,15 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
     moved: list[Vector] = []  # dz_l
     slopes, bends, twists, slope_change, bend_change, twist_change = [], [], [], [], [], []
     steps: list[Vector] = []
-    carried = torch.zeros_like(ones)  # dh_{end-1}
+    sizes: list[Vector] = []  # of h_k, and how much it changes
+    carried = [zeros]
     for end, layer in enumerate(layers):
-        size = torch.minimum(at.sizes[end] + carried, everywhere[end] * (1 + 1e-12))
-        steps.append(perturbation(network, end, size))
-        moved.append(radius * steps[end] + at.slack[end] * torch.hypot(size, ones) + norms[end] * carried)
+        sizes.append(torch.minimum(at.sizes[end] + carried[end], everywhere[end] * (1 + 1e-12)))
+        source, added = wiring.reads[end], wiring.adds[end]
+        steps.append(perturbation(network, end, sizes[source]))
+        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * largest[end]
+        dz = radius * steps[end] + slack + norms[end] * carried[source]
+        moved.append(sum((carried[k] for k in added), dz))
         if end < depth - 1:
             s, dz = layer.activation, moved[end]
             slope_change.append(torch.clamp(s.b2 * dz, max=2 * s.b1))
@@ -111,64 +122,82 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
             bends.append(torch.clamp(at.bends[end] + bend_change[end], max=s.b2))
             twists.append(torch.clamp(at.twists[end] + twist_change[end], max=s.b3))
             # |s(z + d) - s(z)| <= |s'| |d| + b2 d^2 / 2, entry by entry
-            carried = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
-            carried = carried + EVALUATION * torch.hypot(size, ones * layer.width**0.5)
+            change_of_h = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
+            entering = sum((sizes[k] for k in added), sizes[source])
+            carried.append(change_of_h + EVALUATION * torch.hypot(entering, ones * layer.width**0.5))
 
     jacobian: dict[Pair, Vector] = {}
     sloped: dict[Pair, Vector] = {}
     change: dict[Pair, Vector] = {}
     sloped_change: dict[Pair, Vector] = {}
     for j in range(depth):
-        change[j, j] = torch.zeros_like(ones)
+        change[j, j] = zeros
         jacobian[j, j] = ones
-        limit = ones
+        limit = {j: ones}
         for end in range(j, depth):
             if end > j:
-                change[j, end] = grown[end] * sloped[j, end - 1] + norms[end] * sloped_change[j, end - 1]
-                limit = limit * stretch[end] * slopes[end - 1]
-                jacobian[j, end] = torch.minimum(at.jacobian[j, end] + change[j, end], limit)
+                change[j, end] = limit[end] = zeros
+                before = wiring.reads[end] - 1  # the layer that makes what this one reads
+                if before >= j:
+                    change[j, end] = grown[end] * sloped[j, before] + norms[end] * sloped_change[j, before]
+                    limit[end] = limit[before] * stretch[end] * slopes[before]
+                for before in (k - 1 for k in wiring.adds[end] if k > j):
+                    change[j, end] = change[j, end] + sloped_change[j, before]
+                    limit[end] = limit[end] + limit[before] * slopes[before]
+                jacobian[j, end] = torch.minimum(at.jacobian[j, end] + change[j, end], limit[end])
             if end < depth - 1:
                 sloped_change[j, end] = slope_change[end] * at.jacobian[j, end] + slopes[end] * change[j, end]
-                sloped[j, end] = torch.minimum(at.sloped[j, end] + sloped_change[j, end], limit * slopes[end])
+                sloped[j, end] = torch.minimum(at.sloped[j, end] + sloped_change[j, end], limit[end] * slopes[end])
 
     bent, sloped_bent = {}, {}
-    for m in range(1, depth):
-        for end in range(m, depth):
-            wide = change[m, end] * stretch[m] + at.jacobian[m, end] * grown[m]
-            bent[m, end] = torch.minimum(
-                at.bent[m, end] + at.columns[m, end] * bend_change[m - 1] + wide * bends[m - 1],
-                jacobian[m, end] * stretch[m] * bends[m - 1],
+    for k in range(1, depth):
+        for end in range(k, depth):
+            # dz_end/dh_k: how much it changes, and its norm anywhere
+            readers, adders = ([m for m in all_of if m <= end] for all_of in (wiring.readers[k], wiring.adders[k]))
+            wide = sum((change[m, end] * stretch[m] + at.jacobian[m, end] * grown[m] for m in readers), zeros)
+            wide = sum((change[m, end] for m in adders), wide)
+            whole = sum((jacobian[m, end] * stretch[m] for m in readers), zeros)
+            whole = sum((jacobian[m, end] for m in adders), whole)
+            bent[k, end] = torch.minimum(
+                at.bent[k, end] + at.columns[k, end] * bend_change[k - 1] + wide * bends[k - 1], whole * bends[k - 1]
             )
             if end < depth - 1:
-                wide = sloped_change[m, end] * stretch[m] + at.sloped[m, end] * grown[m]
-                sloped_bent[m, end] = torch.minimum(
-                    at.sloped_bent[m, end] + at.sloped_columns[m, end] * bend_change[m - 1] + wide * bends[m - 1],
-                    sloped[m, end] * stretch[m] * bends[m - 1],
+                wide = sum((sloped_change[m, end] * stretch[m] + at.sloped[m, end] * grown[m] for m in readers), zeros)
+                wide = sum((sloped_change[m, end] for m in adders), wide)
+                whole = sum((sloped[m, end] * stretch[m] for m in readers), zeros)
+                whole = sum((sloped[m, end] for m in adders), whole)
+                sloped_bent[k, end] = torch.minimum(
+                    at.sloped_bent[k, end] + at.sloped_columns[k, end] * bend_change[k - 1] + wide * bends[k - 1],
+                    whole * bends[k - 1],
                 )
 
     local = loss.local(at.logits, at.targets, moved[-1], at.curvatures)
     start = at.residual[depth - 1] + local.residual_error
     drift = torch.minimum(local.hessian * moved[-1], start + local.gradient) + local.residual_error
-    residual, pulled_bent, pulled_twisted = {}, {}, {}
+    residual, strayed, pulled_bent, pulled_twisted = {}, {}, {}, {}
     rounding = [at.slack[end] / max(norms[end], 1e-300) for end in range(depth)]
-    for m in range(depth):
-        strayed = jacobian[m, depth - 1] * drift + change[m, depth - 1] * start
-        # What was measured at m went through depth - 1 - m products, each rounded relative to its factors' norms.
-        reach = start
-        for end in range(m + 1, depth):
-            reach = reach * stretch[end] * layers[end - 1].activation.b1
-        strayed = strayed + 4 * sum(rounding[m + 1 :]) * reach
-        residual[m] = torch.minimum(at.residual[m] + strayed, jacobian[m, depth - 1] * local.gradient)
-        if m:
-            dq = grown[m] * residual[m] + norms[m] * strayed
-            pulled_bent[m - 1] = torch.minimum(
-                at.pulled_bent[m - 1] + at.pulled[m - 1] * bend_change[m - 1] + dq * bends[m - 1],
-                stretch[m] * residual[m] * bends[m - 1],
-            )
-            pulled_twisted[m - 1] = torch.minimum(
-                at.pulled_twisted[m - 1] + at.pulled[m - 1] * twist_change[m - 1] + dq * twists[m - 1],
-                stretch[m] * residual[m] * twists[m - 1],
-            )
+    reach: dict[int, Vector] = {}
+    for m in range(depth - 1, -1, -1):
+        # What was measured at m went through the products behind it, each rounded relative to its factors' norms.
+        reach[m] = start
+        if m < depth - 1:
+            products = sum((reach[r] * stretch[r] for r in wiring.readers[m + 1]), zeros)
+            reach[m] = sum((reach[r] for r in wiring.adders[m + 1]), products) * layers[m].activation.b1
+        relative = 4 * (sum(rounding[m + 1 :]) + depth * wiring.extra * UNIT)
+        strayed[m] = jacobian[m, depth - 1] * drift + change[m, depth - 1] * start + relative * reach[m]
+        residual[m] = torch.minimum(at.residual[m] + strayed[m], jacobian[m, depth - 1] * local.gradient)
+    for k in range(1, depth):
+        dq = sum((grown[m] * residual[m] + norms[m] * strayed[m] for m in wiring.readers[k]), zeros)
+        dq = sum((strayed[m] for m in wiring.adders[k]), dq)
+        whole = sum((stretch[m] * residual[m] for m in wiring.readers[k]), zeros)
+        whole = sum((residual[m] for m in wiring.adders[k]), whole)
+        pulled_bent[k - 1] = torch.minimum(
+            at.pulled_bent[k - 1] + at.pulled[k - 1] * bend_change[k - 1] + dq * bends[k - 1], whole * bends[k - 1]
+        )
+        pulled_twisted[k - 1] = torch.minimum(
+            at.pulled_twisted[k - 1] + at.pulled[k - 1] * twist_change[k - 1] + dq * twists[k - 1],
+            whole * twists[k - 1],
+        )
     return _Widened(
         steps, bends, twists, jacobian, sloped, bent, sloped_bent, residual, pulled_bent, pulled_twisted, local
     )
@@ -192,9 +221,14 @@ class _Assembly:
             row[:, j] = norms[j, end] * self.wide.steps[j]
         return row
 
+    @property
+    def _inner(self) -> list[int]:
+        """The layers that read the h of another, and not the input."""
+        return [m for m, source in enumerate(self.network.wiring.reads) if source]
+
     def _crossed(self, m: int) -> torch.Tensor:
-        """`e_m a_{m-1}' + a_{m-1} e_m'`, zero where W_m is frozen."""
-        a = self.network.layers[m].moves_weight * self.a[m - 1]
+        """`e_m a' + a e_m'` with a of the h that layer m reads, zero where W_m is frozen."""
+        a = self.network.layers[m].moves_weight * self.a[self.network.wiring.reads[m] - 1]
         crossed = torch.zeros(self.samples, self.network.depth, self.network.depth, dtype=torch.float64)
         crossed[:, m, :] += a
         crossed[:, :, m] += a
@@ -203,9 +237,11 @@ class _Assembly:
     def _second(self, end: int, norms: dict[Pair, Vector], columns: dict[Pair, Vector]) -> torch.Tensor:
         """M_l, or N_l without its last term, (n, L, L)."""
         total = torch.zeros(self.samples, self.network.depth, self.network.depth, dtype=torch.float64)
-        for m in range(1, end + 1):
-            total += norms[m, end][:, None, None] * self._crossed(m)
-            total += columns[m, end][:, None, None] * _square(self.c[m - 1])
+        for m in self._inner:
+            if m <= end and self.network.layers[m].moves_weight:
+                total += norms[m, end][:, None, None] * self._crossed(m)
+        for k in range(1, end + 1):
+            total += columns[k, end][:, None, None] * _square(self.c[k - 1])
         return total
 
     def gradient(self) -> torch.Tensor:
@@ -218,9 +254,10 @@ class _Assembly:
         wide = self.wide
         last = self.c[-1]
         total = torch.einsum("n,na,nb->ab", wide.loss.hessian, last, last)
-        for m in range(1, self.network.depth):
+        for m in self._inner:
             total += torch.einsum("n,nab->ab", wide.residual[m], self._crossed(m))
-            total += torch.einsum("n,na,nb->ab", wide.pulled_bent[m - 1], self.c[m - 1], self.c[m - 1])
+        for hidden, c in enumerate(self.c[:-1]):
+            total += torch.einsum("n,na,nb->ab", wide.pulled_bent[hidden], c, c)
         return total
 
     def third(self) -> torch.Tensor:
@@ -229,15 +266,18 @@ class _Assembly:
         last = self.c[-1]
         total = torch.einsum("n,na,nb,nc->abc", wide.loss.third, last, last, last)
         total += _sym3_sum(wide.loss.hessian, last, self._second(depth - 1, wide.jacobian, wide.bent))
-        for m in range(1, depth):
-            c = self.c[m - 1]
-            second = self._second(m - 1, wide.jacobian, wide.bent)
-            bent = self._second(m - 1, wide.sloped, wide.sloped_bent) + wide.bends[m - 1][:, None, None] * _square(c)
-            unit = torch.zeros(self.samples, depth, dtype=torch.float64)
-            unit[:, m] = self.network.layers[m].moves_weight
-            total += _sym3_sum(wide.residual[m], unit, bent)
-            total += torch.einsum("n,na,nb,nc->abc", wide.pulled_twisted[m - 1], c, c, c)
-            total += _sym3_sum(wide.pulled_bent[m - 1], c, second)
+        for hidden, c in enumerate(self.c[:-1]):
+            total += torch.einsum("n,na,nb,nc->abc", wide.pulled_twisted[hidden], c, c, c)
+            total += _sym3_sum(wide.pulled_bent[hidden], c, self._second(hidden, wide.jacobian, wide.bent))
+            readers = [m for m in self.network.wiring.readers[hidden + 1] if self.network.layers[m].moves_weight]
+            if not readers:
+                continue
+            bent = self._second(hidden, wide.sloped, wide.sloped_bent)
+            bent += wide.bends[hidden][:, None, None] * _square(c)
+            for m in readers:
+                unit = torch.zeros(self.samples, depth, dtype=torch.float64)
+                unit[:, m] = self.network.layers[m].moves_weight
+                total += _sym3_sum(wide.residual[m], unit, bent)
         return total
 
 

@@ -1,12 +1,15 @@
 r"""What is measured once, at the centre of a ball, for each sample: magnitudes, Jacobian norms, residuals carried back.
 
-With `J_{j,l} = dz_l/dz_j`, `D_l = diag s'(z_l)`, `p_l = dloss/dz_l` and `q_l = W_{l+1}' p_{l+1}` these numbers, a few
-for each sample and pair of layers, are all that the local constants need; the matrices themselves live for one chunk.
+With `J_{j,l} = dz_l/dz_j`, `D_l = diag s'(z_l)`, `p_l = dloss/dz_l` and `q_l = dloss/dh_l` (in a chain
+`W_{l+1}' p_{l+1}`) these numbers, a few for each sample and pair of layers, are all that the local constants need; the
+matrices themselves live for one chunk.
 
 Rounding. A computed affine map is the exact one of a network whose weights differ by at most `gamma ||[W, b]||_F`
 (each inner product is backward stable), so the rounding of z is treated as one more radius, `Measured.slack`, of that
 size in every layer. A computed product of Jacobians is off by at most `relative` times the product of the factors'
-norms, since `|fl(AB) - AB| <= gamma |A||B|` and `|| |A| ||_2 <= sqrt(d) ||A||_2`; that is added to the norm.
+norms, since `|fl(AB) - AB| <= gamma |A||B|` and `|| |A| ||_2 <= sqrt(d) ||A||_2`; that is added to the norm. With skips
+a Jacobian is a sum of products, one for each way through the network, and its error at most `relative` times the sum of
+the products' norms, with one rounding more for each term (`Wiring.extra`).
 """
 
 from __future__ import annotations
@@ -37,16 +40,17 @@ class Measured:
     Attributes:
         logits: (n, C).
         targets: of these samples, as the loss takes them.
-        sizes: norm of what enters each layer.
+        sizes: norm of h_0 .. h_{L-1}, what layers read.
         slopes: `max |s'(z_l)|`; bends `max |s''|`, twists `max |s'''|`.
         bends: see slopes.
         twists: see slopes.
         jacobian: `||J_{j,l}||`, j <= l.
         sloped: `||D_l J_{j,l}||`.
-        columns: the largest column norm of `J_{m,l} W_m`, m >= 1; bent: with column i times `s''_i(z_{m-1})`.
+        columns: the largest column norm of `B_{k,l} = dz_l/dh_k`, k >= 1, in a chain `J_{k,l} W_k`; bent: with column i
+            times `s''_i` of the layer that makes h_k.
         bent: see columns.
-        sloped_columns: the same as columns, for `D_l J_{m,l} W_m`.
-        sloped_bent: the same as bent, for `D_l J_{m,l} W_m`.
+        sloped_columns: the same as columns, for `D_l B_{k,l}`.
+        sloped_bent: the same as bent, for `D_l B_{k,l}`.
         residual: norm of `p_l`.
         pulled: `max_i |q_i|` of `q_l`; pulled_bent `max_i |q_i s''_i|`, pulled_twisted `max_i |q_i s'''_i|`.
         pulled_bent: see pulled.
@@ -134,24 +138,27 @@ def _measure_chunk(
 ) -> Measured:
     layers, depth = network.layers, network.depth
     sizes, firsts, seconds, thirds = [], [], [], []
-    h = inputs
+    wiring = network.wiring
+    made = [inputs]
     z = inputs
     for index, layer in enumerate(layers):
-        sizes.append(h.norm(dim=1))
-        z = torch.addmm(layer.offset, h, layer.matrix.T)
+        sizes.append(made[-1].norm(dim=1))
+        z = torch.addmm(layer.offset, made[wiring.reads[index]], layer.matrix.T)
+        for k in wiring.adds[index]:
+            z = z + made[k]
         if index < depth - 1:
             s = layer.activation
             firsts.append(s.d1(z))
             seconds.append(s.d2(z))
             thirds.append(s.d3(z))
-            h = s.value(z)
+            made.append(s.value(z))
     found = Measured(z, targets, sizes, curvatures=loss.curvature(z, targets), slack=slack)
     for index in range(depth - 1):
         s = layers[index].activation
         found.slopes.append(firsts[index].abs().amax(1) + EVALUATION * s.b1)
         found.bends.append(seconds[index].abs().amax(1) + EVALUATION * (s.b2 + s.b1))
         found.twists.append(thirds[index].abs().amax(1) + EVALUATION * (s.b3 + s.b2 + s.b1))
-    relative = 8 * depth * gamma(network.widest + 64) * network.widest
+    relative = 8 * depth * gamma(network.widest + 64 + wiring.extra) * network.widest
     _jacobians(network, found, firsts, seconds, relative, squarings)
     _residuals(network, loss, found, firsts, seconds, thirds)
     return found
@@ -170,7 +177,7 @@ def _jacobians(
     relative: float,
     squarings: int,
 ) -> None:
-    """Norms of all J_{j,l} by walking back from each l: `J_{m-1,l} = (J_{m,l} W_m) D_{m-1}`."""
+    """Norms of all J_{j,l} by walking back from each l: `J_{k-1,l} = B_{k,l} D_{k-1}`, B_{k,l} from what reads h_k."""
     layers, depth, samples = network.layers, network.depth, len(found.logits)
     ones = torch.ones(samples, dtype=torch.float64)
     for end in range(depth):
@@ -178,27 +185,71 @@ def _jacobians(
         b1 = layers[end].activation.b1
         found.jacobian[end, end] = ones
         found.sloped[end, end] = found.slopes[end] if hidden else ones
-        product = None  # J_{m,l}, the identity at first
-        reach = 1.0  # the product of the factors' norms
-        for m in range(end, 0, -1):
-            s = layers[m - 1].activation
-            bend = seconds[m - 1].abs()
-            step = layers[m].matrix if product is None else product @ layers[m].matrix
-            reach *= layers[m].spectral_norm
+        back = _Back(network)
+        back.through(end, None, 1.0)
+        for k in range(end, 0, -1):
+            s = layers[k - 1].activation
+            bend = seconds[k - 1].abs()
+            step, reach = back.arrived(k, layers[end].width)
             error = relative * reach
             norms = _column_norms(step)
-            found.columns[m, end] = (norms.amax(-1) + error).expand(samples)
-            found.bent[m, end] = (norms * bend).amax(1) + error * (s.b1 + s.b2)
+            found.columns[k, end] = (norms.amax(-1) + error).expand(samples)
+            found.bent[k, end] = (norms * bend).amax(1) + error * (s.b1 + s.b2)
             if hidden:
                 norms = _column_norms(firsts[end][:, :, None] * step)
-                found.sloped_columns[m, end] = norms.amax(1) + error * b1
-                found.sloped_bent[m, end] = (norms * bend).amax(1) + error * b1 * (s.b1 + s.b2)
-            product = step * firsts[m - 1][:, None, :]
+                found.sloped_columns[k, end] = norms.amax(1) + error * b1
+                found.sloped_bent[k, end] = (norms * bend).amax(1) + error * b1 * (s.b1 + s.b2)
+            product = step * firsts[k - 1][:, None, :]
             reach *= s.b1
             error = relative * reach
-            found.jacobian[m - 1, end] = spectral_norms(product, squarings) + error
+            found.jacobian[k - 1, end] = spectral_norms(product, squarings) + error
             if hidden:
-                found.sloped[m - 1, end] = spectral_norms(firsts[end][:, :, None] * product, squarings) + error * b1
+                found.sloped[k - 1, end] = spectral_norms(firsts[end][:, :, None] * product, squarings) + error * b1
+            back.through(k - 1, product, reach)
+
+
+class _Back:
+    """Derivatives of one z_l in each h_k, on the way back from it: what reads or adds h_k sends its share there."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.waiting: dict[int, tuple[torch.Tensor, float]] = {}
+
+    def through(self, index: int, product: torch.Tensor | None, reach: float) -> None:
+        """Send a layer's J to what it reads and adds.
+
+        Args:
+            index: the layer.
+            product: its J, (n, outputs, width) or without n; None: the identity.
+            reach: a bound of the sum of the norms of the products that J is the sum of.
+        """
+        layer, wiring = self.network.layers[index], self.network.wiring
+        if wiring.reads[index]:
+            step = layer.matrix if product is None else product @ layer.matrix
+            self._send(wiring.reads[index], step, reach * layer.spectral_norm)
+        for k in wiring.adds[index]:
+            if k:
+                unit = torch.eye(layer.width, dtype=torch.float64) if product is None else product
+                self._send(k, unit, reach)
+
+    def arrived(self, k: int, rows: int) -> tuple[torch.Tensor, float]:
+        """Take what was sent to h_k.
+
+        Args:
+            k: which h.
+            rows: the width of z_l, for a zero where nothing was sent.
+
+        Returns:
+            B_{k,l} and its reach.
+        """
+        if k not in self.waiting:
+            return torch.zeros(rows, self.network.layers[k - 1].width, dtype=torch.float64), 0.0
+        return self.waiting.pop(k)
+
+    def _send(self, k: int, step: torch.Tensor, reach: float) -> None:
+        if k in self.waiting:
+            step, reach = self.waiting[k][0] + step, self.waiting[k][1] + reach
+        self.waiting[k] = step, reach
 
 
 def _residuals(
@@ -211,10 +262,17 @@ def _residuals(
 ) -> None:
     """Norms of p_l and q_l; their rounding is added where they are widened."""
     p, _ = loss.residual(found.logits, found.targets)
+    wiring = network.wiring
+    sent: dict[int, list[torch.Tensor]] = {k: [] for k in range(network.depth)}
     for end in range(network.depth - 1, -1, -1):
         found.residual[end] = p.norm(dim=1)
         if end:
-            q = p @ network.layers[end].matrix
+            if wiring.reads[end]:
+                sent[wiring.reads[end]].append(p @ network.layers[end].matrix)
+            for k in wiring.adds[end]:
+                sent[k].append(p)
+            first, *rest = sent.pop(end)
+            q = sum(rest, first)
             size = q.abs()
             found.pulled[end - 1] = size.amax(1)
             found.pulled_bent[end - 1] = (size * seconds[end - 1].abs()).amax(1)

@@ -2,7 +2,8 @@
 
 Layer l maps h_{l-1} to `z_l = G_l (W_l h_{l-1} + b_l) + t_l` and `h_l = s_l(z_l)`; h_0 is the input, z_L the logits and
 s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0. A convolution is its exact
-operator: W_l is the matrix M(K) that its kernel K fills (module sharing).
+operator: W_l is the matrix M(K) that its kernel K fills (module sharing). With residual blocks a layer may read an
+earlier h than the last, and earlier ones may be added to its z (module wiring); a skip with weights is a layer too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from tvgrad.bounds.activations import Activation
 from tvgrad.bounds.sharing import Sharing
 from tvgrad.bounds.spectral import spectral_norm
+from tvgrad.bounds.wiring import Wiring
 from tvgrad.errors import TvgradError
 
 __all__ = ["UNIT", "Layer", "Network", "UnsupportedNetwork", "gamma", "inflated"]
@@ -136,9 +138,18 @@ class Network:
 
     Attributes:
         layers: layer 1 .. L.
+        skips: what each layer reads and what is added to it, or None for a chain.
+        order: names of the trainable parameters in the order of the flat vector; empty for that of the layers.
     """
 
     layers: tuple[Layer, ...]
+    skips: Wiring | None = None
+    order: tuple[str, ...] = ()
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What each layer reads, and what is added to it."""
+        return Wiring.chain(self.depth) if self.skips is None else self.skips
 
     @property
     def depth(self) -> int:
@@ -161,22 +172,32 @@ class Network:
         return max(max(layer.matrix.shape) for layer in self.layers)
 
     @cached_property
+    def _trainable(self) -> list[tuple[str, int, bool, int]]:
+        """Name, layer, whether it is the weight, and size of each trainable parameter, in the flat vector's order."""
+        found = [
+            (name, index, is_weight, tensor.numel())
+            for index, layer in enumerate(self.layers)
+            for is_weight, name, tensor in (
+                (True, layer.weight_name, layer.weight),
+                (False, layer.bias_name, layer.bias),
+            )
+            if name is not None
+        ]
+        place = {name: number for number, name in enumerate(self.order)}
+        return sorted(found, key=lambda one: place[one[0]]) if self.order else found
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the trainable parameters, in the order of the flat vector."""
-        return tuple(name for layer in self.layers for name in (layer.weight_name, layer.bias_name) if name is not None)
+        return tuple(name for name, *_ in self._trainable)
 
     @cached_property
     def parts(self) -> tuple[tuple[int, bool, slice], ...]:
         """(layer, is it the weight, where in the flat vector) of each trainable parameter."""
         found, start = [], 0
-        for index, layer in enumerate(self.layers):
-            for is_weight, name, tensor in (
-                (True, layer.weight_name, layer.weight),
-                (False, layer.bias_name, layer.bias),
-            ):
-                if name is not None:
-                    found.append((index, is_weight, slice(start, start + tensor.numel())))
-                    start += tensor.numel()
+        for _, index, is_weight, size in self._trainable:
+            found.append((index, is_weight, slice(start, start + size)))
+            start += size
         return tuple(found)
 
     @property
@@ -206,7 +227,7 @@ class Network:
                 layers[index] = replace(layer, weight=flat[where].reshape(layer.weight.shape))
             else:
                 layers[index] = replace(layer, bias=flat[where])
-        return Network(tuple(layers))
+        return replace(self, layers=tuple(layers))
 
     def layer_norms(self, flat: torch.Tensor) -> torch.Tensor:
         """Euclidean norms of a vector's part in each layer, weight and bias together.
@@ -227,8 +248,8 @@ class Network:
 
         Every bound here is built from certified norms and measured magnitudes by sums, products, roots, minima and
         maxima of nonnegative numbers: a polynomial of degree at most about 6 L in quantities that carry a relative
-        error of (widest + 16) u each, plus one sum over the samples. 1000 L (widest + 64) u + 4 n u exceeds that many
-        times over; 1e-9 is the least that is used.
+        error of (widest + 16) u each, plus one sum over the samples and, where skips meet, a few more terms a layer.
+        1000 L (widest + 64) u + 4 n u exceeds that many times over; 1e-9 is the least that is used.
 
         Args:
             samples: n.
@@ -236,4 +257,4 @@ class Network:
         Returns:
             The margin.
         """
-        return max(1e-9, (1000.0 * self.depth * (self.widest + 64) + 4.0 * samples) * UNIT)
+        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.wiring.extra) + 4.0 * samples) * UNIT)

@@ -7,6 +7,7 @@ arithmetic would have given from the same weights. The rules, with u the unit ro
   `gamma_d sum |w||h|`, so that the vector of them adds `gamma_d ||W||_F ||h||`;
 - a function, entry by entry: the incoming error grows by its Lipschitz constant, and its evaluation adds 64 u times
   its bound (PyTorch's are within a few u) and 64 u of its argument's size;
+- a sum: both errors, and one rounding of the terms' sizes;
 - an entrywise product: `|a|_inf err_b + |b|_inf err_a + err_a err_b`, and one rounding;
 - a mean of outer products over the samples: the same product rule, and `gamma_n` of the sum of the norms.
 """
@@ -212,6 +213,19 @@ def _affine(h: _Tracked, layer: Layer) -> _Tracked:
     return _Tracked(z.value + layer.offset, z.error + 4 * UNIT * (z.size + layer.offset_norm))
 
 
+def _pulled(p: _Tracked, layer: Layer) -> _Tracked:
+    """What a layer's p sends to the h that it reads."""
+    return p.through(layer.matrix.T, layer.spectral_norm, layer.frobenius_norm)
+
+
+def _total(terms: list[_Tracked]) -> _Tracked:
+    """The sum of at least one term."""
+    first, *rest = terms
+    for one in rest:
+        first = first.plus(one)
+    return first
+
+
 class Pass:
     """One chunk's forward and backward pass, kept as long as products are wanted.
 
@@ -232,14 +246,16 @@ class Pass:
         self._network, self._loss, self._targets = network, loss, targets
         self._rounding = gamma(len(inputs) + 8)
         layers, last = network.layers, network.depth - 1
-        self._entering = [_Tracked(inputs, torch.zeros(len(inputs), dtype=torch.float64))]
+        wiring = network.wiring
+        self._made = [_Tracked(inputs, torch.zeros(len(inputs), dtype=torch.float64))]  # h_k
         self._z: list[_Tracked] = []
         self._first: list[_Tracked] = []
         for index, layer in enumerate(layers):
-            self._z.append(_affine(self._entering[-1], layer))
+            z = _affine(self._made[wiring.reads[index]], layer)
+            self._z.append(_total([z, *(self._made[k] for k in wiring.adds[index])]))
             if index < last:
                 s = layer.activation
-                self._entering.append(_applied(s.value, self._z[-1], s.b1, 0.0))
+                self._made.append(_applied(s.value, self._z[-1], s.b1, 0.0))
                 self._first.append(_applied(s.d1, self._z[-1], s.b2, s.b1))
         logits = self._z[-1]
         # constants here only multiply rounding errors: rough ones do
@@ -248,10 +264,24 @@ class Pass:
         error = self._local.residual_error + self._local.hessian * logits.error
         self._backward = [_Tracked(self._local.residual, error)]  # p_l
         self._pulled: list[_Tracked] = []  # q_l
+        sent: dict[int, list[_Tracked]] = {k: [] for k in range(len(layers))}  # what reads or adds h_k sends there
         for index in range(last, 0, -1):
-            layer = layers[index]
-            self._pulled.insert(0, self._backward[0].through(layer.matrix.T, layer.spectral_norm, layer.frobenius_norm))
+            p = self._backward[0]
+            sent[wiring.reads[index]].append(_pulled(p, layers[index]))
+            for k in wiring.adds[index]:
+                sent[k].append(p)
+            self._pulled.insert(0, _total(sent.pop(index)))
             self._backward.insert(0, self._pulled[0].times(self._first[index - 1]))
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The logits, (n, C)."""
+        return self._z[-1].value
+
+    @property
+    def logit_errors(self) -> torch.Tensor:
+        """Bounds on the logits' distance from exact ones, (n,)."""
+        return self._z[-1].error
 
     @cached_property
     def _second(self) -> list[_Tracked]:
@@ -271,7 +301,8 @@ class Pass:
             total: the sum over the data.
         """
         for index in range(self._network.depth):
-            total.add(index, True, self._backward[index], self._entering[index], self._rounding)
+            entering = self._made[self._network.wiring.reads[index]]
+            total.add(index, True, self._backward[index], entering, self._rounding)
             total.add(index, False, self._backward[index], None, self._rounding)
 
     def add_product(self, total: _Sum, steps: Steps) -> None:
@@ -281,29 +312,36 @@ class Pass:
             total: the sum over the data.
             steps: the direction, layer by layer.
         """
-        layers, depth = self._network.layers, self._network.depth
+        layers, depth, wiring = self._network.layers, self._network.depth, self._network.wiring
         zdots: list[_Tracked] = []
         hdots: list[_Tracked | None] = [None]
         for index, layer in enumerate(layers):
             weight, bias, frobenius, offset = steps[index]
-            zdot = self._entering[index].through(weight, frobenius, frobenius)
-            zdot = _Tracked(zdot.value + bias, zdot.error + 4 * UNIT * (zdot.size + offset))
-            before = hdots[-1]
+            zdot = self._made[wiring.reads[index]].through(weight, frobenius, frobenius)
+            terms = [_Tracked(zdot.value + bias, zdot.error + 4 * UNIT * (zdot.size + offset))]
+            before = hdots[wiring.reads[index]]
             if before is not None:
-                zdot = zdot.plus(before.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
-            zdots.append(zdot)
+                terms.append(before.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
+            terms += [added for added in (hdots[k] for k in wiring.adds[index]) if added is not None]
+            zdots.append(_total(terms))
             if index < depth - 1:
-                hdots.append(self._first[index].times(zdot))
+                hdots.append(self._first[index].times(zdots[-1]))
         pdot = self._loss_product(zdots[-1])
+        sent: dict[int, list[_Tracked]] = {k: [] for k in range(depth)}
         for index in range(depth - 1, -1, -1):
-            total.add(index, True, pdot, self._entering[index], self._rounding)
+            source, layer = wiring.reads[index], layers[index]
+            total.add(index, True, pdot, self._made[source], self._rounding)
             total.add(index, False, pdot, None, self._rounding)
-            before = hdots[index]
+            before = hdots[source]
             if before is not None:
                 total.add(index, True, self._backward[index], before, self._rounding)
-                layer, (weight, _, frobenius, _) = layers[index], steps[index]
-                qdot = pdot.through(layer.matrix.T, layer.spectral_norm, layer.frobenius_norm)
-                qdot = qdot.plus(self._backward[index].through(weight.T, frobenius, frobenius))
+                weight, _, frobenius, _ = steps[index]
+                through = _pulled(pdot, layer)
+                sent[source].append(through.plus(self._backward[index].through(weight.T, frobenius, frobenius)))
+            for k in wiring.adds[index]:
+                sent[k].append(pdot)
+            if index:
+                qdot = _total(sent.pop(index))
                 bend = self._second[index - 1].times(zdots[index - 1])
                 pdot = qdot.times(self._first[index - 1]).plus(self._pulled[index - 1].times(bend))
 
