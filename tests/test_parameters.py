@@ -149,3 +149,23 @@ def test_names_and_shapes(left: dict[str, Any], right: dict[str, Any], words: st
     made = [{name: torch.zeros(shape) for name, shape in side.items()} for side in (left, right)]
     found = same_names_and_shapes(*made)
     assert found is None if words is None else found.startswith(words)
+
+
+def test_parameters_of_which_a_process_holds_a_part_are_refused() -> None:
+    # Classes of these names stand for torch's own, which exist only where processes talk to each other.
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 1)
+
+    class FlatParameter(nn.Parameter):
+        pass
+
+    with pytest.raises(TvgradError, match="the model is spread over several processes"):
+        trainable_parameters(FullyShardedDataParallel())
+    with pytest.raises(TvgradError, match="0 is spread over several processes"):
+        trainable_parameters(nn.Sequential(FullyShardedDataParallel()))
+    flat = nn.Module()
+    flat.weight = FlatParameter(torch.zeros(3))
+    with pytest.raises(TvgradError, match="weight is spread over several processes"):
+        trainable_parameters(flat)

@@ -34,6 +34,12 @@ Weights = dict[str, torch.Tensor]
 ALL = "all"
 """The name that stands for the whole model among the groups."""
 
+SHARDED = ("DTensor", "FlatParameter")
+ONE_PART = (
+    "spread over several processes (FSDP), and tvgrad reads whole tensors: train with DistributedDataParallel, or save "
+    "gathered checkpoints and use --from-checkpoints"
+)
+
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """List the parameters that fine-tuning moves, each once.
@@ -45,11 +51,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         Name -> parameter, for floating-point parameters that require a gradient, in the model's own order.
 
     Raises:
-        TvgradError: the model has none, or one of them is complex.
+        TvgradError: the model has none, one of them is complex, or each process holds a part of them only.
     """
     for name, parameter in model.named_parameters():
+        if type(parameter).__name__ in SHARDED:
+            raise TvgradError(f"{name} is {ONE_PART}")
         if parameter.requires_grad and parameter.is_complex():
             raise TvgradError(f"{name} is a complex parameter: keep its real and imaginary parts (torch.view_as_real)")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":  # its parameters may look like any other
+            raise TvgradError(f"{name or 'the model'} is {ONE_PART}")
     found = {
         name: parameter
         for name, parameter in model.named_parameters()

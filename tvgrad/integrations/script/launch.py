@@ -152,9 +152,9 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
         except OSError as error:
             raise TvgradError(f"the command {command[0]!r} cannot be started: {error.strerror}") from None
         while True:
-            told = signal.sigwaitinfo(watched)
-            if told.si_signo != signal.SIGCHLD:
-                _pass_on(told.si_signo, child, canary)
+            told = signal.sigwait(watched)
+            if told != signal.SIGCHLD:
+                _pass_on(told, child, canary)
                 continue
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -167,11 +167,9 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
 def _pass_on(number: int, child: int, canary: Canary) -> None:
     """Send the command a signal that it has not got yet."""
     arrived = {number}
-    until = time.monotonic() + TOGETHER
-    while (left := until - time.monotonic()) > 0:
-        told = signal.sigtimedwait(FORWARDED, left)
-        if told is not None:
-            arrived.add(told.si_signo)
+    time.sleep(TOGETHER)  # they are blocked, and wait
+    while waiting := signal.sigpending().intersection(FORWARDED):
+        arrived.add(signal.sigwait(waiting))
     for one in sorted(arrived - canary.heard()):
         os.kill(child, one)
 
