@@ -11,6 +11,7 @@ from cases import CASES, Case
 
 from tvgrad.objective import Objective
 from tvgrad.recipe import Recipe
+from tvgrad.record.gradient_sum import GradientSum
 from tvgrad.record.training import TraceOptions, prepare, trace
 from tvgrad.theory.equivalence import EXACT, check_one_epoch
 
@@ -97,3 +98,18 @@ def test_a_run_goes_on_to_the_same_bits(digits: dict[str, Recipe], tmp_path: Pat
             made[name] = trace(prepare(digits["low"], options), tmp_path / name)
     for name, tensor in made["whole"].weights(4).items():
         assert torch.equal(tensor, made["halves"].weights(4)[name])
+
+
+def test_the_sum_of_gradients_stays_in_place_and_takes_eight_bytes_a_parameter() -> None:
+    like = {"w": torch.randn(1000, 1000, device=DEVICE)}
+    sums = GradientSum()
+    before = torch.cuda.memory_allocated()
+    exact = torch.zeros(1000, 1000, dtype=torch.float64)
+    for _ in range(40):
+        gradient = torch.randn_like(like["w"])
+        sums.add({"w": gradient})
+        exact += gradient.cpu().double()
+    del gradient
+    assert torch.cuda.memory_allocated() - before <= 8 * 1_000_000 + 4096
+    assert not sums.on_cpu
+    assert torch.equal(sums.total(like)["w"], exact.float())

@@ -15,8 +15,11 @@ FOLD = 16
 """Gradients that are summed in their own precision (at least float32) before they enter the float64 sum.
 
 A float64 addition at every step costs four times a float32 one, and the rounding of sixteen float32 additions is of the
-size of the rounding of the float32 file that the sum goes to.
+size of the rounding of the float32 file that the sum goes to. The float64 sum lies on the CPU.
 """
+FOLDING = ("cpu", "mps")
+"""Device types that do so: MPS has no float64. Others add in float64 at once, in two thirds of the memory, of which a
+script may have none to spare there; their additions are quick beside their matrix products."""
 
 
 class GradientSum:
@@ -33,6 +36,11 @@ class GradientSum:
         """Whether anything was added."""
         return bool(self._counts)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it lies on the CPU, where a thread may read it while another sum grows."""
+        return all(near.device.type == "cpu" for near in self._near.values())
+
     @torch.no_grad()
     def add(self, gradients: Mapping[str, torch.Tensor], divisor: float | None = None) -> None:
         """Add one gradient. A sum of one is that gradient, bit for bit.
@@ -46,7 +54,7 @@ class GradientSum:
             dense = gradient.to_dense() if gradient.layout != torch.strided else gradient
             if divisor is not None:
                 dense = dense / divisor
-            if self._counts.get(name, 0) >= FOLD:
+            if self._counts.get(name, 0) >= FOLD and self._near[name].dtype != torch.float64:
                 self._fold(name)
             if not self._counts.get(name):
                 self._start(name, dense)
@@ -86,7 +94,7 @@ class GradientSum:
         return result
 
     def _start(self, name: str, gradient: torch.Tensor) -> None:
-        wide = torch.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
+        wide = _summed_in(gradient)
         held = self._near.get(name)
         if held is None or held.shape != gradient.shape or held.dtype != wide or held.device != gradient.device:
             self._near[name] = torch.empty_like(gradient, dtype=wide, requires_grad=False)
@@ -98,19 +106,24 @@ class GradientSum:
         else:
             held = self._far.get(name)
             if held is None or held.shape != self._near[name].shape:
-                self._far[name] = self._near[name].to(torch.float64, copy=True)
+                self._far[name] = self._near[name].to("cpu", torch.float64, copy=True)
             else:
                 held.copy_(self._near[name])
             self._folded.add(name)
         self._counts[name] = 0
 
 
+def _summed_in(gradient: torch.Tensor) -> torch.dtype:
+    """The dtype in which the next gradients are added."""
+    if gradient.device.type in FOLDING:
+        return torch.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
+    return torch.float64
+
+
 def _wide_sum(far: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    # On the CPU numpy adds (in float64, rounded to near's dtype), because this runs beside the training: torch would
-    # open a second team of OpenMP threads, and from then on the teams of a process that has more threads than cores
-    # sleep between two operations, the script's too.
-    if far.device.type != "cpu":
-        return far + near
-    total = np.empty(near.shape, dtype=np.float64 if near.dtype == torch.float64 else np.float32)
-    np.add(far.numpy(), near.numpy(), out=total, dtype=np.float64, casting="same_kind")
+    # Numpy adds (in float64, rounded to near's dtype), because this runs beside the training: torch would open a second
+    # team of OpenMP threads, and from then on the teams of a process that has more threads than cores sleep between two
+    # operations, the script's too.
+    total = np.empty(near.shape, dtype=np.float32)
+    np.add(far.numpy(), near.cpu().numpy(), out=total, dtype=np.float64, casting="same_kind")
     return torch.from_numpy(total)

@@ -198,13 +198,15 @@ class ScriptRecorder(Recorder):
 
     def _write(self, number: int, moment: Moment) -> None:
         super()._write(number, moment)
-        # The thread reads this sum while the next one grows.
-        self._sum, self._other_sum = self._other_sum, self._sum
+        if self._sum.on_cpu:  # the thread reads this sum while the next one grows
+            self._sum, self._other_sum = self._other_sum, self._sum
         self._sum.clear()
 
     def _epoch_gradient(self) -> Weights | Callable[[], Weights] | None:
         gathered, like = self._sum, self._parameters
-        return (lambda: gathered.total(like)) if gathered else None
+        if not gathered:
+            return None
+        return (lambda: gathered.total(like)) if gathered.on_cpu else gathered.total(like)
 
     def _state(self) -> None:
         return None
