@@ -244,6 +244,7 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
         FeedForward.from_matrices([good], None, "tanh", 1.0).hessian_norm(-1.0)
 
 
-def test_a_rate_that_is_too_large_has_no_ball() -> None:
+@pytest.mark.parametrize("epochs", [5, 20])
+def test_a_rate_that_is_too_large_has_no_ball(epochs: int) -> None:
     with pytest.raises(NoCertificate, match="radius ran to"):
-        FeedForward(MODELS["plain"], INPUTS, TARGETS).certificate(1e3, 5, simulate=False)
+        FeedForward(MODELS["plain"], INPUTS, TARGETS).certificate(1e3, epochs, simulate=False)

@@ -331,3 +331,50 @@ def test_loss_objects_and_aliases() -> None:
     assert loss.name == "bce"
     assert loss_of(loss) is loss
     assert loss_of("mse").check(torch.ones(4), 4, 1).shape == (4, 1)
+
+
+def fourth_along(case: Case, logits: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor) -> float:
+    """The size of the fourth derivative of the first sample's loss along a direction, by nested differentiation."""
+    divisor = case.loss.divisor(case.loss.check(targets, len(logits), logits.shape[1]))
+    step = torch.zeros_like(logits)
+    step[0] = direction / direction.norm()
+
+    def value(t: torch.Tensor) -> torch.Tensor:
+        return case.reference(logits + t * step, targets) * divisor
+
+    found = value
+    for _ in range(4):
+        found = torch.func.grad(found)
+    return abs(float(found(torch.zeros((), dtype=torch.float64))))
+
+
+@EVERY
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+def test_no_fourth_derivative_exceeds_its_bound(case: Case, spread: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for outputs in case.outputs:
+        given = case.targets(2, outputs, generator)
+        logits = spread * torch.randn(2, outputs, dtype=torch.float64, generator=generator)
+        targets = case.loss.check(given, 2, outputs)
+        largest = case.loss.uniform(targets, outputs, math.inf).hessian
+        bound = float(case.loss.fourth(case.loss.local(logits, targets).hessian, largest)[0])
+        eye = torch.eye(outputs, dtype=torch.float64)
+        directions = [eye[0], *(eye[0] - one for one in eye[1:]), torch.randn(outputs, dtype=torch.float64)]
+        for direction in directions:
+            assert fourth_along(case, logits, given, direction) <= bound * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize(("index", "difference"), [(0, 0.0), (0, 14.0), (7, 0.0)])
+def test_the_bound_of_the_fourth_derivative_is_attained(index: int, difference: float) -> None:
+    """Two classes alike, one that is nearly certain, and a bit: a bound one per cent smaller would be wrong."""
+    case = CASES[index]
+    outputs = 2 if index == 0 else 1
+    logits = torch.zeros(1, outputs, dtype=torch.float64)
+    logits[0, 0] = difference
+    given = case.targets(1, outputs, torch.Generator().manual_seed(1))
+    targets = case.loss.check(given, 1, outputs)
+    largest = case.loss.uniform(targets, outputs, math.inf).hessian
+    bound = float(case.loss.fourth(case.loss.local(logits, targets).hessian, largest)[0])
+    direction = torch.tensor([1.0, -1.0][:outputs], dtype=torch.float64)
+    truth = fourth_along(case, logits, given, direction)
+    assert 0.99 * bound < truth <= bound * (1 + 1e-9)

@@ -69,7 +69,7 @@ def test_every_form_exists_and_holds_for_every_rule(name: str) -> None:
         if form.name != "tube":
             assert max(float((w - weights[0]).norm()) for w in weights) <= form.radius
     forms = {form.name: form.upper for form in certificate.forms}
-    assert forms["quadratic"] <= 2 * error
+    assert forms["cubic"] <= forms["quadratic"] <= 2 * error
     assert certificate.error_bound <= 1.001 * error
 
 
@@ -82,7 +82,7 @@ def test_a_recorded_run_and_a_gap_have_their_bounds() -> None:
     other = Task("turned", task.model, -task.inputs, task.targets)
     gap = true_gap([task, other], 1e-3, 5, 0.4)
     bounds = multitask_gap([problem, FeedForward(task.model, other.inputs, other.targets)], 1e-3, 5, 0.4)
-    assert [form.name for form in bounds.forms if form.exists] == ["closed", "quadratic", "tube"]
+    assert [form.name for form in bounds.forms if form.exists] == ["closed", "quadratic", "cubic", "tube"]
     for form in bounds.forms:
         assert form.lower * (1 - 1e-9) <= gap <= form.upper * (1 + 1e-9)
 

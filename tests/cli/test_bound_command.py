@@ -13,7 +13,16 @@ import torch
 from torch import nn
 from tvgrad.cli.terminal import MOST_ROWS
 
-FORMS = ["closed, uniform", "closed, worst case", "closed, local", "remainder", "layer-wise", "quadratic", "tube"]
+FORMS = [
+    "closed, uniform",
+    "closed, worst case",
+    "closed, local",
+    "remainder",
+    "layer-wise",
+    "quadratic",
+    "cubic",
+    "tube",
+]
 
 MORE = """
 
@@ -81,7 +90,7 @@ def test_bounds_hold_and_simulation_can_be_left_out(mine: Path, tvgrad: Callable
     assert both["lower_bound"] <= error <= both["error_bound"] <= 1.001 * error
     assert both["method"] == "tube"
     assert both["from_start"] == alone["error_bound"] == alone["from_start"] > both["error_bound"]
-    assert alone["method"] == "quadratic"
+    assert alone["method"] == "cubic"
 
 
 def test_every_form_of_every_task_is_shown(mine: Path, tvgrad: Callable[..., Any]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.bounds.forms import LOCAL_ATTEMPTS, QUADRATIC_STEPS, Form, attempt, closed, quadratic, remainder, without
-from tvgrad.bounds.layer_constants import LayerBounds
+from tvgrad.bounds.forms import LOCAL_ATTEMPTS, Form, attempt, closed, remainder, without
+from tvgrad.bounds.model_paths import MODEL_STEPS, model_form
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
 from tvgrad.bounds.start import Start
 from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, tube_along, tube_round
@@ -208,18 +208,16 @@ def _local_forms(problem: DerivativeBounds, plan: Plan) -> list[Form]:
         plain = problem.gradient_norm(radius) + plan.coupled * (float(start.theta.norm()) + radius) * (1 + 1e-9)
         return min(plain, start.gradient.upper + radius * hessian * (1 + 1e-12)), hessian
 
-    def thirds(radius: float) -> LayerBounds:
-        return problem.local(radius)
-
     forms = [
         attempt("closed, local", lambda: closed("closed, local", *_scales(problem, plan), constants, LOCAL_ATTEMPTS)),
-        attempt("remainder", lambda: remainder("remainder", start, thirds, layerwise=False)),
-        attempt("layer-wise", lambda: remainder("layer-wise", start, thirds, layerwise=True)),
+        attempt("remainder", lambda: remainder("remainder", start, problem.local, layerwise=False)),
+        attempt("layer-wise", lambda: remainder("layer-wise", start, problem.local, layerwise=True)),
     ]
-    if plan.steps <= QUADRATIC_STEPS:
-        forms.append(attempt("quadratic", lambda: quadratic("quadratic", start, thirds)))
-    else:
-        forms.append(Form("quadratic", reason=f"left out: it takes a product an epoch, at most {QUADRATIC_STEPS}"))
+    if plan.steps > MODEL_STEPS:
+        reason = f"left out: it takes a product an epoch, at most {MODEL_STEPS}"
+        return [*forms, Form("quadratic", reason=reason), Form("cubic", reason=reason)]
+    forms.append(attempt("quadratic", lambda: model_form("quadratic", start, problem.local)))
+    forms.append(attempt("cubic", lambda: model_form("cubic", start, problem.local, problem.third_changes)))
     return forms
 
 

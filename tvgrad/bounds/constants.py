@@ -20,7 +20,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 
-__all__ = ["NAMED", "OF_MODULE", "SMOOTH", "Activation", "UnboundedActivation"]
+__all__ = ["NAMED", "OF_MODULE", "SMOOTH", "Activation", "Elementwise", "UnboundedActivation"]
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 

@@ -136,6 +136,10 @@ class CrossEntropy(Loss):
         wanted, mass = self._distribution(targets, outputs)
         return LossBounds(self._steepest(wanted, mass), mass * 0.5 * OUTWARD, mass * THIRD * OUTWARD)
 
+    def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """See `Loss.fourth`: that of log-sum-exp is at most 1/2, as is its Hessian, and twice the Hessian."""
+        return torch.minimum(largest, 2 * hessian) * OUTWARD
+
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""
         # For class indices the mean's mass is at most the largest `1 - e + e mean(w) / w_c`; for probabilities w_c.

@@ -17,13 +17,14 @@ from torch import nn
 
 from tvgrad.bounds import running_error
 from tvgrad.bounds.activations import Activation
+from tvgrad.bounds.approximate import Approximate
 from tvgrad.bounds.layer_constants import LayerBounds, worst_case
-from tvgrad.bounds.local_constants import local_bounds
+from tvgrad.bounds.local_constants import local_bounds, third_changes, third_measured
 from tvgrad.bounds.losses import Loss, loss_of
 from tvgrad.bounds.measured import SQUARINGS, Measured, measure, merged
 from tvgrad.bounds.network import Network, gamma
 from tvgrad.bounds.reading import UnsupportedNetwork, read_matrices, read_module
-from tvgrad.bounds.running_error import Approximate, Pass
+from tvgrad.bounds.running_error import Pass
 from tvgrad.errors import TvgradError
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class DerivativeBounds:
         self._squarings = SQUARINGS
         self._worst: dict[tuple[float, bool], LayerBounds] = {}
         self._local: dict[tuple[float, bool], LayerBounds] = {}
+        self._changes: dict[float, LayerBounds] = {}
         self._kept: list[Pass] | None = None
 
     @property
@@ -191,7 +193,7 @@ class DerivativeBounds:
         moved.network, moved.loss = self.network.at(flat), self.loss
         moved.inputs, moved.input_norms, moved.targets = self.inputs, self.input_norms, self.targets
         moved._chunk_size, moved._target_norm = self._chunk_size, self._target_norm
-        moved._worst, moved._local, moved._kept = {}, {}, None
+        moved._worst, moved._local, moved._changes, moved._kept = {}, {}, {}, None
         moved._squarings = QUICK_SQUARINGS
         return moved
 
@@ -279,6 +281,35 @@ class DerivativeBounds:
             One product for each direction.
         """
         return running_error.products(self.network, self._passes(), directions, self._divisor)
+
+    def twice_along(self, direction: torch.Tensor) -> Approximate:
+        """The third derivative at the centre with one direction in two of its slots, with its rounding error.
+
+        Args:
+            direction: a vector like `network.flat`, taken as exact.
+
+        Returns:
+            The vector `D3[., d, d]`, averaged over the samples before anything is bounded.
+        """
+        return running_error.twice_along(self.network, self._passes(), direction, self._divisor)
+
+    def third_changes(self, radius: float) -> LayerBounds:
+        """Bound how much the third derivative changes over a ball, layer by layer.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            Bounds of its blocks' change: see `tvgrad.bounds.local_constants.third_changes`.
+        """
+        if radius not in self._changes:
+            of = self.network, self.loss, self._measured, self._divisor
+            self._changes[radius] = third_changes(*of, _checked_radius(radius), self._third_measured)
+        return self._changes[radius]
+
+    @cached_property
+    def _third_measured(self) -> torch.Tensor:
+        return third_measured(self.network, self.loss, self._measured, self._divisor)
 
     def _passes(self) -> Iterable[Pass]:
         """Passes over the data; kept for the next call where one chunk holds all of it."""

@@ -124,6 +124,10 @@ class BinaryCrossEntropy(Loss):
         bend = (up + down).amax(dim=1)
         return LossBounds(steepest * OUTWARD, bend / 4 * OUTWARD, bend * _BCE_THIRD * OUTWARD)
 
+    def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """See `Loss.fourth`: |sigmoid'''| is at most 1/8, half of what sigmoid' can be."""
+        return largest / 2 * OUTWARD
+
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""
         # The bounds are convex in each target, so a target of 0 or 1 is worst: w max(1, v).
@@ -207,6 +211,10 @@ class SquaredError(Loss):
         norms = torch.linalg.vector_norm(targets, dim=1) * (1 + (outputs + 8) * U)
         curvature = torch.full_like(norms, scale * OUTWARD)
         return LossBounds(curvature * (norms + logit_norms) * OUTWARD, curvature, torch.zeros_like(norms))
+
+    def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """See `Loss.fourth`: there is none."""
+        return torch.zeros_like(hessian)
 
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""

@@ -10,11 +10,8 @@ All forms find a ball that holds the iterates, and only a verified inequality co
   `Rem_k = sum_e c[k,e] (h_0 E_e + r_e)`, `E_e = ||H_0 sum_j c[e,j] p_j|| + Rem_e`, `D_e = ||p_e|| + E_e`.
 - *layer-wise*: the same, with `r_e <= 1/2 ( ||D3[., d, d]|| + 2 ||D3[., ., d]||_2 E_e + rho E_e^2 )`, d the layer norms
   of p_e, D3 the layers' third-derivative constants.
-- *quadratic*: around q_e, the rule run on the quadratic model of L at theta_0: `||tau_e - q_e|| <= X_e`,
-  `X_s = sum_e c[s,e] (h_0 X_e + r_e)` with r_e as above, d the layer norms of q_e and X_e for E_e; the error vector is
-  `-sum_e c[k,e] H_0 q_e` up to X_k.
-
-The last three bound the error from both sides. Vectors are computed with a bound on their rounding, which is added
+Two more, *quadratic* and *cubic*, follow the rule on a model of the loss (module model_paths). All but the closed form
+bound the error from both sides. Vectors are computed with a bound on their rounding, which is added
 on both sides; recursions have nonnegative terms only, so that `(1 + margin)` covers theirs.
 """
 
@@ -23,21 +20,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from tvgrad.bounds.layer_constants import LayerBounds
-from tvgrad.bounds.network import UNIT
 from tvgrad.bounds.plan import NoCertificate
-from tvgrad.bounds.running_error import Approximate
-from tvgrad.bounds.start import Start, weighted
+from tvgrad.bounds.start import Start
 from tvgrad.update_rule_base import Array
 
-__all__ = ["Form", "QuadraticPath", "attempt", "closed", "lost", "quadratic", "remainder", "without"]
+__all__ = [
+    "Along",
+    "Form",
+    "along_all",
+    "attempt",
+    "closed",
+    "fixed_point",
+    "lost",
+    "remainder",
+    "third_order",
+    "without",
+]
 
 ATTEMPTS = 40
-QUADRATIC_STEPS = 100  # a product with the Hessian each
 LOCAL_ATTEMPTS = 12  # local constants cost a few gradients each time
 FURTHEST = 30.0  # how much further than the first-order path a ball may reach before it is given up
 GROWTH = 1.01
@@ -186,122 +192,49 @@ def remainder(name: str, start: Start, constants: Callable[[float], LayerBounds]
     norms, sizes = np.array([p.upper for p in paths]), np.array([v.upper for v in seconds])
 
     def recursion(bounds: LayerBounds) -> tuple[float, Array]:
-        along = _along(bounds, layers)
+        along = along_all(bounds, layers)
         left = np.zeros(steps)  # h_0 E_e + r_e
         distances = np.zeros(steps)
         for step in range(steps):
             excess = sizes[step] + float(plan.coefficients[step, :step] @ left[:step])
             distances[step] = norms[step] + excess
-            left[step] = start.hessian_norm * excess + _third_order(bounds, along, step, norms[step], excess)
+            left[step] = start.hessian_norm * excess + third_order(bounds, along, step, norms[step], excess)
         return float(plan.coefficients[steps] @ left) * (1 + 1e-9), distances * (1 + 1e-9)
 
-    rest, radius = _fixed_point(recursion, constants, float(norms.max()))
+    rest, radius = fixed_point(recursion, constants, float(norms.max()))
     return Form(name, seconds[steps].upper + rest, max(0.0, seconds[steps].lower - rest), radius)
 
 
-def quadratic(name: str, start: Start, constants: Callable[[float], LayerBounds], layerwise: bool = True) -> Form:
-    """The two-sided form round the path of the quadratic model, k Hessian-vector products.
+Along = list[tuple[float, float]] | None
+Constants = TypeVar("Constants")
+
+
+def along_all(bounds: LayerBounds, layers: torch.Tensor | None) -> Along:
+    """Bound the third derivative with known directions in its slots, layer by layer.
 
     Args:
-        name: of the form.
-        start: what is known at theta_0.
-        constants: the layers' constants for a radius.
-        layerwise: whether to use them layer by layer.
+        bounds: of the third derivative's blocks.
+        layers: layer norms of each direction, (steps, L), or None.
 
     Returns:
-        The bound, from both sides.
-
-    Raises:
-        NoCertificate: no ball was found.
+        For each direction what `LayerBounds.along` says of it, or None.
     """
-    path = QuadraticPath(start)
-    radius, _, rest = path.verified(constants, layerwise)
-    error = path.error(path.start.plan.steps)
-    return Form(name, error.upper + rest, max(0.0, error.lower - rest), radius)
-
-
-class QuadraticPath:
-    """The rule run on the quadratic model of the loss at theta_0, with all rounding errors.
-
-    Attributes:
-        start: what is known at theta_0.
-        points: q_e for e < k.
-        products: H_0 q_e for e < k.
-    """
-
-    def __init__(self, start: Start) -> None:
-        """Run the rule.
-
-        Args:
-            start: what is known at theta_0.
-        """
-        self.start = start
-        plan = start.plan
-        self.points: list[Approximate] = []
-        self.products: list[Approximate] = []
-        for step in range(plan.steps):
-            first, bent = start.first_order(step), self.error(step)
-            value = first.value + bent.value
-            # the computed point is the centre of the tube: its distance from the exact rule goes into X
-            self.points.append(Approximate(value, first.error + bent.error + 2 * UNIT * (first.norm + bent.norm)))
-            self.products.append(start.products([value])[0])
-
-    def error(self, step: int) -> Approximate:
-        """The model's error of the first-order prediction, `-sum_e c[s,e] H_0 q_e`.
-
-        Args:
-            step: s.
-
-        Returns:
-            The vector.
-        """
-        plan = self.start.plan
-        if step == 0:
-            return Approximate(torch.zeros_like(self.start.theta), 0.0)
-        errors = np.array([one.error for one in self.products[:step]])
-        norms = np.array([one.norm for one in self.products[:step]])
-        total = weighted(plan.coefficients[step, :step], lambda e: self.products[e].value, errors, norms, plan.rounding)
-        return Approximate(-total.value, total.error)
-
-    def verified(self, constants: Callable[[float], LayerBounds], layerwise: bool) -> tuple[float, Array, float]:
-        """Bound how far the iterates stray from the path.
-
-        Args:
-            constants: the layers' constants for a radius.
-            layerwise: whether to use them layer by layer.
-
-        Returns:
-            The ball's radius, X_e for e < k, and X_k without the rounding of the path's own vectors.
-        """
-        start, plan = self.start, self.start.plan
-        steps = plan.steps
-        layers = start.layer_norms([Approximate(p.value, 0.0) for p in self.points]) if layerwise else None
-        norms = np.array([Approximate(p.value, 0.0).upper for p in self.points])
-        own = np.array([p.error for p in self.points])
-        strays = np.zeros(steps)
-
-        def recursion(bounds: LayerBounds) -> tuple[float, Array]:
-            along = _along(bounds, layers)
-            left = np.zeros(steps)
-            for step in range(steps):
-                strays[step] = own[step] + float(plan.coefficients[step, :step] @ left[:step])
-                third = _third_order(bounds, along, step, norms[step], strays[step])
-                left[step] = start.hessian_norm * strays[step] + third
-            return float(plan.coefficients[steps] @ left) * (1 + 1e-9), (norms + strays) * (1 + 1e-9)
-
-        rest, radius = _fixed_point(recursion, constants, float(norms.max()))
-        return radius, strays * (1 + 1e-9), rest
-
-
-Along = list[tuple[float, float]] | None
-
-
-def _along(bounds: LayerBounds, layers: torch.Tensor | None) -> Along:
     return None if layers is None else [bounds.along(norms) for norms in layers]
 
 
-def _third_order(bounds: LayerBounds, along: Along, step: int, norm: float, excess: float) -> float:
-    """A bound of r_e: a known displacement of that norm, and an unknown one of at most `excess`."""
+def third_order(bounds: LayerBounds, along: Along, step: int, norm: float, excess: float) -> float:
+    """Bound r_e for a known displacement and an unknown one beside it.
+
+    Args:
+        bounds: of the third derivative's blocks.
+        along: what they say along the known displacements, or None for its norm alone.
+        step: e.
+        norm: of the known displacement.
+        excess: of the unknown one at most.
+
+    Returns:
+        Half of the third derivative's bound with both in two of its slots.
+    """
     rho = bounds.hessian_lipschitz
     if not (norm + excess < HUGE and rho < math.inf):
         return math.inf
@@ -312,12 +245,24 @@ def _third_order(bounds: LayerBounds, along: Along, step: int, norm: float, exce
     return min(whole, 0.5 * (twice + 2 * once * excess + rho * excess**2))
 
 
-def _fixed_point(
-    recursion: Callable[[LayerBounds], tuple[float, Array]],
-    constants: Callable[[float], LayerBounds],
+def fixed_point(
+    recursion: Callable[[Constants], tuple[float, Array]],
+    constants: Callable[[float], Constants],
     radius: float,
 ) -> tuple[float, float]:
-    """Enlarge the ball until it holds what the recursion says about itself."""
+    """Enlarge the ball until it holds what the recursion says about itself.
+
+    Args:
+        recursion: from the constants of a ball, the remainder and the distances of the iterates.
+        constants: of a ball.
+        radius: the least that is tried.
+
+    Returns:
+        The remainder and the radius of the verified ball.
+
+    Raises:
+        NoCertificate: no ball was found.
+    """
     radius = _enlarged(radius)
     limit = FURTHEST * radius
     for _ in range(LOCAL_ATTEMPTS):

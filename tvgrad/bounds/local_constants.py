@@ -20,17 +20,24 @@ place of `J_{m,l} W_m` and `W_m' p_m` stand `dz_l/dh_k = sum_{m reads h_k} J_{m,
 q, the same sum for the loss.
 
 Over a ball of radius R every number is widened by how much it can change: a step of size R moves z_l by at most
-`dz_l = R At_{l-1}(R) + s_l dh_{l-1}`, a Jacobian by
+`dz_l = R At_{l-1}(R) + s_l dh_{l-1}`, and by at most R times the norm of c_l(R), a Jacobian by
 `dJ_{j,l} = R ||D J||(R) + s_l ( min(2 b1, b2 dz) ||J_0|| + |s'| dJ_{j,l-1} )`, and so on, always with the centre's
 matrix times the change of its argument plus the matrix's change times the argument anywhere in the ball; each is capped
 by the product of norms that holds everywhere. What a skip adds changes by its own change, and has it added to the cap.
 The rounding of z enters as one more radius (`Measured.slack`), that of the sums as a few u of the norms that meet.
+
+How much D3 itself changes. D3 is a sum of products of the factors above, each of norm at most a at the centre, where it
+changes by at most d(R) over the ball. A product then changes by at most the product of the a + d(R) minus that of the
+a. Without the caps, and with whichever of two arguments is smaller at R, every d is a function of the radius with
+nonnegative Taylor coefficients (sums, products, a root of a sum of squares), so that the difference is convex in the
+radius: over a part t of the way it is at most t times what it is at R. So much for exact numbers at the centre: those
+measured there belong to weights that differ by the rounding radius, which adds the same difference at R = 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,7 +46,7 @@ from tvgrad.bounds.losses import LocalLoss, Loss
 from tvgrad.bounds.measured import EVALUATION, Measured, Pair
 from tvgrad.bounds.network import UNIT, Network
 
-__all__ = ["local_bounds"]
+__all__ = ["local_bounds", "third_changes", "third_measured"]
 
 Vector = torch.Tensor
 
@@ -75,6 +82,48 @@ def local_bounds(
     return LayerBounds(gradient, hessian, cubes, network.margin(samples))
 
 
+def third_measured(network: Network, loss: Loss, measured: Sequence[Measured], divisor: float) -> torch.Tensor:
+    """Sum up what the third derivative's bound is for the numbers as they were measured.
+
+    Args:
+        network: the network that was measured.
+        loss: the loss.
+        measured: all chunks of the data.
+        divisor: of the mean loss.
+
+    Returns:
+        (L, L, L), what `third_changes` compares with.
+    """
+    parts = [_Assembly(network, loss, chunk, None).third() / divisor for chunk in measured]
+    return torch.stack(parts).sum(0)
+
+
+def third_changes(
+    network: Network, loss: Loss, measured: Sequence[Measured], divisor: float, radius: float, centre: torch.Tensor
+) -> LayerBounds:
+    """Bound how much the third derivative of the mean loss changes over a ball round the weights that were measured.
+
+    Args:
+        network: the network that was measured.
+        loss: the loss.
+        measured: all chunks of the data.
+        divisor: of the mean loss.
+        radius: of the ball, in the trainable parameters.
+        centre: of `third_measured`.
+
+    Returns:
+        Bounds of the blocks of `D3(a) - D3(b)`, b the weights that were measured with their rounding: at the radius
+        for a anywhere in the ball, at 0 for a the exact centre. Convex in the radius. Gradient and Hessian are zero.
+    """
+    depth, samples = network.depth, sum(len(chunk.logits) for chunk in measured)
+    parts = [_Assembly(network, loss, chunk, radius, capped=False).third() / divisor for chunk in measured]
+    total = torch.stack(parts).sum(0)
+    margin = network.margin(samples)
+    # the difference cancels: its rounding is relative to what it is a difference of
+    zeros = torch.zeros(depth, depth, dtype=torch.float64)
+    return LayerBounds(zeros[0], zeros, (total - centre).clamp(min=0) + 2 * margin * total, margin)
+
+
 @dataclass(frozen=True)
 class _Widened:
     """The numbers of `Measured`, valid anywhere in a ball; the same names, and loss bounds there."""
@@ -92,8 +141,28 @@ class _Widened:
     loss: LocalLoss
 
 
-def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widened:
+def _unmoved(network: Network, loss: Loss, at: Measured) -> _Widened:
+    """The numbers as they were measured."""
+    steps = [perturbation(network, end, at.sizes[source]) for end, source in enumerate(network.wiring.reads)]
+    local = loss.local(at.logits, at.targets, 0.0, at.curvatures)
+    return _Widened(
+        steps, at.bends, at.twists, at.jacobian, at.sloped, at.bent, at.sloped_bent,
+        at.residual, at.pulled_bent, at.pulled_twisted, local,
+    )  # fmt: skip
+
+
+def _uncapped(loss: Loss, at: Measured, moved: Vector) -> LocalLoss:
+    """The loss's bounds at the logits, each with what it changes by over a distance."""
+    local = loss.local(at.logits, at.targets, 0.0, at.curvatures)
+    uniform = loss.uniform(at.targets, at.logits.shape[1], 0.0)
+    hessian = (local.hessian + uniform.third * moved) * (1 + 8 * UNIT)
+    third = (local.third + loss.fourth(hessian, uniform.hessian) * moved) * (1 + 8 * UNIT)
+    return replace(local, hessian=hessian, third=third)
+
+
+def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bool = True) -> _Widened:
     layers, depth, wiring = network.layers, network.depth, network.wiring
+    least = torch.minimum if capped else _first
     ones = torch.ones(len(at.logits), dtype=torch.float64)
     zeros = torch.zeros_like(ones)
     everywhere, largest = magnitudes(network, at.sizes[0], radius)
@@ -102,52 +171,61 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
     norms = [layer.spectral_norm for layer in layers]
 
     moved: list[Vector] = []  # dz_l
-    slopes, bends, twists, slope_change, bend_change, twist_change = [], [], [], [], [], []
+    slopes: list[Vector] = []
+    bends: list[Vector] = []
+    twists: list[Vector] = []
+    slope_change: list[Vector] = []
+    bend_change: list[Vector] = []
+    twist_change: list[Vector] = []
     steps: list[Vector] = []
-    sizes: list[Vector] = []  # of h_k, and how much it changes
-    carried = [zeros]
-    for end, layer in enumerate(layers):
-        sizes.append(torch.minimum(at.sizes[end] + carried[end], everywhere[end] * (1 + 1e-12)))
-        source, added = wiring.reads[end], wiring.adds[end]
-        steps.append(perturbation(network, end, sizes[source]))
-        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * largest[end]
-        dz = radius * steps[end] + slack + norms[end] * carried[source]
-        moved.append(sum((carried[k] for k in added), dz))
-        if end < depth - 1:
-            s, dz = layer.activation, moved[end]
-            slope_change.append(torch.clamp(s.b2 * dz, max=2 * s.b1))
-            bend_change.append(torch.clamp(s.b3 * dz, max=2 * s.b2))
-            twist_change.append(torch.clamp(s.b4 * dz, max=2 * s.b3))
-            slopes.append(torch.clamp(at.slopes[end] + slope_change[end], max=s.b1))
-            bends.append(torch.clamp(at.bends[end] + bend_change[end], max=s.b2))
-            twists.append(torch.clamp(at.twists[end] + twist_change[end], max=s.b3))
-            # |s(z + d) - s(z)| <= |s'| |d| + b2 d^2 / 2, entry by entry
-            change_of_h = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
-            entering = sum((sizes[k] for k in added), sizes[source])
-            carried.append(change_of_h + EVALUATION * torch.hypot(entering, ones * layer.width**0.5))
-
+    sizes: list[Vector] = []  # of h_k, how much it changes, and how much of that is rounding
+    carried, dust = [zeros], [zeros]
     jacobian: dict[Pair, Vector] = {}
     sloped: dict[Pair, Vector] = {}
     change: dict[Pair, Vector] = {}
     sloped_change: dict[Pair, Vector] = {}
-    for j in range(depth):
-        change[j, j] = zeros
-        jacobian[j, j] = ones
-        limit = {j: ones}
-        for end in range(j, depth):
-            if end > j:
-                change[j, end] = limit[end] = zeros
-                before = wiring.reads[end] - 1  # the layer that makes what this one reads
-                if before >= j:
-                    change[j, end] = grown[end] * sloped[j, before] + norms[end] * sloped_change[j, before]
-                    limit[end] = limit[before] * stretch[end] * slopes[before]
-                for before in (k - 1 for k in wiring.adds[end] if k > j):
-                    change[j, end] = change[j, end] + sloped_change[j, before]
-                    limit[end] = limit[end] + limit[before] * slopes[before]
-                jacobian[j, end] = torch.minimum(at.jacobian[j, end] + change[j, end], limit[end])
-            if end < depth - 1:
-                sloped_change[j, end] = slope_change[end] * at.jacobian[j, end] + slopes[end] * change[j, end]
-                sloped[j, end] = torch.minimum(at.sloped[j, end] + sloped_change[j, end], limit[end] * slopes[end])
+    limit: dict[Pair, Vector] = {}
+    for end, layer in enumerate(layers):
+        sizes.append(least(at.sizes[end] + carried[end], everywhere[end] * (1 + 1e-12)))
+        source, added = wiring.reads[end], wiring.adds[end]
+        steps.append(perturbation(network, end, sizes[source]))
+        if not capped:  # a root of squares grows by less than what changes in it
+            steps[end] = perturbation(network, end, at.sizes[source]) + layer.moves_weight * carried[source]
+        change[end, end], jacobian[end, end], limit[end, end] = zeros, ones, ones
+        for j in range(end):
+            change[j, end] = limit[j, end] = zeros
+            before = source - 1  # the layer that makes what this one reads
+            if before >= j:
+                change[j, end] = grown[end] * sloped[j, before] + norms[end] * sloped_change[j, before]
+                limit[j, end] = limit[j, before] * stretch[end] * slopes[before]
+            for before in (k - 1 for k in added if k > j):
+                change[j, end] = change[j, end] + sloped_change[j, before]
+                limit[j, end] = limit[j, end] + limit[j, before] * slopes[before]
+            jacobian[j, end] = least(at.jacobian[j, end] + change[j, end], limit[j, end])
+        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * largest[end]
+        dz = radius * steps[end] + slack + norms[end] * carried[source]
+        dz = sum((carried[k] for k in added), dz)
+        rounding = sum((dust[k] for k in added), slack + norms[end] * dust[source])
+        moved.append(torch.minimum(dz, _along_ball(radius, jacobian, steps, end) + rounding))
+        if end == depth - 1:
+            break
+        s, dz = layer.activation, moved[end]
+        slope_change.append(least(s.b2 * dz, 2 * s.b1 * ones))
+        bend_change.append(least(s.b3 * dz, 2 * s.b2 * ones))
+        twist_change.append(least(s.b4 * dz, 2 * s.b3 * ones))
+        slopes.append(least(at.slopes[end] + slope_change[end], s.b1 * ones))
+        bends.append(least(at.bends[end] + bend_change[end], s.b2 * ones))
+        twists.append(least(at.twists[end] + twist_change[end], s.b3 * ones))
+        for j in range(end + 1):
+            sloped_change[j, end] = slope_change[end] * at.jacobian[j, end] + slopes[end] * change[j, end]
+            sloped[j, end] = least(at.sloped[j, end] + sloped_change[j, end], limit[j, end] * slopes[end])
+        # |s(z + d) - s(z)| <= |s'| |d| + b2 d^2 / 2, entry by entry
+        change_of_h = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
+        change_of_h = torch.minimum(change_of_h, _along_ball(radius, sloped, steps, end) + s.b1 * rounding)
+        entering = sum((sizes[k] for k in added), sizes[source])
+        evaluation = EVALUATION * torch.hypot(entering, ones * layer.width**0.5)
+        carried.append(change_of_h + evaluation)
+        dust.append(s.b1 * rounding + evaluation)
 
     bent, sloped_bent = {}, {}
     for k in range(1, depth):
@@ -158,7 +236,7 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
             wide = sum((change[m, end] for m in adders), wide)
             whole = sum((jacobian[m, end] * stretch[m] for m in readers), zeros)
             whole = sum((jacobian[m, end] for m in adders), whole)
-            bent[k, end] = torch.minimum(
+            bent[k, end] = least(
                 at.bent[k, end] + at.columns[k, end] * bend_change[k - 1] + wide * bends[k - 1], whole * bends[k - 1]
             )
             if end < depth - 1:
@@ -166,16 +244,16 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
                 wide = sum((sloped_change[m, end] for m in adders), wide)
                 whole = sum((sloped[m, end] * stretch[m] for m in readers), zeros)
                 whole = sum((sloped[m, end] for m in adders), whole)
-                sloped_bent[k, end] = torch.minimum(
+                sloped_bent[k, end] = least(
                     at.sloped_bent[k, end] + at.sloped_columns[k, end] * bend_change[k - 1] + wide * bends[k - 1],
                     whole * bends[k - 1],
                 )
 
-    local = loss.local(at.logits, at.targets, moved[-1], at.curvatures)
+    local = loss.local(at.logits, at.targets, moved[-1], at.curvatures) if capped else _uncapped(loss, at, moved[-1])
     start = at.residual[depth - 1] + local.residual_error
-    drift = torch.minimum(local.hessian * moved[-1], start + local.gradient) + local.residual_error
+    drift = least(local.hessian * moved[-1], start + local.gradient) + local.residual_error
     residual, strayed, pulled_bent, pulled_twisted = {}, {}, {}, {}
-    rounding = [at.slack[end] / max(norms[end], 1e-300) for end in range(depth)]
+    inexact = [at.slack[end] / max(norms[end], 1e-300) for end in range(depth)]
     reach: dict[int, Vector] = {}
     for m in range(depth - 1, -1, -1):
         # What was measured at m went through the products behind it, each rounded relative to its factors' norms.
@@ -183,18 +261,18 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
         if m < depth - 1:
             products = sum((reach[r] * stretch[r] for r in wiring.readers[m + 1]), zeros)
             reach[m] = sum((reach[r] for r in wiring.adders[m + 1]), products) * layers[m].activation.b1
-        relative = 4 * (sum(rounding[m + 1 :]) + depth * wiring.extra * UNIT)
+        relative = 4 * (sum(inexact[m + 1 :]) + depth * wiring.extra * UNIT)
         strayed[m] = jacobian[m, depth - 1] * drift + change[m, depth - 1] * start + relative * reach[m]
-        residual[m] = torch.minimum(at.residual[m] + strayed[m], jacobian[m, depth - 1] * local.gradient)
+        residual[m] = least(at.residual[m] + strayed[m], jacobian[m, depth - 1] * local.gradient)
     for k in range(1, depth):
         dq = sum((grown[m] * residual[m] + norms[m] * strayed[m] for m in wiring.readers[k]), zeros)
         dq = sum((strayed[m] for m in wiring.adders[k]), dq)
         whole = sum((stretch[m] * residual[m] for m in wiring.readers[k]), zeros)
         whole = sum((residual[m] for m in wiring.adders[k]), whole)
-        pulled_bent[k - 1] = torch.minimum(
+        pulled_bent[k - 1] = least(
             at.pulled_bent[k - 1] + at.pulled[k - 1] * bend_change[k - 1] + dq * bends[k - 1], whole * bends[k - 1]
         )
-        pulled_twisted[k - 1] = torch.minimum(
+        pulled_twisted[k - 1] = least(
             at.pulled_twisted[k - 1] + at.pulled[k - 1] * twist_change[k - 1] + dq * twists[k - 1],
             whole * twists[k - 1],
         )
@@ -203,12 +281,26 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float) -> _Widene
     )
 
 
+def _along_ball(radius: float, norms: dict[Pair, Vector], steps: list[Vector], end: int) -> Vector:
+    """R times a bound of the derivative anywhere on the way, all layers' steps together (mean value theorem)."""
+    return radius * sum(((norms[j, end] * steps[j]).square() for j in range(end + 1)), 0.0 * steps[end]).sqrt()
+
+
+def _first(value: Vector, _cap: Vector) -> Vector:
+    return value
+
+
 class _Assembly:
     """The small vectors, matrices and tensors of one chunk, summed over its samples."""
 
-    def __init__(self, network: Network, loss: Loss, measured: Measured, radius: float) -> None:
+    def __init__(
+        self, network: Network, loss: Loss, measured: Measured, radius: float | None, capped: bool = True
+    ) -> None:
         self.network = network
-        self.wide = _widen(network, loss, measured, radius)
+        if radius is None:
+            self.wide = _unmoved(network, loss, measured)
+        else:
+            self.wide = _widen(network, loss, measured, radius, capped)
         self.samples = len(measured.logits)
         depth = network.depth
         # c_l for all layers, a_l for the hidden ones, (n, L) each

@@ -154,6 +154,18 @@ class Loss(ABC):
         """
 
     @abstractmethod
+    def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """Bounds on the fourth derivative of l_i as a form in four directions, by which the third one changes.
+
+        Args:
+            hessian: upper bounds on the Hessian's norm wherever the bound has to hold, (n,).
+            largest: those of `Loss.uniform`, (n,).
+
+        Returns:
+            Upper bounds, (n,).
+        """
+
+    @abstractmethod
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """Bounds of the mean loss for any data, the division included.
 

@@ -8,8 +8,9 @@ alpha by `tau_MT^s = -alpha sum_e c[s,e] sum_t g_t(theta_MT^e)`. Their gap is ex
 - *closed*: on a ball that holds all iterates, with d_{t,e} a bound of ||theta_t^e - theta_MT^e||,
   `d_{t,s} <= sum_e c[s,e] ( H_t d_{t,e} + ||(1 - alpha) g_t(theta_MT^e) - alpha sum_{t' != t} g_t'(theta_MT^e)|| )`
   and the gap is at most `|alpha| sum_t sum_e c[k,e] H_t d_{t,e}`.
-- *quadratic*: with q_t the rule on the quadratic model of L_t at theta_0 and q_MT that of `alpha sum_t L_t`, whose
-  first-order parts cancel in `alpha sum_t q_t - q_MT`: this vector, up to `|alpha| sum_t X_t + X_MT` (module forms).
+- *quadratic*, *cubic*: with q_t the rule on a model of L_t at theta_0 and q_MT that of `alpha sum_t L_t`, whose
+  first-order parts cancel in `alpha sum_t q_t - q_MT`: this vector, up to `|alpha| sum_t X_t + X_MT` (module
+  model_paths).
 - *tube*: one tube for each task and one for multitask descent; the gap is what float64 finds, up to the tubes' widths.
 
 The coefficient of the second-order term, `C_k` in `theta_TA - theta_MT = -alpha eta^2 C_k + O(eta^3)`, is at most
@@ -25,22 +26,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tvgrad.bounds.approximate import Approximate
 from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.forms import (
     ATTEMPTS,
     GROWTH,
     HUGE,
-    QUADRATIC_STEPS,
     Form,
-    QuadraticPath,
     attempt,
     lost,
     without,
 )
 from tvgrad.bounds.layer_constants import LayerBounds
+from tvgrad.bounds.model_paths import MODEL_STEPS, ModelPath
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan, plan_of
-from tvgrad.bounds.running_error import Approximate
 from tvgrad.bounds.start import Start
 from tvgrad.bounds.tubes import TUBE_STEPS, Tube, simulated_tube, summed_tube
 from tvgrad.errors import TvgradError
@@ -119,8 +119,9 @@ def multitask_gap(
     except NoCertificate as reason:
         forms.append(Form("closed", reason=str(reason)))
     if all(problem.has_data for problem in problems):
-        if plan.steps <= QUADRATIC_STEPS:
-            forms.append(attempt("quadratic", lambda: _quadratic(problems, plan, alpha)))
+        if plan.steps <= MODEL_STEPS:
+            forms.append(attempt("quadratic", lambda: _of_models("quadratic", problems, plan, alpha)))
+            forms.append(attempt("cubic", lambda: _of_models("cubic", problems, plan, alpha)))
         if simulate and plan.steps <= TUBE_STEPS:
             forms.append(attempt("tube", lambda: _tubes(problems, plan, alpha)))
     found = [form for form in forms if form.exists]
@@ -174,8 +175,16 @@ class _Summed:
     def hessian_norm(self) -> float:
         return abs(self.alpha) * sum(problem.hessian_norm() for problem in self.problems) * (1 + 1e-12)
 
+    def twice_along(self, direction: torch.Tensor) -> Approximate:
+        return self._sum([problem.twice_along(direction) for problem in self.problems])
+
     def local(self, radius: float) -> LayerBounds:
-        each = [problem.local(radius) for problem in self.problems]
+        return self._bounds([problem.local(radius) for problem in self.problems])
+
+    def third_changes(self, radius: float) -> LayerBounds:
+        return self._bounds([problem.third_changes(radius) for problem in self.problems])
+
+    def _bounds(self, each: list[LayerBounds]) -> LayerBounds:
         size = abs(self.alpha)
         third = sum((one.thirds for one in each), torch.zeros_like(each[0].thirds))
         margin = max(one.margin for one in each) + gamma(len(each) + 4)
@@ -193,14 +202,15 @@ class _Summed:
         return Approximate(value, abs(self.alpha) * error * (1 + 1e-9))
 
 
-def _quadratic(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:
+def _of_models(name: str, problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:
     together = _Summed(problems, alpha)
     total = torch.zeros_like(problems[0].network.flat)
     error = size = rest = furthest = 0.0
     losses: list[tuple[DerivativeBounds | _Summed, float]] = [(problem, alpha) for problem in problems]
     for problem, weight in [*losses, (together, -1.0)]:
-        path = QuadraticPath(Start(problem, plan, problem.hessian_norm()))
-        radius, _, apart = path.verified(problem.local, layerwise=True)
+        cubic = name == "cubic"
+        path = ModelPath(Start(problem, plan, problem.hessian_norm()), cubic)
+        radius, apart = path.verified(problem.local, problem.third_changes if cubic else None)
         bent = path.error(plan.steps)
         total.add_(bent.value, alpha=weight)
         error += abs(weight) * bent.error
@@ -209,7 +219,7 @@ def _quadratic(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -
         furthest = max(furthest, radius)
     gap = Approximate(total, (error + gamma(len(problems) + 8) * size) * (1 + 1e-9))
     rest *= 1 + 1e-9
-    return Form("quadratic", gap.upper + rest, max(0.0, gap.lower - rest), furthest)
+    return Form(name, gap.upper + rest, max(0.0, gap.lower - rest), furthest)
 
 
 def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:

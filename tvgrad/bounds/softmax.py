@@ -7,7 +7,10 @@ A symmetric form's norm is attained on the diagonal, so with k = lambda_max(H):
 - the norm of D^3 is at most sqrt 6 / 9: a third central moment is at most range^3 / (6 sqrt 3); two classes attain it;
 - it is at most sqrt 2 k: |u - Eu| <= range <= sqrt 2 in one factor of E (u - Eu)^3;
 - over a step of length z, k rises by at most sqrt 6 / 9 z, and at most e^(sqrt 2 z) times: with unit w,
-  |D^3[u, u, w]| <= max |w - Ew| E (u - Eu)^2 <= sqrt 2 H[u, u].
+  |D^3[u, u, w]| <= max |w - Ew| E (u - Eu)^2 <= sqrt 2 H[u, u];
+- the norm of D^4 is at most 1/2, and at most 2 k: on the diagonal it is the fourth cumulant `m_4 - 3 m_2^2` of u, with
+  `m_2 = H[u, u] <= 1/2`, `m_2^2 <= m_4 <= 2 m_2` by the range, and `m_4 <= range^4 / 12 = 1/3`; so it is at least
+  `-2 m_2^2 >= -m_2 >= -1/2` and at most `min(2 m_2, 1/3)`.
 """
 
 from __future__ import annotations

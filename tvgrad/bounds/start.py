@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
+from tvgrad.bounds.approximate import Approximate
 from tvgrad.bounds.network import UNIT, Network, gamma
 from tvgrad.bounds.plan import Plan
-from tvgrad.bounds.running_error import Approximate
 from tvgrad.update_rule_base import Array
 
 __all__ = ["Start"]
@@ -32,6 +32,13 @@ class Differentiable(Protocol):
 
         Args:
             directions: vectors like theta_0.
+        """
+
+    def twice_along(self, direction: torch.Tensor) -> Approximate:
+        """Its third derivative with a vector in two slots.
+
+        Args:
+            direction: a vector like theta_0.
         """
 
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tvgrad.bounds.approximate import Approximate
 from tvgrad.bounds.derivatives import DerivativeBounds
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan
-from tvgrad.bounds.running_error import Approximate
 from tvgrad.bounds.start import decayed, weighted
 from tvgrad.update_rule_base import Array
 
