@@ -28,10 +28,11 @@ The rounding of z enters as one more radius (`Measured.slack`), that of the sums
 
 How much D3 itself changes. D3 is a sum of products of the factors above, each of norm at most a at the centre, where it
 changes by at most d(R) over the ball. A product then changes by at most the product of the a + d(R) minus that of the
-a. Without the caps, and with whichever of two arguments is smaller at R, every d is a function of the radius with
-nonnegative Taylor coefficients (sums, products, a root of a sum of squares), so that the difference is convex in the
-radius: over a part t of the way it is at most t times what it is at R. So much for exact numbers at the centre: those
-measured there belong to weights that differ by the rounding radius, which adds the same difference at R = 0.
+a. Without the caps, and with whichever of two arguments is smaller at R kept for smaller radii, every d is made of the
+radius by sums, products and roots of sums of squares of nonnegative numbers: all of it is nonnegative, grows, and is
+convex, and so is the difference. Over a part t of the way to R it is at most 1 - t times what it is at 0 plus t times
+what it is at R. At 0 it is rounding: what was measured belongs to weights that differ by the rounding radius, so that
+the same difference once more leads to the exact centre. There the larger of two arguments is taken, which covers both.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bo
     least = torch.minimum if capped else _first
     ones = torch.ones(len(at.logits), dtype=torch.float64)
     zeros = torch.zeros_like(ones)
-    everywhere, largest = magnitudes(network, at.sizes[0], radius)
+    # of two arguments the better one; at the centre of uncapped numbers the worse, which then covers both
+    better = torch.maximum if not capped and radius == 0 else torch.minimum
+    everywhere, _ = magnitudes(network, at.sizes[0], radius)
     stretch = [layer_stretch(network, index, radius) + at.slack[index] for index in range(depth)]
     grown = [layers[index].moves_weight * radius + at.slack[index] for index in range(depth)]
     norms = [layer.spectral_norm for layer in layers]
@@ -202,11 +205,12 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bo
                 change[j, end] = change[j, end] + sloped_change[j, before]
                 limit[j, end] = limit[j, end] + limit[j, before] * slopes[before]
             jacobian[j, end] = least(at.jacobian[j, end] + change[j, end], limit[j, end])
-        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * largest[end]
+        terms = sum((sizes[k] for k in added), norms[end] * sizes[source] + layer.offset_norm)
+        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * terms
         dz = radius * steps[end] + slack + norms[end] * carried[source]
         dz = sum((carried[k] for k in added), dz)
         rounding = sum((dust[k] for k in added), slack + norms[end] * dust[source])
-        moved.append(torch.minimum(dz, _along_ball(radius, jacobian, steps, end) + rounding))
+        moved.append(better(dz, _along_ball(radius, jacobian, steps, end) + rounding))
         if end == depth - 1:
             break
         s, dz = layer.activation, moved[end]
@@ -220,8 +224,8 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bo
             sloped_change[j, end] = slope_change[end] * at.jacobian[j, end] + slopes[end] * change[j, end]
             sloped[j, end] = least(at.sloped[j, end] + sloped_change[j, end], limit[j, end] * slopes[end])
         # |s(z + d) - s(z)| <= |s'| |d| + b2 d^2 / 2, entry by entry
-        change_of_h = torch.minimum(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
-        change_of_h = torch.minimum(change_of_h, _along_ball(radius, sloped, steps, end) + s.b1 * rounding)
+        change_of_h = better(s.b1 * dz, at.slopes[end] * dz + 0.5 * s.b2 * dz.square())
+        change_of_h = better(change_of_h, _along_ball(radius, sloped, steps, end) + s.b1 * rounding)
         entering = sum((sizes[k] for k in added), sizes[source])
         evaluation = EVALUATION * torch.hypot(entering, ones * layer.width**0.5)
         carried.append(change_of_h + evaluation)
