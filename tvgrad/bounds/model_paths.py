@@ -89,8 +89,11 @@ class ModelPath:
                 raise NoCertificate(lost(math.inf))
             # the computed point is the centre of the tube: its distance from the exact rule goes into X
             self.points.append(Approximate(value, first.error + bent.error + 2 * UNIT * (first.norm + bent.norm)))
+            if not bool(value.any()):  # at theta_0 itself
+                self.changes.append(Approximate(torch.zeros_like(value), 0.0))
+                continue
             (change,) = start.products([value])
-            if cubic and bool(value.any()):
+            if cubic:
                 twice = start.problem.twice_along(value)
                 total = change.value + 0.5 * twice.value
                 rounding = 2 * UNIT * (change.norm + twice.norm)
