@@ -95,8 +95,8 @@ def third_measured(network: Network, loss: Loss, measured: Sequence[Measured], d
     Returns:
         (L, L, L), what `third_changes` compares with.
     """
-    parts = [_Assembly(network, loss, chunk, None).third() / divisor for chunk in measured]
-    return torch.stack(parts).sum(0)
+    zeros = torch.zeros((network.depth,) * 3, dtype=torch.float64)
+    return sum((_Assembly(network, loss, chunk, None).third() / divisor for chunk in measured), zeros)
 
 
 def third_changes(
@@ -116,13 +116,12 @@ def third_changes(
         Bounds of the blocks of `D3(a) - D3(b)`, b the weights that were measured with their rounding: at the radius
         for a anywhere in the ball, at 0 for a the exact centre. Convex in the radius. Gradient and Hessian are zero.
     """
-    depth, samples = network.depth, sum(len(chunk.logits) for chunk in measured)
-    parts = [_Assembly(network, loss, chunk, radius, capped=False).third() / divisor for chunk in measured]
-    total = torch.stack(parts).sum(0)
-    margin = network.margin(samples)
+    zeros = torch.zeros((network.depth,) * 3, dtype=torch.float64)
+    wide = (_Assembly(network, loss, chunk, radius, capped=False).third() / divisor for chunk in measured)
+    total = sum(wide, zeros)
+    margin = network.margin(sum(len(chunk.logits) for chunk in measured))
     # the difference cancels: its rounding is relative to what it is a difference of
-    zeros = torch.zeros(depth, depth, dtype=torch.float64)
-    return LayerBounds(zeros[0], zeros, (total - centre).clamp(min=0) + 2 * margin * total, margin)
+    return LayerBounds(zeros[0, 0], zeros[0], (total - centre).clamp(min=0) + 2 * margin * total, margin)
 
 
 @dataclass(frozen=True)
