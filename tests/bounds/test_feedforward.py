@@ -104,7 +104,7 @@ def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(running_error.Pass, "__init__", counted)
     monkeypatch.setattr(measured, "_measure_chunk", recorded)
-    inputs, targets = INPUTS.repeat(20, 1), TARGETS.repeat(20)
+    inputs, targets = INPUTS.repeat(8, 1), TARGETS.repeat(8)
     problem = FeedForward(MODELS["plain"], inputs, targets, chunk_size=16)
     assert problem.certificate(1e-3, 3).lower_bound > 0
     assert max(sizes) == 16
