@@ -120,6 +120,19 @@ def test_what_has_no_certificate_says_why() -> None:
         problem.certificate(-1.0, 5)
 
 
+@pytest.mark.parametrize(
+    ("rate", "epochs", "words"),
+    [(1e3, 9, "grows beyond all bounds at step"), (1e130, 2, "logits are not finite at step 1")],
+)
+def test_a_training_that_overflows_has_no_certificate(rate: float, epochs: int, words: str) -> None:
+    """Three matrices without an activation: what descent does to them grows like a power of a power."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)).double()
+    problem = FeedForward(model, small_task().inputs, torch.ones(20, 3), "mse")
+    with pytest.raises(NoCertificate, match=words):
+        problem.certificate(rate, epochs)
+
+
 def test_a_certificate_is_a_row_of_numbers_and_words() -> None:
     certificate = problem_of(small_task()).certificate(1e-3, 5)
     assert list(certificate.row()) == [

@@ -266,6 +266,8 @@ def fixed_point(
     radius = _enlarged(radius)
     limit = FURTHEST * radius
     for _ in range(LOCAL_ATTEMPTS):
+        if not radius < HUGE:
+            break
         bounds = constants(radius)
         rest, distances = recursion(bounds)
         reached = float(distances.max())

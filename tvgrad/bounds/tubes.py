@@ -30,6 +30,7 @@ import torch
 
 from tvgrad.bounds.approximate import Approximate
 from tvgrad.bounds.derivatives import DerivativeBounds
+from tvgrad.bounds.loss_base import UnknownLoss
 from tvgrad.bounds.network import UNIT, gamma
 from tvgrad.bounds.plan import NoCertificate, Plan
 from tvgrad.bounds.start import decayed, weighted
@@ -219,7 +220,11 @@ class _Builder:
         """Evaluate gradients and Hessian bounds at a new centre."""
         tube, factor, coupled = self.tube, self.factor, self.tube.plan.coupled
         here = [one.at(centre) if tube.centres else one for one in self.problems]
-        found = [one.gradient for one in here]
+        try:
+            found = [one.gradient for one in here]
+        except UnknownLoss:  # the targets were checked: it is the logits that are not finite
+            reason = f"the training itself runs away: its logits are not finite at step {len(tube.centres)}"
+            raise NoCertificate(reason) from None
         bounds = self._hessian_norms(here, centre, stray) if stray else [0.0 for _ in here]
         for gradients, gradient, hessians, bound in zip(self.gradients, found, self.hessians, bounds, strict=True):
             gradients.append(gradient)
