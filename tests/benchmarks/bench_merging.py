@@ -24,7 +24,8 @@ from bench_report_pass import shapes
 from tvgrad.merging import METHODS, merge_files
 from tvgrad.tensor_files import TensorFile, write_tensors
 
-ELEMENTWISE = ("mean", "task_arithmetic", "ties", "dare", "median")
+ELEMENTWISE = ("mean", "task_arithmetic", "dare", "median")
+MEASURED = (*ELEMENTWISE, "ties")  # ties ranks each tensor's entries before it merges them: whole tensors, twice
 BUFFER = 1 << 20
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--parameters", type=int, default=86_000_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(ELEMENTWISE), help="also negation, breadcrumbs, tsv_m")
+    parser.add_argument("--methods", default=",".join(MEASURED), help="also negation, breadcrumbs, tsv_m")
     parser.add_argument("--case")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
