@@ -15,6 +15,7 @@ from tvgrad import merging
 from tvgrad.errors import TvgradError
 from tvgrad.merging.dropping import Dare
 from tvgrad.merging.medians import median_network
+from tvgrad.merging.sign_election import BLOCK
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -333,3 +334,16 @@ def test_agrees_with_peft(tasks, density):
         ratio = sample / given[0]
         assert torch.all((ratio.abs() < 1e-12) | ((ratio - 1 / density).abs() < 1e-9))
         assert float((ratio != 0).double().mean()) == pytest.approx(density, abs=0.06)
+
+
+def test_ties_over_more_than_one_block():
+    generator = np.random.default_rng(3)
+    tall = (generator.standard_normal((5, 2 * BLOCK + 7)) * 8).round() / 8  # with many equal magnitudes
+    sorted_down = -np.sort(-np.abs(tall), axis=1)
+    kept = np.where(np.abs(tall) >= sorted_down[:, [tall.shape[1] // 5 - 1]], tall, 0.0)
+    elected = np.where(kept.sum(axis=0) >= 0, 1.0, -1.0)
+    agrees = kept * elected > 0
+    expected = np.where(agrees, kept, 0.0).sum(axis=0) / np.maximum(agrees.sum(axis=0), 1)
+    found = merging.ties([{"w": torch.from_numpy(row)} for row in tall])["w"]
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+    assert (expected[-7:] != 0).any()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numbers
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -14,16 +13,12 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging.method import Method, share
+from tvgrad.merging.workers import workers
 
 __all__ = ["Dare"]
 
 SHORT, LONG = 2**16, 2**48
 HALF = LONG // 2
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())))
 
 
 @lru_cache(maxsize=256)
@@ -71,7 +66,7 @@ class Dare(Method):
         total = torch.zeros_like(rows[0])
         # Drawing takes longer than all the rest, and numpy lets go of the interpreter's lock while it draws.
         # Single bits are drawn faster than a thread is woken.
-        over = map if self._threshold() == HALF else _pool().map
+        over = map if self._threshold() == HALF else workers().map
         masks = over(lambda task: self.kept(task, name, start, rows[0].numel()), range(len(rows)))
         for row, mask in zip(rows, masks, strict=True):
             entries = row.view(-1).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from torch.nn.functional import hardshrink
 
 from tvgrad.merging.method import Method, share
+from tvgrad.merging.workers import workers
 
 __all__ = ["Ties", "largest"]
 
@@ -48,8 +48,7 @@ class Ties(Method):
             The mean over the tasks that agree; 0 where none has an entry left.
         """
         flat = rows.reshape(len(rows), -1)
-        with ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads()))) as pool:
-            edges = list(pool.map(lambda row: smallest_kept(row, self.density), flat))
+        edges = workers().map(lambda row: smallest_kept(row, self.density), flat)
         below = [math.nextafter(edge, 0.0) for edge in edges]  # hardshrink keeps what is larger, not what is as large
         merged = torch.empty_like(flat[0])
         for begin in range(0, flat.shape[1], BLOCK):
