@@ -15,19 +15,19 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, norm
+from tvgrad.problem.objective import Objective
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.training import TraceOptions, batches_of, prepare
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import batches_of, prepare
 from tvgrad.theory.batch_predictions import batch_view, predict_batches
-from tvgrad.theory.combination import combination, difference
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.second_order import predict
-from tvgrad.update_rules import GD, SGD, LinearRule, Momentum, Nesterov
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import GD, SGD, Momentum, Nesterov
+from tvgrad.vectors.algebra import combination, difference
+from tvgrad.vectors.parameters import Weights, norm
 
-from .finding import Finding, fitted_order, guide_line
-
-__all__ = ["analyse"]
+from .analysis_result import Finding, fitted_order, guide_line
 
 STEPS, HALVINGS = 4, 5
 FACTORS = (1.0, 0.3, 1.6, 0.7)  # a schedule that goes down and up

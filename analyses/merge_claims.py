@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-__all__ = ["Interval", "Verdict", "interval", "verdicts"]
-
 POINTS = 2.0
 COSINE = 0.5
 CONFIDENCE = 0.95

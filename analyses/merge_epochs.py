@@ -17,18 +17,18 @@ import pandas as pd
 from tvgrad.errors import TvgradError
 from tvgrad.merging import METHODS, merge_vectors, tune_and_merge
 from tvgrad.merging.evaluation import ALPHAS, search_alpha, shifted
-from tvgrad.parameters import Weights, cosine, norm
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.update_rules import LinearRule, UpdateRule, make_rule
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import make_rule
+from tvgrad.vectors.parameters import Weights, cosine, norm
 
-from .finding import Finding
-from .merge_cells import Cells, Rows
+from .analysis_result import Finding
 from .merge_claims import POINTS, interval, verdicts
 from .merge_figures import draw_accuracy, draw_direction, draw_prediction
 from .merge_rates import SEARCH, best_rate, read_optimizer
+from .resumable_cache import Cells, Rows
 from .task_training import FEWEST, MOST_TRAIN, Course, Task, tasks_of, train_alone, train_jointly
-
-__all__ = ["analyse"]
 
 SEARCHED = ("task_arithmetic", "ties", "dare", "median", "tsv_m")
 

@@ -11,8 +11,6 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from .merge_claims import interval, lost_by_merging_late
 
-__all__ = ["draw_accuracy", "draw_direction", "draw_prediction"]
-
 WIDTH, HEIGHT = 6.8, 2.5  # inches: the text width of a page, and of the panels alone
 LOW = 1.6  # inches: the height of a panel that stands above others
 ROW = 0.2  # inches that a row of the legend takes

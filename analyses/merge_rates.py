@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 from tvgrad.errors import TvgradError
-from tvgrad.update_rules import UpdateRule, make_rule
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.rules import make_rule
 
 from .task_training import Task, train_alone
-
-__all__ = ["RATES", "SEARCH", "best_rate", "grid", "read_optimizer"]
 
 RATES = {"gd": 0.01, "sgd": 0.003, "momentum": 0.001, "nesterov": 0.001, "adam": 3e-4, "adamw": 3e-4}
 """Learning rates at which all tasks of the suite train without leaving the pretrained model's basin."""

@@ -15,18 +15,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import norm
+from tvgrad.problem.objective import Objective
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.training import TraceOptions, prepare
-from tvgrad.theory.combination import combination
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.multitask import gap_parts, multitask_gap
-from tvgrad.update_rules import GD
+from tvgrad.update_rules.rules import GD
+from tvgrad.vectors.algebra import combination
+from tvgrad.vectors.parameters import norm
 
-from .finding import Finding, fitted_order, guide_line
-
-__all__ = ["analyse"]
+from .analysis_result import Finding, fitted_order, guide_line
 
 HALVINGS, LARGEST_ERROR = 6, 0.02
 ALPHAS = (0.2, 0.4, 1.0)

@@ -14,16 +14,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from tvgrad.parameters import norm
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.training import TraceOptions, prepare, trace
-from tvgrad.theory.combination import combination
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.equivalence import EXACT, check_one_epoch
-from tvgrad.theory.rounding import ulp
+from tvgrad.update_rules.rounding import ulp
+from tvgrad.vectors.algebra import combination
+from tvgrad.vectors.parameters import norm
 
-from .finding import Finding
-
-__all__ = ["analyse"]
+from .analysis_result import Finding
 
 DTYPES = ("float64", "float32", "bfloat16")
 

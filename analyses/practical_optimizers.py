@@ -15,15 +15,14 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 
-from tvgrad.recipe import Recipe
+from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.recipes.of_run import objective_of
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.error_budget import ErrorBudget, error_budget
-from tvgrad.theory.replay import objective_of
 
-from .finding import Finding, fitted_order
-
-__all__ = ["analyse"]
+from .analysis_result import Finding, fitted_order
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
 BATCHES = 8

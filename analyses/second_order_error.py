@@ -16,17 +16,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, norm
+from tvgrad.problem.objective import Objective
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.training import TraceOptions, prepare
-from tvgrad.theory.combination import add_scaled, combination, difference, zeros_like
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare
 from tvgrad.theory.expansion import expand
-from tvgrad.update_rules import GD
+from tvgrad.update_rules.rules import GD
+from tvgrad.vectors.algebra import add_scaled, combination, difference, zeros_like
+from tvgrad.vectors.parameters import Weights, norm
 
-from .finding import Finding
-
-__all__ = ["analyse"]
+from .analysis_result import Finding
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 EPOCHS = (2, 5, 10)

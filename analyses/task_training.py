@@ -16,14 +16,12 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging.evaluation import Scorer
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, norm, trainable_parameters
-from tvgrad.recipe import Recipe
-from tvgrad.record.training import batches_of
-from tvgrad.samples import Samples
-from tvgrad.update_rules import UpdateRule
-
-__all__ = ["FEWEST", "MOST_TRAIN", "Course", "Task", "tasks_of", "train_alone", "train_jointly"]
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
+from tvgrad.problem.samples import Samples
+from tvgrad.record.training_loop import batches_of
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 
 MOST_TRAIN = 1000
 FEWEST = 10

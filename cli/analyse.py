@@ -8,6 +8,16 @@ from typing import Any
 
 import click
 
+ANALYSES = {
+    "one_epoch_equivalence": "After one full-batch epoch the task vector is minus the rate times the gradient.",
+    "second_order_error": "One Hessian-vector product predicts how far it drifts from the gradient afterwards.",
+    "convergence_orders": "What the predictions leave falls with the second or third power of the learning rate.",
+    "multitask_gap": "Task arithmetic and multitask training differ by a second-order term that is known beforehand.",
+    "practical_optimizers": "Momentum and Adam leave a residual that no small rate removes, and the budget names it.",
+    "merge_epochs": "Merging models tuned for one epoch is as good as merging converged ones.",
+}
+"""Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""
+
 
 @click.command()
 @click.argument("name", required=False)
@@ -35,8 +45,6 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     import importlib
     from dataclasses import replace
 
-    from tvgrad.analyses.catalogue import ANALYSES
-
     from tvgrad.errors import CheckFailed, TvgradError
 
     if name is None:
@@ -46,7 +54,6 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     chosen = name.replace("-", "_")
     if chosen not in ANALYSES:
         raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}")
-    from tvgrad.analyses.finding import save_figure
     from tvgrad.cli.terminal import print_table
 
     from tvgrad.report.documents import write_tables
@@ -59,9 +66,9 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     finding = run(target, **_options(given, run))
     print_table(chosen, finding.table)
     figure = out / f"{chosen}.png"
-    save_figure(finding, figure)
+    finding.save(figure)
     for other, draw in finding.others.items():
-        save_figure(replace(finding, draw=draw), out / f"{chosen}_{other}.png")
+        replace(finding, draw=draw).save(out / f"{chosen}_{other}.png")
     written = write_tables({chosen: finding.table}, out, ("csv",))
     click.echo(f"Claim: {finding.claim}")
     click.echo(f"{'It held' if finding.held else 'It did not hold'}: {finding.evidence}.")

@@ -49,10 +49,10 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
     from tvgrad.cli.terminal import print_table
 
     from tvgrad.bounds import NoCertificate
-    from tvgrad.recipe import positive, positive_integer
+    from tvgrad.bounds.feedforward import feed_forward_of
+    from tvgrad.problem.recipe import positive, positive_integer
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.theory.certified import feed_forward_of
-    from tvgrad.update_rules import linear_rule, make_rule
+    from tvgrad.update_rules.rules import linear_rule, make_rule
 
     names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
     planned = []

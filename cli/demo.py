@@ -30,10 +30,11 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
 
     from tvgrad.errors import CheckFailed, TvgradError
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.run import Run
-    from tvgrad.record.training import TraceOptions, prepare, trace
+    from tvgrad.record.options import TraceOptions
+    from tvgrad.record.training_loop import prepare, trace
     from tvgrad.report.publishing import publish
     from tvgrad.report.tables import run_tables
+    from tvgrad.store.run import Run
     from tvgrad.theory.equivalence import FAILS, check_one_epoch
 
     mark = out / "made-by-tvgrad-demo"

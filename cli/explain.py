@@ -53,13 +53,13 @@ def explain(
     from tvgrad.cli.terminal import print_table
 
     from tvgrad.errors import TvgradError
-    from tvgrad.record.run import open_runs
+    from tvgrad.recipes.of_run import objective_of, recipe_of
     from tvgrad.report.tables import COLUMNS
     from tvgrad.results import frame_of
+    from tvgrad.store.run import open_runs
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
     from tvgrad.theory.explain import with_bounds, write_results
-    from tvgrad.theory.replay import objective_of, recipe_of
 
     try:
         wanted = None if epochs is None else [int(part) for part in epochs.split(",")]

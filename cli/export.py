@@ -26,8 +26,8 @@ def export(run: Path, epoch: int | None, out: Path, base: str | None) -> None:
       tvgrad export runs/digits/rotated --epoch 1 --out rotated-after-one
       tvgrad export runs/bert/mnli --out mnli --base google-bert/bert-base-uncased
     """
-    from tvgrad.record.checkpoint import export_checkpoint
-    from tvgrad.record.run import Run
+    from tvgrad.store.export import export_checkpoint
+    from tvgrad.store.run import Run
 
     opened = Run.open(run)
     for path in export_checkpoint(

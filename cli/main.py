@@ -7,8 +7,6 @@ import sys
 
 import click
 
-import tvgrad
-
 COMMANDS = {
     "recipes": "List the built-in recipes.",
     "trace": "Fine-tune and record weights and full-batch gradients.",
@@ -67,7 +65,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(tvgrad.__version__, prog_name="tvgrad")
+@click.version_option(package_name="tvgrad", prog_name="tvgrad")
 def group() -> None:
     """Task vectors and gradients: record a fine-tuning, verify it to the last bit, and report it.
 

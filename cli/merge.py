@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from tvgrad.merging import Method
     from tvgrad.merging.evaluation import Scorer
-    from tvgrad.parameters import Weights
-    from tvgrad.record.merged import MergedFile
-    from tvgrad.record.run import Run
+    from tvgrad.merging.runs import MergedFile
+    from tvgrad.store.run import Run
+    from tvgrad.vectors.parameters import Weights
 
 SEARCH = "search"
 
@@ -61,9 +61,9 @@ def merge(
       tvgrad merge runs/digits --method task_arithmetic --alpha search --recipe digits --evaluate --out m.safetensors
     """
     from tvgrad.errors import TvgradError
+    from tvgrad.merging.runs import common_epoch, merge_runs, stack_of
     from tvgrad.merging.streaming import merged_vector
-    from tvgrad.record.merged import common_epoch, merge_runs, stack_of
-    from tvgrad.record.run import open_runs
+    from tvgrad.store.run import open_runs
 
     method = _method(name, density, seed)
     fixed = None if alpha == SEARCH else _number(alpha)
@@ -168,7 +168,7 @@ def _number(alpha: str) -> float:
 
 def _scorers(runs: list[Run], target: str) -> list[Scorer]:
     from tvgrad.merging.evaluation import Scorer
-    from tvgrad.theory.replay import recipe_of
+    from tvgrad.recipes.of_run import recipe_of
 
     return [Scorer(recipe_of(run, target), run.complete(0)) for run in runs]
 

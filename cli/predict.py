@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tvgrad.recipe import OPTIMIZERS
+from tvgrad.problem.recipe import OPTIMIZERS
 
 
 @click.command()
@@ -50,14 +50,15 @@ def predict(
     """
     from tvgrad.cli.terminal import print_table
 
-    from tvgrad.recipe import positive
+    from tvgrad.problem.recipe import positive
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.training import TraceOptions, prepare
+    from tvgrad.record.options import TraceOptions
+    from tvgrad.record.training_loop import prepare
     from tvgrad.results import frame_of, to_json
     from tvgrad.theory.budget_plan import measured_costs
     from tvgrad.theory.second_order import planned_cost
     from tvgrad.theory.second_order import predict as predicted
-    from tvgrad.update_rules import linear_rule
+    from tvgrad.update_rules.rules import linear_rule
 
     positive(threshold, "--threshold")
     names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())

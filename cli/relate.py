@@ -23,11 +23,11 @@ def relate(runs: tuple[Path, Path], groups: str | None, out: Path | None, quiet:
       tvgrad relate runs/digits/low runs/digits/high
       tvgrad relate runs/digits/low runs/digits/high --groups 'encoder\\.(\\d+)' --out relation.csv
     """
-    from tvgrad.cli.opened import single_run
+    from tvgrad.cli.open_runs import single_run
     from tvgrad.cli.terminal import bytes_bar, print_table
 
-    from tvgrad.atomic_files import write_atomically
     from tvgrad.errors import TvgradError
+    from tvgrad.files.atomic import write_atomically
     from tvgrad.report.relation import relate_runs
 
     if out is not None and not out.absolute().parent.is_dir():

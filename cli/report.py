@@ -47,12 +47,12 @@ def report(
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
       tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b --out report
     """
-    from tvgrad.cli.opened import open_each, problems_of
+    from tvgrad.cli.open_runs import open_each, problems_of
     from tvgrad.cli.terminal import bytes_bar
 
     from tvgrad.errors import TvgradError
     from tvgrad.report.documents import check_formats
-    from tvgrad.report.missing import missing_results
+    from tvgrad.report.empty_columns import missing_results
     from tvgrad.report.tables import run_tables
 
     check_formats(formats)
@@ -113,7 +113,7 @@ def _print(tables: dict[str, pd.DataFrame], grouped: bool) -> None:
     """Tables on the terminal, of the whole model where no groups were asked for."""
     from tvgrad.cli.terminal import print_table
 
-    from tvgrad.report.missing import without_empty_columns
+    from tvgrad.report.empty_columns import without_empty_columns
 
     for name, table in tables.items():
         short = table[table["group"] == "all"].drop(columns="group") if "group" in table and not grouped else table

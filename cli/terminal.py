@@ -18,7 +18,7 @@ from tvgrad.report.documents import shown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tvgrad.record.training import Progress as TrainingProgress
+    from tvgrad.record.training_loop import Progress as TrainingProgress
 
 MOST_ROWS = 40
 PIPE_WIDTH = 200  # columns of a table that no terminal wraps
@@ -62,7 +62,7 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[Train
         quiet: show nothing; so does an error stream that is no terminal.
 
     Yields:
-        What `tvgrad.record.training.trace` calls after each epoch.
+        What `tvgrad.record.training_loop.trace` calls after each epoch.
     """
     bar = Progress(
         TextColumn("{task.description}"),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from tvgrad.recipe import OPTIMIZERS
+from tvgrad.problem.recipe import OPTIMIZERS
 
 
 def _names(value: str | None) -> tuple[str, ...]:
@@ -70,10 +70,10 @@ def trace(
 
     from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.layout import MANIFEST
     from tvgrad.record.options import TraceOptions, as_started
-    from tvgrad.record.training import check_directory, check_space, prepare
-    from tvgrad.record.training import trace as run_trace
+    from tvgrad.record.training_loop import check_directory, check_space, prepare
+    from tvgrad.record.training_loop import trace as run_trace
+    from tvgrad.store.manifest import MANIFEST
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
     chosen = load_recipes(target, _names(tasks))

@@ -42,7 +42,8 @@ def trace_checkpoints(
     from tvgrad.errors import TvgradError
     from tvgrad.integrations.checkpoints import trace_checkpoints as record
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.training import TraceOptions, check_directory, prepare
+    from tvgrad.record.options import TraceOptions
+    from tvgrad.record.training_loop import check_directory, prepare
 
     check_directory(out, resume=False)
     chosen = load_recipes(recipe, tuple(part.strip() for part in (tasks or "").split(",") if part.strip()))

@@ -23,7 +23,7 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None) -> None:
       tvgrad verify runs/digits/rotated runs/digits/parity
       tvgrad verify runs/digits --replay --recipe digits
     """
-    from tvgrad.cli.opened import open_each, problems_of
+    from tvgrad.cli.open_runs import open_each, problems_of
 
     from tvgrad.errors import CheckFailed, TvgradError
     from tvgrad.report.tables import run_names

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tvgrad.recipe import Recipe
+from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.run import Run
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
+from tvgrad.store.run import Run
 
 __all__ = ["Tampered", "Traced", "digits", "digits_cache", "tampered", "traced"]
 

@@ -7,19 +7,18 @@ computes a bound does not wait for what it does not need.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     # what to fine-tune, and the full-batch loss of it
-    "Recipe": "tvgrad.recipe",
-    "Objective": "tvgrad.objective",
+    "Recipe": "tvgrad.problem.recipe",
+    "Objective": "tvgrad.problem.objective",
     # recording while weights move, and reading it back
     "Recorder": "tvgrad.record.recorder",
-    "Run": "tvgrad.record.run",
+    "Run": "tvgrad.store.run",
     # what the records say
-    "gram": "tvgrad.run_vectors",
+    "gram": "tvgrad.streaming.run_vectors",
     "check_one_epoch": "tvgrad.theory.equivalence",
     # what is predicted before training, and explained after it
     "predict": "tvgrad.theory.second_order",
@@ -35,13 +34,14 @@ _MODULES = ("bounds", "merging", "update_rules")
 __all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    __version__: str
     from tvgrad import bounds, merging, update_rules
     from tvgrad.errors import DamagedRun, TvgradError, UnsupportedModel
-    from tvgrad.objective import Objective
-    from tvgrad.recipe import Recipe
+    from tvgrad.problem.objective import Objective
+    from tvgrad.problem.recipe import Recipe
     from tvgrad.record.recorder import Recorder
-    from tvgrad.record.run import Run
-    from tvgrad.run_vectors import gram
+    from tvgrad.store.run import Run
+    from tvgrad.streaming.run_vectors import gram
     from tvgrad.theory.equivalence import check_one_epoch
     from tvgrad.theory.error_budget import error_budget
     from tvgrad.theory.multitask import multitask_gap
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    elif name == "__version__":
+        value = importlib.metadata.version("tvgrad")
     elif name in _MODULES:
         value = importlib.import_module(f"tvgrad.{name}")
     else:

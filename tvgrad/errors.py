@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "DamagedRun", "DiskFull", "TvgradError", "UnsupportedModel"]
-
 
 class TvgradError(Exception):
     """Wrong usage or unreadable input; the command line turns it into exit code 2."""

@@ -20,13 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tvgrad.arithmetic import exact_arithmetic
+from tvgrad.numerics.precision import exact_arithmetic
 from tvgrad.recipes.pretraining import cache_folder
 from tvgrad.results import Result
-from tvgrad.theory.rounding import gradient_step_budget
-from tvgrad.units import bytes_in_words
-
-__all__ = ["FAILED", "NOTE", "OK", "WARNING", "Check", "examine"]
+from tvgrad.update_rules.rounding import gradient_step_budget
+from tvgrad.wording import bytes_in_words
 
 OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
 LITTLE_ROOM = 1_000_000_000

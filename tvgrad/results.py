@@ -12,8 +12,6 @@ import pandas as pd
 
 from tvgrad.errors import DamagedRun
 
-__all__ = ["Result", "frame_of", "from_json", "to_json"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:

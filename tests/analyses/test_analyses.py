@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvgrad.analyses.catalogue import ANALYSES
-from tvgrad.analyses.finding import Finding, fitted_order, save_figure
+from tvgrad.analyses.analysis_result import Finding, fitted_order
+from tvgrad.cli.analyse import ANALYSES
 from tvgrad.cli.main import main
 
 from tvgrad import TvgradError
@@ -34,7 +34,7 @@ def _checked(finding: Finding, folder: Path) -> None:
     assert finding.held, finding.evidence
     assert len(finding.table)
     assert finding.claim.endswith(".")
-    save_figure(finding, folder / "figure.png")
+    finding.save(folder / "figure.png")
     assert (folder / "figure.png").stat().st_size > 5000
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from tvgrad.analyses.finding import save_figure
 from tvgrad.analyses.merge_claims import interval, lost_by_merging_late, verdicts
 from tvgrad.analyses.merge_epochs import analyse, summary
 from tvgrad.analyses.merge_figures import SPREAD, dodged, draw_accuracy
@@ -18,9 +17,9 @@ from tvgrad.analyses.task_training import tasks_of, train_alone, train_jointly
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging import mean, tune_and_merge
-from tvgrad.parameters import norm
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.update_rules import GD, SGD, Adam
+from tvgrad.update_rules.rules import GD, SGD, Adam
+from tvgrad.vectors.parameters import norm
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +96,7 @@ def test_mini_batch_training_is_a_plain_loop(recipes, rule):
                 parameter.copy_(start[name])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = rule.make_optimizer(trainable)
-    from tvgrad.record.training import batches_of
+    from tvgrad.record.training_loop import batches_of
 
     for epoch in range(2):
         for batch in batches_of(50, 16, 3, epoch):
@@ -261,7 +260,7 @@ def test_the_reduced_study_on_digits(tmp_path):
         figure = Figure()
         draw(figure.subplots())
         assert any(axes.has_data() or axes.texts for axes in figure.axes), name
-    save_figure(finding, tmp_path / "figure.png")
+    finding.save(tmp_path / "figure.png")
 
 
 def test_a_study_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -324,4 +323,4 @@ def test_the_full_study(target, options, tmp_path):
     finding = analyse(target, **options)
     print(finding.table.to_string(), *finding.verdicts, sep="\n")
     assert len(finding.verdicts) == 30
-    save_figure(finding, tmp_path / "figure.png")
+    finding.save(tmp_path / "figure.png")

@@ -5,7 +5,7 @@
     python -m tests.benchmarks --docs                   all, and the table as a page of the documentation
     python -m tests.benchmarks --quick                  on little data: whether all runs, not how fast
 
-Each benchmark can also be run by itself, with more options: `python tests/benchmarks/bench_derivatives.py --help`.
+Each benchmark can also be run by itself, with more options: `python -m tests.benchmarks.bench_derivatives --help`.
 Nothing here is a test: timings belong to a machine, and the page says to which.
 """
 
@@ -26,10 +26,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
-from timing import Figure, figures_table  # noqa: E402
+
+from tests.benchmarks.timing import Figure, figures_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 BENCHES = {
@@ -112,7 +112,7 @@ def measure_here(name: str, rounds: int | None, quick: bool, out: Path) -> None:
         out: where its figures go, as JSON.
     """
     module, function, usual = BENCHES[name]
-    figures = getattr(importlib.import_module(module), function)(rounds or (1 if quick else usual), quick)
+    figures = getattr(importlib.import_module(f"tests.benchmarks.{module}"), function)(rounds or (1 if quick else usual), quick)
     out.write_text(json.dumps([dataclasses.asdict(figure) for figure in figures]), encoding="utf-8")
 
 

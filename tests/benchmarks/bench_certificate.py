@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from tests.bounds.certificates.test_certificate import true_gap
 from tests.bounds.reference import Task, reference_tasks, true_error
-from tests.bounds.test_certificate import true_gap
 from tvgrad.bounds import Certificate, FeedForward, multitask_gap
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

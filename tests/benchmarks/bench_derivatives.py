@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from timing import Figure, Timing, markdown, paired, ratios
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
-from tvgrad.objective import Objective
+from tests.benchmarks.timing import Figure, Timing, markdown, paired, ratios
+from tvgrad.problem.objective import Objective
 from tvgrad.recipes.suite import VisionTransformer
 
 SIZES = (784, 512, 512, 10)

@@ -1,6 +1,6 @@
 """Time and peak memory of merging large models, against reading and writing the same bytes.
 
-Run by hand: `python tests/benchmarks/bench_merging.py [--models 10] [--parameters 86_000_000] [--repeat 3]`. It writes
+Run by hand: `python -m tests.benchmarks.bench_merging [--models 10] [--parameters 86_000_000] [--repeat 3]`. It writes
 4 bytes a parameter and model to a temporary folder and deletes them. Each repetition runs in a process of its own, so
 that its peak memory is its own; the cache is warm. Processor time, which other programs disturb less, stands beside it.
 """
@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import torch
-from bench_report_pass import shapes
 
+from tests.benchmarks.bench_report_pass import shapes
+from tvgrad.files.tensors import TensorFile, write_tensors
 from tvgrad.merging import METHODS, merge_files
-from tvgrad.tensor_files import TensorFile, write_tensors
 
 ELEMENTWISE = ("mean", "task_arithmetic", "dare", "median")
 MEASURED = (*ELEMENTWISE, "ties")  # ties ranks each tensor's entries before it merges them: whole tensors, twice

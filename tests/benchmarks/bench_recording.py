@@ -1,6 +1,6 @@
 """What recording costs: seconds that training stands still, and seconds until all is on the disk, in raw writes.
 
-Run by hand: `python tests/benchmarks/bench_recording.py [--megabytes 343]`. It writes a few times that to a temporary
+Run by hand: `python -m tests.benchmarks.bench_recording [--megabytes 343]`. It writes a few times that to a temporary
 folder and deletes it. A raw write is one file from memory, flushed to the disk, as every recorded file is; without the
 flush it is a copy in memory, faster or slower by what else the system has in its cache, and stands beside. Competitors
 take turns; between points the writer thread has time to finish, as it has while a real epoch is trained.
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bench_report_pass import shapes
-from timing import Figure
 
-from tvgrad.record.background import BackgroundWriter
-from tvgrad.record.layout import Manifest, Parameter
-from tvgrad.record.writer import RunWriter
-from tvgrad.tensor_files import write_tensors
+from tests.benchmarks.bench_report_pass import shapes
+from tests.benchmarks.timing import Figure
+from tvgrad.files.tensors import write_tensors
+from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.manifest import Manifest, Parameter
+from tvgrad.store.writer import RunWriter
 
 BUFFER = 1 << 24
 

@@ -1,6 +1,6 @@
 """Time and memory of the report's pass over weight and gradient files, against a plain read and the naive script.
 
-Run by hand: `python tests/benchmarks/bench_report_pass.py [--parameters 86_000_000] [--naive]`. It writes about 40
+Run by hand: `python -m tests.benchmarks.bench_report_pass [--parameters 86_000_000] [--naive]`. It writes about 40
 bytes a parameter to a temporary folder and deletes them. Each repetition runs in a process of its own, so that its
 peak memory is its own; the cache is warm. The naive script needs 8 GB and minutes.
 """
@@ -20,11 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from timing import Figure
 
-from tvgrad.inner_products import Vector, gram_of
-from tvgrad.parameters import group_names
-from tvgrad.tensor_files import TensorFile, write_tensors
+from tests.benchmarks.timing import Figure
+from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.streaming.gram import gram_of
+from tvgrad.streaming.rows import Vector
+from tvgrad.vectors.parameters import group_names
 
 EPOCHS = 5
 WIDTH = 768

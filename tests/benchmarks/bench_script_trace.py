@@ -1,6 +1,6 @@
 """What `tvgrad trace -- COMMAND` costs: wall time of scripts with and without it, and how long one epoch's end stalls.
 
-Run by hand, on a quiet machine: `python tests/benchmarks/bench_script_trace.py [--pairs 7] [--megabytes 343]`. Time is
+Run by hand, on a quiet machine: `python -m tests.benchmarks.bench_script_trace [--pairs 7] [--megabytes 343]`. Time is
 measured inside the script, epoch by epoch, so that neither the import of torch nor the start of Python counts. The
 first epoch holds what is paid once (imports, finding the model, the copy of theta_0) and is told apart. Goals: at most
 3 % of the wall time of epochs that take seconds, with weights and epoch gradients at every epoch, and stalls of at most
@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_recording import raw_write, seconds
+from tests.benchmarks.bench_recording import raw_write, seconds
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """glibc moves these thresholds when large blocks are freed, and an import may do that: without this, a script can run

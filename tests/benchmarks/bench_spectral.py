@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from tvgrad.bounds.spectral import spectral_norm, spectral_norms
+from tvgrad.bounds.network.spectral_norm import spectral_norm, spectral_norms
 
 SHAPES = [(32, 64), (512, 784), (768, 3072), (3072, 768), (1024, 1024)]
 

@@ -9,16 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import bench_certificate
-import bench_merging
-import bench_script_trace
-import bench_spectral
 import torch
-from timing import Figure, paired, ratios
 
+from tests.benchmarks import bench_certificate, bench_merging, bench_script_trace, bench_spectral
+from tests.benchmarks.timing import Figure, paired, ratios
 from tests.bounds.reference import reference_tasks
 from tvgrad.bounds import FeedForward
-from tvgrad.objective import Objective
+from tvgrad.problem.objective import Objective
 
 
 def spectral(rounds: int, quick: bool) -> Iterator[Figure]:
@@ -27,7 +24,7 @@ def spectral(rounds: int, quick: bool) -> Iterator[Figure]:
     Yields:
         A speed-up for each shape, and how far the certified value is above the norm.
     """
-    from tvgrad.bounds.spectral import spectral_norm
+    from tvgrad.bounds.network.spectral_norm import spectral_norm
 
     excess = []
     for shape in bench_spectral.SHAPES[:2] if quick else bench_spectral.SHAPES:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from tvgrad.bounds import FeedForward, NoCertificate, UnsupportedNetwork, measured, running_error
+from tvgrad.bounds import FeedForward, NoCertificate, UnsupportedNetwork
+from tvgrad.bounds.derivatives import sample_norms
+from tvgrad.bounds.rounding import passes
 from tvgrad.errors import TvgradError
 
 INPUTS = torch.randn(9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -87,23 +89,23 @@ def test_chunks_change_nothing() -> None:
 
 def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of samples, matrices and passes live for one chunk; a few numbers a sample stay."""
-    alive: weakref.WeakSet[running_error.Pass] = weakref.WeakSet()
+    alive: weakref.WeakSet[passes.Pass] = weakref.WeakSet()
     most, sizes = [0], []
-    begin, chunk = running_error.Pass.__init__, measured._measure_chunk
+    begin, chunk = passes.Pass.__init__, sample_norms._measure_chunk
 
-    def counted(self: running_error.Pass, *arguments: object) -> None:
+    def counted(self: passes.Pass, *arguments: object) -> None:
         begin(self, *arguments)
         alive.add(self)
         gc.collect()
         most[0] = max(most[0], len(alive))
         sizes.append(self.samples)
 
-    def recorded(*arguments: object) -> measured.Measured:
+    def recorded(*arguments: object) -> sample_norms.Measured:
         sizes.append(len(arguments[2]))
         return chunk(*arguments)
 
-    monkeypatch.setattr(running_error.Pass, "__init__", counted)
-    monkeypatch.setattr(measured, "_measure_chunk", recorded)
+    monkeypatch.setattr(passes.Pass, "__init__", counted)
+    monkeypatch.setattr(sample_norms, "_measure_chunk", recorded)
     inputs, targets = INPUTS.repeat(8, 1), TARGETS.repeat(8)
     problem = FeedForward(MODELS["plain"], inputs, targets, chunk_size=16)
     assert problem.certificate(1e-3, 3).lower_bound > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tvgrad.bounds import activation_of
-from tvgrad.bounds.constants import NAMED
+from tvgrad.bounds.activations.smooth import NAMED
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "bounds.md").read_text(encoding="utf-8")
 

@@ -16,9 +16,10 @@ from torch import nn
 from tests.bounds import oracles
 from tests.bounds.oracles import Case, random_case
 from tests.bounds.reference import reference_tasks
-from tvgrad.bounds import Activation, FeedForward, NoCertificate, activation_of, layer_constants
-from tvgrad.bounds.layer_constants import LayerBounds
-from tvgrad.bounds.losses import CrossEntropy
+from tvgrad.bounds import Activation, FeedForward, NoCertificate, activation_of
+from tvgrad.bounds.derivatives import worst_case
+from tvgrad.bounds.derivatives.worst_case import LayerBounds
+from tvgrad.bounds.losses.cross_entropy import CrossEntropy
 
 TRIALS = 100_000
 RADII = (0.0, 0.01, 0.3, 2.0)
@@ -147,7 +148,7 @@ def test_an_activation_constant_that_is_one_per_cent_smaller_is_violated(
 
     def carried(at: FeedForward) -> float:
         norms = torch.zeros(1, dtype=torch.float64)
-        c, m, t = layer_constants._recursion(at.network, norms, 0.0, True)
+        c, m, t = worst_case._recursion(at.network, norms, 0.0, True)
         assert t is not None
         return (float(c[0, 0]), float(m[0, 0, 0]), float(t[0, 0, 0, 0]))[order - 1] * (1 + 1e-9)
 

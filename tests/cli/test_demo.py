@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tvgrad.cli.main import main
 
-from tvgrad.record.run import open_runs
+from tvgrad.store.run import open_runs
 
 TASKS = ["high", "inverted", "low", "parity", "permuted", "rotated"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from traced_runs import Traced, digits, digits_cache, tampered, traced
 from tvgrad.cli.main import main
 
+from tests.traced_runs import Traced, digits, digits_cache, tampered, traced
 from tvgrad.report.documents import FORMATS, PAGE
 
 __all__ = ["digits", "digits_cache", "tampered", "traced"]

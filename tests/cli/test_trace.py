@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import DiskFull
-from tvgrad.record.run import Run
+from tvgrad.store.run import Run
 
 Tvgrad = Callable[..., Any]
 Refused = Callable[..., str]
@@ -418,9 +418,9 @@ def test_divergence(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
 def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from tvgrad import tensor_files
+    from tvgrad.files import tensors
 
-    plain = tensor_files.save_file
+    plain = tensors.save_file
 
     def full(tensors: Any, path: Path, *_: Any) -> None:
         if "epoch-0002" in path.name:
@@ -429,7 +429,7 @@ def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch:
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(tensor_files, "save_file", full)
+        patch.setattr(tensors, "save_file", full)
         outcome = tvgrad("trace", recipes, "--out", out)
     assert outcome.code == DiskFull.exit_code == 2
     assert outcome.err == (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from traced_runs import Tampered, Traced, digits, digits_cache, tampered, traced
 from tvgrad.cli.main import main
 
-from tvgrad.record.run import Run
+from tests.traced_runs import Tampered, Traced, digits, digits_cache, tampered, traced
+from tvgrad.store.run import Run
 
 __all__ = ["digits", "digits_cache", "tampered", "traced"]
 

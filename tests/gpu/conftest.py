@@ -1,5 +1,5 @@
 """Runs for the tests of this folder."""
 
-from traced_runs import digits, digits_cache
+from tests.traced_runs import digits, digits_cache
 
 __all__ = ["digits", "digits_cache"]

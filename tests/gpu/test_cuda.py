@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, Case
 
-from tvgrad.objective import Objective
-from tvgrad.recipe import Recipe
+from tests.cases import CASES, Case
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
 from tvgrad.record.gradient_sum import GradientSum
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.equivalence import EXACT, check_one_epoch
 
 pytestmark = [

@@ -13,9 +13,9 @@ import torch
 
 from tvgrad import merging
 from tvgrad.errors import TvgradError
-from tvgrad.merging.dropping import Dare
-from tvgrad.merging.medians import median_network
-from tvgrad.merging.sign_election import BLOCK
+from tvgrad.merging.dare import Dare
+from tvgrad.merging.median import median_network
+from tvgrad.merging.ties import BLOCK
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -160,7 +160,7 @@ def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
                 return self.tail << 32
             return np.arange(4 * count, dtype=np.uint16).view(np.uint64)
 
-    monkeypatch.setattr("tvgrad.merging.dropping.np.random.PCG64", Counting)
+    monkeypatch.setattr(np.random, "PCG64", Counting)
     counts = []
     for Counting.tail in (0, 2**32 - 1):
         counts.append(int(Dare(density).kept(0, "w", 0, 65536).sum()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tvgrad.errors import TvgradError
-from tvgrad.recipe import Recipe
+from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.catalogue import BUILT_IN, load_recipes
 
 SOURCE = """

@@ -15,10 +15,11 @@ from PIL import Image  # noqa: E402
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer  # noqa: E402
 
 from tvgrad.errors import TvgradError  # noqa: E402
-from tvgrad.objective import Objective  # noqa: E402
-from tvgrad.recipe import check_recipes  # noqa: E402
+from tvgrad.problem.objective import Objective  # noqa: E402
+from tvgrad.problem.recipe import check_recipes  # noqa: E402
 from tvgrad.recipes.clip_vision import BENCHMARKS, MEAN, SPREAD, Images, clip_recipes  # noqa: E402
-from tvgrad.record.training import TraceOptions, prepare, trace  # noqa: E402
+from tvgrad.record.options import TraceOptions  # noqa: E402
+from tvgrad.record.training_loop import prepare, trace  # noqa: E402
 from tvgrad.theory.equivalence import check_one_epoch  # noqa: E402
 
 SIZE = 16

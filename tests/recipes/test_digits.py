@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tvgrad.recipe import Recipe
+from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.digits import digits
 
 SIZES = {"low": 5, "high": 5, "parity": 2, "rotated": 10, "inverted": 10, "permuted": 10}
@@ -106,7 +106,7 @@ def cached() -> Path:
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another model"])
 def test_the_same_bits_with_any_cache(tasks: dict[str, Recipe], damage: str) -> None:
-    from tvgrad.tensor_files import write_tensors
+    from tvgrad.files.tensors import write_tensors
 
     path = cached()
     whole = path.read_bytes()

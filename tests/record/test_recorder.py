@@ -15,7 +15,7 @@ from torch import nn
 
 import tvgrad
 from tvgrad.errors import TvgradError
-from tvgrad.record.run import Run
+from tvgrad.store.run import Run
 
 Bits = Callable[[Path], dict[str, bytes]]
 GENERATOR = torch.Generator().manual_seed(11)
@@ -464,7 +464,7 @@ def test_a_resume_with_something_else_is_refused_and_changes_nothing(tmp_path: P
 
 def test_a_run_killed_before_its_first_point_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("tvgrad.record.writer.RunWriter.add", lambda *_, **__: 1 / 0)
+        patch.setattr("tvgrad.store.writer.RunWriter.add", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError), tvgrad.Recorder(tmp_path, network()):
             pass
     assert Run.open(tmp_path).problems() == ["no epoch was finished"]

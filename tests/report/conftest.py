@@ -1,5 +1,5 @@
 """Runs for the tests of this folder."""
 
-from traced_runs import digits, digits_cache, tampered, traced
+from tests.traced_runs import digits, digits_cache, tampered, traced
 
 __all__ = ["digits", "digits_cache", "tampered", "traced"]

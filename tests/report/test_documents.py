@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from traced_runs import Traced
 
+from tests.traced_runs import Traced
 from tvgrad.errors import TvgradError
 from tvgrad.report.documents import ENDINGS, FORMATS, check_formats, shown, write_tables
-from tvgrad.report.missing import COMPUTED_BY
+from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.tables import run_tables
 
 AWKWARD = pd.DataFrame({

@@ -15,8 +15,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from traced_runs import Traced
 
+from tests.traced_runs import Traced
 from tvgrad.report.figures import (
     cross_task_cosines,
     descent_cosines,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tvgrad.inner_products import GramResult
 from tvgrad.report.geometry import epoch_cosines, trajectories
+from tvgrad.streaming.gram import GramResult
 
 
 def made(seed=0, epochs=4, size=50):

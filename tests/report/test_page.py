@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from tvgrad.report.empty_columns import missing_results
 from tvgrad.report.latex import CAPTIONS, escaped, latex_table
-from tvgrad.report.missing import missing_results
 from tvgrad.report.page import html_page
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.summary import summary_of

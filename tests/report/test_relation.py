@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
-from traced_runs import Tampered, Traced
 
+from tests.traced_runs import Tampered, Traced
 from tvgrad.errors import TvgradError
-from tvgrad.parameters import Weights
-from tvgrad.recipe import Recipe
-from tvgrad.record.run import Run
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.problem.recipe import Recipe
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.report.relation import relate_runs
 from tvgrad.report.tables import COLUMNS
+from tvgrad.store.run import Run
+from tvgrad.vectors.parameters import Weights
 
 
 def flat(run: Run, folder: str, epoch: int, group: str = "") -> NDArray[np.float64]:

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
-from traced_runs import Tampered, Traced
 
 import tvgrad
+from tests.traced_runs import Tampered, Traced
 from tvgrad.errors import TvgradError
-from tvgrad.recipe import Recipe
-from tvgrad.record.run import Run
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.problem.recipe import Recipe
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.report.tables import COLUMNS, distinct_runs, run_names, run_tables
+from tvgrad.store.run import Run
 
 Vector = NDArray[np.longdouble]
 Vectors = dict[tuple[str, int], dict[str, Vector]]

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import tvgrad
-from tvgrad.parameters import Weights
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
+from tvgrad.vectors.parameters import Weights
 
 SAMPLES = 32
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tvgrad import Objective
-from tvgrad.parameters import Weights, norm
-from tvgrad.update_rules import LinearRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.vectors.parameters import Weights, norm
 
 SAMPLES, CLASSES = 30, 3
 

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from budget_runs import recipe, record
 from torch import nn
 
 import tvgrad
+from tests.theory.budget_runs import recipe, record
 from tvgrad import TvgradError
-from tvgrad.theory.certified import bounds_of_run, feed_forward_of
+from tvgrad.bounds.feedforward import feed_forward_of
+from tvgrad.recipes.of_run import objective_of
+from tvgrad.theory.certified import bounds_of_run
 from tvgrad.theory.explain import explain, with_bounds
-from tvgrad.theory.replay import objective_of
 
 EPOCHS = 4
 

@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from expansion_models import linear_regression, objective
 from torch import nn
 
+from tests.theory.expansion_models import linear_regression, objective
 from tvgrad import Objective
 from tvgrad.theory.curvature import estimate_curvature
-from tvgrad.theory.growth import growth_factor, stability_limit, step_growth
-from tvgrad.update_rules import GD, SGD, LinearRule, Momentum, Nesterov
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import GD, SGD, Momentum, Nesterov
+from tvgrad.update_rules.stability import growth_factor, stability_limit, step_growth
 
 
 def _dense(one: Objective) -> torch.Tensor:

@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from traced_runs import Tampered, Traced
 
 import tvgrad
-from tvgrad.recipe import Recipe
+from tests.traced_runs import Tampered, Traced
+from tvgrad.problem.recipe import Recipe
+from tvgrad.record.options import TraceOptions
 from tvgrad.record.recorder import Recorder
-from tvgrad.record.run import Run
-from tvgrad.record.training import TraceOptions, prepare, trace
+from tvgrad.record.training_loop import prepare, trace
+from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, Verdict, check_one_epoch
-from tvgrad.update_rules import SGD
+from tvgrad.update_rules.rules import SGD
 
 GRADIENT_FORM = "tau_1 = -lr g_0"
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from budget_runs import SAMPLES, clipped_run, recipe, record
 from torch import nn
-from traced_runs import Tampered, tampered
 
 import tvgrad
+from tests.theory.budget_runs import SAMPLES, clipped_run, recipe, record
+from tests.traced_runs import Tampered, tampered
 from tvgrad import TvgradError
-from tvgrad.batch_loss import BatchLoss
-from tvgrad.parameters import norm
+from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.recipes.of_run import objective_of
 from tvgrad.theory.error_budget import ErrorBudget
-from tvgrad.theory.replay import objective_of
+from tvgrad.vectors.parameters import norm
 
 __all__ = ["tampered"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from budget_runs import clipped_run, recipe
 from torch import nn
 
 import tvgrad
-from tvgrad.theory.replay import objective_of
+from tests.theory.budget_runs import clipped_run, recipe
+from tvgrad.recipes.of_run import objective_of
 
 LR, DECAY, BETAS, EPS = 3e-3, 0.1, (0.9, 0.99), 1e-8
 SIZE, MOST = 10, 0.6

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from budget_runs import recipe, record
 from torch import nn
 
 import tvgrad
+from tests.theory.budget_runs import recipe, record
 from tvgrad import DamagedRun, TvgradError
-from tvgrad.parameters import norm
+from tvgrad.recipes.of_run import objective_of
 from tvgrad.theory.explain import Explanation, explain, read_results, with_bounds, write_results
-from tvgrad.theory.replay import objective_of
-from tvgrad.update_rules import GD, Momentum
+from tvgrad.update_rules.rules import GD, Momentum
+from tvgrad.vectors.parameters import norm
 
 
 def _explained(run: tvgrad.Run, made: tvgrad.Recipe, **options: object) -> Explanation:

@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from expansion_models import distance, linear_regression, objective, order, trained
 from torch import nn
 
 import tvgrad
+from tests.theory.expansion_models import distance, linear_regression, objective, order, trained
 from tvgrad import TvgradError
-from tvgrad.parameters import norm
 from tvgrad.theory.multitask import gap_parts
-from tvgrad.update_rules import GD
+from tvgrad.update_rules.rules import GD
+from tvgrad.vectors.parameters import norm
 
 RATES = [4e-3 * 2.0**-power for power in range(5)]
 R = 3

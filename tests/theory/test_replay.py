@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from traced_runs import Tampered, Traced
 
+from tests.traced_runs import Tampered, Traced
 from tvgrad.errors import TvgradError
-from tvgrad.record.run import Run
-from tvgrad.theory.replay import objective_of, recipe_of, replay_gradients
+from tvgrad.recipes.of_run import objective_of, recipe_of
+from tvgrad.store.run import Run
+from tvgrad.theory.replay import replay_gradients
 
 RECIPE = """
 import torch
@@ -53,7 +54,8 @@ def target(tmp_path: Path) -> str:
 @pytest.fixture
 def run(target: str, tmp_path: Path) -> Run:
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.training import TraceOptions, prepare, trace
+    from tvgrad.record.options import TraceOptions
+    from tvgrad.record.training_loop import prepare, trace
 
     return trace(prepare(load_recipes(target)[0], TraceOptions(target=target)), tmp_path / "run")
 

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from expansion_models import SAMPLES, distance, linear_regression, objective, order, trained
 from torch import nn
 
 import tvgrad
+from tests.theory.expansion_models import SAMPLES, distance, linear_regression, objective, order, trained
 from tvgrad import TvgradError
-from tvgrad.batch_loss import BatchLoss
-from tvgrad.parameters import norm
+from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.kinks import kinks_of
 from tvgrad.theory.second_order import planned_cost
-from tvgrad.update_rules import GD, SGD, Adam, AdamW, Momentum, Nesterov
+from tvgrad.update_rules.rules import GD, SGD, Adam, AdamW, Momentum, Nesterov
+from tvgrad.vectors.parameters import norm
 
 K = 4
 RATES = [2e-3 * 2.0**-power for power in range(5)]

@@ -5,16 +5,18 @@ A *bound* holds always, rounding included; an *estimate* is a number close to th
 
 from __future__ import annotations
 
-from tvgrad.bounds.activations import Activation, activation_of, register_activation
-from tvgrad.bounds.certificate import Certificate
-from tvgrad.bounds.derivatives import DerivativeBounds, UniformBounds
+from tvgrad.bounds.activations.registry import activation_of, register_activation
+from tvgrad.bounds.activations.smooth import Activation
+from tvgrad.bounds.certificates.certificate import Certificate
+from tvgrad.bounds.certificates.coefficients import NoCertificate
+from tvgrad.bounds.certificates.forms import Form
+from tvgrad.bounds.certificates.multitask_gap import GapCertificate, multitask_gap
+from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds, UniformBounds
 from tvgrad.bounds.feedforward import FeedForward
-from tvgrad.bounds.forms import Form
-from tvgrad.bounds.losses import Loss, loss_of
-from tvgrad.bounds.multitask import GapCertificate, multitask_gap
-from tvgrad.bounds.plan import NoCertificate
-from tvgrad.bounds.reading import UnsupportedNetwork
-from tvgrad.bounds.spectral import SpectralNorm, spectral_norm
+from tvgrad.bounds.losses.base import Loss
+from tvgrad.bounds.losses.registry import loss_of
+from tvgrad.bounds.network.network import UnsupportedNetwork
+from tvgrad.bounds.network.spectral_norm import SpectralNorm, spectral_norm
 
 __all__ = [
     "Activation",

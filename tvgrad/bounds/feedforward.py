@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
-from tvgrad.bounds.certificate import Certificate, certify, certify_run
-from tvgrad.bounds.derivatives import DerivativeBounds
-from tvgrad.update_rule_base import UpdateRule
-
-__all__ = ["FeedForward"]
+from tvgrad.bounds.certificates.certificate import Certificate, certify, certify_run
+from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
+from tvgrad.bounds.losses.base import UnknownLoss
+from tvgrad.errors import TvgradError
+from tvgrad.problem.recipe import Recipe
+from tvgrad.update_rules.base import UpdateRule
 
 
 class FeedForward(DerivativeBounds):
@@ -51,3 +54,54 @@ class FeedForward(DerivativeBounds):
             NoCertificate: the weights do not start at this network's, or the tube grows beyond all bounds.
         """  # noqa: DOC502 - raised by certify_run
         return certify_run(self, rule, weights)
+
+
+FUNCTIONS = {
+    nn.functional.cross_entropy: "cross_entropy",
+    nn.functional.binary_cross_entropy_with_logits: "bce",
+    nn.functional.mse_loss: "mse",
+}
+
+
+def feed_forward_of(recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> FeedForward:
+    """Read a recipe's model, loss and training samples as the bounds see them.
+
+    Args:
+        recipe: the task.
+        weights: a complete state for the model; by default its own.
+
+    Returns:
+        The network with its data, in float64.
+
+    Raises:
+        TvgradError: the recipe goes through its own forward or count, for which no bounds are known, or the network,
+            the loss or the data is not one that the bounds know.
+    """
+    if recipe.forward is not None or recipe.count is not None or recipe.loss is None:
+        raise TvgradError(
+            f"there are no bounds for {recipe.name}: its own forward or count is not known to them; use (inputs, "
+            "targets) with a loss of torch.nn"
+        )
+    batch = recipe.train.batch(0, len(recipe.train))
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TvgradError(f"there are no bounds for {recipe.name}: its batches are not (inputs, targets)")
+    model = copy.deepcopy(recipe.model)
+    if weights is not None:
+        # Widened first: a float32 module would round the weights of a float64 run.
+        model = model.double()
+        model.load_state_dict(weights)
+    return FeedForward(model, batch[0], batch[1], _loss(recipe))
+
+
+def _loss(recipe: Recipe) -> str | nn.Module:
+    """PyTorch's own losses alone: another function of the same name may compute something else."""
+    if isinstance(recipe.loss, nn.Module):
+        return recipe.loss
+    known = next((name for function, name in FUNCTIONS.items() if function is recipe.loss), None)
+    if known is None:
+        name = getattr(recipe.loss, "__name__", type(recipe.loss).__name__)
+        raise UnknownLoss(
+            f"no bounds are known for the loss {name} of {recipe.name}: give one of torch.nn (CrossEntropyLoss, "
+            "BCEWithLogitsLoss, MSELoss), or use the estimates, which take any loss"
+        )
+    return known

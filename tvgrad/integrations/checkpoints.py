@@ -11,15 +11,13 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.parameters import Weights, tied_names, trainable_parameters
+from tvgrad.files.tensors import TensorFile
+from tvgrad.recipes.of_run import objective_of, recipe_of
 from tvgrad.record.recorder import RECORDABLE, Recorder
-from tvgrad.record.run import Run
-from tvgrad.record.training import Prepared
-from tvgrad.record.writer import RunWriter, cpu_copies
-from tvgrad.tensor_files import TensorFile
-from tvgrad.theory.replay import objective_of, recipe_of
-
-__all__ = ["PREFIXES", "add_gradients", "checkpoint_file", "read_checkpoint", "trace_checkpoints"]
+from tvgrad.record.training_loop import Prepared
+from tvgrad.store.run import Run
+from tvgrad.store.writer import RunWriter, cpu_copies
+from tvgrad.vectors.parameters import Weights, tied_names, trainable_parameters
 
 IN_FOLDERS = (
     "model.safetensors",
@@ -79,7 +77,7 @@ def trace_checkpoints(
 
     Args:
         paths: checkpoints; the first is the pretrained one.
-        prepared: the recipe, as `tvgrad.record.training.prepare` makes it ready.
+        prepared: the recipe, as `tvgrad.record.training_loop.prepare` makes it ready.
         directory: the run directory to make.
         target: the recipe's TARGET, for the record.
 

@@ -13,8 +13,6 @@ try:
 except ImportError:  # said when a callback is made: the module itself can be imported everywhere
     Callback = None
 
-__all__ = ["RecorderCallback"]
-
 
 class RecorderCallback(Callback or object):  # type: ignore[misc]
     """Records weights and consumed gradients at the end of every training epoch, on the first process.

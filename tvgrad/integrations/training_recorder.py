@@ -12,8 +12,6 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.record.recorder import Recorder
 
-__all__ = ["TrainingRecorder"]
-
 
 class TrainingRecorder:
     """Opens a `Recorder` when a library's training begins, and closes it when the training ends.

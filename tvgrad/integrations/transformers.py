@@ -13,8 +13,6 @@ try:
 except ImportError:  # said when a callback is made: the module itself can be imported everywhere
     TrainerCallback = None
 
-__all__ = ["RecorderCallback"]
-
 
 class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
     """Records weights and consumed gradients at the end of every epoch of a Trainer, on its first process.

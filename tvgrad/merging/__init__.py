@@ -21,8 +21,8 @@ from tvgrad.merging.functions import (
 )
 from tvgrad.merging.iteration import tune_and_merge
 from tvgrad.merging.method import Method
-from tvgrad.merging.singular_vectors import interference
 from tvgrad.merging.streaming import merge_files, merge_vectors
+from tvgrad.merging.tsv_m import interference
 
 __all__ = [
     "METHODS",

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tvgrad.batch_loss import target_of
 from tvgrad.errors import TvgradError
-from tvgrad.parameters import Weights, trainable_parameters
-from tvgrad.recipe import Recipe
-from tvgrad.samples import Samples, map_tensors
-
-__all__ = ["ALPHAS", "Scorer", "halves", "search_alpha", "shifted"]
+from tvgrad.problem.batch_loss import target_of
+from tvgrad.problem.recipe import Recipe
+from tvgrad.problem.samples import Samples, map_tensors
+from tvgrad.vectors.parameters import Weights, trainable_parameters
 
 ALPHAS = tuple(step / 20 for step in range(21))
 """The published grid: 0, 0.05 .. 1."""

@@ -6,28 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from tvgrad.merging.dropping import Dare
-from tvgrad.merging.medians import Median
+from tvgrad.merging.breadcrumbs import Breadcrumbs
+from tvgrad.merging.dare import Dare
+from tvgrad.merging.median import Median
 from tvgrad.merging.method import Method
-from tvgrad.merging.outliers import Breadcrumbs
-from tvgrad.merging.sign_election import Ties
-from tvgrad.merging.singular_vectors import TsvM
 from tvgrad.merging.streaming import merge_vectors
-from tvgrad.merging.sums import Analogy, Mean, Negation, TaskArithmetic
-from tvgrad.parameters import Weights
-
-__all__ = [
-    "METHODS",
-    "analogy",
-    "breadcrumbs",
-    "dare",
-    "mean",
-    "median",
-    "negation",
-    "task_arithmetic",
-    "ties",
-    "tsv_m",
-]
+from tvgrad.merging.task_arithmetic import Analogy, Mean, Negation, TaskArithmetic
+from tvgrad.merging.ties import Ties
+from tvgrad.merging.tsv_m import TsvM
+from tvgrad.vectors.parameters import Weights
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (TaskArithmetic, Mean, Ties, Dare, Median, TsvM, Breadcrumbs, Negation, Analogy)

@@ -9,10 +9,8 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.merging.method import Method
 from tvgrad.merging.streaming import checked_alpha, merge_vectors
-from tvgrad.merging.sums import Mean
-from tvgrad.parameters import Weights
-
-__all__ = ["tune_and_merge"]
+from tvgrad.merging.task_arithmetic import Mean
+from tvgrad.vectors.parameters import Weights
 
 Tune = Callable[[Weights, int], Mapping[str, torch.Tensor]]
 """(weights to start from, number of the round from 0) -> one task's weights after tuning."""

@@ -11,8 +11,6 @@ import torch
 
 from tvgrad.errors import TvgradError
 
-__all__ = ["Method", "share"]
-
 
 @dataclass(frozen=True)
 class Method(ABC):

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from tvgrad.block_reader import matching_names
 from tvgrad.errors import TvgradError
-from tvgrad.parameters import same_names_and_shapes
-from tvgrad.tensor_files import TensorFile
-
-__all__ = ["FileStack", "Stack", "VectorStack", "equal_files"]
+from tvgrad.files.tensors import TensorFile
+from tvgrad.streaming.blocks import matching_names
+from tvgrad.vectors.parameters import same_names_and_shapes
 
 
 class Stack(ABC):

@@ -11,13 +11,11 @@ from pathlib import Path
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.streamed import write_stream
+from tvgrad.files.tensors import TensorFile
 from tvgrad.merging.method import Method
-from tvgrad.merging.output import write_stream
 from tvgrad.merging.stack import FileStack, Stack, VectorStack
-from tvgrad.parameters import Weights
-from tvgrad.tensor_files import TensorFile
-
-__all__ = ["checked_alpha", "merge_files", "merge_stack", "merge_vectors", "merged_vector"]
+from tvgrad.vectors.parameters import Weights
 
 BLOCK = 1 << 16
 """Elements of each task in a block: large enough for two threads, small enough for the cache.

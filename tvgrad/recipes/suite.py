@@ -15,11 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tvgrad.recipe import Recipe, accuracy
+from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.recipes.pretraining import cached_encoder, class_means, fitted_head
 from tvgrad.recipes.suite_data import DATA_SETS, Split, load
-
-__all__ = ["VisionTransformer", "suite", "suite_means", "suite_vit", "suite_vit_means"]
 
 SEED = 20250905
 BATCH = 64

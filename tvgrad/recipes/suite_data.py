@@ -29,8 +29,6 @@ import torch
 
 from tvgrad.errors import TvgradError
 
-__all__ = ["DATA_SETS", "Split", "load", "package_file"]
-
 SIDE = 28
 MOST_TRAIN = MOST_TEST = 1000
 SEED = 20250412

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tvgrad.parameters import Weights
-
-__all__ = ["GradientSum"]
+from tvgrad.vectors.parameters import Weights
 
 FOLD = 16
 """Gradients that are summed in their own precision (at least float32) before they enter the float64 sum.

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.record.layout import MANIFEST, read_manifest
 from tvgrad.record.recorder import moments_of
-
-__all__ = ["DTYPES", "TraceOptions", "as_started", "check_moments"]
+from tvgrad.store.manifest import MANIFEST, read_manifest
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,17 +20,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tvgrad.eager import eager
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
-from tvgrad.record.background import BackgroundWriter
-from tvgrad.record.layout import Manifest, Parameter, read_manifest
-from tvgrad.record.resuming import refuse_changes, restore_state, state_of
-from tvgrad.record.writer import RunWriter, cpu_copies, keeps
-from tvgrad.update_rules import UpdateRule, rule_from_optimizer
-
-__all__ = ["RECORDABLE", "Recorder", "moments_of"]
+from tvgrad.numerics.no_compile import eager
+from tvgrad.problem.objective import Objective
+from tvgrad.record.resume_state import refuse_changes, restore_state, state_of
+from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.manifest import Manifest, Parameter, read_manifest
+from tvgrad.store.writer import RunWriter, cpu_copies, keeps
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.rules import rule_from_optimizer
+from tvgrad.vectors.parameters import Weights, frozen_state, group_names, norm, tied_names, trainable_parameters
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
 
@@ -275,7 +275,7 @@ class Recorder:
             raise
 
     def _restore(self) -> None:
-        from tvgrad.record.run import Run
+        from tvgrad.store.run import Run
 
         run = Run.open(self.directory)
         if not run.points:  # killed before theta_0 was whole
@@ -407,8 +407,6 @@ class Recorder:
 
     def _facts(self) -> dict[str, Any]:
         """What run.json says of how the run was made; the caller's facts win."""
-        import tvgrad
-
         first = next(iter(self._parameters.values()))
         facts: dict[str, Any] = {
             "name": self._name,
@@ -424,7 +422,7 @@ class Recorder:
             "keep": self._keep,
             "modules": sorted({type(module).__name__ for module in self.model.modules()}),
             "versions": {
-                "tvgrad": tvgrad.__version__,
+                "tvgrad": metadata.version("tvgrad"),
                 "torch": torch.__version__,
                 "numpy": np.__version__,
                 "python": platform.python_version(),

@@ -19,13 +19,12 @@ from pathlib import Path
 import pandas as pd
 
 from tvgrad.errors import TvgradError
-from tvgrad.inner_products import GramResult, Vector, gram_of
+from tvgrad.files.tensors import TensorFile, write_tensors
 from tvgrad.integrations.checkpoints import PREFIXES, checkpoint_file, read_checkpoint
-from tvgrad.parameters import ALL, group_names
 from tvgrad.report.tables import COLUMNS
-from tvgrad.tensor_files import TensorFile, write_tensors
-
-__all__ = ["CHECKPOINT_COLUMNS", "CheckpointTables", "checkpoint_tables"]
+from tvgrad.streaming.gram import GramResult, gram_of
+from tvgrad.streaming.rows import Vector
+from tvgrad.vectors.parameters import ALL, group_names
 
 CHECKPOINT_COLUMNS = {
     "norms": (*COLUMNS["norms"], "pretrained_norm", "relative_norm"),

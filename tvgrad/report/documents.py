@@ -10,12 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import TvgradError
+from tvgrad.files.atomic import write_atomically
+from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
-from tvgrad.report.missing import COMPUTED_BY
-
-__all__ = ["FORMATS", "PAGE", "check_formats", "shown", "write_tables"]
 
 
 def shown(value: Any) -> str:

@@ -11,22 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from tvgrad.parameters import ALL
-from tvgrad.report.heat import cosine_scale, heat
+from tvgrad.report.budget_figure import budget_shares
+from tvgrad.report.heatmap import cosine_scale, heat
 from tvgrad.report.maps import block_norms, epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
 from tvgrad.report.published import DIFFERENCE, SOURCE
-from tvgrad.report.shares import budget_shares
 from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
-
-__all__ = [
-    "FIGURES",
-    "FigureOf",
-    "captioned_figures",
-    "cross_task_cosines",
-    "descent_cosines",
-    "gradient_shares",
-    "save_figures",
-]
+from tvgrad.vectors.parameters import ALL
 
 
 @styled

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from tvgrad.inner_products import GramResult
-
-__all__ = ["EPOCH_COSINES", "TRAJECTORIES", "epoch_cosines", "trajectories"]
+from tvgrad.streaming.gram import GramResult
 
 TRAJECTORIES = ("run", "epoch", "x", "y", "share_x", "share_y")
 EPOCH_COSINES = ("run", "kind", "epoch_a", "epoch_b", "cosine")

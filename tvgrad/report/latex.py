@@ -7,10 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from tvgrad.parameters import ALL
-from tvgrad.report.missing import COMPUTED_BY, without_empty_columns
-
-__all__ = ["CAPTIONS", "HEADINGS", "latex_table"]
+from tvgrad.report.empty_columns import COMPUTED_BY, without_empty_columns
+from tvgrad.vectors.parameters import ALL
 
 TOO_WIDE = ("reason", "nodes", "predicted_norm_order2")
 """Columns for which a page has no room: sentences, names of nodes, and the second of two estimates of one norm."""

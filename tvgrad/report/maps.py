@@ -7,12 +7,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from tvgrad.parameters import ALL
-from tvgrad.report.heat import cosine_scale, heat, size_scale
+from tvgrad.report.heatmap import cosine_scale, heat, size_scale
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
-
-__all__ = ["block_norms", "epoch_cosine_map", "first_epoch_dominance", "layer_map", "trajectory_plane"]
+from tvgrad.vectors.parameters import ALL
 
 
 @styled

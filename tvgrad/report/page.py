@@ -14,10 +14,8 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from tvgrad.parameters import ALL
-from tvgrad.report.missing import missing_results, without_empty_columns
-
-__all__ = ["html_page"]
+from tvgrad.report.empty_columns import missing_results, without_empty_columns
+from tvgrad.vectors.parameters import ALL
 
 MOST_ROWS = 2000
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-__all__ = ["DIFFERENCE", "SOURCE", "first_epoch_shares"]
-
 SOURCE = "Zhou et al., On Task Vectors and Gradients, arXiv 2508.16082: CLIP ViT-B/16, Adam, lr 1e-5, batch size 32"
 DIFFERENCE = (
     "There, an epoch's gradient norm is the mean over its batches' gradient norms, at moving weights; here it is the "

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tvgrad.atomic_files import write_atomically
-from tvgrad.record.run import Run
+from tvgrad.files.atomic import write_atomically
 from tvgrad.report.checkpoints import CheckpointTables
 from tvgrad.report.documents import PAGE, check_formats, write_tables
 from tvgrad.report.figures import captioned_figures
@@ -16,8 +15,7 @@ from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.report.page import html_page
 from tvgrad.report.summary import summary_of, summary_of_checkpoints
 from tvgrad.report.tables import RunTables
-
-__all__ = ["publish", "publish_checkpoints"]
+from tvgrad.store.run import Run
 
 
 def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iterable[str]) -> list[Path]:

@@ -15,12 +15,10 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.inner_products import GramResult
-from tvgrad.parameters import ALL
-from tvgrad.record.run import Run
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
-
-__all__ = ["Relation", "relate_runs"]
+from tvgrad.store.run import Run
+from tvgrad.streaming.gram import GramResult
+from tvgrad.vectors.parameters import ALL
 
 CHANCE = 3.0
 """Standard deviations, `1/sqrt(m)` each, within which the cosine of two unrelated directions in R^m is expected."""

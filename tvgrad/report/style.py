@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-__all__ = ["STYLE", "legend_below", "legend_room", "lines", "new_axes", "palette", "styled"]
-
 Drawer = TypeVar("Drawer", bound=Callable[..., Axes])
 
 WIDTH, HEIGHT = 5.5, 3.4  # inches: the text width of a one-column paper

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tvgrad.parameters import ALL
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
-
-__all__ = ["summary_of", "summary_of_checkpoints"]
+from tvgrad.vectors.parameters import ALL
 
 ALIGNED = 0.95
 """A cosine from which a task vector is called aligned with the first gradient: an angle of 18 degrees."""

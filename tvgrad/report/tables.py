@@ -17,15 +17,14 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.inner_products import GramResult, Vector, gram_of
-from tvgrad.parameters import ALL, same_names_and_shapes
-from tvgrad.record.run import Run
 from tvgrad.results import Result, frame_of
-from tvgrad.run_vectors import RunVectors, vectors_of
+from tvgrad.store.run import Run
+from tvgrad.streaming.gram import GramResult, gram_of
+from tvgrad.streaming.rows import Vector
+from tvgrad.streaming.run_vectors import RunVectors, vectors_of
 from tvgrad.theory.equivalence import check_one_epoch
 from tvgrad.theory.explain import read_results
-
-__all__ = ["COLUMNS", "RunTables", "distinct_runs", "run_names", "run_tables"]
+from tvgrad.vectors.parameters import ALL, same_names_and_shapes
 
 COLUMNS = {
     "norms": (

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.parameters import Weights
-from tvgrad.theory.combination import combination, wide, zeros_like
-from tvgrad.update_rule_base import State
-from tvgrad.update_rules import LinearRule, UpdateRule, linear_rule
-
-__all__ = ["BatchPrediction", "batch_view", "predict_batches"]
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.update_rules.base import State, UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import linear_rule
+from tvgrad.vectors.algebra import combination, wide, zeros_like
+from tvgrad.vectors.parameters import Weights
 
 
 @dataclass(frozen=True)

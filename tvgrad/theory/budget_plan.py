@@ -6,12 +6,10 @@ import time
 from dataclasses import dataclass, replace
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.record.run import Run
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.training_steps import Schedule, missing_for_replay, recorded_steps
-
-__all__ = ["Costs", "Plan", "measured_costs", "plan_budget"]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ import math
 from collections.abc import Container
 from dataclasses import dataclass
 
-from tvgrad.parameters import Weights, inner_product, norm
-from tvgrad.record.run import Run
 from tvgrad.results import Result
-from tvgrad.theory.combination import add_scaled, difference, zeros_like
-
-__all__ = ["BudgetTerm", "Node", "merged", "rows_between"]
+from tvgrad.store.run import Run
+from tvgrad.vectors.algebra import add_scaled, difference, zeros_like
+from tvgrad.vectors.parameters import Weights, inner_product, norm
 
 
 @dataclass(frozen=True)

@@ -11,77 +11,23 @@ run, float32 or another data type, is in the second and third.
 
 from __future__ import annotations
 
-import copy
 import time
 
 import torch
-from torch import nn
 
-from tvgrad.bounds.certificate import StepBound, certify_steps
-from tvgrad.bounds.feedforward import FeedForward
-from tvgrad.bounds.losses import UnknownLoss
-from tvgrad.bounds.network import UNIT
-from tvgrad.bounds.plan import plan_of
+from tvgrad.bounds.certificates.certificate import StepBound, certify_steps
+from tvgrad.bounds.certificates.coefficients import plan_of
+from tvgrad.bounds.feedforward import FeedForward, feed_forward_of
+from tvgrad.bounds.network.network import UNIT
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights
-from tvgrad.recipe import Recipe
-from tvgrad.record.run import Run
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
+from tvgrad.store.run import Run
 from tvgrad.theory.training_steps import schedule_of
-from tvgrad.update_rules import LinearRule
-
-__all__ = ["bounds_of_run", "feed_forward_of"]
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.vectors.parameters import Weights
 
 OUTWARD = 1 + 1e-9  # covers norms of up to some millions of parameters, and the sums that put a bound together here
-FUNCTIONS = {
-    nn.functional.cross_entropy: "cross_entropy",
-    nn.functional.binary_cross_entropy_with_logits: "bce",
-    nn.functional.mse_loss: "mse",
-}
-
-
-def feed_forward_of(recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> FeedForward:
-    """Read a recipe's model, loss and training samples as the bounds see them.
-
-    Args:
-        recipe: the task.
-        weights: a complete state for the model; by default its own.
-
-    Returns:
-        The network with its data, in float64.
-
-    Raises:
-        TvgradError: the recipe goes through its own forward or count, for which no bounds are known, or the network,
-            the loss or the data is not one that the bounds know.
-    """
-    if recipe.forward is not None or recipe.count is not None or recipe.loss is None:
-        raise TvgradError(
-            f"there are no bounds for {recipe.name}: its own forward or count is not known to them; use (inputs, "
-            "targets) with a loss of torch.nn"
-        )
-    batch = recipe.train.batch(0, len(recipe.train))
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TvgradError(f"there are no bounds for {recipe.name}: its batches are not (inputs, targets)")
-    model = copy.deepcopy(recipe.model)
-    if weights is not None:
-        # Widened first: a float32 module would round the weights of a float64 run.
-        model = model.double()
-        model.load_state_dict(weights)
-    return FeedForward(model, batch[0], batch[1], _loss(recipe))
-
-
-def _loss(recipe: Recipe) -> str | nn.Module:
-    """PyTorch's own losses alone: another function of the same name may compute something else."""
-    if isinstance(recipe.loss, nn.Module):
-        return recipe.loss
-    known = next((name for function, name in FUNCTIONS.items() if function is recipe.loss), None)
-    if known is None:
-        name = getattr(recipe.loss, "__name__", type(recipe.loss).__name__)
-        raise UnknownLoss(
-            f"no bounds are known for the loss {name} of {recipe.name}: give one of torch.nn (CrossEntropyLoss, "
-            "BCEWithLogitsLoss, MSELoss), or use the estimates, which take any loss"
-        )
-    return known
 
 
 def bounds_of_run(

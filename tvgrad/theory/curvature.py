@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights
+from tvgrad.problem.objective import Objective
 from tvgrad.results import Result
-
-__all__ = ["Curvature", "estimate_curvature"]
+from tvgrad.vectors.parameters import Weights
 
 DENSE_UP_TO = 3
 """Below this many parameters Lanczos has no room: the Hessian is formed column by column."""

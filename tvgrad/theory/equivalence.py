@@ -1,7 +1,7 @@
 """One epoch is exact: is the first task vector, to the last bit that storage allows, the step that the rule prescribes?
 
 One epoch of full-batch gradient descent is one step, so `tau_1 = -lr g_0` (Zhou et al., arXiv 2508.16082). In floating
-point the two sides differ by the rounding of one step, for which `tvgrad.theory.rounding` has a bound for every
+point the two sides differ by the rounding of one step, for which `tvgrad.update_rules.rounding` has a bound for every
 coordinate: `exact` means that no coordinate exceeds it. Other rules have a first step of their own form, which is
 checked in the same way; where a form does not apply, the assumption that fails is named and the deviation measured.
 """
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.probe import ALLOWABLE
-from tvgrad.record.run import Run
+from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result
-from tvgrad.theory.rounding import adam_budget, direction_budget, gradient_step_budget, shrinkage_budget
-from tvgrad.update_rules import Adam, LinearRule, Nesterov, UpdateRule
-
-__all__ = ["APPLIES_NOT", "EXACT", "FAILS", "OneEpochCheck", "Verdict", "check_one_epoch"]
+from tvgrad.store.run import Run
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rounding import adam_budget, direction_budget, gradient_step_budget, shrinkage_budget
+from tvgrad.update_rules.rules import Adam, Nesterov
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
 

@@ -31,15 +31,13 @@ import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.parameters import Weights, inner_product, norm
-from tvgrad.record.run import Run
-from tvgrad.samples import map_tensors
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.samples import map_tensors
+from tvgrad.recipes.of_run import check_data
+from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.budget_plan import Plan, plan_budget
 from tvgrad.theory.budget_rows import BudgetTerm, Node, merged, rows_between
-from tvgrad.theory.combination import add_scaled, combination, difference, wide, zeros_like
-from tvgrad.theory.fingerprints import check_data
 from tvgrad.theory.training_steps import (
     Schedule,
     Step,
@@ -48,10 +46,10 @@ from tvgrad.theory.training_steps import (
     replayed_steps,
     schedule_of,
 )
-from tvgrad.update_rule_base import State
-from tvgrad.update_rules import LinearRule, UpdateRule
-
-__all__ = ["BudgetTerm", "ErrorBudget", "error_budget"]
+from tvgrad.update_rules.base import State, UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.parameters import Weights, inner_product, norm
 
 MOST_MISMATCH = 0.1
 """A replay that is further from the recorded weights than this share of the task vector is another trajectory."""

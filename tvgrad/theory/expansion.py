@@ -1,6 +1,6 @@
 """The second-order expansion of full-batch training round theta_0: four vectors, and any number of epochs from them.
 
-With the coefficients of `tvgrad.update_coefficients`, v = g_0 + lambda theta_0 and w = (H_0 + lambda I) v for coupled
+With the coefficients of `tvgrad.update_rules.linear`, v = g_0 + lambda theta_0 and w = (H_0 + lambda I) v for coupled
 decay lambda (v = g_0, w = H_0 g_0 without),
 
     order 1:  tau^(k) = -(1 - P[k,0]) theta_0 - S_k v
@@ -25,14 +25,12 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, inner_product
-from tvgrad.theory.combination import combination, wide
-from tvgrad.theory.growth import step_growth
-from tvgrad.update_rule_base import Array
-from tvgrad.update_rules import LinearRule
-
-__all__ = ["Expansion", "expand"]
+from tvgrad.problem.objective import Objective
+from tvgrad.update_rules.base import Array
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.stability import step_growth
+from tvgrad.vectors.algebra import combination, wide
+from tvgrad.vectors.parameters import Weights, inner_product
 
 MOST_EPOCHS = 100_000
 

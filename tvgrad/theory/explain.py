@@ -12,24 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tvgrad.atomic_files import write_atomically
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.parameters import Weights, norm
-from tvgrad.record.run import Run
+from tvgrad.files.atomic import write_atomically
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.recipes.of_run import check_data
 from tvgrad.results import Kind, Result, from_json, to_json
+from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.budget_plan import measured_costs
-from tvgrad.theory.combination import difference, wide
-from tvgrad.theory.error_budget import BudgetTerm, ErrorBudget, error_budget
+from tvgrad.theory.budget_rows import BudgetTerm
+from tvgrad.theory.error_budget import ErrorBudget, error_budget
 from tvgrad.theory.expansion import expand
-from tvgrad.theory.fingerprints import check_data
 from tvgrad.theory.kinks import kink_sentence
 from tvgrad.theory.second_order import quadratic_path
 from tvgrad.theory.training_steps import Schedule, schedule_of
-from tvgrad.update_rules import LinearRule
-
-__all__ = ["Explanation", "SecondOrderError", "explain", "read_results", "with_bounds", "write_results"]
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.vectors.algebra import difference, wide
+from tvgrad.vectors.parameters import Weights, norm
 
 RESULTS = "results"
 SECOND_ORDER, ERROR_BUDGET, NOTES = "second_order.json", "error_budget.json", "explain.json"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
-from tvgrad.objective import Objective
-from tvgrad.samples import map_tensors
-
-__all__ = ["kink_sentence", "kinks_of"]
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.samples import map_tensors
 
 # What the nodes of an autograd graph are called, without their ending `Backward0`.
 KINKED = {

@@ -24,13 +24,11 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.parameters import Weights, norm, same_names_and_shapes
-from tvgrad.recipe import positive, positive_integer
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result, frame_of
-from tvgrad.theory.combination import add_scaled, combination, difference, wide, zeros_like
-
-__all__ = ["GapParts", "GapRow", "MultitaskGap", "gap_parts", "multitask_gap"]
+from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.parameters import Weights, norm, same_names_and_shapes
 
 
 @dataclass(frozen=True)

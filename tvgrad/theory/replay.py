@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, norm
-from tvgrad.recipe import Recipe
-from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.run import Run
+from tvgrad.recipes.of_run import objective_of, recipe_of
 from tvgrad.results import Result
-
-__all__ = ["Replay", "objective_of", "recipe_of", "replay_gradients"]
+from tvgrad.store.run import Run
+from tvgrad.vectors.parameters import Weights, norm
 
 ROOM = 10.0
 FLOAT32_TO_64 = 2.0**-29  # ratio of the unit roundoffs
@@ -39,70 +34,6 @@ class Replay(Result):
     recorded_error: float
     replayed_error: float
     sentence: str
-
-
-def recipe_of(run: Run, target: str) -> Recipe:
-    """Find the recipe of a run's task.
-
-    Args:
-        run: the run.
-        target: a TARGET, as on the command line.
-
-    Returns:
-        The recipe, checked against the run's parameters.
-
-    Raises:
-        TvgradError: the target has no such task, or its model or data is not what was recorded.
-    """
-    recipes = load_recipes(target)
-    task = (run.info.get("recipe") or {}).get("task", run.name)
-    found = recipes[0] if len(recipes) == 1 else next((one for one in recipes if one.name == task), None)
-    if found is None:
-        raise TvgradError(f"{target} has no task called {task!r}, which {run.root} records")
-    shapes = {name: tuple(p.shape) for name, p in found.model.named_parameters() if p.requires_grad}
-    if shapes != {name: parameter.shape for name, parameter in run.parameters.items()}:
-        raise TvgradError(f"the model of {target} has other parameters than {run.root}: give the recipe that made it")
-    return found
-
-
-def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, device: str = "auto") -> Objective:
-    """Build the objective whose gradients a run recorded.
-
-    Args:
-        run: the run.
-        recipe: its recipe.
-        dtype: by default the run's own.
-        device: where to compute.
-
-    Returns:
-        The objective, at the run's pretrained weights.
-
-    Raises:
-        TvgradError: the recipe's data is not what the run was recorded on.
-    """
-    own = getattr(torch, str(run.info.get("dtype", "float32")))
-    recorded = run.info.get("fingerprint")
-    samples = recipe.train if _fits(recipe.train.fingerprint(), recorded) else recipe.train.with_dtype(own)
-    if not _fits(samples.fingerprint(), recorded):
-        raise TvgradError(f"the recipe's training data is not what {run.root} was recorded on: its fingerprint differs")
-    model = copy.deepcopy(recipe.model).to(own)
-    try:
-        model.load_state_dict(run.complete(0))
-    except RuntimeError:
-        raise TvgradError(
-            f"the recipe's model holds other frozen parameters or buffers than {run.root}: give the recipe that made it"
-        ) from None
-    wanted = dtype or own
-    return Objective(
-        model.to(wanted),
-        recipe.loss,
-        samples.with_dtype(wanted),
-        run.info.get("chunk_size"),
-        device,
-        recipe.count,
-        recipe.forward,
-        allow=run.info.get("allowed", ()),
-    )
 
 
 def replay_gradients(run: Run, target: str) -> Replay:
@@ -152,10 +83,6 @@ def replay_gradients(run: Run, target: str) -> Replay:
         + ("rounding of the same size" if agrees else "more than rounding")
     )
     return Replay(agrees, len(epochs), recorded_error, replayed_error, sentence)
-
-
-def _fits(found: str, recorded: str | None) -> bool:
-    return recorded is None or found == recorded
 
 
 def _distance(vector: Weights, truth: Weights) -> float:

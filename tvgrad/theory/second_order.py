@@ -19,19 +19,18 @@ import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Evaluations, Objective
-from tvgrad.parameters import Weights, norm
-from tvgrad.recipe import positive, positive_integer
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result
-from tvgrad.theory.combination import add_scaled, combination, difference, wide, zeros_like
 from tvgrad.theory.curvature import Curvature, estimate_curvature
 from tvgrad.theory.expansion import Expansion, expand
-from tvgrad.theory.growth import growth_factor, stability_limit
 from tvgrad.theory.kinks import kink_sentence
-from tvgrad.update_rule_base import State
-from tvgrad.update_rules import LinearRule, UpdateRule, linear_rule
-
-__all__ = ["Prediction", "PredictionRow", "planned_cost", "predict", "quadratic_path"]
+from tvgrad.update_rules.base import State, UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import linear_rule
+from tvgrad.update_rules.stability import growth_factor, stability_limit
+from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.parameters import Weights, norm
 
 THRESHOLD = 0.1
 

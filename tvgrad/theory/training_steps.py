@@ -23,24 +23,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tvgrad.arithmetic import preserved_randomness
 from tvgrad.errors import TvgradError
-from tvgrad.objective import Objective
-from tvgrad.parameters import Weights, norm, trainable_parameters
-from tvgrad.record.run import Run
-from tvgrad.samples import Samples, map_tensors
-from tvgrad.theory.combination import difference
-from tvgrad.update_rules import UpdateRule
-
-__all__ = [
-    "Schedule",
-    "Step",
-    "mismatch",
-    "missing_for_replay",
-    "recorded_steps",
-    "replayed_steps",
-    "schedule_of",
-]
+from tvgrad.numerics.precision import preserved_randomness
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.samples import Samples, map_tensors
+from tvgrad.store.run import Run
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 
 NOISE = {
     "dropout": "its dropout cannot be drawn again",

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["CannotTell", "Epochs", "Iteration", "Listener"]
-
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
 
 Alive = Callable[[], bool]

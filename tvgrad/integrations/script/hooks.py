@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from tvgrad.eager import eager
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
-
-__all__ = ["install"]
+from tvgrad.numerics.no_compile import eager
 
 
 def install() -> Session | None:

@@ -21,11 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.canary import Canary
+from tvgrad.integrations.script.group_signal_probe import Canary
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
-
-__all__ = ["check", "end_like", "launch"]
 
 LOCK = "writer.lock"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

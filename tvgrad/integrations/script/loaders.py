@@ -13,8 +13,6 @@ from torch.utils.data import dataloader
 
 from tvgrad.integrations.script.epochs import Epochs, Iteration
 
-__all__ = ["LoaderWatch", "first_tensor"]
-
 Guard = Callable[..., None]
 DEPTH = 4  # how deep in nested containers a batch's first tensor is looked for
 

@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["claim", "leave_note", "read_notes", "say"]
-
 
 def claim(folder: str) -> bool:
     """Become the one process that is recorded.

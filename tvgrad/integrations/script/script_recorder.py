@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-from tvgrad.eager import eager
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.find_trained_module import Trained, held_by
 from tvgrad.integrations.script.options import ScriptOptions
-from tvgrad.integrations.script.owner import Trained, held_by
-from tvgrad.parameters import Weights, norm
+from tvgrad.numerics.no_compile import eager
 from tvgrad.record.gradient_sum import GradientSum
 from tvgrad.record.recorder import Moment, Recorder, _read_rule, when_gradients_are_there
-
-__all__ = ["ScriptRecorder"]
+from tvgrad.vectors.parameters import Weights, norm
 
 HYPER = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad", "alpha", "maximize")
 

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
+from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions
-from tvgrad.integrations.script.owner import choose, held_by, trained_modules
 from tvgrad.integrations.script.script_recorder import ScriptRecorder
-
-__all__ = ["Session"]
 
 
 class Session:

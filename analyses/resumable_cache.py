@@ -1,0 +1,84 @@
+"""Finished parts of the merging study on disk, so that one that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvgrad.errors import TvgradError
+
+Rows = list[dict[str, Any]]
+
+
+class Cells:
+    """A folder with one file for each finished part, or nothing that is kept.
+
+    Several processes may fill one folder: a file appears whole.
+    """
+
+    def __init__(self, folder: str, settings: Mapping[str, Any]) -> None:
+        """Make the folder.
+
+        Args:
+            folder: its path; the empty word keeps nothing.
+            settings: what every part depends on, numbers and words.
+
+        Raises:
+            TvgradError: the folder cannot be made.
+        """
+        self._folder = Path(folder) if folder else None
+        self._settings = dict(settings, torch=torch.__version__)
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TvgradError(f"cells: {folder} cannot be made a folder: {error.strerror}") from None
+
+    def rows(self, key: Mapping[str, Any], make: Callable[[], tuple[Rows, ...]]) -> tuple[Rows, ...]:
+        """Read a part, or make and keep it.
+
+        Args:
+            key: which part, numbers and words.
+            make: computes its tables of rows.
+
+        Returns:
+            The tables.
+
+        Raises:
+            TvgradError: the file of this part is of other settings or cannot be read or written.
+        """
+        if self._folder is None:
+            return make()
+        path = self._folder / ("-".join(str(value) for value in key.values()) + ".json")
+        settings = {**self._settings, **key}
+        if path.exists():
+            return _read(path, settings)
+        tables = make()
+        content = json.dumps({"settings": settings, "tables": tables}, indent=None)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise TvgradError(f"cells: {path} cannot be written: {error.strerror}") from None
+        return tables
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> tuple[Rows, ...]:
+    try:
+        content = json.loads(path.read_text())
+        found, tables = content["settings"], tuple(content["tables"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TvgradError(f"cells: {path} cannot be read ({error}): delete it") from None
+    other = [name for name in settings if found.get(name) != settings[name]]
+    if other:
+        raise TvgradError(
+            f"cells: {path} was made with {other[0]} {found.get(other[0])!r} and not {settings[other[0]]!r}: give "
+            "another folder"
+        )
+    return tables

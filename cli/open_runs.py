@@ -1,0 +1,82 @@
+"""How commands open the runs that are named on the command line, one by one, so that one damaged run hides no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.store.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from tvgrad.store.run import Run
+
+
+def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]:
+    """Open runs, and directories of runs, each once.
+
+    Args:
+        paths: run directories, or directories whose subdirectories are runs.
+
+    Returns:
+        (directory, run, problems) in the order given: where run.json is damaged there is no run and one problem.
+
+    Raises:
+        TvgradError: a path is no run and no directory of runs, or a run has another format version.
+    """
+    from tvgrad.store.run import Run, open_runs
+
+    found: dict[Path, tuple[Path, Run | None, list[str]]] = {}
+    for path in paths:
+        below = [] if (path / MANIFEST).exists() else sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+        if not below and not (path / MANIFEST).exists():
+            open_runs([path])  # says what the path is instead
+        for directory in below or [path]:
+            key = directory.resolve()
+            if key in found:
+                continue
+            try:
+                found[key] = directory, Run.open(directory), []
+            except DamagedRun as error:
+                found[key] = directory, None, [str(error)]
+    return list(found.values())
+
+
+def single_run(path: Path) -> Run:
+    """Open one run whose files are whole.
+
+    Args:
+        path: a run directory.
+
+    Returns:
+        The run.
+
+    Raises:
+        TvgradError: it is a directory of several runs, no run, or a damaged one.
+    """
+    from tvgrad.store.run import Run, open_runs
+
+    if not (path / MANIFEST).exists():
+        below = ", ".join(run.root.name for run in open_runs([path]))  # says what the path is instead
+        raise TvgradError(f"{path} is a directory of runs ({below}): give one of them")
+    run = Run.open(path)
+    for problem in problems_of(run, checksums=False):
+        raise DamagedRun(f"{path} is damaged: {problem}; see `tvgrad verify`")
+    return run
+
+
+def problems_of(run: Run, checksums: bool) -> list[str]:
+    """Check every file of a run; a file whose header cannot be read is a problem like any other.
+
+    Args:
+        run: the run.
+        checksums: read every byte; otherwise presence, size and headers only.
+
+    Returns:
+        One sentence a problem; empty when all is well.
+    """
+    try:
+        return run.problems(checksums)
+    except DamagedRun as error:
+        return [str(error)]

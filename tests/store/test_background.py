@@ -1,0 +1,124 @@
+"""Writing in a thread: what is listed, in which order, and where errors come out."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tvgrad import Recorder, Run, TvgradError
+from tvgrad.errors import DiskFull
+from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.manifest import Manifest, Parameter
+from tvgrad.store.writer import RunWriter
+
+
+def opened(directory: Path) -> BackgroundWriter:
+    manifest = Manifest({"name": "test"}, "epoch", {"w": Parameter((3,), "float32", "w")})
+    return BackgroundWriter(lambda: RunWriter.create(directory, manifest, {}))
+
+
+def test_points_are_written_in_order_from_reused_buffers(tmp_path: Path) -> None:
+    writer = opened(tmp_path / "run")
+    live = torch.zeros(3)
+    pointers = set()
+    for number in range(4):
+        live.fill_(number)
+        copied = writer.copied("weights", {"w": live})
+        pointers.add(copied["w"].data_ptr())
+        writer.add(number, number, {"weights": copied}, {})
+    live.fill_(-1)
+    writer.close()
+    run = Run.open(tmp_path / "run")
+    assert [run.weights(number)["w"].tolist() for number in run.epochs] == [[float(n)] * 3 for n in range(4)]
+    assert len(pointers) == 1
+
+
+def test_the_caller_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    write = RunWriter.add
+
+    def slow(self: RunWriter, *args: object, **kwargs: object) -> None:
+        assert go_on.wait(20)
+        write(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunWriter, "add", slow)
+    writer = opened(tmp_path / "run")
+    writer.add(0, 0, {"weights": writer.copied("weights", {"w": torch.ones(3)})}, {})
+    assert not (tmp_path / "run" / "weights").exists()
+    go_on.set()
+    writer.close()
+    assert Run.open(tmp_path / "run").epochs == [0]
+
+
+def test_functions_are_called_in_the_thread(tmp_path: Path) -> None:
+    threads = []
+
+    def made() -> dict[str, torch.Tensor]:
+        threads.append(threading.current_thread())
+        return {"w": torch.ones(3)}
+
+    writer = opened(tmp_path / "run")
+    writer.add(0, 0, {"weights": writer.copied("weights", {"w": torch.zeros(3)}), "epoch_gradient": made}, {})
+    writer.close()
+    assert threads
+    assert threads[0] is not threading.main_thread()
+
+
+def test_an_error_in_the_thread_comes_out_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = opened(tmp_path / "run")
+    writer.add(0, 0, {"weights": writer.copied("weights", {"w": torch.zeros(3)})}, {})
+    writer.wait()
+
+    def full(*_: object, **__: object) -> None:
+        raise DiskFull("no room")
+
+    monkeypatch.setattr(RunWriter, "add", full)
+    writer.add(1, 1, {"weights": writer.copied("weights", {"w": torch.ones(3)})}, {})
+    with pytest.raises(DiskFull):
+        writer.copied("weights", {"w": torch.ones(3)})
+    with pytest.raises(DiskFull):
+        writer.update_info(more=1)
+    writer.close()  # told already
+    assert Run.open(tmp_path / "run").epochs == [0]
+
+
+def test_a_directory_in_use_comes_out_too(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    writer = opened(tmp_path / "run")
+    with pytest.raises(TvgradError, match="already holds a run"):
+        writer.wait()
+
+
+def test_closing_without_a_look_raises_what_went_wrong(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    with pytest.raises(TvgradError, match="already holds a run"):
+        opened(tmp_path / "run").close()
+
+
+def test_a_recorder_records_the_same_in_the_background(tmp_path: Path) -> None:
+    records = []
+    for background in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        directory = tmp_path / str(background)
+        with Recorder(directory, model, optimizer, background=background) as recorder:
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.ones(5, 4)).square().mean().backward()
+                optimizer.step()
+                recorder.end_epoch()
+        records.append(Run.open(directory))
+    plain, threaded = records
+    assert not threaded.problems()
+    assert threaded.manifest.finished
+    for epoch in plain.epochs:
+        assert all(torch.equal(threaded.weights(epoch)[n], t) for n, t in plain.weights(epoch).items())
+        if epoch:
+            assert all(
+                torch.equal(threaded.epoch_gradient(epoch)[n], t) for n, t in plain.epoch_gradient(epoch).items()
+            )

@@ -1,0 +1,1 @@
+"""Smooth activations with bounds on their derivatives."""

@@ -1,0 +1,389 @@
+"""Upper bounds on the derivatives of a feed-forward network's mean loss, at its weights and over a ball round them.
+
+Each number is the least of all arguments that apply: worst case from norms (`worst_case`), local from the samples' own
+Jacobians (`local`), and exact at the centre plus what the ball adds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tvgrad.bounds.activations.smooth import Activation
+from tvgrad.bounds.derivatives.local import local_bounds, third_changes, third_measured
+from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, Measured, measure, merged
+from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
+from tvgrad.bounds.losses.base import Loss
+from tvgrad.bounds.losses.registry import loss_of
+from tvgrad.bounds.network.network import Network, UnsupportedNetwork, gamma
+from tvgrad.bounds.reading.module_reader import read_matrices, read_module
+from tvgrad.bounds.rounding import passes
+from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.passes import Pass
+from tvgrad.errors import TvgradError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TOGETHER = 2048  # samples whose layer constants are assembled at once
+QUICK_SQUARINGS = 0  # away from theta_0, where a larger bound only widens a thin tube
+
+
+@dataclass(frozen=True)
+class UniformBounds:
+    """Upper bounds that use no data beyond the largest input norm, for comparison.
+
+    Attributes:
+        gradient_norm: of the mean loss, anywhere in the ball.
+        hessian_norm: likewise.
+        hessian_lipschitz: likewise.
+    """
+
+    gradient_norm: float
+    hessian_norm: float
+    hessian_lipschitz: float
+
+
+class DerivativeBounds:
+    """A feed-forward network with its loss and data, as the bounds see it: exact functions of float64 weights.
+
+    Attributes:
+        network: the layers.
+        loss: the loss as a function of the logits.
+        inputs: (n, features) float64, or None where only norms are known.
+        targets: as the loss takes them, or None for bounds that hold whatever the targets are.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        loss: str | nn.Module | Loss = "cross_entropy",
+        chunk_size: int | None = None,
+    ) -> None:
+        """Read a module; nothing in it is changed, and later changes to it are not seen.
+
+        Args:
+            module: nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and
+                BatchNorm in eval mode, or modules whose forward is made of these and of sums, such as residual
+                blocks; these are traced, and what was read is compared with them on some samples.
+            inputs: the samples, (n, ...).
+            targets: the targets, or None for bounds that hold whatever they are.
+            loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
+            chunk_size: samples measured at once; None keeps the largest tensor at some 8 MB.
+
+        Raises:
+            TvgradError: the loss or the data is not one for which bounds are known.
+            UnsupportedNetwork: nor is a part of the model.
+        """
+        if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2:
+            shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+            raise TvgradError(f"the inputs are {shape}: give a tensor of shape (samples, features)")
+        network = read_module(module, inputs.detach())
+        self._set(network, inputs.detach().cpu().double().flatten(1), None, targets, loss, chunk_size)
+
+    @classmethod
+    def from_matrices(
+        cls,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None] | None,
+        activation: str | nn.Module | Activation,
+        input_norms: torch.Tensor | Sequence[float] | float,
+        loss: str | nn.Module | Loss = "cross_entropy",
+        targets: torch.Tensor | None = None,
+        target_norm: float = 0.0,
+        trainable: Sequence[bool] | None = None,
+        skips: Sequence[tuple[int, int]] = (),
+    ) -> Self:
+        """Put a network together from matrices, with nothing known of the data but norms.
+
+        Args:
+            weights: W_1 .. W_L, each (outputs, inputs).
+            biases: b_1 .. b_L, or None where there is none.
+            activation: what stands between the layers.
+            input_norms: of the samples; one number stands for all, unless the loss is a sum over the samples.
+            loss: as for the constructor.
+            targets: one for each input norm, or None for any targets.
+            target_norm: without targets, the largest norm of one, for losses that grow with it.
+            trainable: for each layer, whether it is trained; None: all are.
+            skips: residual blocks, as pairs (k, l) with k <= l: what enters layer k (from 1) is added to what layer l
+                computes, before its activation.
+
+        Returns:
+            A network with worst-case bounds.
+
+        Raises:
+            TvgradError: the loss is summed over samples whose number is not known.
+        """
+        made = cls.__new__(cls)
+        network = read_matrices(weights, biases, activation, trainable, skips)
+        norms = torch.as_tensor(input_norms, dtype=torch.float64)
+        if norms.ndim == 0 and loss_of(loss).reduction == "sum":
+            raise TvgradError("a summed loss grows with the number of samples: give one input norm for each of them")
+        norms = torch.atleast_1d(norms)
+        made._set(network, None, norms, targets, loss, None, target_norm)
+        return made
+
+    def _set(
+        self,
+        network: Network,
+        inputs: torch.Tensor | None,
+        input_norms: torch.Tensor | None,
+        targets: torch.Tensor | None,
+        loss: str | nn.Module | Loss,
+        chunk_size: int | None,
+        target_norm: float = 0.0,
+    ) -> None:
+        if inputs is not None:
+            if inputs.shape[1] != network.inputs:
+                raise UnsupportedNetwork(
+                    f"the inputs have {inputs.shape[1]} features and the first layer takes {network.inputs}: "
+                    "give data of the model's shape"
+                )
+            input_norms = inputs.norm(dim=1) * (1 + gamma(inputs.shape[1] + 8))
+        if input_norms is None or not len(input_norms):
+            raise TvgradError("the data is empty: give at least one sample")
+        if not bool(torch.isfinite(input_norms).all()) or bool((input_norms < 0).any()):
+            raise TvgradError("the inputs hold NaN or infinite numbers: clean the data first")
+        if chunk_size is not None and chunk_size < 1:
+            raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
+        self.network = network
+        self.loss = loss_of(loss)
+        self.inputs = inputs
+        self.input_norms = input_norms
+        self.targets = None
+        if targets is not None:
+            self.targets = self.loss.check(targets.detach().cpu(), len(input_norms), network.outputs)
+        self._chunk_size = chunk_size
+        self._target_norm = target_norm
+        self._squarings = SQUARINGS
+        self._worst: dict[tuple[float, bool], LayerBounds] = {}
+        self._local: dict[tuple[float, bool], LayerBounds] = {}
+        self._changes: dict[float, LayerBounds] = {}
+        self._kept: list[Pass] | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(self.input_norms)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether samples and targets are known, so that local bounds exist."""
+        return self.inputs is not None and self.targets is not None
+
+    def at(self, flat: torch.Tensor) -> Self:
+        """The same loss and data round other weights.
+
+        Args:
+            flat: trainable parameters, like `network.flat`.
+
+        Returns:
+            A new problem.
+        """
+        moved = type(self).__new__(type(self))
+        moved.network, moved.loss = self.network.at(flat), self.loss
+        moved.inputs, moved.input_norms, moved.targets = self.inputs, self.input_norms, self.targets
+        moved._chunk_size, moved._target_norm = self._chunk_size, self._target_norm
+        moved._worst, moved._local, moved._changes, moved._kept = {}, {}, {}, None
+        moved._squarings = QUICK_SQUARINGS
+        return moved
+
+    def worst_case(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
+        """Bounds from norms alone, averaged over the samples.
+
+        Args:
+            radius: of the ball.
+            third: whether third derivatives are wanted.
+
+        Returns:
+            The bounds, layer by layer.
+        """
+        return self._remembered(self._worst, radius, third)
+
+    def local(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
+        """Bounds from the samples' own Jacobians.
+
+        Args:
+            radius: of the ball.
+            third: whether third derivatives are wanted.
+
+        Returns:
+            The bounds, layer by layer.
+        """
+        return self._remembered(self._local, radius, third)
+
+    def _remembered(self, store: dict[tuple[float, bool], LayerBounds], radius: float, third: bool) -> LayerBounds:
+        radius = _checked_radius(radius)
+        found = store.get((radius, True)) or store.get((radius, third))
+        if found is None:
+            if store is self._worst:
+                norms = self.input_norms if self.targets is not None else self.input_norms.max()[None]
+                found = worst_case(
+                    self.network, self.loss, norms, self.targets, radius, third, self._target_norm, self.samples
+                )
+            else:
+                found = local_bounds(self.network, self.loss, self._measured, self._divisor, radius, third)
+            store[radius, third] = found
+        return found
+
+    @cached_property
+    def _measured(self) -> list[Measured]:
+        inputs, targets = self.data()
+        found = measure(self.network, self.loss, inputs, targets, self._chunk_size, self._squarings)
+        if self._chunk_size is not None:
+            return list(found)
+        groups, waiting = [], list[Measured]()
+        for chunk in found:
+            waiting.append(chunk)
+            if sum(len(one.logits) for one in waiting) >= TOGETHER:
+                groups.append(merged(waiting))
+                waiting = []
+        return [*groups, merged(waiting)] if waiting else groups
+
+    @cached_property
+    def _divisor(self) -> float:
+        return self.loss.divisor(self.data()[1])
+
+    def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The samples and targets.
+
+        Returns:
+            Both.
+
+        Raises:
+            TvgradError: they are not known.
+        """
+        if self.inputs is None or self.targets is None:
+            raise TvgradError("this needs samples and their targets: build FeedForward(module, inputs, targets)")
+        return self.inputs, self.targets
+
+    @cached_property
+    def gradient(self) -> Approximate:
+        """The gradient at the centre, with its rounding error."""
+        return passes.gradient(self.network, self._passes(), self._divisor)
+
+    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+        """Hessian-vector products at the centre, with their rounding errors.
+
+        Args:
+            directions: vectors like `network.flat`, taken as exact.
+
+        Returns:
+            One product for each direction.
+        """
+        return passes.products(self.network, self._passes(), directions, self._divisor)
+
+    def twice_along(self, direction: torch.Tensor) -> Approximate:
+        """The third derivative at the centre with one direction in two of its slots, with its rounding error.
+
+        Args:
+            direction: a vector like `network.flat`, taken as exact.
+
+        Returns:
+            The vector `D3[., d, d]`, averaged over the samples before anything is bounded.
+        """
+        return passes.twice_along(self.network, self._passes(), direction, self._divisor)
+
+    def third_changes(self, radius: float) -> LayerBounds:
+        """Bound how much the third derivative changes over a ball, layer by layer.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            Bounds of its blocks' change: see `tvgrad.bounds.derivatives.local.third_changes`.
+        """
+        if radius not in self._changes:
+            of = self.network, self.loss, self._measured, self._divisor
+            self._changes[radius] = third_changes(*of, _checked_radius(radius), self._third_measured)
+        return self._changes[radius]
+
+    @cached_property
+    def _third_measured(self) -> torch.Tensor:
+        return third_measured(self.network, self.loss, self._measured, self._divisor)
+
+    def _passes(self) -> Iterable[Pass]:
+        """Passes over the data; kept for the next call where one chunk holds all of it."""
+        if self._kept is None:
+            inputs, targets = self.data()
+            found = passes.passes(self.network, self.loss, inputs, targets, self._chunk_size)
+            first = list(itertools.islice(found, 1))
+            if first[0].samples < self.samples:
+                return itertools.chain(first, found)
+            self._kept = first
+        return self._kept
+
+    def gradient_norm(self, radius: float = 0.0) -> float:
+        """Bound the norm of the mean loss's gradient.
+
+        Args:
+            radius: of the ball round the weights, in the trainable parameters.
+
+        Returns:
+            An upper bound, anywhere in the ball.
+        """
+        found = [self.worst_case(radius, third=False).gradient_norm]
+        if self.has_data:
+            found.append(self.local(radius, third=False).gradient_norm)
+            found.append(self.gradient.upper + radius * self.hessian_norm(radius) * (1 + 1e-12))
+        return min(found)
+
+    def hessian_norm(self, radius: float = 0.0) -> float:
+        """Bound the spectral norm of the mean loss's Hessian.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            An upper bound, anywhere in the ball.
+        """
+        found = [self.worst_case(radius, third=False).hessian_norm]
+        if self.has_data:
+            found.append(self.local(radius, third=False).hessian_norm)
+        return min(found)
+
+    def hessian_lipschitz(self, radius: float = 0.0) -> float:
+        """Bound the Lipschitz constant of the mean loss's Hessian.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            An upper bound of `||H(a) - H(b)||_2 / ||a - b||` for all a, b in the ball.
+        """
+        found = [self.worst_case(radius).hessian_lipschitz]
+        if self.has_data:
+            found.append(self.local(radius).hessian_lipschitz)
+        return min(found)
+
+    def closed_form(self, radius: float = 0.0) -> UniformBounds:
+        """The uniform bound: worst-case recursion at the largest input norm and with any targets, for comparison.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            Three upper bounds.
+        """
+        norms = self.input_norms.max()[None]
+        norm = self._target_norm
+        if self.targets is not None and self.targets.is_floating_point():
+            norm = max(norm, float(self.targets.flatten(1).norm(dim=1).max()) * (1 + 1e-9))
+        checked = _checked_radius(radius)
+        found = worst_case(self.network, self.loss, norms, None, checked, True, norm, self.samples)
+        return UniformBounds(found.gradient_norm, found.hessian_norm, found.hessian_lipschitz)
+
+
+def _checked_radius(radius: float) -> float:
+    radius = float(radius)
+    if not 0 <= radius < float("inf"):
+        raise TvgradError(f"a ball's radius must be a finite number of at least 0, not {radius!r}")
+    return radius

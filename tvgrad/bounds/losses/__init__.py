@@ -1,0 +1,1 @@
+"""Losses as functions of the logits, with bounds on their derivatives."""

@@ -1,0 +1,1 @@
+"""The network as float64 matrices: layers, skips, shared kernels, and certified spectral norms."""

@@ -1,0 +1,258 @@
+"""Network: a feed-forward network as plain float64 matrices, and where its trainable parameters sit in one flat vector.
+
+Layer l maps h_{l-1} to `z_l = G_l (W_l h_{l-1} + b_l) + t_l` and `h_l = s_l(z_l)`; h_0 is the input, z_L the logits and
+s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0. A convolution is its exact
+operator: W_l is the matrix M(K) that its kernel K fills (module sharing). With residual blocks a layer may read an
+earlier h than the last, and earlier ones may be added to its z (module wiring); a skip with weights is a layer too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from tvgrad.bounds.activations.smooth import Activation
+from tvgrad.bounds.network.shared_kernel import Sharing
+from tvgrad.bounds.network.skips import Wiring
+from tvgrad.bounds.network.spectral_norm import spectral_norm
+from tvgrad.errors import TvgradError
+
+
+class UnsupportedNetwork(TvgradError):
+    """The model is not one of the feed-forward networks for which bounds are known."""
+
+
+UNIT = 2.0**-53
+"""The unit roundoff of float64."""
+
+
+def gamma(operations: int) -> float:
+    """Bound the relative error of so many roundings in float64.
+
+    Args:
+        operations: j.
+
+    Returns:
+        `j u / (1 - j u)`, rounded up.
+    """
+    return operations * UNIT / (1 - operations * UNIT) * (1 + 8 * UNIT)
+
+
+def inflated(value: float, margin: float) -> float:
+    """Round a bound outward.
+
+    Args:
+        value: a bound, computed without cancellation.
+        margin: its relative rounding error at most.
+
+    Returns:
+        A float at least `value (1 + margin)`.
+    """
+    return float(value) * (1 + margin) * (1 + 4 * UNIT)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One affine map and the activation that follows it.
+
+    Attributes:
+        weight: W, (outputs, inputs), float64; with a sharing, the kernel.
+        bias: b, (outputs,), zeros where there is none; with a sharing, one number a channel.
+        activation: s, with its derivative bounds.
+        weight_name: name of W among the trainable parameters; None where it is frozen.
+        bias_name: the same for b.
+        gains: diagonal of G, (outputs,), or None for ones.
+        shift: t, (outputs,), or None for zeros.
+        sharing: how kernel and bias fill W and b, or None for a layer that shares nothing.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    activation: Activation
+    weight_name: str | None
+    bias_name: str | None
+    gains: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    sharing: Sharing | None = None
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        """G W."""
+        matrix = self.weight if self.sharing is None else self.sharing.matrix(self.weight)
+        return matrix if self.gains is None else self.gains[:, None] * matrix
+
+    @cached_property
+    def offset(self) -> torch.Tensor:
+        """G b + t."""
+        offset = self.bias if self.sharing is None else self.sharing.offset(self.bias)
+        offset = offset if self.gains is None else self.gains * offset
+        return offset if self.shift is None else offset + self.shift
+
+    @cached_property
+    def gain(self) -> float:
+        """An upper bound of ||G||_2: how much a change of W or b grows."""
+        return 1.0 if self.gains is None else float(self.gains.abs().max())
+
+    @cached_property
+    def spectral_norm(self) -> float:
+        """A certified upper bound of ||G W||_2, the rounding of G W (or of a pooling's W) included."""
+        rounding = 2 * UNIT * float(torch.linalg.vector_norm(self.matrix))
+        return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT)
+
+    @cached_property
+    def frobenius_norm(self) -> float:
+        """The Frobenius norm of [G W, G b + t], rounded up."""
+        size = torch.cat([self.matrix, self.offset[:, None]], dim=1)
+        return inflated(float(torch.linalg.vector_norm(size)), gamma(size.numel() + 4))
+
+    @cached_property
+    def offset_norm(self) -> float:
+        """||G b + t||, rounded up."""
+        return inflated(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 8))
+
+    @property
+    def moves_weight(self) -> float:
+        """How much a step of the weights grows in the spectral norm of G W: the gain; 0 where they are frozen."""
+        shared = 1.0 if self.sharing is None else self.sharing.weight_gain
+        return self.gain * shared if self.weight_name is not None else 0.0
+
+    @property
+    def moves_bias(self) -> float:
+        """How much a step of the bias grows in the norm of the offset: the gain; 0 where it is frozen."""
+        shared = 1.0 if self.sharing is None else self.sharing.bias_gain
+        return self.gain * shared if self.bias_name is not None else 0.0
+
+    @property
+    def width(self) -> int:
+        """Number of outputs."""
+        return len(self.matrix)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers in order; the last has the identity as its activation.
+
+    Attributes:
+        layers: layer 1 .. L.
+        skips: what each layer reads and what is added to it, or None for a chain.
+        order: names of the trainable parameters in the order of the flat vector; empty for that of the layers.
+    """
+
+    layers: tuple[Layer, ...]
+    skips: Wiring | None = None
+    order: tuple[str, ...] = ()
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What each layer reads, and what is added to it."""
+        return Wiring.chain(self.depth) if self.skips is None else self.skips
+
+    @property
+    def depth(self) -> int:
+        """L, the number of affine maps."""
+        return len(self.layers)
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits."""
+        return self.layers[-1].width
+
+    @property
+    def inputs(self) -> int:
+        """The number of features of one sample."""
+        return int(self.layers[0].matrix.shape[1])
+
+    @cached_property
+    def widest(self) -> int:
+        """The largest dimension of any layer, inputs included."""
+        return max(max(layer.matrix.shape) for layer in self.layers)
+
+    @cached_property
+    def _trainable(self) -> list[tuple[str, int, bool, int]]:
+        """Name, layer, whether it is the weight, and size of each trainable parameter, in the flat vector's order."""
+        found = [
+            (name, index, is_weight, tensor.numel())
+            for index, layer in enumerate(self.layers)
+            for is_weight, name, tensor in (
+                (True, layer.weight_name, layer.weight),
+                (False, layer.bias_name, layer.bias),
+            )
+            if name is not None
+        ]
+        place = {name: number for number, name in enumerate(self.order)}
+        return sorted(found, key=lambda one: place[one[0]]) if self.order else found
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the trainable parameters, in the order of the flat vector."""
+        return tuple(name for name, *_ in self._trainable)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, bool, slice], ...]:
+        """(layer, is it the weight, where in the flat vector) of each trainable parameter."""
+        found, start = [], 0
+        for _, index, is_weight, size in self._trainable:
+            found.append((index, is_weight, slice(start, start + size)))
+            start += size
+        return tuple(found)
+
+    @property
+    def parameters(self) -> int:
+        """The number of trainable numbers."""
+        return self.parts[-1][2].stop if self.parts else 0
+
+    @cached_property
+    def flat(self) -> torch.Tensor:
+        """The trainable parameters as one vector."""
+        pieces = [(self.layers[i].weight if w else self.layers[i].bias).flatten() for i, w, _ in self.parts]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
+
+    def at(self, flat: torch.Tensor) -> Network:
+        """The same network with other trainable parameters.
+
+        Args:
+            flat: a vector like `flat`.
+
+        Returns:
+            A new network; frozen parts are shared.
+        """
+        layers = list(self.layers)
+        for index, is_weight, where in self.parts:
+            layer = layers[index]
+            if is_weight:
+                layers[index] = replace(layer, weight=flat[where].reshape(layer.weight.shape))
+            else:
+                layers[index] = replace(layer, bias=flat[where])
+        return replace(self, layers=tuple(layers))
+
+    def layer_norms(self, flat: torch.Tensor) -> torch.Tensor:
+        """Euclidean norms of a vector's part in each layer, weight and bias together.
+
+        Args:
+            flat: a vector like `flat`.
+
+        Returns:
+            (L,), rounded up; zeros for frozen layers.
+        """
+        squares = torch.zeros(self.depth, dtype=torch.float64)
+        for index, _, where in self.parts:
+            squares[index] += flat[where].square().sum()
+        return squares.sqrt() * (1 + gamma(len(flat) + 8))
+
+    def margin(self, samples: int) -> float:
+        """The relative rounding error of a bound that is computed from n samples without cancellation.
+
+        Every bound here is built from certified norms and measured magnitudes by sums, products, roots, minima and
+        maxima of nonnegative numbers: a polynomial of degree at most about 6 L in quantities that carry a relative
+        error of (widest + 16) u each, plus one sum over the samples and, where skips meet, a few more terms a layer.
+        1000 L (widest + 64) u + 4 n u exceeds that many times over; 1e-9 is the least that is used.
+
+        Args:
+            samples: n.
+
+        Returns:
+            The margin.
+        """
+        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.wiring.extra) + 4.0 * samples) * UNIT)

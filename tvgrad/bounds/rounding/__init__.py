@@ -1,0 +1,1 @@
+"""Rounding: gradients and products together with proven bounds on their floating-point error."""

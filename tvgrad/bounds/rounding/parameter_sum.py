@@ -1,0 +1,100 @@
+"""Approximate: a vector in parameter space with a bound on its error, and how such vectors are summed over samples.
+
+A sum over the samples is one of outer products `p h'`: their errors follow the product rule, and adding up n of them
+rounds by at most gamma_n of the sum of their norms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.bounds.network.network import UNIT, Network, gamma
+from tvgrad.bounds.rounding.error_vectors import Tracked
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """A vector in parameter space and how far it can be from the exact one.
+
+    Attributes:
+        value: like `Network.flat`.
+        error: a bound on the Euclidean distance.
+    """
+
+    value: torch.Tensor
+    error: float
+
+    @property
+    def norm(self) -> float:
+        """The computed norm."""
+        return float(self.value.norm())
+
+    @property
+    def upper(self) -> float:
+        """An upper bound of the exact vector's norm."""
+        return (self.norm * (1 + gamma(len(self.value) + 4)) + self.error) * (1 + 4 * UNIT)
+
+    @property
+    def lower(self) -> float:
+        """A lower bound of the exact vector's norm."""
+        return max(0.0, (self.norm * (1 - gamma(len(self.value) + 4)) - self.error) * (1 - 4 * UNIT))
+
+
+class ParameterSum:
+    """A sum over samples in parameter space, with its error."""
+
+    def __init__(self, network: Network) -> None:
+        """Begin with zero.
+
+        Args:
+            network: says where the parameters are.
+        """
+        self.network = network
+        self.value = torch.zeros(network.parameters, dtype=torch.float64)
+        self.square_errors = 0.0
+        self.errors = torch.zeros(len(network.parts), dtype=torch.float64)
+
+    def add(self, index: int, is_weight: bool, p: Tracked, h: Tracked | None, rounding: float) -> None:
+        """Add the sum of `p h'` (or of p) to the part of one parameter.
+
+        Args:
+            index: its layer.
+            is_weight: whether it is the weight.
+            p: what multiplies the change of z, (n, outputs).
+            h: what multiplies that of the weight, (n, inputs); None for a bias.
+            rounding: relative error of a sum over the samples.
+        """
+        for number, (layer, weight, where) in enumerate(self.network.parts):
+            if (layer, weight) != (index, is_weight):
+                continue
+            g = self.network.layers[index]
+            share, gain = g.sharing, g.gain
+            value = p.value if g.gains is None else p.value * g.gains
+            if share is not None:  # a sum over positions, whose norm is at most that of the adjoint
+                gain *= share.bias_gain
+                rounding += gamma(share.positions + 8)
+            if h is None:
+                total = value.sum(0)
+                self.value[where] += total if share is None else share.collect_offset(total)
+                error = p.error + rounding * p.size
+            else:
+                total = value.T @ h.value
+                self.value[where] += total.flatten() if share is None else share.collect(total)
+                error = p.error * (h.size + h.error) + p.size * h.error + rounding * p.size * h.size
+            self.errors[number] += gain * float(error.sum())
+
+    def mean(self, divisor: float, samples: int) -> Approximate:
+        """Divide by the divisor, which carries a relative error of n u at most.
+
+        Args:
+            divisor: of the mean.
+            samples: n.
+
+        Returns:
+            The mean.
+        """
+        value = self.value / divisor
+        error = float(self.errors.norm()) / divisor * (1 + 1e-9)
+        return Approximate(value, error + gamma(samples + 8) * float(value.norm()))

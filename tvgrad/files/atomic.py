@@ -1,0 +1,136 @@
+"""Files that are whole or not there: written under a temporary name, flushed, renamed; and their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, overload
+
+from tvgrad.errors import DiskFull
+
+Result = TypeVar("Result")
+
+
+@overload
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None: ...
+@overload
+def write_atomically(path: Path, write: Callable[[Path], object], meanwhile: Callable[[Path], Result]) -> Result: ...
+def write_atomically(
+    path: Path, write: Callable[[Path], object], meanwhile: Callable[[Path], object] | None = None
+) -> object:
+    """Call `write(temporary_path)`, flush the result to the disk and rename it to `path`.
+
+    Args:
+        path: the final name.
+        write: a function that creates the file it is given.
+        meanwhile: a function that reads the finished temporary file, `sha256_of` say. It runs in a thread while the
+            disk is flushed, which takes no processor time: a checksum then costs no time of its own.
+
+    Returns:
+        What `meanwhile` returns.
+
+    Raises:
+        DiskFull: the disk, or a quota on it, has no room.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        if meanwhile is None:
+            found = None
+            _flush(temporary)
+        else:
+            found = _flush_and_read(temporary, meanwhile)
+        os.chmod(temporary, 0o666 & ~UMASK)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if _means_full(error):
+            raise DiskFull(
+                f"no room on the disk for {path}; free some space and go on with --resume: finished epochs are whole"
+            ) from None
+        raise
+    return found
+
+
+class _Reading(threading.Thread):
+    """A thread that keeps what its function returns or raises. A pool would refuse work while the interpreter ends."""
+
+    def __init__(self, read: Callable[[Path], object], path: Path) -> None:
+        super().__init__(daemon=True)
+        self._read, self._path = read, path
+        self._found: object = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._found = self._read(self._path)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
+
+    def result(self) -> object:
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def _flush_and_read(path: Path, read: Callable[[Path], object]) -> object:
+    reading = _Reading(read, path)
+    try:
+        reading.start()
+    except RuntimeError:  # no new threads: the interpreter is ending, or the system has no room for one
+        _flush(path)
+        return read(path)
+    try:
+        _flush(path)
+    finally:
+        reading.join()
+    return reading.result()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _means_full(error: BaseException) -> bool:
+    """Whether an error says that the disk or a quota is exhausted (safetensors wraps the system's error in text)."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    return any(f"os error {code})" in str(error) or f"code: {code}," in str(error) for code in codes)
+
+
+def _umask() -> int:
+    """The process's file mode mask (it can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()  # read once, before any thread could create a file meanwhile
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file, as `sha256sum` prints it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    buffer = bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as handle:
+        while got := handle.readinto(buffer):
+            digest.update(memoryview(buffer)[:got])
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""Model breadcrumbs: leave out each tensor's largest and smallest entries, and add (arXiv 2312.06795)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.merging.method import Method, share
+from tvgrad.merging.ties import largest
+
+
+@dataclass(frozen=True)
+class Breadcrumbs(Method):
+    """The sum of task vectors without outliers and without small entries.
+
+    Of each tensor, each task keeps the largest `density` of the entries, without the largest `outliers` among all.
+    """
+
+    density: float = 0.2
+    outliers: float = 0.01
+
+    name: ClassVar[str] = "breadcrumbs"
+    about: ClassVar[str] = "the sum of task vectors without each tensor's largest and smallest entries"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", share(self.density, "density"))
+        if not 0 <= self.outliers < self.density:
+            raise TvgradError(f"outliers must be at least 0 and below the density, not {self.outliers!r}")
+
+    def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
+        """Mask and add.
+
+        Args:
+            rows: as in `Method.combine`.
+            name: unused.
+            start: unused.
+
+        Returns:
+            The sum of what was kept.
+        """
+        total = torch.zeros_like(rows[0])
+        for row in rows:
+            kept = largest(row, self.density)
+            if int(self.outliers * row.numel()) >= 1:  # a tensor too small for one outlier has none
+                kept &= ~largest(row, self.outliers)
+            total.add_(row * kept)
+        return total

@@ -1,0 +1,151 @@
+"""Merged weights of several runs: their shared trainable parameters at one epoch, and what is frozen alike in all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.files.tensors import TensorFile
+from tvgrad.merging.method import Method
+from tvgrad.merging.stack import FileStack, equal_files
+from tvgrad.merging.streaming import checked_alpha, merge_stack
+from tvgrad.store.run import Run
+
+
+@dataclass(frozen=True)
+class MergedFile:
+    """What `merge_runs` wrote.
+
+    Attributes:
+        path: the path that opens the tensors.
+        merged: names of the merged tensors.
+        shared: names of the frozen tensors and buffers that are the same in all runs, and stand in the file too.
+        own: names of those that differ from run to run, such as a task's head, and do not.
+    """
+
+    path: Path
+    merged: tuple[str, ...]
+    shared: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+def common_epoch(runs: Sequence[Run]) -> int:
+    """Find the last epoch whose weights all runs keep.
+
+    Args:
+        runs: at least one.
+
+    Returns:
+        Its number.
+
+    Raises:
+        TvgradError: there is none after the pretrained weights.
+    """
+    kept = set(runs[0].epochs).intersection(*(run.epochs for run in runs[1:])) - {0}
+    if not kept:
+        raise TvgradError("the runs keep no epoch in common: give --epoch, or trace them with the same --keep")
+    return max(kept)
+
+
+def stack_of(runs: Sequence[Run], epoch: int) -> FileStack:
+    """Put the runs' task vectors at one epoch side by side, as files.
+
+    Args:
+        runs: runs of tasks that share one pretrained model.
+        epoch: epochs (or steps) done.
+
+    Returns:
+        The stack.
+
+    Raises:
+        TvgradError: a run has no such epoch, or the runs have different tensors or pretrained weights.
+    """
+    if not runs:
+        raise TvgradError("there is no run to merge: give the --out of a `tvgrad trace`")
+    if epoch < 1:
+        raise TvgradError(f"epoch {epoch} has no task vector: give an epoch of at least 1")
+    first = runs[0].file("weights", 0)
+    stack = FileStack(first, [run.file("weights", epoch) for run in runs], [str(run.root) for run in runs])
+    for run in runs[1:]:
+        _same_start(runs[0], run, first)
+    return stack
+
+
+def merge_runs(
+    runs: Sequence[Run], epoch: int, method: Method, alpha: float, out: str | os.PathLike[str]
+) -> MergedFile:
+    """Merge the trainable parameters of runs into one safetensors file.
+
+    Frozen parameters and buffers are written beside the merged tensors where they are the same, bit for bit, in all
+    runs. Those that differ (each task's own head) are not: take them from the task's run.
+
+    Args:
+        runs: runs of tasks that share one pretrained model.
+        epoch: epochs (or steps) done.
+        method: how to merge.
+        alpha: what the merged vector is multiplied with.
+        out: the file to make.
+
+    Returns:
+        What was written.
+
+    Raises:
+        TvgradError: the runs do not fit together, are too few for the method, or hold values that are not finite.
+    """  # noqa: DOC502 - raised by what is called
+    checked_alpha(alpha)
+    method.check_tasks(len(runs))
+    stack = stack_of(runs, epoch)
+    shared, own = _frozen(runs, epoch)
+    path = merge_stack(method, stack, alpha, out, shared)
+    return MergedFile(path, tuple(stack.places), tuple(shared), tuple(own))
+
+
+def _same_start(first: Run, other: Run, file: TensorFile) -> None:
+    entries = [run.point(0).files["weights"] for run in (first, other)]
+    if [digest for _, digest, _ in entries[0].parts] == [digest for _, digest, _ in entries[1].parts]:
+        return  # the same bytes, as recorded
+    name = equal_files(file, other.file("weights", 0))
+    if name is not None:
+        raise TvgradError(
+            f"{first.root} and {other.root} started from different pretrained weights ({name!r} differs): "
+            "merge runs of one pretrained model"
+        )
+
+
+def _frozen(runs: Sequence[Run], epoch: int) -> tuple[dict[str, TensorFile], list[str]]:
+    """Frozen tensors and buffers at an epoch: those that all runs have alike, and the others' names."""
+    tables = [_frozen_files(run, epoch) for run in runs]
+    shared: dict[str, TensorFile] = {}
+    own = []
+    for name in dict.fromkeys(name for table in tables for name in table):
+        files = [table[name] for table in tables if name in table]
+        if len(files) == len(tables) and all(_alike(files[0], file, name) for file in files[1:]):
+            shared[name] = files[0]
+        else:
+            own.append(name)
+    return shared, own
+
+
+def _frozen_files(run: Run, epoch: int) -> dict[str, TensorFile]:
+    table: dict[str, TensorFile] = {}
+    if run.manifest.static is not None:
+        static = TensorFile(run.root / run.manifest.static.path)
+        table |= dict.fromkeys(static.places, static)
+    changed = [at for at in run.having("buffers") if at <= epoch]
+    if changed:
+        buffers = run.file("buffers", changed[-1])
+        table |= dict.fromkeys(buffers.places, buffers)
+    return table
+
+
+def _alike(left: TensorFile, right: TensorFile, name: str) -> bool:
+    one, other = left.places[name], right.places[name]
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    # As bytes, so that a NaN equals itself.
+    return torch.equal(*(file.read(name).reshape(-1).view(torch.uint8) for file in (left, right)))

@@ -1,0 +1,1 @@
+"""Numbers: precision settings, floating-point facts, and derivatives as PyTorch takes them."""

@@ -1,0 +1,97 @@
+"""Derivatives that PyTorch cannot take, or would take wrongly without a word: found, and told with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tvgrad.errors import UnsupportedModel
+
+FORWARD_LACKS = ("saved tensor hooks", "setup_context", "forward AD", "ZeroTensors")
+"""What PyTorch says where forward mode stops: checkpoints, custom functions, odd kernels, the MSE of a linear layer."""
+
+
+def gradients(
+    loss: torch.Tensor, points: tuple[torch.Tensor, ...], create_graph: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Differentiate a loss that may not depend on every point, or on none.
+
+    Args:
+        loss: a scalar.
+        points: tensors that require a gradient.
+        create_graph: whether the gradients are differentiated in turn.
+
+    Returns:
+        One gradient for each point; zeros where the loss does not depend on it.
+    """
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(point) for point in points)
+    return torch.autograd.grad(loss, points, create_graph=create_graph, materialize_grads=True)
+
+
+def refuse_broken_graph(gradient: Sequence[torch.Tensor]) -> None:
+    """Refuse a gradient whose graph ends at an operation that can be differentiated once only.
+
+    Its node would raise when it ran, but it leads to no weight any more, so autograd leaves it out and a product is
+    silently wrong.
+
+    Args:
+        gradient: tensors made with `create_graph`.
+
+    Raises:
+        UnsupportedModel: the graph has such a node.
+    """
+    ahead: list[Any] = [part.grad_fn for part in gradient if part.grad_fn is not None]
+    seen = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        if node.name().endswith("autograd::Error"):
+            raise UnsupportedModel(_lacking("an autograd function is marked once_differentiable"))
+        for successor, _ in node.next_functions:
+            if successor is not None and successor not in seen:
+                seen.add(successor)
+                ahead.append(successor)
+
+
+@contextmanager
+def explained(forward_mode: bool = False) -> Generator[None]:
+    """Turn PyTorch's errors about derivatives that a model does not have into cause and remedy.
+
+    Args:
+        forward_mode: whether forward-mode derivatives are taken inside, which more operations lack.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnsupportedModel: instead of such an error.
+        RuntimeError: any other, as it came.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if forward_mode and any(sign in text for sign in FORWARD_LACKS):
+            raise UnsupportedModel(
+                f"forward_hvp does not go through an operation of this model ({text.splitlines()[0]}): use hvp, or "
+                "switch checkpointing off (Hugging Face: model.gradient_checkpointing_disable())"
+            ) from error
+        if "use_reentrant=True" in text:
+            raise UnsupportedModel(
+                "the model checkpoints activations with use_reentrant=True, which has no gradient at given weights: "
+                "switch checkpointing off or to use_reentrant=False (Hugging Face: "
+                "model.gradient_checkpointing_disable())"
+            ) from error
+        if "derivative for" in text or "once_differentiable" in text:
+            raise UnsupportedModel(_lacking(text.splitlines()[0])) from error
+        raise
+
+
+def _lacking(what: str) -> str:
+    return (
+        f"an operation of the model lacks the derivative that is needed ({what}): "
+        "use a plain implementation of it (Hugging Face: attn_implementation='eager')"
+    )

@@ -1,0 +1,165 @@
+"""BatchLoss: the mean loss of one batch as a function of a model's weights, and that batch's weight in the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.samples import Batch
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+class BatchLoss(nn.Module):
+    """Model, loss and the way a batch goes through them, as one module whose output is a scalar.
+
+    Being a module, it can be called with other weights (`torch.func.functional_call`) without touching the model, and
+    a user's own `forward` sees a model that already has those weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], torch.Tensor] | None,
+        forward: Callable[[nn.Module, Batch], Any] | None = None,
+        count: Callable[[Batch], float | torch.Tensor] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            model: the module that is tuned.
+            loss: callable(output, target) -> mean loss over the batch; None when `forward` returns the loss itself.
+            forward: callable(model, batch) -> output (or the loss, when `loss` is None); by default the model is
+                called with the inputs of an (inputs, target) batch, or with the entries of a mapping as keywords.
+            count: callable(batch) -> weight of the batch in the mean (unignored tokens, class weights); by default
+                the number of samples.
+        """
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.run = forward
+        self.count = count
+
+    def forward(self, batch: Batch, then: Callable[[torch.Tensor], Any] | None = None) -> Any:
+        """Compute the mean loss of a batch.
+
+        Args:
+            batch: as the collate function made it.
+            then: called with the loss before `forward` returns. Derivatives are taken in it: checkpointed activations
+                are recomputed while a gradient is, and under `functional_call` the module has the weights in question
+                only as long as its forward runs.
+
+        Returns:
+            A scalar tensor, or what `then` makes of it.
+
+        Raises:
+            TvgradError: the loss is not a scalar.
+        """
+        output = self.output(batch)
+        value = output if self.loss is None else self.loss(output, target_of(batch))
+        if self.loss is None and not isinstance(value, torch.Tensor):
+            value = getattr(output, "loss", None)
+        if not isinstance(value, torch.Tensor) or value.ndim != 0:
+            what = (
+                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            )
+            raise TvgradError(f"the loss is {what}: it must be one number, the mean over the batch (reduction='mean')")
+        return value if then is None else then(value)
+
+    def output(self, batch: Batch) -> Any:
+        """Compute the model's output for a batch.
+
+        Args:
+            batch: as the collate function made it.
+
+        Returns:
+            Whatever the model, or the user's `forward`, returns.
+
+        Raises:
+            TvgradError: the batch has more than two parts, and no `forward` says what they are for.
+        """
+        if self.run is not None:
+            return self.run(self.model, batch)
+        if isinstance(batch, Mapping):
+            given = {key: value for key, value in batch.items() if self.loss is None or key not in TARGET_KEYS}
+            return self.model(**given)
+        if isinstance(batch, (tuple, list)) and len(batch) > 2:
+            raise TvgradError(
+                f"a batch has {len(batch)} parts: only (input, target) goes through a model by itself; "
+                "pass forward(model, batch)"
+            )
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if isinstance(inputs, Mapping):
+            return self.model(**inputs)
+        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
+
+    def weight(self, batch: Batch) -> float:
+        """Weigh a batch in the mean over the data set.
+
+        Args:
+            batch: as the collate function made it.
+
+        Returns:
+            The number of samples, or what `count` says.
+
+        Raises:
+            TvgradError: the count is negative or not finite.
+        """
+        if self.count is None:
+            return float(size_of(batch))
+        weight = float(self.count(batch))
+        if not 0 <= weight < float("inf"):
+            raise TvgradError(f"count(batch) returned {weight}: the weight of a batch in the mean cannot be that")
+        return weight
+
+
+def target_of(batch: Batch) -> Any:
+    """Find the target in a batch.
+
+    Args:
+        batch: (inputs, target) or a mapping with an entry called labels, label, targets, target or y.
+
+    Returns:
+        The target.
+
+    Raises:
+        TvgradError: there is none.
+    """
+    if isinstance(batch, Mapping):
+        for key in TARGET_KEYS:
+            if key in batch:
+                return batch[key]
+        raise TvgradError(
+            f"the batch has no entry called {', '.join(TARGET_KEYS)} (it has {', '.join(map(str, batch))}): "
+            "give loss=None and a forward(model, batch) that returns the loss"
+        )
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[-1]
+    raise TvgradError("a batch has no target: let the data give (input, target), or pass loss=None and a forward")
+
+
+def size_of(batch: Batch) -> int:
+    """Count the samples of a batch: the length of its first tensor.
+
+    Args:
+        batch: as the collate function made it.
+
+    Returns:
+        Number of samples.
+
+    Raises:
+        TvgradError: the batch holds no tensor with a first dimension.
+    """
+    if isinstance(batch, torch.Tensor) and batch.ndim:
+        return len(batch)
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    for part in parts:
+        try:
+            return size_of(part)
+        except TvgradError:
+            continue
+    raise TvgradError("cannot count the samples of a batch without tensors: pass count=")

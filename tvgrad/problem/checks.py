@@ -1,0 +1,175 @@
+"""Probe: is the loss a deterministic function of weights and data, and a weighted mean over its samples?
+
+Run once on a few samples, on the device that will be used. What fails is refused with its cause and remedy, because
+each of these makes a full-batch gradient that is silently not the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError, UnsupportedModel
+from tvgrad.numerics.precision import exact_arithmetic, seeded
+from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.problem.samples import Batch, Samples, map_tensors, tensors_in
+
+ALLOWABLE = {
+    "dropout": "noise in the forward pass (dropout): gradients belong to one fixed draw of it",
+    "batchnorm": "batch statistics (BatchNorm in train mode): gradients depend on how the data is cut into chunks",
+    "augmentation": "random augmentation: gradients belong to one draw of the data",
+    "count": "a loss that is not the weighted mean over samples: gradients depend on how the data is cut into chunks",
+}
+"""What `allow` may name, and the sentence with which reports repeat it."""
+
+PROBE_SAMPLES = 12
+
+
+def probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str] = ()) -> None:
+    """Check model, loss and data on a few samples.
+
+    Args:
+        batch_loss: model and loss, on `device`.
+        samples: the data.
+        device: where to run.
+        allow: names of `ALLOWABLE` that are not to be refused.
+
+    Raises:
+        TvgradError: an unknown name in `allow`, or a loss that is not finite.
+        UnsupportedModel: the loss is random, depends on batch statistics, or is no weighted mean over its samples.
+    """
+    unknown = sorted(set(allow) - set(ALLOWABLE))
+    if unknown:
+        raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
+    with exact_arithmetic(device):
+        _probe(batch_loss, _spread(samples), device, allow)
+
+
+def _spread(samples: Samples) -> Samples:
+    """A few samples from all over the data: the first ones of a sorted data set may all be of one class."""
+    size = min(PROBE_SAMPLES, len(samples))
+    return samples.subset([index * (len(samples) - 1) // max(1, size - 1) for index in range(size)])
+
+
+def _probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str]) -> None:
+    size = len(samples)
+    batch = _moved(samples.batch(0, size), device)
+    if "augmentation" not in allow and not _equal(batch, _moved(samples.batch(0, size), device)):
+        raise UnsupportedModel(
+            "the data changes between two reads of the same samples (random augmentation): "
+            "turn the augmentation off, or allow 'augmentation'"
+        )
+    model = batch_loss.model
+    if "batchnorm" not in allow:
+        _refuse_batch_statistics(model)
+    if batch_loss.weight(batch) == 0:
+        raise TvgradError(
+            f"count(batch) is 0 for {size} samples from all over the data: there is no mean loss to check; "
+            "take out the samples without weight"
+        )
+    value, depends = _value(batch_loss, batch, seed=0)
+    if not torch.isfinite(value):
+        raise TvgradError(
+            f"the loss at the pretrained weights is {value.item()}: check the data, the model and the loss"
+        )
+    if "dropout" not in allow and not torch.equal(value, _value(batch_loss, batch, seed=1)[0]):
+        raise UnsupportedModel(_randomness(model))
+    if not depends:
+        raise UnsupportedModel(
+            "the loss does not depend on the trainable parameters: look for a no_grad or a detach on its way, "
+            "and for the parameters that require a gradient"
+        )
+    if size >= 2 and not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
+        _refuse_miscount(batch_loss, samples, size, device, value)
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        uses_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        )
+        if uses_batch:
+            raise UnsupportedModel(
+                f"{name or type(module).__name__} is a BatchNorm that uses the statistics of its batch, so chunks "
+                "do not add up to the full batch: put it in eval mode, or allow 'batchnorm'"
+            )
+
+
+def _randomness(model: nn.Module) -> str:
+    noisy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+    ]
+    source = f"dropout in train mode ({', '.join(noisy[:3])}{', ...' if len(noisy) > 3 else ''})" if noisy else "noise"
+    return (
+        f"the loss differs between two evaluations at the same weights because of {source}: "
+        "call model.eval() or set p=0, or allow 'dropout'"
+    )
+
+
+def _refuse_miscount(
+    batch_loss: BatchLoss, samples: Samples, size: int, device: torch.device, value: torch.Tensor
+) -> None:
+    """The mean over a batch must be the weighted mean over two unequal parts of it, up to rounding."""
+    cut = max(1, size // 3)
+    parts = [_moved(samples.batch(0, cut), device), _moved(samples.batch(cut, size), device)]
+    weights = [batch_loss.weight(part) for part in parts]
+    whole = batch_loss.weight(_moved(samples.batch(0, size), device))
+    total = sum(weights)
+    if total == 0 or abs(whole - total) > 1e-6 * total:
+        raise UnsupportedModel(
+            f"count(batch) gives {whole:g} for a batch and {total:g} for its two parts: a count must add up"
+        )
+    # A part that weighs nothing may have an undefined mean (0/0); it contributes nothing.
+    recombined = sum(
+        weight * float(_value(batch_loss, part, seed=0)[0])
+        for weight, part in zip(weights, parts, strict=True)
+        if weight > 0
+    )
+    expected = float(value)
+    # The root of the dtype's resolution lies far above rounding of a mean, and far below the error of a wrong count.
+    tolerance = torch.finfo(value.dtype).eps ** 0.5 * max(abs(expected), 1e-3)
+    if not abs(recombined / total - expected) <= tolerance:
+        raise UnsupportedModel(
+            f"the loss of a batch ({expected:.6g}) is not the mean of its two parts weighted by "
+            f"{'count' if batch_loss.count else 'samples'} ({recombined / total:.6g}): pass count=, a function of the "
+            "batch that gives its weight in the mean (unignored tokens, the sum of class weights), if it is one "
+            "(reduction='mean'), or allow 'count'"
+        )
+
+
+def _value(batch_loss: BatchLoss, batch: Batch, seed: int) -> tuple[torch.Tensor, bool]:
+    """The loss of a batch, and whether it depends on the trainable parameters."""
+    # Buffers go in as copies, so that the model stays as it is. Gradients are always on: attention has a faster path
+    # without them, whose last bits differ.
+    buffers = {name: buffer.clone() for name, buffer in batch_loss.named_buffers()}
+    with seeded(seed, batch_device(batch)):
+        value: torch.Tensor = torch.func.functional_call(batch_loss, buffers, (batch,))
+    return value.detach(), value.requires_grad
+
+
+def batch_device(batch: Batch) -> torch.device:
+    """Tell where a batch lies.
+
+    Args:
+        batch: as the collate function made it.
+
+    Returns:
+        The device of its first tensor; the CPU where there is none.
+    """
+    found = tensors_in(batch)
+    return found[0].device if found else torch.device("cpu")
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+
+def _equal(left: Batch, right: Batch) -> bool:
+    pairs = list(zip(tensors_in(left), tensors_in(right), strict=False))
+    return len(pairs) == len(tensors_in(right)) and all(
+        one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) for one, other in pairs
+    )

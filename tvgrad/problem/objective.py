@@ -1,0 +1,437 @@
+"""Objective: loss, gradient and Hessian-vector products over a whole data set, at any weights.
+
+All sums run over chunks of the data, are accumulated in float64 and divided once by the true weight of the data set, so
+the result does not depend on how the data is cut (a mean of batch means would). One chunk's graph is alive at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, grad_and_value, jvp
+
+from tvgrad.errors import TvgradError
+from tvgrad.numerics.autograd import explained, gradients, refuse_broken_graph
+from tvgrad.numerics.precision import exact_arithmetic, seeded
+from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.problem.checks import probe
+from tvgrad.problem.samples import Batch, Samples, map_tensors
+from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
+
+CHUNK_CANDIDATES = (16, 64, 256, 1024, 4096)
+CHUNK_SECONDS = 1.0
+PREFIX = "model."  # where BatchLoss keeps the user's model
+
+
+@dataclass
+class Evaluations:
+    """How often an objective went over its data, counted so that costs can be asserted and told beforehand."""
+
+    values: int = 0
+    gradients: int = 0
+    hvps: int = 0
+
+
+class Objective:
+    """The full-batch loss L(theta) = sum_i w_i loss_i / sum_i w_i of a model on a data set.
+
+    Attributes:
+        samples: the data, in its fixed order.
+        device: where it is computed.
+        evaluations: passes over the data so far.
+        allowed: names of the checks that the caller switched off; reports repeat them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], torch.Tensor] | None,
+        data: Any,
+        chunk_size: int | None = None,
+        device: str | torch.device = "auto",
+        count: Callable[[Batch], float | torch.Tensor] | None = None,
+        forward: Callable[[nn.Module, Batch], Any] | None = None,
+        collate: Callable[[list[Any]], Batch] | None = None,
+        allow: Collection[str] = (),
+    ) -> None:
+        """Check model, loss and data on a few samples, and keep a copy of the trainable weights.
+
+        The model's modules, frozen parameters and buffers are used as they stand and never changed. Modes count:
+        dropout and BatchNorm in train mode are refused, with the remedy in the message.
+
+        Args:
+            model: the module that is tuned.
+            loss: callable(output, target) -> mean loss over the batch; None when `forward` returns the loss.
+            data: (inputs, targets), a map-style Dataset, a DataLoader that visits each sample once, or Samples.
+            chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
+            device: a torch device; `auto` stays where the model is, or takes a GPU where there is one.
+            count: callable(batch) -> weight of the batch in the mean; by default its number of samples.
+            forward: callable(model, batch) -> output, for batches that are not (inputs, target).
+            collate: makes a batch of a list of samples; by default the loader's own or PyTorch's.
+            allow: checks to switch off: `dropout`, `batchnorm`, `augmentation`, `count`.
+
+        Raises:
+            TvgradError: no trainable parameters, empty data, a loss that is no finite scalar, an absent device, or one
+                of the things that `tvgrad.problem.checks` refuses.
+        """
+        trainable_parameters(model)
+        if chunk_size is not None and chunk_size < 1:
+            raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
+        self.device = resolve_device(device, model)
+        if any(parameter.device != self.device for parameter in model.parameters()):
+            model = copy.deepcopy(model).to(self.device)
+        self.samples = data if isinstance(data, Samples) else Samples(data, collate)
+        self.allowed = tuple(sorted(set(allow)))
+        self.evaluations = Evaluations()
+        self._batch_loss = BatchLoss(model, loss, forward, count)
+        self._chunk_size = chunk_size
+        with torch.inference_mode(False):
+            self._initial = weights_of(model)
+        probe(self._batch_loss, self.samples, self.device, self.allowed)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; on another device than the caller's, a copy of it."""
+        return self._batch_loss.model
+
+    @property
+    def batch_loss(self) -> BatchLoss:
+        """Model and loss as one module, for callers that drive a copy of them."""
+        return self._batch_loss
+
+    @property
+    def initial(self) -> Weights:
+        """The trainable weights at construction."""
+        return dict(self._initial)
+
+    @property
+    def chunk_size(self) -> int:
+        """Samples that are evaluated at once, measured when it was not given."""
+        if self._chunk_size is None:
+            self._chunk_size = self._measure_chunk_size()
+        return self._chunk_size
+
+    def use_chunk_size(self, size: int | None) -> None:
+        """Fix the chunk size, on which the last bits of a sum depend.
+
+        Args:
+            size: samples evaluated at once; None leaves it as it is.
+        """
+        self._chunk_size = size or self._chunk_size
+
+    def subset(self, indices: Sequence[int] | torch.Tensor) -> Objective:
+        """The same objective on some of the samples: a mini-batch, say.
+
+        Args:
+            indices: positions in the data, in the order wanted.
+
+        Returns:
+            An objective that shares the model, the weights, the chunk size and the count of evaluations.
+        """
+        view = copy.copy(self)
+        view._chunk_size = self.chunk_size  # measured once here, not once for every mini-batch
+        view.samples = self.samples.subset(indices)
+        return view
+
+    def value(self, at: Mapping[str, torch.Tensor] | None = None) -> float:
+        """Compute the full-batch loss.
+
+        Args:
+            at: weights; by default those at construction.
+
+        Returns:
+            The mean loss.
+        """
+        weights = self._check(at)
+        divisor = 0.0
+        with exact_arithmetic(self.device), torch.no_grad():
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for chunk, weight in self._chunks():
+                total += weight * self._loss(weights, chunk).double()
+                divisor += weight
+        self.evaluations.values += 1
+        return float(total) / self._nonzero(divisor)
+
+    def gradient(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
+        """Compute the full-batch gradient.
+
+        Args:
+            at: weights; by default those at construction.
+
+        Returns:
+            Name -> tensor in the parameter's dtype, accumulated in float64.
+        """
+        return self.value_and_gradient(at)[1]
+
+    def value_and_gradient(self, at: Mapping[str, torch.Tensor] | None = None) -> tuple[float, Weights]:
+        """Compute the full-batch loss and its gradient in one pass.
+
+        Args:
+            at: weights; by default those at construction.
+
+        Returns:
+            The mean loss, and name -> gradient.
+        """
+        weights = self._check(at)
+        sums = _Sums(weights)
+        with exact_arithmetic(self.device), explained():
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for chunk, weight in self._chunks():
+                gradient, value = self._chunk_gradient(weights, chunk)
+                sums.add(gradient, weight)
+                total += weight * value.double()
+        self.evaluations.gradients += 1
+        return float(total) / self._nonzero(sums.weight), sums.mean()
+
+    def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
+        """Multiply the full-batch Hessian with a vector.
+
+        Args:
+            vector: name -> tensor, shaped like the weights.
+            at: weights; by default those at construction.
+
+        Returns:
+            Name -> tensor in the parameter's dtype, accumulated in float64.
+        """
+        return self.hvps([vector], at)[0]
+
+    def hvps(
+        self, vectors: Sequence[Mapping[str, torch.Tensor]], at: Mapping[str, torch.Tensor] | None = None
+    ) -> list[Weights]:
+        """Multiply the full-batch Hessian with several vectors, sharing one graph per chunk.
+
+        Double backward: the graph of each chunk's gradient is built once and walked once for each vector, which costs
+        about half of separate products. Attention runs under the MATH kernel, the only one with second derivatives.
+
+        Args:
+            vectors: name -> tensor, shaped like the weights.
+            at: weights; by default those at construction.
+
+        Returns:
+            One product for each vector, in the parameter's dtype.
+        """
+        weights = self._check(at)
+        directions = [self._check(vector) for vector in vectors]
+        sums = [_Sums(weights) for _ in directions]
+        if not directions:
+            return []
+        with exact_arithmetic(self.device, second_order=True), explained():
+            for chunk, weight in self._chunks():
+                self._add_chunk_hvps(weights, directions, chunk, sums, weight)
+        self.evaluations.hvps += len(directions)
+        return [accumulated.mean() for accumulated in sums]
+
+    def forward_hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
+        """The same product as `hvp` by forward over reverse differentiation: a second opinion that shares no graph.
+
+        Args:
+            vector: name -> tensor, shaped like the weights.
+            at: weights; by default those at construction.
+
+        Returns:
+            Name -> tensor in the parameter's dtype.
+        """
+        weights, direction = self._check(at), self._check(vector)
+        sums = _Sums(weights)
+        with exact_arithmetic(self.device, second_order=True), explained(forward_mode=True):
+            for chunk, weight in self._chunks():
+                gradient = grad(lambda theta, chunk=chunk: self._loss(theta, chunk))
+                sums.add(jvp(gradient, (weights,), (direction,))[1], weight)
+        self.evaluations.hvps += 1
+        return sums.mean()
+
+    def _loss(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        chunk: Batch,
+        then: Callable[[torch.Tensor], Any] | None = None,
+    ) -> Any:
+        """The loss of a chunk with the given weights; buffers go in as copies, so that nothing is mutated."""
+        # Derivatives are taken in `then`, while the module still has these weights: checkpointed activations would
+        # otherwise be recomputed with the model's own, and make a derivative that is silently wrong.
+        state = {name: buffer.clone() for name, buffer in self._batch_loss.named_buffers()}
+        state |= {PREFIX + name: tensor for name, tensor in weights.items()}
+        return functional_call(self._batch_loss, state, (chunk,), {"then": then})
+
+    def _chunk_gradient(self, weights: Weights, chunk: Batch, functional: bool = False) -> tuple[Weights, torch.Tensor]:
+        """Gradient and loss of a chunk by one of two engines; the functional one is kept as a second opinion."""
+        # torch.autograd.grad was faster than torch.func.grad (2 % on an MLP, 10 % on a ViT), peaked at 0.6 to 0.8 of
+        # its memory, and works with gradient checkpointing.
+        if functional:
+            gradient, value = grad_and_value(lambda theta: self._loss(theta, chunk))(weights)
+            return gradient, value
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+
+        def differentiate(loss: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+            return gradients(loss, tuple(leaves.values())), loss.detach()
+
+        parts, value = self._loss(leaves, chunk, differentiate)
+        return dict(zip(leaves, parts, strict=True)), value
+
+    def _add_chunk_hvps(
+        self, weights: Weights, directions: Sequence[Weights], chunk: Batch, sums: Sequence[_Sums], weight: float
+    ) -> None:
+        """Add a chunk's products to the sums, one at a time, from one graph."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+        points = tuple(leaves.values())
+
+        def differentiate(loss: torch.Tensor) -> None:
+            gradient = gradients(loss, points, create_graph=True)
+            if sums[0].weight == 0:  # once a pass
+                refuse_broken_graph(gradient)
+            # Parts of the gradient that do not depend on the weights (a linear layer alone) have no graph.
+            curved = [(name, part) for name, part in zip(leaves, gradient, strict=True) if part.requires_grad]
+            for index, (direction, accumulated) in enumerate(zip(directions, sums, strict=True)):
+                if curved:
+                    parts = torch.autograd.grad(
+                        [part for _, part in curved],
+                        points,
+                        [direction[name].to(part.dtype) for name, part in curved],
+                        retain_graph=index + 1 < len(directions),
+                        materialize_grads=True,
+                    )
+                else:
+                    parts = tuple(torch.zeros_like(point) for point in points)
+                accumulated.add(dict(zip(leaves, parts, strict=True)), weight)
+
+        self._loss(leaves, chunk, differentiate)
+
+    def _chunks(self) -> Iterator[tuple[Batch, float]]:
+        """Chunks on the device, each with its weight in the mean; a single chunk weighs 1, so that it stays exact."""
+        size = self.chunk_size
+        single = len(self.samples) <= size
+        for start in range(0, len(self.samples), size):
+            chunk = self._moved(self.samples.batch(start, start + size))
+            weight = self._batch_loss.weight(chunk)
+            # A chunk without weight (all its tokens ignored) may have an undefined mean, 0/0: it is left out.
+            if weight > 0:
+                with self._noise(start):
+                    yield chunk, 1.0 if single else weight
+
+    @staticmethod
+    def _nonzero(weight: float) -> float:
+        if weight == 0:
+            raise TvgradError("count(batch) is 0 over the whole data set: the mean loss is undefined")
+        return weight
+
+    @contextmanager
+    def _noise(self, start: int) -> Generator[None]:
+        """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
+        if "dropout" not in self.allowed:
+            yield
+            return
+        with seeded(start, self.device):
+            yield
+
+    def _moved(self, chunk: Batch) -> Batch:
+        return map_tensors(chunk, lambda tensor: tensor.to(self.device))
+
+    def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
+        """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""
+        if given is None:
+            return self._initial
+        difference = same_names_and_shapes(self._initial, given)
+        if difference is not None:
+            raise TvgradError(f"the weights do not fit the model: {difference}")
+        with torch.inference_mode(False):
+            plain = {name: given[name].detach() for name in self._initial}
+            return {
+                # A tensor made in inference mode cannot be differentiated at; a copy can.
+                name: (plain[name].clone() if plain[name].is_inference() else plain[name]).to(self.device, tensor.dtype)
+                for name, tensor in self._initial.items()
+            }
+
+    def _measure_chunk_size(self) -> int:
+        """The smallest chunk within 5 % of the fastest, found in about a second.
+
+        Larger chunks are tried while they pay; a chunk that does not fit the memory ends the search.
+        """  # noqa: DOC201, DOC501 - private
+        best: dict[int, float] = {}
+        with exact_arithmetic(self.device), explained():
+            for size in CHUNK_CANDIDATES:
+                size = min(size, len(self.samples))
+                try:
+                    chunk = self._moved(self.samples.batch(0, size))
+                    seconds = min(self._time(chunk) for _ in range(2))
+                except (RuntimeError, MemoryError) as error:
+                    if not _means_no_memory(error):
+                        raise
+                    break
+                best[size] = seconds / size
+                if size == len(self.samples) or seconds > CHUNK_SECONDS / 4 or best[size] > 1.2 * min(best.values()):
+                    break
+        if not best:
+            return 1
+        limit = 1.05 * min(best.values())
+        return min(size for size, cost in best.items() if cost <= limit)
+
+    def _time(self, chunk: Batch) -> float:
+        begin = time.perf_counter()
+        _, value = self._chunk_gradient(self._initial, chunk)
+        value.item()  # waits for the device
+        return time.perf_counter() - begin
+
+
+def _means_no_memory(error: Exception) -> bool:
+    """Whether a computation did not fit (the CPU's allocator raises a plain RuntimeError)."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class _Sums:
+    """Weighted sums of gradients in float64, one tensor for each parameter, divided once at the end."""
+
+    def __init__(self, like: Weights) -> None:
+        self.dtypes = {name: tensor.dtype for name, tensor in like.items()}
+        self.sums: Weights = {}
+        self.weight = 0.0
+
+    def add(self, part: Mapping[str, torch.Tensor], weight: float) -> None:
+        self.weight += weight
+        for name, tensor in part.items():
+            plain = tensor.detach()
+            if name in self.sums:
+                self.sums[name].add_(plain, alpha=weight)
+            else:
+                self.sums[name] = plain.to(torch.float64, copy=True).mul_(weight)
+
+    def mean(self) -> Weights:
+        weight = Objective._nonzero(self.weight)
+        return {name: self.sums[name].div_(weight).to(dtype) for name, dtype in self.dtypes.items()}
+
+
+def resolve_device(device: str | torch.device, model: nn.Module | None = None) -> torch.device:
+    """Turn a device option into a device that exists.
+
+    Args:
+        device: `auto`, or anything `torch.device` takes.
+        model: with `auto`, a model that is already on an accelerator keeps it.
+
+    Returns:
+        The device, with its index.
+
+    Raises:
+        TvgradError: the name is not a device, or there is none such here.
+    """
+    if str(device) == "auto":
+        first = next(iter(model.parameters())).device if model is not None else torch.device("cpu")
+        if first.type != "cpu" or not torch.cuda.is_available():
+            return first
+        return torch.device("cuda", torch.cuda.current_device())
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TvgradError(f"device {str(device)!r} is not available here ({reason}): choose auto or cpu") from None
+    if chosen.type == "meta":
+        raise TvgradError(
+            "tensors on device 'meta' have no values: load the model's weights, and choose another device"
+        )
+    return torch.empty(0, device=chosen).device

@@ -1,0 +1,109 @@
+"""The recipe and the objective of a recorded run."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
+from tvgrad.recipes.catalogue import load_recipes
+from tvgrad.store.run import Run
+from tvgrad.vectors.parameters import same_names_and_shapes
+
+
+def recipe_of(run: Run, target: str) -> Recipe:
+    """Find the recipe of a run's task.
+
+    Args:
+        run: the run.
+        target: a TARGET, as on the command line.
+
+    Returns:
+        The recipe, checked against the run's parameters.
+
+    Raises:
+        TvgradError: the target has no such task, or its model or data is not what was recorded.
+    """
+    recipes = load_recipes(target)
+    task = (run.info.get("recipe") or {}).get("task", run.name)
+    found = recipes[0] if len(recipes) == 1 else next((one for one in recipes if one.name == task), None)
+    if found is None:
+        raise TvgradError(f"{target} has no task called {task!r}, which {run.root} records")
+    shapes = {name: tuple(p.shape) for name, p in found.model.named_parameters() if p.requires_grad}
+    if shapes != {name: parameter.shape for name, parameter in run.parameters.items()}:
+        raise TvgradError(f"the model of {target} has other parameters than {run.root}: give the recipe that made it")
+    return found
+
+
+def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, device: str = "auto") -> Objective:
+    """Build the objective whose gradients a run recorded.
+
+    Args:
+        run: the run.
+        recipe: its recipe.
+        dtype: by default the run's own.
+        device: where to compute.
+
+    Returns:
+        The objective, at the run's pretrained weights.
+
+    Raises:
+        TvgradError: the recipe's data is not what the run was recorded on.
+    """
+    own = getattr(torch, str(run.info.get("dtype", "float32")))
+    recorded = run.info.get("fingerprint")
+    samples = recipe.train if _fits(recipe.train.fingerprint(), recorded) else recipe.train.with_dtype(own)
+    if not _fits(samples.fingerprint(), recorded):
+        raise TvgradError(f"the recipe's training data is not what {run.root} was recorded on: its fingerprint differs")
+    model = copy.deepcopy(recipe.model).to(own)
+    try:
+        model.load_state_dict(run.complete(0))
+    except RuntimeError:
+        raise TvgradError(
+            f"the recipe's model holds other frozen parameters or buffers than {run.root}: give the recipe that made it"
+        ) from None
+    wanted = dtype or own
+    return Objective(
+        model.to(wanted),
+        recipe.loss,
+        samples.with_dtype(wanted),
+        run.info.get("chunk_size"),
+        device,
+        recipe.count,
+        recipe.forward,
+        allow=run.info.get("allowed", ()),
+    )
+
+
+def _fits(found: str, recorded: str | None) -> bool:
+    return recorded is None or found == recorded
+
+
+def check_data(run: Run, objective: Objective) -> None:
+    """Compare data and parameters with what the run says of them.
+
+    Args:
+        run: the run.
+        objective: in any dtype: data that was cast after the recording is compared as it was before.
+
+    Raises:
+        TvgradError: they differ.
+    """
+    shapes = {name: torch.empty(one.shape, device="meta") for name, one in run.parameters.items()}
+    misfit = same_names_and_shapes(shapes, objective.initial)
+    if misfit is not None:
+        raise TvgradError(f"the objective's model has other parameters than {run.root}: {misfit}")
+    recorded = run.info.get("fingerprint")
+    if recorded is None:
+        return
+    samples = copy.copy(objective.samples)
+    for dtype in (samples.dtype, None, getattr(torch, str(run.info.get("dtype", "float32")))):
+        samples.dtype = dtype
+        if samples.fingerprint() == recorded:
+            return
+    raise TvgradError(
+        f"the data is not what {run.root} was recorded on (its fingerprint differs): give the recipe that made it"
+    )

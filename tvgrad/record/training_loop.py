@@ -1,0 +1,388 @@
+"""The training loop of `tvgrad trace`: fine-tunes a recipe by PyTorch's own optimizers and records it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.batch_loss import BatchLoss, target_of
+from tvgrad.problem.objective import Objective, resolve_device
+from tvgrad.problem.recipe import OPTIMIZERS, Recipe, positive, positive_integer
+from tvgrad.problem.samples import Samples, map_tensors
+from tvgrad.record.options import DTYPES, TraceOptions, check_moments
+from tvgrad.record.recorder import Recorder
+from tvgrad.store.manifest import MANIFEST, read_manifest
+from tvgrad.store.run import Run
+from tvgrad.store.writer import keeps, require_free, require_space
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.rules import make_rule
+from tvgrad.vectors.parameters import Weights, cosine, trainable_parameters
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress display can show after each epoch.
+
+    Attributes:
+        epoch: epochs done.
+        epochs: epochs planned.
+        loss: full-batch loss, NaN where it was not computed.
+        cosine: cosine of the task vector to minus the first gradient, NaN where there is none.
+        seconds: since the loop began.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    cosine: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready to train: checked before any file is written."""
+
+    recipe: Recipe
+    model: nn.Module
+    samples: Samples
+    objective: Objective
+    rule: UpdateRule
+    epochs: int
+    batch_size: int | None
+    options: TraceOptions
+
+
+def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
+    """Copy a recipe's model, cast it, move it, and check every option against it.
+
+    Args:
+        recipe: the task; its model is left as it is.
+        options: how to train.
+
+    Returns:
+        All that `trace` needs.
+
+    Raises:
+        TvgradError: an option is out of range or does not go with another.
+    """
+    name = options.optimizer or recipe.optimizer
+    if name not in OPTIMIZERS:
+        raise TvgradError(f"unknown optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    lr = recipe.lr if options.lr is None else positive(options.lr, "--lr")
+    rule = make_rule(name, lr, options.momentum, options.weight_decay)
+    epochs = recipe.epochs if options.epochs is None else positive_integer(options.epochs, "--epochs")
+    batch_size = recipe.batch_size if options.batch_size is None else options.batch_size
+    if name == "gd":
+        if options.batch_size is not None:
+            raise TvgradError("gd is full-batch gradient descent: leave --batch-size out, or use --optimizer sgd")
+        batch_size = None
+    if batch_size is not None and positive_integer(batch_size, "--batch-size") >= len(recipe.train):
+        batch_size = None
+    if "batches" in options.record and batch_size is None:
+        raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
+    keeps(options.keep, 0, [0])
+    if not options.resume:
+        check_moments(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
+    model = copy.deepcopy(recipe.model)
+    samples = recipe.train
+    if options.dtype is not None:
+        if options.dtype not in DTYPES:
+            raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
+        model = model.to(DTYPES[options.dtype])
+        samples = samples.with_dtype(DTYPES[options.dtype])
+    device = resolve_device(options.device, model)
+    model = model.to(device)
+    allow = {*recipe.allow, *options.allow}
+    chunk_size = options.chunk_size
+    objective = Objective(
+        model, recipe.loss, samples, chunk_size, device, recipe.count, recipe.forward, allow=sorted(allow)
+    )
+    return Prepared(recipe, model, samples, objective, rule, epochs, batch_size, options)
+
+
+def check_directory(directory: Path, resume: bool) -> None:
+    """Refuse a run directory that is taken, before any long work starts.
+
+    Args:
+        directory: where a run is to go.
+        resume: go on with a run that is there.
+
+    Raises:
+        TvgradError: it is a file, or holds other files, or a run that is not to be resumed.
+    """  # noqa: DOC502 - raised by require_free
+    if not (resume and (directory / MANIFEST).is_file()):
+        require_free(directory)
+
+
+def check_space(places: Sequence[tuple[Prepared, Path]]) -> None:
+    """Refuse to start where the runs together do not fit on the disk.
+
+    Args:
+        places: what is to be traced, and where to.
+
+    Raises:
+        TvgradError: there is too little room.
+    """  # noqa: DOC502 - raised by require_space
+    if places:
+        require_space(places[0][1], sum(_estimated_bytes(*place) for place in places))
+
+
+def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], None] | None = None) -> Run:
+    """Fine-tune and record.
+
+    Full-batch training steps with the very tensor that is recorded as the gradient. Mini-batches are cut from an order
+    that depends on the seed and the epoch alone, so that a resumed run sees the same batches.
+
+    Args:
+        prepared: what `prepare` made.
+        directory: the run directory to make, or to go on with.
+        on_epoch: called after each epoch.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        TvgradError: the directory is taken or does not fit, the disk has no room, or the loss stops being finite.
+    """
+    earlier = Run.open(directory) if prepared.options.resume and (directory / MANIFEST).exists() else None
+    if earlier is not None:
+        prepared = _as_recorded(prepared, earlier)
+    options, model = prepared.options, prepared.model
+    optimizer = prepared.rule.make_optimizer(list(trainable_parameters(model).values()))
+    check_space([(prepared, directory)])
+    recorder = Recorder(
+        directory,
+        model,
+        optimizer,
+        prepared.objective,
+        options.record_at,
+        options.record,
+        options.keep,
+        options.groups,
+        prepared.recipe.name,
+        prepared.rule,
+        info=_facts(prepared),
+        resume=options.resume,
+        finite=True,
+    )
+    with recorder:
+        if earlier is not None:
+            recorder.add_info(epochs=max(prepared.epochs, recorder.epoch))
+        _train(prepared, optimizer, recorder, on_epoch)
+    return Run.open(directory)
+
+
+def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
+    """What is resumed: the recipe must give the model that was recorded, and what was not said is as it was."""
+    if run.points:
+        recorded = run.static() | run.weights(0)
+        present = prepared.model.state_dict()
+        for name, tensor in recorded.items():
+            if name not in present or not _same(present[name].cpu(), tensor):
+                raise TvgradError(
+                    f"{run.root} records another model ({name} differs): --resume needs the one it was started with "
+                    "(a recipe that draws its weights at random has to seed them)"
+                )
+    if prepared.options.chunk_size is None:
+        # The chunk size decides the last bit of a sum: go on with the one that was measured then.
+        prepared.objective.use_chunk_size(run.info.get("chunk_size"))
+    planned = run.info.get("epochs")
+    return replace(prepared, epochs=planned) if prepared.options.epochs is None and planned else prepared
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _train(
+    prepared: Prepared,
+    optimizer: torch.optim.Optimizer,
+    recorder: Recorder,
+    on_epoch: Callable[[Progress], None] | None,
+) -> None:
+    options, model = prepared.options, prepared.model
+    parameters = trainable_parameters(model)
+    loss_of = prepared.recipe.batch_loss(model)
+    start, descent = _start(recorder, parameters)
+    began = time.perf_counter()
+    while recorder.epoch < prepared.epochs:
+        epoch_began = time.perf_counter()
+        done = recorder.steps_in_epoch  # above 0 where a run that was recorded by step is resumed inside an epoch
+        if done == 0:
+            _seed_everything(_mixed(options.seed, recorder.epoch))
+        if prepared.batch_size is None:
+            if done == 0:
+                _full_step(prepared, optimizer, recorder)
+                recorder.end_step(_test_metric(prepared, loss_of) if recorder.due else None)
+        else:
+            batches = batches_of(len(prepared.samples), prepared.batch_size, options.seed, recorder.epoch)
+            for indices in itertools.islice(batches, done, None):
+                recorder.note_batch(indices)
+                _step(loss_of, prepared, optimizer, indices, recorder.steps)
+                recorder.note_step(batch_size=len(indices))
+                recorder.end_step(_test_metric(prepared, loss_of) if recorder.due else None)
+        metrics = _test_metric(prepared, loss_of) if options.record_at == "epochs" else {}
+        recorder.end_epoch({**metrics, "seconds": time.perf_counter() - epoch_began})
+        if on_epoch is not None:
+            on_epoch(
+                Progress(
+                    recorder.epoch,
+                    prepared.epochs,
+                    math.nan if recorder.loss is None else recorder.loss,
+                    _running_cosine(parameters, start, descent),
+                    time.perf_counter() - began,
+                )
+            )
+
+
+def _full_step(prepared: Prepared, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+    parameters = trainable_parameters(prepared.model)
+    gradient = recorder.gradient or prepared.objective.gradient(parameters)
+    for name, parameter in parameters.items():
+        # A copy, because some optimizers change the gradient in place.
+        parameter.grad = gradient[name].clone()
+    prepared.rule.set_rate(optimizer, recorder.steps)
+    optimizer.step()
+    recorder.note_step(batch_size=len(prepared.samples))
+
+
+def _step(
+    loss_of: BatchLoss, prepared: Prepared, optimizer: torch.optim.Optimizer, indices: torch.Tensor, step: int
+) -> None:
+    batch = prepared.samples.subset(indices).batch(0, len(indices))
+    batch = map_tensors(batch, lambda tensor: tensor.to(prepared.objective.device))
+    optimizer.zero_grad()
+    loss_of(batch).backward()
+    prepared.rule.set_rate(optimizer, step)
+    optimizer.step()
+
+
+def batches_of(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
+    """Cut a random order of the samples into mini-batches; the last may be short.
+
+    Args:
+        samples: number of samples.
+        batch_size: samples in a batch.
+        seed: of the run.
+        epoch: epochs done before this one.
+
+    Yields:
+        Positions of each batch's samples.
+    """
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+    yield from torch.randperm(samples, generator=generator).split(batch_size)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed every generator that a model or a data set may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    """A seed for each epoch; different seeds share no epoch's order (a plain sum would)."""
+    return (seed * 1_000_003 + epoch * 7_919 + 12_345) % 2**63
+
+
+@torch.no_grad()
+def _test_metric(prepared: Prepared, loss_of: BatchLoss) -> dict[str, float]:
+    """The recipe's metric on its test samples, as a mean weighted by samples, with the model in eval mode."""
+    recipe = prepared.recipe
+    if recipe.test is None or recipe.metric is None:
+        return {}
+    modes = {module: module.training for module in prepared.model.modules()}
+    prepared.model.eval()  # test samples may neither be dropped out nor enter the statistics of a BatchNorm
+    try:
+        return {getattr(recipe.metric, "__name__", "metric"): _test_mean(prepared, loss_of, recipe.test, recipe.metric)}
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Callable[[Any, Any], Any]) -> float:
+    samples = test.with_dtype(prepared.samples.dtype)
+    size = max(prepared.objective.chunk_size, 1)
+    total = 0.0
+    for start in range(0, len(samples), size):
+        batch = map_tensors(samples.batch(start, start + size), lambda tensor: tensor.to(prepared.objective.device))
+        count = min(size, len(samples) - start)
+        total += float(metric(loss_of.output(batch), target_of(batch))) * count
+    return total / len(samples)
+
+
+def _start(recorder: Recorder, parameters: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights | None]:
+    """The pretrained weights and minus the first gradient, for the progress display."""
+    if recorder.steps == 0:
+        start = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+        return start, None if recorder.gradient is None else {n: -g.clone() for n, g in recorder.gradient.items()}
+    run = Run.open(recorder.directory)
+    descent = {name: -tensor for name, tensor in run.gradient(0).items()} if 0 in run.having("gradient") else None
+    device = next(iter(parameters.values())).device
+    return (
+        {name: tensor.to(device) for name, tensor in run.weights(0).items()},
+        None if descent is None else {name: tensor.to(device) for name, tensor in descent.items()},
+    )
+
+
+def _running_cosine(parameters: Mapping[str, torch.Tensor], start: Weights, descent: Weights | None) -> float:
+    if descent is None:
+        return math.nan
+    tau = {name: tensor.detach().double() - start[name].double() for name, tensor in parameters.items()}
+    return cosine(tau, descent)
+
+
+def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
+    """Bytes that the run will still take: weights and what is recorded beside them for each kept point, and state."""
+    options = prepared.options
+    taken = 0
+    if options.resume and (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        taken = sum(entry.nbytes for point in manifest.points for entry in point.files.values())
+    weights = sum(int(tensor.nbytes) for tensor in prepared.objective.initial.values())
+    static = sum(int(tensor.nbytes) for tensor in prepared.model.state_dict().values()) - weights
+    kinds = 1 + ("gradients" in options.record) + ("epoch-gradients" in options.record)
+    points = (len(options.record_at.split(",")) if options.record_at.startswith("steps:") else prepared.epochs) + 1
+    if options.keep.startswith("last:"):
+        points = min(points, int(options.keep.partition(":")[2]) + 1)
+    elif options.keep.startswith("epochs:"):
+        points = min(points, len(set(options.keep.partition(":")[2].split(","))) + 2)
+    # While one point replaces another, both are on the disk; optimizer state is at most two copies of the weights.
+    return max(0, max(static, 0) + weights * (kinds * (points + 1) + 4) - taken)
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    options = prepared.options
+    return {
+        "recipe": {"target": options.target, "task": prepared.recipe.name, "about": prepared.recipe.about},
+        "options": {name: value for name, value in asdict(options).items() if name not in {"resume", "target"}},
+        "epochs": prepared.epochs,
+        "batch_size": prepared.batch_size,
+        "seed": options.seed,
+        # With the full batch, the optimizer consumes the very tensors that are recorded as gradients.
+        "consumes_recorded_gradient": prepared.batch_size is None and "gradients" in options.record,
+        "config": _model_config(prepared.model),
+    }
+
+
+def _model_config(model: nn.Module) -> dict[str, Any] | None:
+    """A Hugging Face model's configuration, for exports."""
+    describe = getattr(getattr(model, "config", None), "to_dict", None)
+    if not callable(describe):
+        return None
+    config = dict(describe())
+    # The library fills these in when it saves a model itself: other tools find the class by them.
+    known = config.get("architectures") or [type(model).__name__]
+    return config | {"architectures": known, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}

@@ -1,0 +1,51 @@
+"""What a report lacks: tables that another command computes, and columns in which nothing was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+COMPUTED_BY = {
+    "second_order": "`tvgrad explain RUN`",
+    "error_budget": "`tvgrad explain RUN`",
+}
+"""Table that needs model and data -> the command that makes it."""
+
+MOST_NAMES = 6
+
+
+def missing_results(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say which tables lack which runs, and what computes them.
+
+    Args:
+        tables: the tables of a report.
+
+    Returns:
+        One sentence a table; none where all is there.
+    """
+    sentences = []
+    for name, command in COMPUTED_BY.items():
+        if name not in tables:  # checkpoints without a run have no such table
+            continue
+        present = set(tables[name]["run"])
+        without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in present]
+        if without:
+            more = f" and {len(without) - MOST_NAMES} more" if len(without) > MOST_NAMES else ""
+            sentences.append(
+                f"{name} has no rows of {', '.join(without[:MOST_NAMES])}{more}: {command} makes them "
+                "(with `--recipe TARGET` where the recipe is your own), then report again."
+            )
+    return sentences
+
+
+def without_empty_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the columns in which no row has anything, which only make a table for people wide.
+
+    Args:
+        table: any table.
+
+    Returns:
+        The table without them; as it is where it has no rows.
+    """
+    return table.dropna(axis="columns", how="all") if len(table) else table

@@ -1,0 +1,1 @@
+"""The run directory on disk: the only room that knows its files."""

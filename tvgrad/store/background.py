@@ -1,0 +1,186 @@
+"""BackgroundWriter: writes points in a thread, so that training waits for a copy in memory and not for a disk."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.store.manifest import Manifest
+from tvgrad.store.writer import RunWriter
+from tvgrad.vectors.parameters import Weights
+
+
+class BackgroundWriter:
+    """A `RunWriter` whose work is done by one thread, in the order in which it was asked for.
+
+    One point may wait to be written: its tensors lie in buffers that the next point needs, so a caller that comes back
+    too early waits. A point exists when the thread has listed it, not when `add` returns. An error in the thread is
+    raised by the next call and by all that follow it, and nothing more is written.
+    """
+
+    def __init__(self, opened: Callable[[], RunWriter]) -> None:
+        """Open the run in the thread.
+
+        Args:
+            opened: makes the writer: `RunWriter.create` or `RunWriter.resume` with its arguments.
+        """
+        self._opened = opened
+        self._inner: RunWriter | None = None
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._condition = threading.Condition()
+        self._busy = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._told = False
+        self._buffers: dict[str, Weights] = {}
+        # A daemon, because the interpreter joins other threads before it runs the exit handlers that end this one.
+        self._thread = threading.Thread(target=self._work, name="tvgrad writer", daemon=True)
+        self._thread.start()
+        self._submit(self._open)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What run.json says when all that was asked for is done."""
+        return self._settled().manifest
+
+    def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:
+        """Copy tensors into buffers that are used again for the next point.
+
+        Args:
+            kind: what they are; each kind has buffers of its own.
+            tensors: name -> tensor on any device.
+
+        Returns:
+            Name -> CPU tensor, to be passed to `add`.
+        """
+        self.wait()
+        held = self._buffers.setdefault(kind, {})
+        for name, tensor in tensors.items():
+            plain = tensor.detach()
+            if name not in held or held[name].shape != plain.shape or held[name].dtype != plain.dtype:
+                held[name] = torch.empty(plain.shape, dtype=plain.dtype, device="cpu")
+            held[name].copy_(plain)
+        return {name: held[name] for name in tensors}
+
+    def add(
+        self,
+        number: int,
+        steps: int,
+        tensors: Mapping[str, Weights | Callable[[], Weights]],
+        metrics: Mapping[str, float],
+        step_rows: Sequence[Mapping[str, Any]] = (),
+        state: tuple[Weights, dict[str, Any]] | None = None,
+        keep: str = "all",
+    ) -> None:
+        """Have a point recorded; arguments as for `RunWriter.add`.
+
+        Args:
+            number: epochs (or steps) done.
+            steps: optimizer steps done.
+            tensors: kind -> tensors that stay as they are until the next `wait`, or a function that makes them, which
+                the thread calls.
+            metrics: name -> number.
+            step_rows: one mapping a step since the last point.
+            state: what a resume needs.
+            keep: which points keep their tensors.
+        """
+        self._submit(
+            lambda: self._writer().add(
+                number,
+                steps,
+                {kind: made() if callable(made) else made for kind, made in tensors.items()},
+                metrics,
+                step_rows,
+                state,
+                keep,
+            )
+        )
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._tasks and not self._busy)
+        self._raise()
+
+    def update_info(self, **facts: Any) -> None:
+        """Add facts to the run's description, after the points so far.
+
+        Args:
+            facts: plain values.
+        """
+        self._submit(lambda: self._writer().update_info(**facts))
+
+    def finish(self) -> None:
+        """Note that the training came to its planned end, when all is written."""
+        self._settled().finish()
+
+    def read_state(self) -> tuple[Weights, dict[str, Any]] | None:
+        """Read what the last point kept for a resume.
+
+        Returns:
+            Tensors and plain values, or None where nothing was kept.
+        """
+        return self._settled().read_state()
+
+    def close(self) -> None:
+        """Write what is waiting, give the directory back and end the thread; a second call does nothing.
+
+        Raises:
+            BaseException: what went wrong in the thread and was not raised before.
+        """
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+        self._thread.join()
+        if self._inner is not None:
+            self._inner.close()
+        if not self._told:
+            self._raise()
+
+    def _open(self) -> None:
+        self._inner = self._opened()
+
+    def _writer(self) -> RunWriter:
+        if self._inner is None:
+            raise TvgradError("the run was not opened: see the error before this one")
+        return self._inner
+
+    def _settled(self) -> RunWriter:
+        self.wait()
+        return self._writer()
+
+    def _submit(self, task: Callable[[], None]) -> None:
+        self._raise()
+        with self._condition:
+            if self._stopped:
+                raise TvgradError("the run is closed: nothing more can be recorded in it")
+            self._tasks.append(task)
+            self._condition.notify_all()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            self._told = True
+            raise self._error
+
+    def _work(self) -> None:
+        failed = False
+        while True:
+            with self._condition:
+                self._busy = False
+                self._condition.notify_all()
+                self._condition.wait_for(lambda: bool(self._tasks) or self._stopped)
+                if not self._tasks:
+                    return
+                task = self._tasks.popleft()
+                self._busy = True
+            if failed:
+                continue
+            try:
+                task()
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
+                self._error, failed = error, True

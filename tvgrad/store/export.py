@@ -1,0 +1,91 @@
+"""Complete checkpoints for other tools, made of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.atomic import write_atomically
+from tvgrad.files.tensors import write_tensors
+from tvgrad.store.manifest import FileEntry
+from tvgrad.store.run import Run
+
+FORMAT = {"format": "pt"}
+"""What the Hugging Face libraries look for in the header of a checkpoint."""
+
+MERGEABLE = ("float32", "bfloat16", "float16")
+"""The dtypes that mergekit takes by name; of others it keeps what the checkpoint has."""
+
+UNKNOWN = "path/to/the/pretrained/model"
+
+
+def export_checkpoint(run: Run, epoch: int, directory: Path, base: str | None = None) -> list[Path]:
+    """Write everything a `state_dict` of the tuned model holds.
+
+    Args:
+        run: the run.
+        epoch: epochs (or steps) done.
+        directory: a new or empty folder.
+        base: name or path of the pretrained model, for mergekit; by default the one that its configuration carries.
+
+    Returns:
+        The files: model.safetensors (or its index), and config.json and mergekit.yaml where the model has a Hugging
+        Face configuration.
+
+    Raises:
+        TvgradError: the epoch was not kept, a base is given for a model that mergekit cannot read, or the folder holds
+            other files or cannot be made.
+        DamagedRun: a file that is needed is not as it was written.
+    """
+    weights = run.file("weights", epoch)
+    config = run.info.get("config")
+    if base is not None and not config:
+        raise TvgradError(
+            f"{run.root} has no Hugging Face configuration, so there is no mergekit file: leave out --base"
+        )
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise TvgradError(f"{directory} is not an empty folder: choose another --out")
+    weights.close()
+    for entry in _needed(run, epoch):
+        for problem in entry.problems(run.root):
+            raise DamagedRun(f"{run.root} cannot be exported: {problem}; restore it or trace the run again")
+    content = run.complete(epoch)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TvgradError(f"{directory} cannot be made ({error.strerror}): choose another --out") from None
+    written = [write_tensors(content, directory / "model.safetensors", metadata=FORMAT)]
+    if config:
+        text = json.dumps(config, indent=2, sort_keys=True)
+        write_atomically(directory / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        merge = _merge_file(run, config, directory, base)
+        write_atomically(directory / "mergekit.yaml", lambda temporary: temporary.write_text(merge, encoding="utf-8"))
+        written += [directory / "config.json", directory / "mergekit.yaml"]
+    return written
+
+
+def _needed(run: Run, epoch: int) -> list[FileEntry]:
+    """The files that a complete checkpoint is put together from."""
+    changed = [point.files.get("buffers") for point in run.points if point.number <= epoch]
+    entries = [run.manifest.static, *[entry for entry in changed if entry is not None][-1:]]
+    return [entry for entry in (*entries, run.point(epoch).files["weights"]) if entry is not None]
+
+
+def _merge_file(run: Run, config: dict[str, Any], directory: Path, base: str | None) -> str:
+    """A configuration for mergekit that adds this model's task vector to the pretrained model."""
+    known = base or config.get("_name_or_path") or UNKNOWN
+    dtype = run.info.get("dtype")
+    lines = ["# Adds this model's task vector to the pretrained model; list more models to merge several tasks."]
+    if known == UNKNOWN:
+        lines.append("# The run does not say where the pretrained model is: `tvgrad export RUN --epoch 0` writes it.")
+    lines += [
+        "merge_method: task_arithmetic",
+        f"base_model: {json.dumps(known)}",
+        "models:",
+        f"  - model: {json.dumps(str(directory.resolve()))}",
+        "    parameters:",
+        "      weight: 1.0",
+    ]
+    return "\n".join([*lines, *([f"dtype: {dtype}"] if dtype in MERGEABLE else [])]) + "\n"

@@ -1,0 +1,276 @@
+"""The layout of a run directory, format version 1: names of files, and what run.json says of them.
+
+An epoch exists when run.json lists it. Everything that run.json lists was whole on the disk before run.json was
+replaced, so that a reader needs no lock and a killed writer loses nothing that was listed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.atomic import sha256_of
+from tvgrad.files.tensors import shard_paths
+
+FORMAT = "tvgrad run"
+VERSION = 1
+MANIFEST = "run.json"
+LOCK = "writer.lock"
+METRICS = "metrics.csv"
+CONTENTS = {
+    "weights": "weights",
+    "gradient": "gradients",
+    "buffers": "buffers",
+    "epoch_gradient": "epoch_gradients",
+    "batches": "batches",
+    "steps": "steps",
+    "state": "state",
+}
+"""What a point may hold -> the folder it lies in."""
+
+OWN_FILES = re.compile(
+    r"static(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    rf"|({'|'.join(CONTENTS.values())})"
+    r"/(epoch-\d{4,}|step-\d{6,})(-\d{5}-of-\d{5})?\.(safetensors|safetensors\.index\.json|csv|json)"
+)
+# Our own temporary names, and those under which the safetensors library writes before it renames to them.
+OWN_TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\.tmp[A-Za-z0-9]{6}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a run, or an index with its shards.
+
+    Attributes:
+        path: what is opened, relative to the run directory.
+        parts: (relative path, sha256, bytes) of every file on the disk that belongs to it.
+    """
+
+    path: str
+    parts: tuple[tuple[str, str, int], ...]
+
+    @classmethod
+    def of(cls, root: Path, path: Path, checksums: Mapping[Path, str] | None = None) -> FileEntry:
+        """Describe a file that has just been written.
+
+        Args:
+            root: the run directory.
+            path: the file, or the index of its shards.
+            checksums: file -> sha256, where the writer has taken them already.
+
+        Returns:
+            Its entry, with checksums.
+        """
+        files = (
+            [path] if path.suffix != ".json" or not path.name.endswith(".index.json") else [path, *shard_paths(path)]
+        )
+        known = checksums or {}
+        parts = tuple(
+            (file.relative_to(root).as_posix(), known.get(file) or sha256_of(file), file.stat().st_size)
+            for file in files
+        )
+        return cls(path.relative_to(root).as_posix(), parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(size for _, _, size in self.parts)
+
+    def problems(self, root: Path, checksums: bool = True) -> list[str]:
+        """Compare the files with what the run says of them.
+
+        Args:
+            root: the run directory.
+            checksums: read every byte; otherwise sizes only.
+
+        Returns:
+            One sentence a problem; empty when all is well.
+        """
+        found = []
+        for relative, digest, size in self.parts:
+            file = root / relative
+            if not file.is_file():
+                found.append(f"{relative} is missing")
+            elif file.stat().st_size != size:
+                found.append(f"{relative} has {file.stat().st_size} bytes instead of {size}")
+            elif checksums and sha256_of(file) != digest:
+                found.append(f"{relative} does not have the checksum it was written with")
+        return found
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Shape, storage type and group of one trainable parameter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recorded moment of a fine-tuning.
+
+    Attributes:
+        number: epochs (or optimizer steps, when recorded by step) done.
+        steps: optimizer steps done.
+        files: what was recorded -> its file; a dropped point keeps its metrics and loses its files.
+        metrics: name -> number.
+    """
+
+    number: int
+    steps: int
+    files: dict[str, FileEntry]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of run.json.
+
+    Attributes:
+        info: how the run was made: recipe, rule, dtype, device, seed, versions, data fingerprint.
+        unit: what the numbers of points count, `epoch` or `step`.
+        parameters: name -> shape, dtype, group, in the model's order.
+        tied: alias -> name under which a tied parameter is counted.
+        points: finished epochs, in order.
+        static: frozen parameters and the buffers at the start.
+        state: what a resume needs, for the last point.
+        finished: whether the training came to its planned end.
+    """
+
+    info: dict[str, Any]
+    unit: str
+    parameters: dict[str, Parameter]
+    tied: dict[str, str] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+    static: FileEntry | None = None
+    state: FileEntry | None = None
+    finished: bool = False
+
+    def to_json(self) -> str:
+        """Render run.json; numbers that are not finite become words, which JSON of other languages can read."""
+        content = asdict(self)
+        for point in content["points"]:
+            metrics = point["metrics"].items()
+            point["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in metrics}
+        return json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1, default=str)
+
+    def stem(self, number: int) -> str:
+        """Name a point's files.
+
+        Args:
+            number: epochs or steps done.
+
+        Returns:
+            `epoch-0003`, or `step-000010`.
+        """
+        return f"step-{number:06d}" if self.unit == "step" else f"epoch-{number:04d}"
+
+    def listed(self) -> set[str]:
+        """Relative paths of every file that belongs to the run, besides run.json and derived tables."""
+        entries = [entry for point in self.points for entry in point.files.values()]
+        entries += [entry for entry in (self.static, self.state) if entry is not None]
+        return {relative for entry in entries for relative, _, _ in entry.parts}
+
+
+def is_own(relative: str) -> bool:
+    """Tell whether a file has a name that only a run's writer gives, so that it may be swept.
+
+    Args:
+        relative: its path in the run directory.
+
+    Returns:
+        Whether it is a point's, the frozen parameters' or a temporary file; anything else is somebody's own.
+    """
+    folder, _, name = relative.rpartition("/")
+    temporary = OWN_TEMPORARY.fullmatch(name) is not None and folder in {"", *CONTENTS.values()}
+    return temporary or OWN_FILES.fullmatch(relative) is not None
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and check run.json.
+
+    Args:
+        root: the run directory.
+
+    Returns:
+        Its content.
+
+    Raises:
+        TvgradError: there is no run here, or its format is not version 1.
+        DamagedRun: run.json cannot be read, or names files outside the run directory.
+    """  # noqa: DOC501 - the ValueError does not leave
+    path = root / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise TvgradError(f"{root} is not a run directory: it has no {MANIFEST}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedRun(f"{path} cannot be read ({error}): restore it or trace the run again") from None
+    try:
+        content: Any = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        version = content["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedRun(f"{path} is not a run's description ({error}): restore it or trace the run again") from None
+    if version != VERSION:
+        raise TvgradError(
+            f"{root} has format version {version!r} and this tvgrad reads version {VERSION}: "
+            "use the tvgrad that wrote it"
+        )
+    try:
+        return _manifest(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DamagedRun(f"{path} is damaged ({error!r}): restore it or trace the run again") from None
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    if content["unit"] not in {"epoch", "step"}:
+        raise ValueError(f"unknown unit {content['unit']!r}")
+    parameters = {
+        str(name): Parameter(tuple(map(int, entry["shape"])), str(entry["dtype"]), str(entry["group"]))
+        for name, entry in content["parameters"].items()
+    }
+    points = tuple(
+        Point(
+            number=int(point["number"]),
+            steps=int(point["steps"]),
+            files={kind: _entry(entry) for kind, entry in point["files"].items() if kind in CONTENTS},
+            metrics={str(name): float(value) for name, value in point["metrics"].items()},
+        )
+        for point in content["points"]
+    )
+    numbers = [point.number for point in points]
+    if numbers != sorted(set(numbers)):
+        raise ValueError("its epochs are not in order")
+    return Manifest(
+        info=dict(content["info"]),
+        unit=content["unit"],
+        parameters=parameters,
+        tied={str(alias): str(name) for alias, name in content["tied"].items()},
+        points=points,
+        static=None if content["static"] is None else _entry(content["static"]),
+        state=None if content["state"] is None else _entry(content["state"]),
+        finished=bool(content["finished"]),
+    )
+
+
+def _entry(content: dict[str, Any]) -> FileEntry:
+    parts = tuple((_inside(path), str(digest), int(size)) for path, digest, size in content["parts"])
+    return FileEntry(_inside(content["path"]), parts)
+
+
+def _inside(path: str) -> str:
+    """A relative path that stays in the run directory (a run may come from anywhere)."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
+        raise ValueError(f"it names a file outside the run directory: {path!r}")
+    return path

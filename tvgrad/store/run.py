@@ -1,0 +1,354 @@
+"""Run: a recorded fine-tuning, read back. It knows files and no mathematics beyond a difference."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.tensors import TensorFile
+from tvgrad.store.manifest import CONTENTS, MANIFEST, FileEntry, Manifest, Parameter, Point, read_manifest
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.rules import rule_from_dict
+from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes
+
+
+class Run:
+    """A run directory, opened for reading. Nothing is loaded until it is asked for."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        """Wrap a manifest that has been read; use `Run.open`.
+
+        Args:
+            root: the run directory.
+            manifest: the content of its run.json.
+        """
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Run:
+        """Open a run directory.
+
+        Args:
+            directory: where the run was recorded.
+
+        Returns:
+            The run; epochs that were being written when their process died are not part of it.
+
+        Raises:
+            TvgradError: there is no run, or it has another format version.
+            DamagedRun: run.json is damaged.
+        """
+        root = Path(directory)
+        return cls(root, read_manifest(root))
+
+    @property
+    def name(self) -> str:
+        """The task's name, or the directory's."""
+        return str(self.manifest.info.get("name") or self.root.name)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """How the run was made: recipe, rule, dtype, device, seed, versions, data fingerprint."""
+        return self.manifest.info
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of points count: `epoch` or `step`."""
+        return self.manifest.unit
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Name -> shape, dtype and group of the trainable parameters."""
+        return self.manifest.parameters
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All recorded points, also those whose tensors were dropped to save space."""
+        return self.manifest.points
+
+    @property
+    def epochs(self) -> list[int]:
+        """Numbers of the points whose weights are kept (epochs, or steps when recorded by step)."""
+        return self.having("weights")
+
+    @property
+    def rule(self) -> UpdateRule | None:
+        """The update rule, or None where it is not one that tvgrad knows (`info['rule_reason']` says why)."""
+        content = self.info.get("rule")
+        return None if content is None else rule_from_dict(content)
+
+    def having(self, kind: str) -> list[int]:
+        """List the points at which something was recorded.
+
+        Args:
+            kind: weights, gradient, buffers, epoch_gradient, batches or steps.
+
+        Returns:
+            Numbers of points.
+        """
+        return [point.number for point in self.points if kind in point.files]
+
+    def point(self, number: int) -> Point:
+        """Find a recorded point.
+
+        Args:
+            number: epochs (or steps) done.
+
+        Returns:
+            The point.
+
+        Raises:
+            TvgradError: nothing was recorded there.
+        """
+        for point in self.points:
+            if point.number == number:
+                return point
+        known = _ranges(point.number for point in self.points)
+        raise TvgradError(f"{self.root} has no {self.unit} {number}: it has {known or 'none yet'}")
+
+    def file(self, kind: str, number: int) -> TensorFile:
+        """Open a tensor file of the run without reading its data.
+
+        Args:
+            kind: weights, gradient, buffers, epoch_gradient or batches.
+            number: epochs (or steps) done.
+
+        Returns:
+            The file, whose header and size have been checked.
+
+        Raises:
+            TvgradError: that was not recorded, or not kept.
+        """
+        entry = self.point(number).files.get(kind)
+        if entry is None:
+            have = _ranges(self.having(kind))
+            raise TvgradError(
+                f"{self.root} has no {CONTENTS.get(kind, kind)} at {self.unit} {number}"
+                + (f": it has them at {have}" if have else ": they were not recorded (see `tvgrad trace --record`)")
+            )
+        return TensorFile(self.root / entry.path)
+
+    def weights(self, number: int) -> Weights:
+        """Read the trainable weights after so many epochs.
+
+        Args:
+            number: epochs (or steps) done; 0 is pretrained.
+
+        Returns:
+            Name -> tensor, in the storage dtype.
+        """
+        return self._read(self.file("weights", number), parameters=True)
+
+    def gradient(self, number: int) -> Weights:
+        """Read the full-batch gradient at the weights of the same number.
+
+        Args:
+            number: epochs (or steps) done.
+
+        Returns:
+            Name -> tensor, in the storage dtype.
+        """
+        return self._read(self.file("gradient", number), parameters=True)
+
+    def epoch_gradient(self, number: int) -> Weights:
+        """Read the sum of the gradients that the optimizer consumed in the epoch that ended at `number`.
+
+        Args:
+            number: epochs (or steps) done, at least 1.
+
+        Returns:
+            Name -> tensor.
+        """
+        return self._read(self.file("epoch_gradient", number), parameters=True)
+
+    def batches(self, number: int) -> list[torch.Tensor]:
+        """Read which samples each step of an epoch used, in order.
+
+        Args:
+            number: the epoch, at least 1.
+
+        Returns:
+            One tensor of positions in the training samples for each step.
+        """
+        content = self._read(self.file("batches", number))
+        return list(content["order"].split(content["sizes"].tolist()))
+
+    def task_vector(self, number: int) -> Weights:
+        """Subtract the pretrained weights from those after so many epochs.
+
+        Args:
+            number: epochs (or steps) done.
+
+        Returns:
+            Name -> float64 tensor; the difference is formed in float64.
+        """
+        start = self.weights(0)
+        return {name: tensor.double() - start[name].double() for name, tensor in self.weights(number).items()}
+
+    def buffers(self, number: int) -> Weights:
+        """Find the buffers after so many epochs: those of the last recorded change, or of the start.
+
+        Args:
+            number: epochs (or steps) done.
+
+        Returns:
+            Name -> tensor; only buffers that changed, empty where none did.
+        """
+        changed = [at for at in self.having("buffers") if at <= number]
+        return self._read(self.file("buffers", changed[-1])) if changed else {}
+
+    def static(self) -> Weights:
+        """Read the frozen parameters and the buffers at the start.
+
+        Returns:
+            Name -> tensor.
+        """
+        return {} if self.manifest.static is None else self._read(TensorFile(self.root / self.manifest.static.path))
+
+    def steps(self, number: int | None = None) -> pd.DataFrame:
+        """Read the table of optimizer steps.
+
+        Args:
+            number: the epoch, at least 1; None is all of them.
+
+        Returns:
+            Columns step, lr, batch_size, clip_factor, loss_scale, skipped, NaN where unknown, and what else was noted;
+            empty where no steps were recorded.
+
+        Raises:
+            DamagedRun: a table cannot be read.
+        """  # noqa: DOC502 - raised by _read_steps
+        numbers = self.having("steps") if number is None else [number]
+        tables = []
+        for one in numbers:
+            entry = self.point(one).files.get("steps")
+            if entry is not None:
+                tables.append(_read_steps(self.root / entry.path))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["step", "lr"])
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Loss, accuracy, seconds and whatever else was recorded: one row a point."""
+        return pd.DataFrame([{self.unit: point.number, **point.metrics} for point in self.points])
+
+    def groups(self, pattern: str | None = None) -> dict[str, str]:
+        """Assign each parameter to a group.
+
+        Args:
+            pattern: a regular expression that replaces the groups chosen when the run was recorded.
+
+        Returns:
+            Name -> group.
+        """
+        if pattern is not None:
+            return group_names(self.parameters, pattern)
+        return {name: parameter.group for name, parameter in self.parameters.items()}
+
+    def complete(self, number: int) -> Weights:
+        """Assemble a complete checkpoint: tuned weights, frozen parameters, buffers and tied names.
+
+        Args:
+            number: epochs (or steps) done.
+
+        Returns:
+            Name -> tensor, loadable with `load_state_dict`.
+        """
+        content = {**self.static(), **self.buffers(number), **self.weights(number)}
+        return content | {alias: content[name] for alias, name in self.manifest.tied.items() if name in content}
+
+    def problems(self, checksums: bool = True) -> list[str]:
+        """Check every file of the run.
+
+        Args:
+            checksums: read every byte; otherwise presence and size only.
+
+        Returns:
+            One sentence a problem; empty when all is well.
+        """
+        entries: list[FileEntry] = [entry for point in self.points for entry in point.files.values()]
+        entries += [entry for entry in (self.manifest.static, self.manifest.state) if entry is not None]
+        found = [problem for entry in entries for problem in entry.problems(self.root, checksums)]
+        if not self.points:
+            found.append("no epoch was finished")
+        elif 0 not in self.epochs:
+            found.append(f"the pretrained weights ({self.unit} 0) are missing")
+        for number in self.epochs:
+            for kind in ("weights", "gradient"):
+                entry = self.point(number).files.get(kind)
+                if entry is not None and not entry.problems(self.root, checksums):
+                    found += self._misfits(self.root / entry.path)
+        return found
+
+    def _misfits(self, path: Path) -> list[str]:
+        try:
+            file = TensorFile(path)
+        except DamagedRun as error:
+            return [str(error)]
+        expected = {name: parameter.shape for name, parameter in self.parameters.items()}
+        present = {name: place.shape for name, place in file.places.items()}
+        return [] if expected == present else [f"{file.path.relative_to(self.root)} does not hold the run's parameters"]
+
+    def _read(self, file: TensorFile, parameters: bool = False) -> Weights:
+        with file:
+            content = file.read_all()
+        if parameters:
+            shapes = {name: torch.empty(one.shape, device="meta") for name, one in self.parameters.items()}
+            difference = same_names_and_shapes(shapes, content)
+            if difference is not None:
+                raise DamagedRun(f"{file.path} does not fit the run: {difference}; restore it or trace the run again")
+            return {name: content[name] for name in self.parameters}
+        return content
+
+
+def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
+    """Open runs, and directories of runs.
+
+    Args:
+        paths: run directories, or directories whose subdirectories are runs.
+
+    Returns:
+        The runs; those of one directory sorted by name.
+
+    Raises:
+        TvgradError: a path is neither.
+    """
+    runs = []
+    for path in map(Path, paths):
+        if (path / MANIFEST).exists():
+            runs.append(Run.open(path))
+            continue
+        below = sorted(child for child in path.glob("*/") if (child / MANIFEST).exists()) if path.is_dir() else []
+        if not below:
+            what = "does not exist" if not path.exists() else "is neither a run directory nor a directory of runs"
+            raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
+        runs += [Run.open(child) for child in below]
+    return runs
+
+
+def _read_steps(path: Path) -> pd.DataFrame:
+    """A table of steps with every digit that was written (the parsers of pandas differ in the last one)."""
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(handle)]
+        return pd.DataFrame(rows).astype({"step": "int64"})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedRun(f"{path} cannot be read ({error}): restore it or trace the run again") from None
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in words: 0-3, 7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)

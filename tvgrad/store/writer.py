@@ -1,0 +1,360 @@
+"""RunWriter: adds points to a run directory so that a crash at any instant leaves every listed point whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from tvgrad.errors import DamagedRun, DiskFull, TvgradError
+from tvgrad.files.atomic import write_atomically
+from tvgrad.files.tensors import MAX_SHARD_BYTES, TensorFile, write_checked_tensors, write_tensors
+from tvgrad.store.lock import WriterLock
+from tvgrad.store.manifest import (
+    CONTENTS,
+    LOCK,
+    MANIFEST,
+    METRICS,
+    FileEntry,
+    Manifest,
+    Point,
+    is_own,
+    read_manifest,
+)
+from tvgrad.vectors.parameters import Weights
+from tvgrad.wording import bytes_in_words
+
+DROPPABLE = ("weights", "gradient", "epoch_gradient")
+STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skipped")
+
+
+class RunWriter:
+    """The one process that writes to a run directory."""
+
+    def __init__(self, root: Path, manifest: Manifest, lock: WriterLock, max_shard_bytes: int) -> None:
+        """Hold a locked directory; use `create` or `resume`.
+
+        Args:
+            root: the run directory.
+            manifest: what run.json says, or will say.
+            lock: the lock, already taken.
+            max_shard_bytes: largest number of tensor bytes in one file.
+        """
+        self.root = root
+        self.manifest = manifest
+        self._lock = lock
+        self._max_shard_bytes = max_shard_bytes
+
+    @classmethod
+    def create(
+        cls, root: Path, manifest: Manifest, static: Weights, max_shard_bytes: int = MAX_SHARD_BYTES
+    ) -> RunWriter:
+        """Start a new run directory.
+
+        Args:
+            root: the directory; it must not exist, be empty, or hold only what a run killed at birth leaves behind.
+            manifest: the run's description, without points.
+            static: frozen parameters and buffers at the start.
+            max_shard_bytes: larger tensor files are split.
+
+        Returns:
+            A writer that holds the lock.
+
+        Raises:
+            TvgradError: the directory holds a run or other files, or cannot be made.
+        """
+        require_free(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TvgradError(f"{root} cannot be made a run directory: {error.strerror}") from None
+        writer = cls(root, manifest, WriterLock(root), max_shard_bytes)
+        try:
+            require_free(root)  # again: another process may have started a run before we had the lock
+            writer._sweep()
+            if static:
+                written = write_checked_tensors(static, root / "static.safetensors", max_shard_bytes)
+                writer.manifest = replace(manifest, static=FileEntry.of(root, *written))
+            writer._publish(writer.manifest)
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    @classmethod
+    def resume(cls, root: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> RunWriter:
+        """Go on with a run directory: take its lock and sweep what a killed writer left behind.
+
+        Args:
+            root: the run directory.
+            max_shard_bytes: larger tensor files are split.
+
+        Returns:
+            A writer that holds the lock.
+
+        Raises:
+            TvgradError: there is no run, another process writes to it, or its format is another version.
+            DamagedRun: the last point's files are not what they were.
+        """
+        read_manifest(root)  # before a lock file is made in a directory that is no run
+        lock = WriterLock(root)
+        try:
+            manifest = read_manifest(root)
+            writer = cls(root, manifest, lock, max_shard_bytes)
+            writer._sweep()
+            needed = [manifest.static, manifest.state]
+            needed += [point.files.get("weights") for point in (*manifest.points[:1], *manifest.points[-1:])]
+            for entry in needed:
+                for problem in entry.problems(root) if entry is not None else []:
+                    raise DamagedRun(f"{root} cannot be resumed: {problem}; restore it or trace the run again")
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    def add(
+        self,
+        number: int,
+        steps: int,
+        tensors: Mapping[str, Weights],
+        metrics: Mapping[str, float],
+        step_rows: Sequence[Mapping[str, Any]] = (),
+        state: tuple[Weights, dict[str, Any]] | None = None,
+        keep: str = "all",
+    ) -> None:
+        """Record a point. It exists, whole, when this returns, and not at all if the process dies before.
+
+        Args:
+            number: epochs (or steps) done.
+            steps: optimizer steps done.
+            tensors: weights, gradient, buffers, epoch_gradient or batches -> name -> CPU tensor.
+            metrics: name -> number.
+            step_rows: one mapping a step since the last point.
+            state: tensors and plain values that a resume needs.
+            keep: which points keep their tensors, as `keeps` reads it.
+
+        Raises:
+            DiskFull: there is no room; all earlier points are whole.
+        """
+        stem = self.manifest.stem(number)
+        try:
+            files = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content}
+            if step_rows:
+                path = self._folder(CONTENTS["steps"]) / f"{stem}.csv"
+                write_atomically(path, lambda temporary: temporary.write_text(_csv(step_rows, STEP_COLUMNS)))
+                files["steps"] = FileEntry.of(self.root, path)
+            saved = None if state is None else self._state(stem, *state)
+            point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
+            points = [*self.manifest.points, point]
+            numbers = [one.number for one in points]
+            points = [one if keeps(keep, one.number, numbers) else _slim(one) for one in points]
+            self._publish(replace(self.manifest, points=tuple(points), state=saved, finished=False))
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DiskFull(f"{self.root} cannot be written ({reason}): finished epochs are whole") from None
+        self._sweep()
+
+    def amend(self, number: int, tensors: Mapping[str, Weights], metrics: Mapping[str, float]) -> None:
+        """Add to a recorded point what was computed later.
+
+        Args:
+            number: the point's epochs (or steps).
+            tensors: gradient, say -> name -> CPU tensor.
+            metrics: name -> number.
+
+        Raises:
+            TvgradError: there is no such point.
+            DiskFull: there is no room; the point is as it was.
+        """
+        if number not in {point.number for point in self.manifest.points}:
+            raise TvgradError(f"{self.root} has no {self.manifest.unit} {number} to add to")
+        stem = self.manifest.stem(number)
+        added = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items()}
+        values = {name: float(value) for name, value in metrics.items()}
+        points = list(self.manifest.points)
+        place = [point.number for point in points].index(number)
+        old = points[place]
+        points[place] = replace(old, files={**old.files, **added}, metrics={**old.metrics, **values})
+        self._publish(replace(self.manifest, points=tuple(points)))
+
+    def update_info(self, **facts: Any) -> None:
+        """Add facts to the run's description.
+
+        Args:
+            facts: plain values.
+        """
+        self._publish(replace(self.manifest, info={**self.manifest.info, **facts}))
+
+    def finish(self) -> None:
+        """Note that the training came to its planned end."""
+        self._publish(replace(self.manifest, finished=True))
+
+    def close(self) -> None:
+        """Give the directory back."""
+        self._lock.release()
+
+    def read_state(self) -> tuple[Weights, dict[str, Any]] | None:
+        """Read what the last point kept for a resume.
+
+        Returns:
+            Tensors and plain values, or None where nothing was kept.
+        """
+        entry = self.manifest.state
+        if entry is None:
+            return None
+        path = self.root / entry.path
+        with TensorFile(path.with_suffix(".safetensors")) as file:
+            return file.read_all(), json.loads(path.read_text(encoding="utf-8"))
+
+    def _written(self, folder: str, stem: str, content: Weights) -> FileEntry:
+        path = self._folder(folder) / f"{stem}.safetensors"
+        return FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
+
+    def _state(self, stem: str, tensors: Weights, values: dict[str, Any]) -> FileEntry:
+        """Tensors and plain values, as two files of one entry."""
+        path = self._folder(CONTENTS["state"]) / f"{stem}.json"
+        stored = write_tensors(tensors, path.with_suffix(".safetensors"), max_shard_bytes=2**62)
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(values)))
+        both = FileEntry.of(self.root, path), FileEntry.of(self.root, stored)
+        return FileEntry(both[0].path, both[0].parts + both[1].parts)
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _publish(self, manifest: Manifest) -> None:
+        """Replace run.json: the instant at which a point begins to exist. Then the table derived from it."""
+        text = manifest.to_json()
+        write_atomically(self.root / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self.manifest = manifest
+        if manifest.points:
+            table = _csv([{manifest.unit: point.number, **point.metrics} for point in manifest.points])
+            write_atomically(self.root / METRICS, lambda temporary: temporary.write_text(table))
+
+    def _sweep(self) -> None:
+        """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors."""
+        listed = self.manifest.listed()
+        for relative in _files_in(self.root):
+            if is_own(relative) and relative not in listed:
+                (self.root / relative).unlink(missing_ok=True)
+
+
+def require_free(root: Path) -> None:
+    """Refuse a directory where no new run can go.
+
+    Args:
+        root: the directory; it may be missing, empty, or hold only what a run killed at birth leaves behind.
+
+    Raises:
+        TvgradError: it is a file or lies in one, or holds a run or other files.
+    """
+    for place in (root, *root.parents):
+        if place.exists() and not place.is_dir():
+            raise TvgradError(f"{place} is a file: choose another --out")
+    if (root / MANIFEST).exists():
+        raise TvgradError(f"{root} already holds a run: choose another --out, or go on with it by --resume")
+    if not root.is_dir():
+        return
+    known = {*CONTENTS.values(), LOCK}
+    foreign = [child.name for child in root.iterdir() if child.name not in known and not is_own(child.name)]
+    # A folder called weights may be anybody's.
+    foreign += [relative for relative in _files_in(root) if "/" in relative and not is_own(relative)]
+    if foreign:
+        raise TvgradError(f"{root} holds other files ({min(foreign)}): choose an empty or new directory for --out")
+
+
+def _files_in(root: Path) -> list[str]:
+    """Relative paths of what lies in a run directory and in its folders of points."""
+    folders = [root, *(root / name for name in CONTENTS.values())]
+    return [
+        child.relative_to(root).as_posix()
+        for folder in folders
+        if folder.is_dir()
+        for child in folder.iterdir()
+        if folder != root or not child.is_dir()
+    ]
+
+
+def keeps(policy: str, number: int, numbers: Sequence[int]) -> bool:
+    """Decide whether a point keeps its tensors. The start and the last point always do.
+
+    Args:
+        policy: `all`, `last:N` or `epochs:0,1,5`.
+        number: the point.
+        numbers: all points so far, in order.
+
+    Returns:
+        Whether it does.
+
+    Raises:
+        TvgradError: the policy is none of these.
+    """
+    kind, _, rest = policy.partition(":")
+    try:
+        if kind == "all" and not rest:
+            return True
+        if kind == "last" and int(rest) >= 1:
+            return number in {0, *numbers[-int(rest) :]}
+        if kind == "epochs":
+            return number in {0, *numbers[-1:], *map(int, rest.split(","))}
+    except ValueError:
+        pass
+    raise TvgradError(f"--keep {policy!r} is not understood: use all, last:N or epochs:0,1,5")
+
+
+def require_space(directory: Path, nbytes: int) -> None:
+    """Refuse to start where what will be written does not fit.
+
+    Args:
+        directory: where the run goes; it need not exist yet.
+        nbytes: estimated bytes of the whole run.
+
+    Raises:
+        TvgradError: there is less room than that.
+    """
+    existing = directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if nbytes > free:
+        raise TvgradError(
+            f"the run needs about {bytes_in_words(nbytes)} and {directory} has room for {bytes_in_words(free)}: "
+            "free some space, record fewer epochs (--keep last:2) or choose another --out"
+        )
+
+
+def _slim(point: Point) -> Point:
+    return replace(point, files={kind: entry for kind, entry in point.files.items() if kind not in DROPPABLE})
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
+    names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    # repr keeps every digit of a float
+    writer.writerows(
+        {name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows
+    )
+    return text.getvalue()
+
+
+def cpu_copies(tensors: Mapping[str, torch.Tensor]) -> Weights:
+    """Copy tensors to the CPU, so that training may go on while they are written.
+
+    Args:
+        tensors: name -> tensor.
+
+    Returns:
+        Name -> detached CPU copy.
+    """
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

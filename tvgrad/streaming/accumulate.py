@@ -1,0 +1,262 @@
+"""Sums over chunks of parameters: inner products, residuals of projections, and agreement in sign.
+
+Residuals. For `v` and `g` cut into chunks `b`, with `w_b = <g,g>_b`, `c_b = <v,g>_b / w_b` and
+`r_b = ||v - c_b g||_b`, two chunks merge (Chan's update) into
+
+    w = w_1 + w_2,   c = (w_1 c_1 + w_2 c_2) / w,   r^2 = r_1^2 + r_2^2 + (c_1 - c_2)^2 w_1 w_2 / w.
+
+Proof: `v - c_b g` is orthogonal to `g` on chunk b, so `||v - c g||_b^2 = r_b^2 + (c_b - c)^2 w_b` for every c. The sum
+over both chunks is smallest at the weighted mean c of the c_b, where `sum w_b (c_b - c)^2 = (c_1 - c_2)^2 w_1 w_2 / w`.
+That minimum is the squared residual on the union, all its terms are non-negative, and so nothing cancels; the same
+update takes chunks to groups and groups to the whole model. A chunk with `w_b = 0` adds `r_b^2 = ||v||_b^2` and leaves
+c alone. Inside a chunk, `R = v - a g` is formed in float64 with an `a` that the Gram matrix gives only roughly; with
+`d = <R,g>_b / w_b`, exactly `c_b = a + d` and `r_b^2 = ||R||^2 - d^2 w_b`, where d is no more than the error of `a`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.streaming.blocks import BlockReader, Chunk
+from tvgrad.streaming.rows import BLOCK, Plan, Run, runs_of
+
+Matrix: TypeAlias = npt.NDArray[np.float64]
+
+PRODUCT = 1024  # elements in one float32 product; 16,384 are 8 % faster and 20 times less precise
+TINY_SQUARE = 1e-24  # under this, a float32 sum of squares may have lost terms that underflowed
+STRIP, WIDE_STRIP = 3, 16  # rows of the Gram matrix computed together, for fewer than 16 rows and for more
+BATCH = 8  # residual vectors formed at a time
+
+
+@dataclass
+class Sums:
+    """Sums over some coordinates, which merge with the sums over other coordinates."""
+
+    gram: Matrix
+    weights: Matrix  # <g,g> of each projection
+    coefficients: Matrix
+    squares: Matrix  # squared residuals
+    equal: Matrix  # coordinates with equal signs, of each pair
+    nonzero: Matrix  # coordinates where neither vector is zero
+
+    @classmethod
+    def zero(cls, plan: Plan) -> Sums:
+        """Sums over no coordinates.
+
+        Args:
+            plan: says how many rows and pairs there are.
+
+        Returns:
+            New arrays of zeros.
+        """
+        weights, coefficients, squares = np.zeros((3, len(plan.projections)))
+        equal, nonzero = np.zeros((2, len(plan.signs)))
+        return cls(np.zeros((plan.count, plan.count)), weights, coefficients, squares, equal, nonzero)
+
+    def add(self, other: Sums) -> None:
+        """Merge the sums over other coordinates; the module's docstring says why this is right.
+
+        Args:
+            other: sums of the same plan.
+        """
+        self.gram += other.gram
+        self.equal += other.equal
+        self.nonzero += other.nonzero
+        if self.weights.size:
+            total = self.weights + other.weights
+            share = np.divide(other.weights, total, out=np.zeros_like(total), where=total > 0)
+            apart = other.coefficients - self.coefficients
+            self.squares += other.squares + (apart * np.sqrt(share * self.weights)) ** 2
+            self.coefficients += apart * share
+            self.weights = total
+
+    def agreement(self, pair: int) -> float:
+        """Share of equal signs among the coordinates where neither vector is zero.
+
+        Args:
+            pair: index of the pair.
+
+        Returns:
+            A number in [0, 1], or NaN where there are no such coordinates.
+        """
+        return float(self.equal[pair] / self.nonzero[pair]) if self.nonzero[pair] else math.nan
+
+
+class ChunkWorker:
+    """One thread's buffers, and the work on one chunk."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Allocate the buffers.
+
+        Args:
+            plan: what is read and computed.
+        """
+        self._plan = plan
+        self._matrix = _staggered(plan.height, plan.capacity, plan.dtype)
+        self._reader = BlockReader(plan.files, [self._matrix[place] for place in plan.place])
+        self._differences = runs_of(plan.sources[plan.plain :])
+        self._all = runs_of(plan.sources)
+        # Projections on the same vector share its row.
+        self._batches: list[tuple[int, list[int], list[Run]]] = []
+        for target in dict.fromkeys(plan.row_of[j] for _, j in plan.projections):
+            pairs = [k for k, (_, j) in enumerate(plan.projections) if plan.row_of[j] == target]
+            for first in range(0, len(pairs), BATCH):
+                batch = pairs[first : first + BATCH]
+                rows = [plan.row_of[plan.projections[k][0]] for k in batch]
+                self._batches.append((target, batch, runs_of([plan.sources[row] for row in rows])))
+        width = min(BLOCK, plan.capacity)
+        self._residual = _staggered(min(BATCH, len(plan.projections)), width, torch.float64)
+        self._target = torch.empty(1, width, dtype=torch.float64)
+        self._subtrahend = torch.empty(width, dtype=torch.float64)
+        self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the chunk it starts
+        self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
+        self._sign = torch.empty(len(self._signed), width, dtype=plan.dtype)
+
+    def run(self, chunk: Chunk) -> Sums:
+        """Read a chunk and sum over it.
+
+        Args:
+            chunk: one of the plan's chunks.
+
+        Returns:
+            The sums over its coordinates.
+
+        Raises:
+            TvgradError: a value is infinite or NaN.
+            DamagedRun: a file ends before the chunk does.
+        """  # ruff: ignore[docstring-extraneous-exception] - raised by the methods it calls
+        self._reader.fill(chunk)
+        self._subtrahend_is = None
+        result = Sums.zero(self._plan)
+        result.gram = self._gram(chunk)
+        if self._plan.projections:
+            self._residuals(chunk.length, result)
+        if self._plan.signs:
+            self._signs(chunk.length, result)
+        return result
+
+    def _gram(self, chunk: Chunk) -> Matrix:
+        plan, length = self._plan, chunk.length
+        for run in self._differences:
+            minus = 0 if run.minus is None else run.minus
+            subtrahend = self._matrix[minus : minus + run.length] if run.step else self._matrix[minus]
+            target = self._matrix[plan.plain + run.first : plan.plain + run.first + run.length, :length]
+            torch.sub(self._matrix[run.file : run.file + run.length, :length], subtrahend[..., :length], out=target)
+        narrow = plan.dtype == torch.float32
+        if narrow and chunk.group in plan.small:
+            total = self._exact_products(length)
+        else:
+            total = self._products(length)
+            if narrow and self._out_of_range(length, total.diagonal()):
+                total = self._exact_products(length)
+        if not bool(torch.isfinite(total.diagonal()).all()):
+            self._refuse(chunk)
+        return np.asarray((total.triu() + total.triu(1).T).numpy())
+
+    def _products(self, length: int) -> torch.Tensor:
+        """Upper triangle of the products, block by block in strips: half the work, and quicker kernels."""
+        count = self._plan.count
+        width = min(PRODUCT, length)
+        blocks = -(-length // width)
+        self._matrix[:count, length : blocks * width] = 0
+        rows = self._matrix[:count, : blocks * width].view(count, blocks, width).transpose(0, 1)
+        total = torch.zeros(count, count, dtype=torch.float64)
+        height = STRIP if count < WIDE_STRIP else WIDE_STRIP
+        for top in range(0, count, height):
+            strip = torch.bmm(rows[:, top : top + height], rows[:, top:].transpose(1, 2))
+            total[top : top + height, top:] = strip.sum(0, dtype=torch.float64)
+        return total
+
+    def _out_of_range(self, length: int, squares: torch.Tensor) -> bool:
+        """Whether squares left the range of float32 (those of a row of zeros did not)."""
+        if bool((squares >= TINY_SQUARE).all()):
+            return not bool(torch.isfinite(squares).all())
+        small = (squares < TINY_SQUARE).nonzero().flatten().tolist()
+        return any(bool(self._matrix[row, :length].any()) for row in small) or not bool(torch.isfinite(squares).all())
+
+    def _exact_products(self, length: int) -> torch.Tensor:
+        """The products of rows that are formed in float64."""
+        count = self._plan.count
+        total = torch.zeros(count, count, dtype=torch.float64)
+        step = min(BLOCK // 4, length)
+        wide = torch.empty(count, step, dtype=torch.float64)
+        for first in range(0, length, step):
+            rows = wide[:, : min(step, length - first)]
+            self._form(self._all, first, rows)
+            total += rows @ rows.T
+        return total
+
+    def _form(self, runs: list[Run], first: int, out: torch.Tensor) -> None:
+        """Write vectors' elements from `first` on to `out` in float64, differences as differences of stored values."""
+        stop = first + out.shape[1]
+        for run in runs:
+            part = out[run.first : run.first + run.length]
+            part.copy_(self._matrix[run.file : run.file + run.length, first:stop])
+            if run.minus is None:
+                continue
+            if run.step:
+                part.sub_(self._matrix[run.minus : run.minus + run.length, first:stop])
+                continue
+            subtrahend = self._subtrahend[: stop - first]
+            if self._subtrahend_is != (run.minus, first):
+                subtrahend.copy_(self._matrix[run.minus, first:stop])
+                self._subtrahend_is = (run.minus, first)
+            part.sub_(subtrahend)
+
+    def _residuals(self, length: int, result: Sums) -> None:
+        """Fill in weight, coefficient and squared residual of each projection on this chunk."""
+        plan = self._plan
+        for row, pairs, runs in self._batches:
+            sources = [plan.row_of[plan.projections[k][0]] for k in pairs]
+            onto = runs_of([plan.sources[row]])
+            weight = float(result.gram[row, row])
+            rough = torch.from_numpy(result.gram[sources, row] / weight if weight else np.zeros(len(pairs)))
+            squares, along = torch.zeros(2, len(pairs), dtype=torch.float64)
+            for first in range(0, length, BLOCK):
+                width = min(BLOCK, length - first)
+                target, residual = self._target[:, :width], self._residual[: len(pairs), :width]
+                self._form(onto, first, target)
+                self._form(runs, first, residual)
+                residual.addcmul_(rough[:, None], target, value=-1)
+                squares += torch.linalg.vector_norm(residual, dim=1).square_()
+                along += residual @ target[0]
+            shift = along / weight if weight else torch.zeros(len(pairs), dtype=torch.float64)
+            result.weights[pairs] = weight
+            result.coefficients[pairs] = (rough + shift).numpy()
+            result.squares[pairs] = (squares - shift * along).clamp_min_(0).numpy()
+
+    def _signs(self, length: int, result: Sums) -> None:
+        """Count coordinates where neither vector of a pair is zero, and those among them where the signs agree."""
+        left = [self._signed.index(self._plan.row_of[i]) for i, _ in self._plan.signs]
+        right = [self._signed.index(self._plan.row_of[j]) for _, j in self._plan.signs]
+        for first in range(0, length, BLOCK):
+            stop = min(first + BLOCK, length)
+            sign = self._sign[:, : stop - first]
+            for slot, row in enumerate(self._signed):
+                torch.sgn(self._matrix[row, first:stop], out=sign[slot])
+            balance = (sign @ sign.T).double().numpy()[left, right]  # agreements minus disagreements, exactly
+            sign.abs_()
+            nonzero = (sign @ sign.T).double().numpy()[left, right]
+            result.nonzero += nonzero
+            result.equal += (nonzero + balance) / 2
+
+    def _refuse(self, chunk: Chunk) -> None:
+        found = self._reader.not_finite(chunk)
+        if found is not None:
+            file, name = found
+            raise TvgradError(f"{file.path}: tensor {name!r} holds an infinity or a NaN, so it has no inner products")
+        raise TvgradError(
+            f"values in group {chunk.group!r} are too large for inner products in float64: scale them down"
+        )
+
+
+def _staggered(count: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows whose distance is no power of two, or else they would all compete for the same lines of the cache."""
+    return torch.zeros(count, length + 272, dtype=dtype)[:, :length]

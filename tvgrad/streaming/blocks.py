@@ -1,0 +1,197 @@
+"""Blocks of the same parameters from many safetensors files, read side by side into one reused matrix.
+
+A pass over a run needs, at any moment, the same coordinates of every weight and gradient file. A model is cut into
+chunks, each inside one group of parameters, and a reader fills a matrix with one row a file. The cut depends on the
+names, shapes and groups alone, never on threads or timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.files.tensors import TensorFile
+
+NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16})
+"""Stored types whose values float32 holds exactly."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive elements of one flattened tensor."""
+
+    name: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is read at a time: segments of tensors that belong to one group."""
+
+    group: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return sum(segment.length for segment in self.segments)
+
+
+def matching_names(files: Sequence[TensorFile], names: Iterable[str] | None = None) -> list[str]:
+    """Check that files hold the same floating-point tensors.
+
+    Args:
+        files: at least one file.
+        names: the tensors to be compared; all of them by default.
+
+    Returns:
+        The names, in the order given or else in the order of the first file.
+
+    Raises:
+        TvgradError: a tensor is missing in a file, has another shape there, or does not hold floating-point numbers.
+    """
+    first = files[0]
+    chosen = list(first.places) if names is None else list(dict.fromkeys(names))
+    for file in files:
+        if names is None:
+            extra = next((name for name in file.places if name not in first.places), None)
+            if extra is not None:
+                raise TvgradError(
+                    f"{file.path} has a tensor {extra!r} that {first.path} has not: give files of the same model"
+                )
+        for name in chosen:
+            if name not in file.places:
+                raise TvgradError(f"{file.path} has no tensor {name!r}: give files of the same model")
+            place, other = file.places[name], first.places[name]
+            if place.shape != other.shape:
+                raise TvgradError(
+                    f"{name!r} has shape {place.shape} in {file.path} and {other.shape} in {first.path}: "
+                    "give files of the same model"
+                )
+            if place.dtype not in NARROW and place.dtype != torch.float64:
+                raise TvgradError(
+                    f"{name!r} in {file.path} holds {str(place.dtype).removeprefix('torch.')} values, which have no "
+                    "inner products: name the floating-point parameters that are to be compared"
+                )
+    return chosen
+
+
+def working_dtype(files: Sequence[TensorFile], names: Sequence[str]) -> torch.dtype:
+    """Choose the type that holds every stored value exactly.
+
+    Args:
+        files: files that hold the names.
+        names: the tensors that are read.
+
+    Returns:
+        float32, or float64 as soon as one tensor of one file is float64.
+    """
+    narrow = all(file.places[name].dtype in NARROW for file in files for name in names)
+    return torch.float32 if narrow else torch.float64
+
+
+def chunks_of(sizes: Mapping[str, int], groups: Mapping[str, str], capacity: int) -> list[Chunk]:
+    """Cut a model into chunks; small tensors of the same group share one, so thousands of biases cost little.
+
+    Args:
+        sizes: tensor name -> number of elements.
+        groups: tensor name -> group.
+        capacity: largest number of elements in a chunk.
+
+    Returns:
+        Chunks that cover every element once, group by group in the order of first appearance.
+    """
+    by_group: dict[str, list[str]] = {}
+    for name in sizes:
+        by_group.setdefault(groups[name], []).append(name)
+    chunks = []
+    for group, names in by_group.items():
+        segments: list[Segment] = []
+        room = capacity
+        for name in names:
+            start = 0
+            while start < sizes[name]:
+                length = min(room, sizes[name] - start)
+                segments.append(Segment(name, start, length))
+                start += length
+                room -= length
+                if room == 0:
+                    chunks.append(Chunk(group, tuple(segments)))
+                    segments, room = [], capacity
+        if segments:
+            chunks.append(Chunk(group, tuple(segments)))
+    return chunks
+
+
+class BlockReader:
+    """Reads a chunk of every file into a row; each thread needs a reader of its own."""
+
+    def __init__(self, files: Sequence[TensorFile], rows: Sequence[torch.Tensor]) -> None:
+        """Keep the files and the rows.
+
+        Args:
+            files: the files, one for each row.
+            rows: contiguous CPU vectors of float32 or float64, as long as the longest chunk.
+        """
+        self._files = files
+        self._rows = rows
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
+    @staticmethod
+    def open_all(files: Sequence[TensorFile], names: Sequence[str]) -> None:
+        """Open every shard once, so that threads that read later do not race to open it.
+
+        Args:
+            files: the files that will be read.
+            names: the tensors that will be read.
+        """
+        for file in files:
+            for name in {file.places[name].shard: name for name in names}.values():
+                file.read_into(name, 0, torch.empty(0, dtype=file.places[name].dtype))
+
+    def fill(self, chunk: Chunk) -> None:
+        """Read one chunk of all files; elements behind its length keep what was there before.
+
+        Args:
+            chunk: what to read.
+
+        Raises:
+            DamagedRun: a file ends before the elements do.
+        """  # ruff: ignore[docstring-extraneous-exception] - raised by TensorFile.read_into
+        for file, row in zip(self._files, self._rows, strict=True):
+            offset = 0
+            for segment in chunk.segments:
+                out = row[offset : offset + segment.length]
+                dtype = file.places[segment.name].dtype
+                if dtype == out.dtype:
+                    file.read_into(segment.name, segment.start, out)
+                else:
+                    out.copy_(file.read_into(segment.name, segment.start, self._stage(segment.length, dtype)))
+                offset += segment.length
+
+    def not_finite(self, chunk: Chunk) -> tuple[TensorFile, str] | None:
+        """Find where the chunk that was read last holds an infinity or a NaN.
+
+        Args:
+            chunk: the chunk that `fill` read.
+
+        Returns:
+            The first such file and tensor, or None.
+        """
+        for file, row in zip(self._files, self._rows, strict=True):
+            offset = 0
+            for segment in chunk.segments:
+                if not bool(torch.isfinite(row[offset : offset + segment.length]).all()):
+                    return file, segment.name
+                offset += segment.length
+        return None
+
+    def _stage(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        needed = length * dtype.itemsize
+        if self._staging.numel() < needed:
+            self._staging = torch.empty(self._rows[0].numel() * 8, dtype=torch.uint8)
+        return self._staging[:needed].view(dtype)

@@ -1,0 +1,200 @@
+"""All inner products among the vectors of a run, in one streaming pass over their files.
+
+Norms, cosines and angles are functions of the Gram matrix. Two things are not, because small numbers cannot be had
+from large inner products: a difference of weights is formed from the weights themselves, block by block, before any
+product is taken, and the residual of a projection is a vector in its own right.
+
+Numbers. Where every file holds float32 or narrower values, a difference is one correctly rounded float32 subtraction,
+products are taken in float32 over blocks of 1024 elements and summed in float64: a single float32 product
+over a long vector is wrong in the third digit. Groups too small for the rounding of blocks to average out, and values
+whose squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64.
+
+Residuals of projections are merged from those of chunks: `tvgrad.streaming.accumulate` says how, and why that is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.streaming.accumulate import ChunkWorker, Matrix, Sums
+from tvgrad.streaming.blocks import BlockReader
+from tvgrad.streaming.rows import Pair, Plan, Vector, plan_of
+from tvgrad.vectors.parameters import ALL
+
+MOST_WORKERS = 4  # beyond this, reading is the limit
+
+
+@dataclass(frozen=True)
+class GramResult:
+    """Inner products of vectors; `all` among the groups' names stands for the whole model.
+
+    `matrix[i, j]` is the inner product of vectors i and j over the whole model and `groups[group][i, j]` over one
+    group. `residuals[i, j][group]` is the norm of vector i minus its projection on vector j, with the group's own
+    coefficient. `sign_agreement[i, j][group]` is the share of equal signs among the coordinates where neither vector
+    is zero, NaN where there are none.
+    """
+
+    labels: tuple[str, ...]
+    matrix: Matrix
+    groups: dict[str, Matrix]
+    residuals: dict[Pair, dict[str, float]]
+    sign_agreement: dict[Pair, dict[str, float]]
+
+    def index(self, vector: int | str) -> int:
+        """Find a vector's row.
+
+        Args:
+            vector: its label, or the row itself.
+
+        Returns:
+            The row.
+
+        Raises:
+            TvgradError: there is no such label.
+        """
+        if isinstance(vector, int):
+            return vector
+        if vector not in self.labels:
+            raise TvgradError(f"there is no vector {vector!r}: choose among {', '.join(self.labels)}")
+        return self.labels.index(vector)
+
+    def gram(self, group: str = ALL) -> Matrix:
+        """Inner products over one group.
+
+        Args:
+            group: a group, or `all`.
+
+        Returns:
+            The n x n matrix.
+
+        Raises:
+            TvgradError: there is no such group.
+        """
+        if group == ALL:
+            return self.matrix
+        if group not in self.groups:
+            raise TvgradError(f"there is no group {group!r}: choose among {', '.join([ALL, *self.groups])}")
+        return self.groups[group]
+
+    def norm(self, vector: int | str, group: str = ALL) -> float:
+        """Euclidean norm of a vector.
+
+        Args:
+            vector: its row or label.
+            group: a group, or `all`.
+
+        Returns:
+            The norm, zero for a zero vector.
+        """
+        row = self.index(vector)
+        return math.sqrt(self.gram(group)[row, row])
+
+    def cosine(self, left: int | str, right: int | str, group: str = ALL) -> float:
+        """Cosine of the angle between two vectors.
+
+        Args:
+            left: row or label.
+            right: row or label.
+            group: a group, or `all`.
+
+        Returns:
+            A number in [-1, 1], or NaN where one of the vectors is zero.
+        """
+        length = self.norm(left, group) * self.norm(right, group)
+        product = float(self.gram(group)[self.index(left), self.index(right)])
+        return max(-1.0, min(1.0, product / length)) if length else math.nan
+
+
+def gram_of(
+    vectors: Sequence[Vector],
+    groups: Mapping[str, str],
+    *,
+    projections: Sequence[Pair] = (),
+    signs: Sequence[Pair] = (),
+    names: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> GramResult:
+    """Compute all inner products of vectors that lie in files of the same model, reading each file once.
+
+    Memory depends neither on the number of parameters nor, but for the n x n matrices themselves, on the number of
+    vectors. Results do not depend on the number of threads, to the last bit.
+
+    Args:
+        vectors: the vectors, with different labels.
+        groups: tensor name -> group; more names than there are tensors do no harm.
+        projections: pairs (i, j): the norm of vector i minus its projection on vector j is wanted.
+        signs: pairs (i, j) whose agreement in sign is wanted.
+        names: the tensors that make up the vectors; by default all, which must then be the same in every file.
+        progress: called now and then with the bytes done and the bytes in all.
+        workers: number of threads; by default one a core, at most four.
+
+    Returns:
+        The Gram matrices, residuals and sign agreements, for each group and the whole model.
+
+    Raises:
+        TvgradError: the files do not fit together, a tensor has no group, or a value is infinite or NaN.
+        DamagedRun: a file ends before its tensors do.
+    """  # ruff: ignore[docstring-extraneous-exception] - DamagedRun is raised by TensorFile.read_into
+    plan = plan_of(vectors, groups, tuple(projections), tuple(signs), names)
+    sums = _sums_of_groups(plan, workers or _cores(), progress)
+    whole = Sums.zero(plan)
+    for part in sums.values():
+        whole.add(part)
+    every = {**sums, ALL: whole}
+    expand = np.ix_(plan.row_of, plan.row_of)
+    return GramResult(
+        labels=tuple(vector.label for vector in vectors),
+        matrix=whole.gram[expand],
+        groups={group: part.gram[expand] for group, part in sums.items()},
+        residuals={
+            pair: {group: math.sqrt(part.squares[k]) for group, part in every.items()}
+            for k, pair in enumerate(plan.projections)
+        },
+        sign_agreement={
+            pair: {group: part.agreement(k) for group, part in every.items()} for k, pair in enumerate(plan.signs)
+        },
+    )
+
+
+def _sums_of_groups(plan: Plan, workers: int, progress: Callable[[int, int], None] | None) -> dict[str, Sums]:
+    sums = {group: Sums.zero(plan) for group in dict.fromkeys(plan.groups.values())}
+    BlockReader.open_all(plan.files, list(plan.sizes))
+    local = threading.local()
+
+    # One thread works on one chunk and calls single-threaded kernels: with threads inside the kernels too, the two
+    # would compete for cores, and the order of summation would depend on how many there are.
+    def prepare() -> None:
+        torch.set_num_threads(1)
+        local.worker = ChunkWorker(plan)
+
+    threads_before = torch.get_num_threads()
+    done = 0
+    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
+        try:
+            results = pool.map(lambda chunk: local.worker.run(chunk), plan.chunks)
+            for chunk, part in zip(plan.chunks, results, strict=True):  # in the order of chunks, whoever is first
+                sums[chunk.group].add(part)
+                done += plan.bytes_of(chunk)
+                if progress is not None:
+                    progress(done, plan.nbytes)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(threads_before)  # the setting of new threads, too, was changed
+    return sums
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(MOST_WORKERS, (len(affinity(0)) if affinity else os.cpu_count()) or 1)

@@ -1,0 +1,31 @@
+"""Update rules: gradient descent, momentum, Nesterov, Adam and AdamW, their step weights, stability and rounding."""
+
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import (
+    GD,
+    SGD,
+    Adam,
+    AdamW,
+    Momentum,
+    Nesterov,
+    linear_rule,
+    make_rule,
+    rule_from_dict,
+    rule_from_optimizer,
+)
+
+__all__ = [
+    "GD",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "LinearRule",
+    "Momentum",
+    "Nesterov",
+    "UpdateRule",
+    "linear_rule",
+    "make_rule",
+    "rule_from_dict",
+    "rule_from_optimizer",
+]

@@ -1,0 +1,329 @@
+"""The update rules by name: gradient descent, SGD, momentum, Nesterov, Adam, AdamW, each with a rate or a schedule.
+
+They follow PyTorch's optimizers to the letter: the rate stays outside the momentum buffer, the first gradient enters it
+undampened, and Adam adds eps after the bias correction of the root.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.optim.optimizer import ParamsT
+
+from tvgrad.errors import TvgradError
+from tvgrad.update_rules.base import Array, Rate, State, UpdateRule
+from tvgrad.update_rules.linear import GradientAverage, LinearRule
+
+
+@dataclass(frozen=True)
+class GD(LinearRule):
+    """Full-batch gradient descent: `theta -= eta g`, one step an epoch, `c[k,e] = eta_e`.
+
+    Args:
+        lr: rate or schedule.
+    """
+
+    name: ClassVar[str] = "gd"
+
+    @property
+    def average(self) -> GradientAverage:
+        """How a step mixes the gradients so far: it does not."""
+        return GradientAverage()
+
+
+@dataclass(frozen=True)
+class SGD(LinearRule):
+    """Stochastic gradient descent without momentum: `theta -= eta g`, `c[k,e] = eta_e`.
+
+    Args:
+        lr: rate or schedule.
+        weight_decay: lambda.
+        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+    """
+
+    weight_decay: float = 0.0
+    decoupled: bool = False
+
+    name: ClassVar[str] = "sgd"
+
+    @property
+    def average(self) -> GradientAverage:
+        """How a step mixes the gradients so far: it does not."""
+        return GradientAverage()
+
+
+@dataclass(frozen=True)
+class Momentum(LinearRule):
+    """Heavy ball: `buf = mu buf + (1 - d) g` (the first g undampened), `theta -= eta buf`.
+
+    Args:
+        lr: rate or schedule.
+        momentum: mu.
+        dampening: d.
+        weight_decay: lambda.
+        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+
+    Raises:
+        TvgradError: an option is out of its range.
+    """
+
+    momentum: float
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    decoupled: bool = False
+
+    name: ClassVar[str] = "momentum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dampening and not self.momentum:
+            raise TvgradError("momentum: dampening without momentum has no effect in PyTorch: leave dampening out")
+
+    @property
+    def average(self) -> GradientAverage:
+        """How a step mixes the gradients so far: in the momentum buffer."""
+        return GradientAverage(self.momentum, self.dampening)
+
+
+@dataclass(frozen=True)
+class Nesterov(LinearRule):
+    """Nesterov momentum as PyTorch writes it: `buf = mu buf + g`, `theta -= eta (g + mu buf)`, g at theta itself.
+
+    Args:
+        lr: rate or schedule.
+        momentum: mu, above 0.
+        weight_decay: lambda.
+        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+
+    Raises:
+        TvgradError: an option is out of its range.
+    """
+
+    momentum: float
+    weight_decay: float = 0.0
+    decoupled: bool = False
+
+    name: ClassVar[str] = "nesterov"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.momentum:
+            raise TvgradError("nesterov: momentum 0 is plain SGD: give a momentum above 0, or use sgd")
+
+    @property
+    def average(self) -> GradientAverage:
+        """How a step mixes the gradients so far: the newest once more on top of the momentum buffer."""
+        return GradientAverage(self.momentum, lookahead=True)
+
+
+@dataclass(frozen=True)
+class Adam(UpdateRule):
+    """Adam with bias correction: `theta -= eta m / (1 - b1^(s+1)) / (sqrt(v / (1 - b2^(s+1))) + eps)` at step s.
+
+    Args:
+        lr: rate or schedule.
+        betas: b1 and b2.
+        eps: what is added to the root.
+        weight_decay: lambda, added to the gradient as `lambda theta`.
+        amsgrad: divide by the largest v so far.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+
+    name: ClassVar[str] = "adam"
+
+    def momentum_weights(self, k: int) -> Array:
+        """Weigh each step's gradient in a k-step task vector, without decay and preconditioner.
+
+        Args:
+            k: the number of steps.
+
+        Returns:
+            `c_s = sum_{e>=s} eta_e (1 - b1) b1^(e-s) / (1 - b1^(e+1))` for s = 0 .. k-1.
+        """
+        b1 = self.betas[0]
+        # (1 - b1) / (1 - b1^(e+1)) is one over a geometric sum, which has no cancellation for b1 near 1.
+        corrected = self.rates(k) / np.cumsum(b1 ** np.arange(k))
+        return GradientAverage(b1).unrolled(corrected)
+
+    def make_optimizer(self, parameters: ParamsT) -> torch.optim.Optimizer:
+        """Build the PyTorch optimizer that performs the rule; under a schedule call `set_rate` before each step.
+
+        Args:
+            parameters: what PyTorch's optimizers accept.
+
+        Returns:
+            A `torch.optim.Adam` or `torch.optim.AdamW`, in PyTorch's default implementation.
+        """
+        kind = torch.optim.AdamW if isinstance(self, AdamW) else torch.optim.Adam
+        return kind(
+            parameters,
+            lr=self.rate(0),
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            amsgrad=self.amsgrad,
+        )
+
+    def _direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+        b1, b2 = self.betas
+        mean, square, *largest = state or (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        mean = b1 * mean + (1 - b1) * gradient
+        square = b2 * square + (1 - b2) * gradient.square()
+        if self.amsgrad:
+            largest = [torch.maximum(largest[0], square) if largest else square]
+        root = ((largest[0] if largest else square) / (1 - b2 ** (step + 1))).sqrt() + self.eps
+        return mean / (1 - b1 ** (step + 1)) / root, (mean, square, *largest)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: first `theta *= 1 - eta lambda`, then Adam's step.
+
+    Args:
+        lr: rate or schedule.
+        betas: b1 and b2.
+        eps: what is added to the root.
+        weight_decay: lambda.
+        amsgrad: divide by the largest v so far.
+    """
+
+    weight_decay: float = 0.01
+
+    name: ClassVar[str] = "adamw"
+    decoupled: ClassVar[bool] = True
+
+
+RULES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (GD, SGD, Momentum, Nesterov, Adam, AdamW)}
+"""The rules by the name that the command line and a run directory give them."""
+
+
+def linear_rule(rule: UpdateRule) -> LinearRule:
+    """Make sure that a rule has coefficients.
+
+    Args:
+        rule: any rule.
+
+    Returns:
+        The same rule.
+
+    Raises:
+        TvgradError: it is not linear.
+    """
+    if not isinstance(rule, LinearRule):
+        raise TvgradError(
+            f"{rule.name} is not a linear update rule, so its task vector has no expansion in the gradients: "
+            "use gd, sgd, momentum or nesterov"
+        )
+    return rule
+
+
+def _rule_class(name: object) -> type[UpdateRule]:
+    if not isinstance(name, str) or name not in RULES:
+        raise TvgradError(f"there is no update rule {name!r}: choose one of {', '.join(RULES)}")
+    return RULES[name]
+
+
+def make_rule(name: str, lr: Rate, momentum: float | None = None, weight_decay: float | None = None) -> UpdateRule:
+    """Build a rule from what a command line says.
+
+    Args:
+        name: one of `RULES`.
+        lr: rate or schedule.
+        momentum: for momentum and nesterov, where None means 0.9.
+        weight_decay: None means the rule's default: 0.01 for adamw, 0 for all others.
+
+    Returns:
+        The rule.
+
+    Raises:
+        TvgradError: there is no such rule, it does not take the option, or a value is out of range.
+    """
+    rule = _rule_class(name)
+    known = {option.name for option in fields(rule)}
+    options: dict[str, Any] = {"momentum": 0.9} if "momentum" in known else {}
+    for option, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        if value is not None and option not in known:
+            takers = [other for other in RULES if option in {field.name for field in fields(RULES[other])}]
+            words = option.replace("_", " ")
+            raise TvgradError(f"{name} takes no {words}: leave the {words} out, or use one of {', '.join(takers)}")
+        if value is not None:
+            options[option] = value
+    return rule(lr=lr, **options)
+
+
+def rule_from_dict(description: Mapping[str, Any]) -> UpdateRule:
+    """Read what `UpdateRule.to_dict` wrote.
+
+    Args:
+        description: `name` and the options.
+
+    Returns:
+        The rule, bit for bit.
+
+    Raises:
+        TvgradError: an option is unknown, missing or out of range, or there is no such rule.
+    """
+    options = dict(description)
+    rule = _rule_class(options.pop("name", None))
+    known = {option.name: option.default is MISSING for option in fields(rule)}
+    for option in options:
+        if option not in known:
+            raise TvgradError(f"{rule.name} has no option {option!r}: give only {', '.join(known)}")
+    for option, needed in known.items():
+        if needed and option not in options:
+            raise TvgradError(f"{rule.name} needs the option {option!r}: add it")
+    return rule(**options)
+
+
+_READ = ("lr", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "weight_decay", "maximize")
+
+
+def rule_from_optimizer(optimizer: torch.optim.Optimizer) -> UpdateRule:
+    """Read the rule that a PyTorch optimizer follows, at its present learning rate.
+
+    A rate of 0, which warm-up starts with, is read as a schedule of that one step: put the true rates in its place
+    with `with_lr`.
+
+    Args:
+        optimizer: a `torch.optim.SGD`, `Adam` or `AdamW`, or a subclass that steps like it.
+
+    Returns:
+        SGD, Momentum, Nesterov, Adam or AdamW.
+
+    Raises:
+        TvgradError: it is another optimizer, it maximizes, or its parameter groups differ in an option.
+    """
+    own_step = inspect.unwrap(type(optimizer).step)
+    families = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    if not any(isinstance(optimizer, family) and own_step is inspect.unwrap(family.step) for family in families):
+        raise TvgradError(
+            f"the update rule of {type(optimizer).__name__} is not known: use torch.optim.SGD, Adam or AdamW"
+        )
+    first, *others = optimizer.param_groups
+    for option in _READ:
+        if any(group.get(option) != first.get(option) for group in others):
+            raise TvgradError(
+                f"the optimizer's parameter groups differ in {option}, and one update rule has one: "
+                "give all groups the same"
+            )
+    if first["maximize"]:
+        raise TvgradError("the optimizer maximizes: negate the loss and leave maximize out")
+    lr: Rate = float(first["lr"]) or (0.0,)
+    decay = float(first["weight_decay"])
+    if not isinstance(optimizer, torch.optim.SGD):
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or first.get("decoupled_weight_decay", False)
+        return (AdamW if decoupled else Adam)(lr, first["betas"], first["eps"], decay, first["amsgrad"])
+    if not first["momentum"]:
+        return SGD(lr, decay)
+    if first["nesterov"]:
+        return Nesterov(lr, first["momentum"], decay)
+    return Momentum(lr, first["momentum"], first["dampening"], decay)

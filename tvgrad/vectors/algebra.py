@@ -1,0 +1,75 @@
+"""Linear combinations of weight vectors, always in float64: small differences must survive wide storage types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from tvgrad.vectors.parameters import Weights
+
+
+def wide(vector: Mapping[str, torch.Tensor], device: torch.device | str | None = None) -> Weights:
+    """Widen a weight vector.
+
+    Args:
+        vector: name -> tensor.
+        device: where to; by default each tensor stays where it is.
+
+    Returns:
+        Name -> detached float64 tensor, which shares memory with one that was float64 already: not to be changed.
+    """
+    return {name: tensor.detach().to(device=device, dtype=torch.float64) for name, tensor in vector.items()}
+
+
+def zeros_like(vector: Mapping[str, torch.Tensor]) -> Weights:
+    """The zero vector.
+
+    Args:
+        vector: name -> tensor, for names, shapes and devices.
+
+    Returns:
+        Name -> float64 zeros.
+    """
+    return {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in vector.items()}
+
+
+def combination(*terms: tuple[float, Mapping[str, torch.Tensor]]) -> Weights:
+    """Sum weight vectors with coefficients.
+
+    Args:
+        terms: (coefficient, vector) pairs, at least one; all vectors have the first one's names and shapes.
+
+    Returns:
+        Name -> new float64 tensor, on the first vector's devices.
+    """
+    (scale, first), *others = terms
+    total = {name: tensor.detach().to(torch.float64, copy=True).mul_(scale) for name, tensor in first.items()}
+    for coefficient, vector in others:
+        add_scaled(total, vector, coefficient)
+    return total
+
+
+def difference(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Weights:
+    """Subtract weight vectors in float64.
+
+    Args:
+        left: name -> tensor.
+        right: name -> tensor.
+
+    Returns:
+        left - right, on the devices of `left`.
+    """
+    return combination((1.0, left), (-1.0, right))
+
+
+def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: float) -> None:
+    """Add a multiple of a weight vector in place.
+
+    Args:
+        total: name -> float64 tensor.
+        vector: what is added.
+        coefficient: times this.
+    """
+    for name, tensor in total.items():
+        tensor.add_(vector[name].detach().to(tensor), alpha=coefficient)

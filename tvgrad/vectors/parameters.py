@@ -1,0 +1,211 @@
+"""Names, groups and inner products of a model's trainable parameters.
+
+A weight vector is a dict from `state_dict` name to tensor. Tied parameters appear once, under the first name that
+`named_parameters` gives them; integer parameters and buffers never appear.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError
+
+Weights = dict[str, torch.Tensor]
+"""Name -> tensor, keyed like `state_dict`."""
+
+ALL = "all"
+"""The name that stands for the whole model among the groups."""
+
+SHARDED = ("DTensor", "FlatParameter")
+ONE_PART = (
+    "spread over several processes (FSDP), and tvgrad reads whole tensors: train with DistributedDataParallel, or save "
+    "gathered checkpoints and use --from-checkpoints"
+)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """List the parameters that fine-tuning moves, each once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name -> parameter, for floating-point parameters that require a gradient, in the model's own order.
+
+    Raises:
+        TvgradError: the model has none, one of them is complex, or each process holds a part of them only.
+    """
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ in SHARDED:
+            raise TvgradError(f"{name} is {ONE_PART}")
+        if parameter.requires_grad and parameter.is_complex():
+            raise TvgradError(f"{name} is a complex parameter: keep its real and imaginary parts (torch.view_as_real)")
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":  # its parameters may look like any other
+            raise TvgradError(f"{name or 'the model'} is {ONE_PART}")
+    found = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.is_floating_point()
+    }
+    if not found:
+        raise TvgradError(
+            f"the model ({type(model).__name__}) has no trainable parameters: set requires_grad on what is to be tuned"
+        )
+    return found
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Copy the trainable parameters' present values.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name -> detached clone, on the parameter's device and in its dtype.
+
+    Raises:
+        TvgradError: the model has no trainable parameters.
+    """  # noqa: DOC502 - raised by trainable_parameters
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Find the second names of tied parameters.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Alias -> the name under which the parameter is counted.
+    """
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+
+
+def frozen_state(model: nn.Module) -> Weights:
+    """Collect what a complete checkpoint holds besides the trainable parameters.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name -> detached tensor: frozen parameters and persistent buffers, tied names once.
+    """
+    trainable = trainable_parameters(model)
+    tied = tied_names(model)
+    return {
+        name: tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and name not in trainable and name not in tied
+    }
+
+
+def group_names(names: Iterable[str], pattern: str | None = None) -> dict[str, str]:
+    """Assign each parameter to the block that owns it.
+
+    The block is the name up to its first purely numeric part (`blocks.3.attn.qkv.weight` -> `blocks.3`), or else the
+    module that holds the parameter (`head.weight` -> `head`).
+
+    Args:
+        names: parameter names.
+        pattern: a regular expression that is searched in each name instead; the group is its first capturing group,
+            or the whole match; names without a match fall into `other`.
+
+    Returns:
+        Name -> group, in the order given.
+
+    Raises:
+        TvgradError: the pattern is not a regular expression.
+    """
+    if pattern is None:
+        return {name: _block_of(name) for name in names}
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise TvgradError(f"--groups {pattern!r} is not a regular expression: {error}") from None
+    groups = {}
+    for name in names:
+        match = compiled.search(name)
+        found = None if match is None else next((part for part in match.groups() if part), match.group())
+        groups[name] = _not_all(found or "other")
+    return groups
+
+
+def _block_of(name: str) -> str:
+    parts = name.split(".")
+    for position, part in enumerate(parts[:-1]):
+        if part.isdigit():
+            return _not_all(".".join(parts[: position + 1]))
+    return _not_all(".".join(parts[:-1]) or name)
+
+
+def _not_all(group: str) -> str:
+    """Keep the name `all` for the whole model."""
+    return f"{group} (block)" if group == ALL else group
+
+
+def inner_product(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean inner product of two weight vectors, accumulated in float64.
+
+    Args:
+        left: name -> tensor.
+        right: name -> tensor, with the same names and shapes.
+
+    Returns:
+        The sum over all coordinates of left times right.
+    """
+    return math.fsum(
+        float(torch.dot(tensor.detach().double().flatten(), right[name].detach().double().flatten()))
+        for name, tensor in left.items()
+    )
+
+
+def norm(vector: Mapping[str, torch.Tensor]) -> float:
+    """Euclidean norm of a weight vector, accumulated in float64.
+
+    Args:
+        vector: name -> tensor.
+
+    Returns:
+        The square root of the sum of squares over all coordinates.
+    """
+    return math.hypot(*(float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in vector.values()))
+
+
+def cosine(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
+    """Cosine of the angle between two weight vectors.
+
+    Args:
+        left: name -> tensor.
+        right: name -> tensor, with the same names and shapes.
+
+    Returns:
+        A number in [-1, 1], or NaN where one of them is zero.
+    """
+    length = norm(left) * norm(right)
+    return max(-1.0, min(1.0, inner_product(left, right) / length)) if length else math.nan
+
+
+def same_names_and_shapes(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> str | None:
+    """Compare two weight vectors' names and shapes.
+
+    Args:
+        left: name -> tensor.
+        right: name -> tensor.
+
+    Returns:
+        None when they agree, otherwise half a sentence about the first difference.
+    """
+    for name in [*left, *right]:
+        if name not in left or name not in right:
+            return f"{name!r} is in one and not in the other"
+        if left[name].shape != right[name].shape:
+            return f"{name!r} has shape {tuple(left[name].shape)} in one and {tuple(right[name].shape)} in the other"
+    return None
