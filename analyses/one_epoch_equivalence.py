@@ -14,11 +14,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from tvgrad.numerics.floats import ulp
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.equivalence import EXACT, check_one_epoch
-from tvgrad.update_rules.rounding import ulp
 from tvgrad.vectors.algebra import combination
 from tvgrad.vectors.parameters import norm
 

@@ -112,7 +112,9 @@ def measure_here(name: str, rounds: int | None, quick: bool, out: Path) -> None:
         out: where its figures go, as JSON.
     """
     module, function, usual = BENCHES[name]
-    figures = getattr(importlib.import_module(f"tests.benchmarks.{module}"), function)(rounds or (1 if quick else usual), quick)
+    figures = getattr(importlib.import_module(f"tests.benchmarks.{module}"), function)(
+        rounds or (1 if quick else usual), quick
+    )
     out.write_text(json.dumps([dataclasses.asdict(figure) for figure in figures]), encoding="utf-8")
 
 

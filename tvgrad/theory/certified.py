@@ -18,8 +18,8 @@ import torch
 from tvgrad.bounds.certificates.certificate import StepBound, certify_steps
 from tvgrad.bounds.certificates.coefficients import plan_of
 from tvgrad.bounds.feedforward import FeedForward, feed_forward_of
-from tvgrad.bounds.network.network import UNIT
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import UNIT_ROUNDOFF
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.store.run import Run
@@ -74,7 +74,7 @@ def bounds_of_run(
         weight = float(plan.totals[epoch])
         # the recorded error's own arithmetic: a difference of weights, S_k g, their sum and its norm, in float64
         length = float(path[epoch].norm() + path[0].norm()) * OUTWARD
-        rounding = 4 * UNIT * length + (plan.rounding + 4 * UNIT) * weight * size
+        rounding = 4 * UNIT_ROUNDOFF * length + (plan.rounding + 4 * UNIT_ROUNDOFF) * weight * size
         found[epoch] = (step.error + step.stray + weight * apart + rounding) * OUTWARD
     return found, f"no bound from epoch {len(found) + 1} on: {reason}" if reason else None
 

@@ -7,71 +7,9 @@ known in float64, for PyTorch's single-tensor and foreach kernels on the CPU.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-# significand bits, and the exponent of the smallest normal number
-_FORMATS = {
-    torch.float64: (53, -1022),
-    torch.float32: (24, -126),
-    torch.bfloat16: (8, -126),
-    torch.float16: (11, -14),
-}
-
-
-def precision_of(dtype: torch.dtype) -> tuple[int, int]:
-    """Significand bits and exponent of the smallest normal number.
-
-    Args:
-        dtype: a floating-point dtype.
-
-    Returns:
-        (bits, exponent), (53, -1022) for float64.
-    """
-    return _FORMATS[dtype]
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """Half the spacing of the dtype at 1: 2^-53, 2^-24, 2^-8, 2^-11 for float64, float32, bfloat16, float16.
-
-    Args:
-        dtype: a floating-point dtype.
-
-    Returns:
-        The unit roundoff u.
-    """
-    return float(2.0 ** -precision_of(dtype)[0])
-
-
-def smallest_subnormal(dtype: torch.dtype) -> float:
-    """The smallest positive number of the dtype.
-
-    Args:
-        dtype: a floating-point dtype.
-
-    Returns:
-        omega.
-    """
-    bits, smallest = precision_of(dtype)
-    return float(2.0 ** (smallest - bits + 1))
-
-
-def ulp(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Spacing of a dtype's numbers just above |y|.
-
-    Args:
-        values: float64 tensor of numbers y of the dtype.
-        dtype: the format whose spacing is meant.
-
-    Returns:
-        Float64 tensor of spacings; at 0 the smallest subnormal.
-    """
-    bits, smallest = precision_of(dtype)
-    # frexp writes |y| = m 2^e with m in [1/2, 1), so that |y| lies in the binade of spacing 2^(e - bits).
-    magnitudes = values.abs().numpy()
-    exponents = np.where(magnitudes == 0, smallest + 1, np.frexp(magnitudes)[1])
-    # numpy's ldexp is exact down to the subnormals; torch's goes through a float32 power.
-    return torch.from_numpy(np.ldexp(1.0, np.maximum(exponents, smallest + 1) - bits))
+from tvgrad.numerics.floats import smallest_subnormal, ulp, unit_roundoff
 
 
 def gradient_step_budget(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tvgrad.bounds.network.network import gamma
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import gamma
 from tvgrad.update_rules.base import Array, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 
 from tvgrad.bounds.certificates.coefficients import Plan
-from tvgrad.bounds.network.network import UNIT, Network, gamma
+from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.update_rules.base import Array
 
 
@@ -88,7 +89,9 @@ class Start:
         shrunk, total = float(self.plan.shrunk[step]), float(self.plan.totals[step])
         value = -shrunk * self.theta - total * self.gradient.value
         sizes = shrunk * float(self.theta.norm()) + total * self.gradient.norm
-        return Approximate(value, total * self.gradient.error + (self.plan.rounding + 4 * UNIT) * sizes * (1 + 1e-9))
+        return Approximate(
+            value, total * self.gradient.error + (self.plan.rounding + 4 * UNIT_ROUNDOFF) * sizes * (1 + 1e-9)
+        )
 
     @cached_property
     def second_orders(self) -> list[Approximate]:
@@ -105,7 +108,7 @@ class Start:
             value = sum((share * one.value for share, one in terms), torch.zeros_like(self.theta))
             size = sum(share * one.norm for share, one in terms)
             error = sum(share * one.error for share, one in terms)
-            found.append(Approximate(value, (error + (2 * plan.rounding + 4 * UNIT) * size) * (1 + 1e-9)))
+            found.append(Approximate(value, (error + (2 * plan.rounding + 4 * UNIT_ROUNDOFF) * size) * (1 + 1e-9)))
         return found
 
     def layer_norms(self, vectors: list[Approximate]) -> torch.Tensor:
@@ -136,7 +139,9 @@ def decayed(vector: Approximate, at: torch.Tensor, coupled: float) -> Approximat
         return vector
     extra = coupled * at
     value = vector.value + extra
-    return Approximate(value, vector.error + 2 * UNIT * float(extra.norm() + value.norm()) * (1 + gamma(len(at))))
+    return Approximate(
+        value, vector.error + 2 * UNIT_ROUNDOFF * float(extra.norm() + value.norm()) * (1 + gamma(len(at)))
+    )
 
 
 def weighted(

@@ -41,9 +41,9 @@ from tvgrad.bounds.certificates.taylor_models import MODEL_STEPS, ModelPath
 from tvgrad.bounds.certificates.tubes import TUBE_STEPS, Tube, simulated_tube, summed_tube
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.network.network import UNIT, gamma
 from tvgrad.bounds.rounding.parameter_sum import Approximate
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.results import Result
 from tvgrad.update_rules.base import Array, UpdateRule
 
@@ -230,8 +230,10 @@ def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Fo
         total += found.value
         error += found.error
         width += wide
-    error += gamma(len(problems) + 4) * float(total.norm()) + 4 * UNIT * error
-    scaled = Approximate(alpha * total, (abs(alpha) * error + 4 * UNIT * float((alpha * total).norm())) * (1 + 1e-9))
+    error += gamma(len(problems) + 4) * float(total.norm()) + 4 * UNIT_ROUNDOFF * error
+    scaled = Approximate(
+        alpha * total, (abs(alpha) * error + 4 * UNIT_ROUNDOFF * float((alpha * total).norm())) * (1 + 1e-9)
+    )
     width *= abs(alpha) * (1 + 1e-9)
     furthest = max(tube.furthest for tube in [*tasks, together])
     return Form("tube", scaled.upper + width, max(0.0, scaled.lower - width), furthest)
@@ -251,7 +253,7 @@ def _difference(
         norm = float(difference.norm()) * (1 + 1e-9)
         total.add_(difference, alpha=-weight)
         size += weight * norm
-        error += weight * (tube.gradients[e].error + gradients[e].error + 2 * UNIT * norm)
+        error += weight * (tube.gradients[e].error + gradients[e].error + 2 * UNIT_ROUNDOFF * norm)
         width += weight * (tube.hessian_norms[e] * tube.strays[e] + hessians[e] * together.strays[e])
     error += (plan.rounding + gamma(plan.steps + 4)) * size
     return Approximate(total, error * (1 + 1e-9)), width * (1 + 1e-9)

@@ -28,8 +28,8 @@ from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.certificates.expansion_point import Start, weighted
 from tvgrad.bounds.certificates.forms import HUGE, Along, Form, along_all, fixed_point, lost, third_order
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.network.network import UNIT
 from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.numerics.floats import UNIT_ROUNDOFF
 from tvgrad.update_rules.base import Array
 
 MODEL_STEPS = 100  # a product with the Hessian each, and for the cubic model one more of the third derivative
@@ -86,7 +86,9 @@ class ModelPath:
             if not float(value.norm()) < HUGE:
                 raise NoCertificate(lost(math.inf))
             # the computed point is the centre of the tube: its distance from the exact rule goes into X
-            self.points.append(Approximate(value, first.error + bent.error + 2 * UNIT * (first.norm + bent.norm)))
+            self.points.append(
+                Approximate(value, first.error + bent.error + 2 * UNIT_ROUNDOFF * (first.norm + bent.norm))
+            )
             if not bool(value.any()):  # at theta_0 itself
                 self.changes.append(Approximate(torch.zeros_like(value), 0.0))
                 continue
@@ -94,7 +96,7 @@ class ModelPath:
             if cubic:
                 twice = start.problem.twice_along(value)
                 total = change.value + 0.5 * twice.value
-                rounding = 2 * UNIT * (change.norm + twice.norm)
+                rounding = 2 * UNIT_ROUNDOFF * (change.norm + twice.norm)
                 change = Approximate(total, (change.error + 0.5 * twice.error + rounding) * (1 + 1e-9))
             self.changes.append(change)
 

@@ -32,8 +32,8 @@ from tvgrad.bounds.certificates.coefficients import NoCertificate, Plan
 from tvgrad.bounds.certificates.expansion_point import decayed, weighted
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
-from tvgrad.bounds.network.network import UNIT, gamma
 from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.update_rules.base import Array
 
 TUBE_STEPS = 1000  # a gradient each
@@ -82,7 +82,7 @@ class Tube:
         differences = [one.value - start.value for one in self.gradients[:step]]
         norms = np.array([float(d.norm()) * (1 + 1e-9) for d in differences])
         errors = np.array([
-            one.error + start.error + 2 * UNIT * n for one, n in zip(self.gradients[:step], norms, strict=True)
+            one.error + start.error + 2 * UNIT_ROUNDOFF * n for one, n in zip(self.gradients[:step], norms, strict=True)
         ])
         errors[0] = 0.0
         total = weighted(steps, lambda e: differences[e], errors, norms, self.plan.rounding)
@@ -183,7 +183,7 @@ class _Builder:
                 centre = recorded[step].double()
                 defect = float((predicted - (centre - self.theta)).norm()) * (1 + 1e-9)
             # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
-            placing = 0.0 if step == 0 else 4 * UNIT * float(centre.norm() + predicted.norm()) * (1 + 1e-9)
+            placing = 0.0 if step == 0 else 4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()) * (1 + 1e-9)
             stray = 0.0 if step == 0 else spread + rounding + defect + placing
             if step == plan.steps:
                 tube.end_stray = stray
@@ -203,7 +203,7 @@ class _Builder:
         zeros = np.zeros(step)
         total = weighted(plan.coefficients[step, :step], lambda e: tube.gradients[e].value, zeros, norms, plan.rounding)
         shrunk = float(plan.shrunk[step])
-        rounding = total.error + (plan.rounding + 4 * UNIT) * (shrunk * self.size + total.norm) * (1 + 1e-9)
+        rounding = total.error + (plan.rounding + 4 * UNIT_ROUNDOFF) * (shrunk * self.size + total.norm) * (1 + 1e-9)
         return -total.value - shrunk * self.theta, rounding
 
     def _spread(self, step: int) -> float:

@@ -21,12 +21,13 @@ from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, Measured, measure,
 from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
-from tvgrad.bounds.network.network import Network, UnsupportedNetwork, gamma
+from tvgrad.bounds.network.network import Network, UnsupportedNetwork
 from tvgrad.bounds.reading.module_reader import read_matrices, read_module
 from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import Approximate
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import gamma
 
 if TYPE_CHECKING:
     from typing_extensions import Self

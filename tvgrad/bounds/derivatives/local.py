@@ -45,7 +45,8 @@ import torch
 from tvgrad.bounds.derivatives.sample_norms import EVALUATION, Measured, Pair
 from tvgrad.bounds.derivatives.worst_case import LayerBounds, layer_stretch, magnitudes, perturbation
 from tvgrad.bounds.losses.base import LocalLoss, Loss
-from tvgrad.bounds.network.network import UNIT, Network
+from tvgrad.bounds.network.network import Network
+from tvgrad.numerics.floats import UNIT_ROUNDOFF
 
 Vector = torch.Tensor
 
@@ -153,8 +154,8 @@ def _uncapped(loss: Loss, at: Measured, moved: Vector) -> LocalLoss:
     """The loss's bounds at the logits, each with what it changes by over a distance."""
     local = loss.local(at.logits, at.targets, 0.0, at.curvatures)
     uniform = loss.uniform(at.targets, at.logits.shape[1], 0.0)
-    hessian = (local.hessian + uniform.third * moved) * (1 + 8 * UNIT)
-    third = (local.third + loss.fourth(hessian, uniform.hessian) * moved) * (1 + 8 * UNIT)
+    hessian = (local.hessian + uniform.third * moved) * (1 + 8 * UNIT_ROUNDOFF)
+    third = (local.third + loss.fourth(hessian, uniform.hessian) * moved) * (1 + 8 * UNIT_ROUNDOFF)
     return replace(local, hessian=hessian, third=third)
 
 
@@ -203,7 +204,7 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bo
                 limit[j, end] = limit[j, end] + limit[j, before] * slopes[before]
             jacobian[j, end] = least(at.jacobian[j, end] + change[j, end], limit[j, end])
         terms = sum((sizes[k] for k in added), norms[end] * sizes[source] + layer.offset_norm)
-        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT * terms
+        slack = at.slack[end] * torch.hypot(sizes[source], ones) + 2 * len(added) * UNIT_ROUNDOFF * terms
         dz = radius * steps[end] + slack + norms[end] * carried[source]
         dz = sum((carried[k] for k in added), dz)
         rounding = sum((dust[k] for k in added), slack + norms[end] * dust[source])
@@ -262,7 +263,7 @@ def _widen(network: Network, loss: Loss, at: Measured, radius: float, capped: bo
         if m < depth - 1:
             products = sum((reach[r] * stretch[r] for r in wiring.readers[m + 1]), zeros)
             reach[m] = sum((reach[r] for r in wiring.adders[m + 1]), products) * layers[m].activation.b1
-        relative = 4 * (sum(inexact[m + 1 :]) + depth * wiring.extra * UNIT)
+        relative = 4 * (sum(inexact[m + 1 :]) + depth * wiring.extra * UNIT_ROUNDOFF)
         strayed[m] = jacobian[m, depth - 1] * drift + change[m, depth - 1] * start + relative * reach[m]
         residual[m] = least(at.residual[m] + strayed[m], jacobian[m, depth - 1] * local.gradient)
     for k in range(1, depth):

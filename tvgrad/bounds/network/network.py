@@ -18,26 +18,11 @@ from tvgrad.bounds.network.shared_kernel import Sharing
 from tvgrad.bounds.network.skips import Wiring
 from tvgrad.bounds.network.spectral_norm import spectral_norm
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 
 class UnsupportedNetwork(TvgradError):
     """The model is not one of the feed-forward networks for which bounds are known."""
-
-
-UNIT = 2.0**-53
-"""The unit roundoff of float64."""
-
-
-def gamma(operations: int) -> float:
-    """Bound the relative error of so many roundings in float64.
-
-    Args:
-        operations: j.
-
-    Returns:
-        `j u / (1 - j u)`, rounded up.
-    """
-    return operations * UNIT / (1 - operations * UNIT) * (1 + 8 * UNIT)
 
 
 def inflated(value: float, margin: float) -> float:
@@ -50,7 +35,7 @@ def inflated(value: float, margin: float) -> float:
     Returns:
         A float at least `value (1 + margin)`.
     """
-    return float(value) * (1 + margin) * (1 + 4 * UNIT)
+    return float(value) * (1 + margin) * (1 + 4 * UNIT_ROUNDOFF)
 
 
 @dataclass(frozen=True)
@@ -98,8 +83,8 @@ class Layer:
     @cached_property
     def spectral_norm(self) -> float:
         """A certified upper bound of ||G W||_2, the rounding of G W (or of a pooling's W) included."""
-        rounding = 2 * UNIT * float(torch.linalg.vector_norm(self.matrix))
-        return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT)
+        rounding = 2 * UNIT_ROUNDOFF * float(torch.linalg.vector_norm(self.matrix))
+        return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT_ROUNDOFF)
 
     @cached_property
     def frobenius_norm(self) -> float:
@@ -255,4 +240,4 @@ class Network:
         Returns:
             The margin.
         """
-        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.wiring.extra) + 4.0 * samples) * UNIT)
+        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.wiring.extra) + 4.0 * samples) * UNIT_ROUNDOFF)

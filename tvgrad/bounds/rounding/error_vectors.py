@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.activations.smooth import Elementwise
-from tvgrad.bounds.network.network import UNIT, gamma
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Tracked:
             The sums.
         """
         total = self.value + other.value
-        return Tracked(total, self.error + other.error + 2 * UNIT * (self.size + other.size))
+        return Tracked(total, self.error + other.error + 2 * UNIT_ROUNDOFF * (self.size + other.size))
 
     def times(self, other: Tracked) -> Tracked:
         """Multiply entry by entry.
@@ -85,7 +85,7 @@ class Tracked:
         """
         product = self.value * other.value
         error = self.largest * other.error + other.largest * self.error + self.error * other.error
-        return Tracked(product, error + 2 * UNIT * product.norm(dim=1))
+        return Tracked(product, error + 2 * UNIT_ROUNDOFF * product.norm(dim=1))
 
 
 def applied(function: Elementwise, z: Tracked, lipschitz: float, bound: float) -> Tracked:
@@ -101,7 +101,7 @@ def applied(function: Elementwise, z: Tracked, lipschitz: float, bound: float) -
         The values.
     """
     value = function(z.value)
-    evaluation = 64 * UNIT * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + value.norm(dim=1))
+    evaluation = 64 * UNIT_ROUNDOFF * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + value.norm(dim=1))
     return Tracked(value, lipschitz * z.error + evaluation)
 
 

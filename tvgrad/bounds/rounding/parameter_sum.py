@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tvgrad.bounds.network.network import UNIT, Network, gamma
+from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.rounding.error_vectors import Tracked
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Approximate:
     @property
     def upper(self) -> float:
         """An upper bound of the exact vector's norm."""
-        return (self.norm * (1 + gamma(len(self.value) + 4)) + self.error) * (1 + 4 * UNIT)
+        return (self.norm * (1 + gamma(len(self.value) + 4)) + self.error) * (1 + 4 * UNIT_ROUNDOFF)
 
     @property
     def lower(self) -> float:
         """A lower bound of the exact vector's norm."""
-        return max(0.0, (self.norm * (1 - gamma(len(self.value) + 4)) - self.error) * (1 - 4 * UNIT))
+        return max(0.0, (self.norm * (1 - gamma(len(self.value) + 4)) - self.error) * (1 - 4 * UNIT_ROUNDOFF))
 
 
 class ParameterSum:

@@ -12,9 +12,10 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.losses.base import Loss
-from tvgrad.bounds.network.network import UNIT, Layer, Network, gamma
+from tvgrad.bounds.network.network import Layer, Network
 from tvgrad.bounds.rounding.error_vectors import Tracked, applied, nothing_like, total_of
 from tvgrad.bounds.rounding.parameter_sum import Approximate, ParameterSum
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 CHUNK_NUMBERS = 1_000_000
 
@@ -120,7 +121,7 @@ def _steps(network: Network, direction: torch.Tensor) -> Steps:
 
 def _affine(h: Tracked, layer: Layer) -> Tracked:
     z = h.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm)
-    return Tracked(z.value + layer.offset, z.error + 4 * UNIT * (z.size + layer.offset_norm))
+    return Tracked(z.value + layer.offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + layer.offset_norm))
 
 
 def _pulled(p: Tracked, layer: Layer) -> Tracked:
@@ -293,7 +294,7 @@ class Pass:
         for index, layer in enumerate(self._network.layers):
             weight, bias, frobenius, offset = steps[index]
             zdot = self._made[wiring.reads[index]].through(weight, frobenius, frobenius)
-            terms = [Tracked(zdot.value + bias, zdot.error + 4 * UNIT * (zdot.size + offset))]
+            terms = [Tracked(zdot.value + bias, zdot.error + 4 * UNIT_ROUNDOFF * (zdot.size + offset))]
             before = hdots[wiring.reads[index]]
             if before is not None:
                 terms.append(before.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
@@ -331,7 +332,7 @@ class Pass:
         (value,) = torch.autograd.grad(residual, leaf, direction.value, retain_graph=True, materialize_grads=True)
         largest = self._loss.uniform(self._targets, outputs, logits.size + logits.error).hessian
         size = direction.size + direction.error
-        evaluation = 64 * (outputs + 8) * UNIT
+        evaluation = 64 * (outputs + 8) * UNIT_ROUNDOFF
         error = self._local.third * logits.error * size + self._local.hessian * direction.error
         return Tracked(value, error + evaluation * largest * size)
 
@@ -351,6 +352,6 @@ class Pass:
         size = direction.size + direction.error
         uniform = self._loss.uniform(self._targets, outputs, logits.size + logits.error)
         fourth = self._loss.fourth(uniform.hessian, uniform.hessian)
-        evaluation = 1024 * (outputs + 8) * UNIT * (uniform.third + uniform.hessian) * size.square()
+        evaluation = 1024 * (outputs + 8) * UNIT_ROUNDOFF * (uniform.third + uniform.hessian) * size.square()
         error = fourth * logits.error * size.square() + 2 * uniform.third * size * direction.error
         return Tracked(value.detach(), error + evaluation)
