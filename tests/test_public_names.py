@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -40,6 +41,7 @@ FLOORS_OF_BOUNDS = (
 )
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Module -> its file, `tvgrad.cli` being the folder `cli`; files outside packages are data."""
     found = {}
