@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.bench_report_pass import shapes
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
 from tvgrad.merging import METHODS, merge_files
 
 ELEMENTWISE = ("mean", "task_arithmetic", "dare", "median")

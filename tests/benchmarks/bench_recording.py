@@ -20,7 +20,7 @@ import torch
 
 from tests.benchmarks.bench_report_pass import shapes
 from tests.benchmarks.timing import Figure
-from tvgrad.files.tensors import write_tensors
+from tvgrad.files.writing import write_tensors
 from tvgrad.store.background import BackgroundWriter
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.writer import RunWriter

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.timing import Figure
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
 from tvgrad.streaming.gram import gram_of
 from tvgrad.streaming.rows import Vector
 from tvgrad.vectors.parameters import group_names

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tvgrad.errors import DamagedRun, DiskFull
-from tvgrad.files import tensors
-from tvgrad.files.tensors import DTYPES, TensorFile, shard_paths, write_checked_tensors, write_tensors
+from tvgrad.files import writing
+from tvgrad.files.tensors import DTYPES, TensorFile, shard_paths
+from tvgrad.files.writing import write_checked_tensors, write_tensors
 
 
 def sample(dtype: torch.dtype) -> torch.Tensor:
@@ -312,7 +313,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(code, os.strerror(code))
 
     if step == "write":
-        monkeypatch.setattr(tensors, "save_file", full)
+        monkeypatch.setattr(writing, "save_file", full)
     else:
         monkeypatch.setattr(os, step, full)
     with pytest.raises(DiskFull, match="free some space and go on with --resume"):

@@ -13,8 +13,8 @@ from torch import nn
 from tvgrad.cli.main import main
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.streamed import write_stream
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_stream, write_tensors
 from tvgrad.merging import METHODS, merge_files
 from tvgrad.merging.evaluation import ALPHAS, Scorer, halves, search_alpha, shifted
 from tvgrad.merging.runs import common_epoch, merge_runs

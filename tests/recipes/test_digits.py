@@ -106,7 +106,7 @@ def cached() -> Path:
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another model"])
 def test_the_same_bits_with_any_cache(tasks: dict[str, Recipe], damage: str) -> None:
-    from tvgrad.files.tensors import write_tensors
+    from tvgrad.files.writing import write_tensors
 
     path = cached()
     whole = path.read_bytes()

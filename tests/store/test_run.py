@@ -142,7 +142,7 @@ def test_a_damaged_file_is_refused_when_it_is_read(tmp_path: Path, traced: Trace
 
 def test_a_file_of_another_model_is_found(tmp_path: Path, traced: Traced) -> None:
     """A checksum that was made to fit does not make the content fit."""
-    from tvgrad.files.tensors import write_tensors
+    from tvgrad.files.writing import write_tensors
     from tvgrad.store.manifest import FileEntry
 
     run = traced(tmp_path)

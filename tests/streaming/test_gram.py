@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
 from tvgrad.streaming.blocks import chunks_of
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import BLOCK, CHUNK, SMALL_GROUP, Vector, runs_of

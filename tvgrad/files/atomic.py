@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -39,8 +40,8 @@ def write_atomically(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        found = None
         if meanwhile is None:
-            found = None
             _flush(temporary)
         else:
             found = _flush_and_read(temporary, meanwhile)
@@ -57,29 +58,29 @@ def write_atomically(
     return found
 
 
-class _Reading(threading.Thread):
-    """A thread that keeps what its function returns or raises. A pool would refuse work while the interpreter ends."""
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write text in UTF-8, as `write_atomically` writes a file.
 
-    def __init__(self, read: Callable[[Path], object], path: Path) -> None:
-        super().__init__(daemon=True)
-        self._read, self._path = read, path
-        self._found: object = None
-        self._error: BaseException | None = None
+    Args:
+        path: the final name.
+        text: what the file holds.
 
-    def run(self) -> None:
+    Raises:
+        DiskFull: the disk, or a quota on it, has no room.
+    """  # noqa: DOC502 - raised by write_atomically
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _flush_and_read(path: Path, read: Callable[[Path], Result]) -> Result:
+    found: Future[Result] = Future()
+
+    def work() -> None:
         try:
-            self._found = self._read(self._path)
+            found.set_result(read(path))
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self._error = error
+            found.set_exception(error)
 
-    def result(self) -> object:
-        if self._error is not None:
-            raise self._error
-        return self._found
-
-
-def _flush_and_read(path: Path, read: Callable[[Path], object]) -> object:
-    reading = _Reading(read, path)
+    reading = threading.Thread(target=work, daemon=True)  # a pool would refuse work while the interpreter ends
     try:
         reading.start()
     except RuntimeError:  # no new threads: the interpreter is ending, or the system has no room for one
@@ -89,7 +90,7 @@ def _flush_and_read(path: Path, read: Callable[[Path], object]) -> object:
         _flush(path)
     finally:
         reading.join()
-    return reading.result()
+    return found.result()
 
 
 def _flush(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Safetensors files: read in blocks without loading them, and written so that a crash leaves the old or the new.
+"""Safetensors files, read in blocks without loading them.
 
 Reading goes through the file's own header (eight bytes of length, a JSON table, raw little-endian data), because
 streaming blocks into reused buffers is several times faster than one call per tensor and keeps the memory of a pass
-constant. Writing goes through the safetensors library. Nothing is ever unpickled.
+constant. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,21 +11,13 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from tvgrad.errors import DamagedRun
-from tvgrad.files.atomic import sha256_of, write_atomically
-
-MAX_SHARD_BYTES = 5_000_000_000
-"""Files larger than this are split into shards with an index, as Hugging Face checkpoints are."""
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -262,126 +254,3 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a name stands twice in its header")
     return table
-
-
-def write_tensors(
-    tensors: Mapping[str, torch.Tensor],
-    path: str | os.PathLike[str],
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    metadata: Mapping[str, str] | None = None,
-) -> Path:
-    """Write tensors to a safetensors file, or to shards and an index when they are larger than one shard.
-
-    Each file is written under a temporary name, flushed to the disk and renamed, so whoever looks sees a whole file
-    or none. Files get the usual mode of the process (the library alone would write 0600).
-
-    Args:
-        tensors: name -> tensor; tensors on other devices are copied to the CPU, shared memory is written twice.
-        path: the `.safetensors` file to make; its folder must exist.
-        max_shard_bytes: largest number of tensor bytes in one file.
-        metadata: words for the header of each file.
-
-    Returns:
-        The path that opens the tensors: `path`, or the index beside it when there are shards.
-
-    Raises:
-        DiskFull: there is no room; nothing is left behind under the final name.
-    """  # noqa: DOC502 - raised by write_atomically
-    return _written(tensors, path, max_shard_bytes, metadata, _unread)[0]
-
-
-def write_checked_tensors(
-    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
-) -> tuple[Path, dict[Path, str]]:
-    """Write tensors as `write_tensors` does, and take the checksums of the files while the disk is flushed.
-
-    Args:
-        tensors: name -> tensor.
-        path: the `.safetensors` file to make.
-        max_shard_bytes: largest number of tensor bytes in one file.
-
-    Returns:
-        The path that opens the tensors, and file -> sha256 of every file written.
-
-    Raises:
-        DiskFull: there is no room; nothing is left behind under the final name.
-    """  # noqa: DOC502 - raised by write_atomically
-    return _written(tensors, path, max_shard_bytes, None, sha256_of)
-
-
-def _unread(path: Path) -> str:
-    return ""
-
-
-def _written(
-    tensors: Mapping[str, torch.Tensor],
-    path: str | os.PathLike[str],
-    max_shard_bytes: int,
-    metadata: Mapping[str, str] | None,
-    checksum: Callable[[Path], str],
-) -> tuple[Path, dict[Path, str]]:
-    path = Path(path)
-    shards = _split(tensors, max_shard_bytes)
-    if len(shards) == 1:
-        return path, {path: write_atomically(path, partial(_save, shards[0], metadata), checksum)}
-    stem = path.name.removesuffix(".safetensors")
-    weight_map: dict[str, str] = {}
-    checksums: dict[Path, str] = {}
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index_path = path.parent / f"{path.name}.index.json"
-    try:
-        for number, shard in enumerate(shards, start=1):
-            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-            weight_map.update(dict.fromkeys(shard, name))
-            place = path.parent / name
-            checksums[place] = write_atomically(place, partial(_save, shard, metadata), checksum)
-        index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
-        checksums[index_path] = write_atomically(
-            index_path, lambda temporary: temporary.write_text(index, encoding="utf-8"), checksum
-        )
-    except BaseException:
-        if not index_path.exists():  # shards without an index are of no use, and may fill the disk
-            for name in set(weight_map.values()):
-                (path.parent / name).unlink(missing_ok=True)
-        raise
-    return index_path, checksums
-
-
-def _save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, path: Path) -> None:
-    save_file(_detached(tensors), path, None if metadata is None else dict(metadata))
-
-
-def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    used = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and used + tensor.nbytes > limit:
-            shards.append({})
-            used = 0
-        shards[-1][name] = tensor
-        used += tensor.nbytes
-    return shards
-
-
-def _detached(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors, no two of which share memory (the format does not allow it)."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        result[name] = plain.clone() if pointer in seen else plain
-        seen.add(pointer)
-    return result
-
-
-def as_numpy(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """A float64 numpy copy of a tensor of any floating dtype (numpy has no bfloat16).
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        A float64 array of the same shape.
-    """
-    return np.asarray(tensor.detach().cpu().to(torch.float64).numpy())

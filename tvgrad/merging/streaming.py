@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.streamed import write_stream
 from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_stream
 from tvgrad.merging.method import Method
 from tvgrad.merging.stack import FileStack, Stack, VectorStack
 from tvgrad.vectors.parameters import Weights

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
 
 SHARPNESS = 1.0  # of a head of class means
 

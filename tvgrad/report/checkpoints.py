@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile, write_tensors
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
 from tvgrad.integrations.checkpoints import PREFIXES, checkpoint_file, read_checkpoint
 from tvgrad.report.tables import COLUMNS
 from tvgrad.streaming.gram import GramResult, gram_of

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.atomic import write_atomically
+from tvgrad.files.atomic import write_text_atomically
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 
@@ -113,6 +113,6 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: I
         for ending in wanted:
             path = directory / f"{name}.{ENDINGS.get(ending, ending)}"
             text = FORMATS[ending](table, name)
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            write_text_atomically(path, text)
             written.append(path)
     return written

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tvgrad.files.atomic import write_atomically
+from tvgrad.files.atomic import write_text_atomically
 from tvgrad.report.checkpoints import CheckpointTables
 from tvgrad.report.documents import PAGE, check_formats, write_tables
 from tvgrad.report.figures import captioned_figures
@@ -74,7 +74,7 @@ def _publish(
         vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]
         page = html_page(tables, vector_graphics, summary, "Task vectors and gradients", lead)
         path = directory / "report.html"
-        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_text_atomically(path, page)
         written.append(path)
     return written
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.files.atomic import write_atomically
-from tvgrad.files.tensors import write_tensors
+from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.writing import write_tensors
 from tvgrad.store.manifest import FileEntry
 from tvgrad.store.run import Run
 
@@ -59,9 +59,9 @@ def export_checkpoint(run: Run, epoch: int, directory: Path, base: str | None = 
     written = [write_tensors(content, directory / "model.safetensors", metadata=FORMAT)]
     if config:
         text = json.dumps(config, indent=2, sort_keys=True)
-        write_atomically(directory / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(directory / "config.json", text)
         merge = _merge_file(run, config, directory, base)
-        write_atomically(directory / "mergekit.yaml", lambda temporary: temporary.write_text(merge, encoding="utf-8"))
+        write_text_atomically(directory / "mergekit.yaml", merge)
         written += [directory / "config.json", directory / "mergekit.yaml"]
     return written
 

@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError
 
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
-from tvgrad.files.atomic import write_atomically
-from tvgrad.files.tensors import MAX_SHARD_BYTES, TensorFile, write_checked_tensors, write_tensors
+from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import MAX_SHARD_BYTES, write_checked_tensors, write_tensors
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import (
     CONTENTS,
@@ -149,7 +150,7 @@ class RunWriter:
             files = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content}
             if step_rows:
                 path = self._folder(CONTENTS["steps"]) / f"{stem}.csv"
-                write_atomically(path, lambda temporary: temporary.write_text(_csv(step_rows, STEP_COLUMNS)))
+                write_text_atomically(path, _csv(step_rows, STEP_COLUMNS))
                 files["steps"] = FileEntry.of(self.root, path)
             saved = None if state is None else self._state(stem, *state)
             point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
@@ -222,7 +223,7 @@ class RunWriter:
         """Tensors and plain values, as two files of one entry."""
         path = self._folder(CONTENTS["state"]) / f"{stem}.json"
         stored = write_tensors(tensors, path.with_suffix(".safetensors"), max_shard_bytes=2**62)
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(values)))
+        write_text_atomically(path, json.dumps(values))
         both = FileEntry.of(self.root, path), FileEntry.of(self.root, stored)
         return FileEntry(both[0].path, both[0].parts + both[1].parts)
 
@@ -234,11 +235,11 @@ class RunWriter:
     def _publish(self, manifest: Manifest) -> None:
         """Replace run.json: the instant at which a point begins to exist. Then the table derived from it."""
         text = manifest.to_json()
-        write_atomically(self.root / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(self.root / MANIFEST, text)
         self.manifest = manifest
         if manifest.points:
             table = _csv([{manifest.unit: point.number, **point.metrics} for point in manifest.points])
-            write_atomically(self.root / METRICS, lambda temporary: temporary.write_text(table))
+            write_text_atomically(self.root / METRICS, table)
 
     def _sweep(self) -> None:
         """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors."""

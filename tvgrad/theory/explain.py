@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.files.atomic import write_atomically
+from tvgrad.files.atomic import write_text_atomically
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.recipes.of_run import check_data
 from tvgrad.results import Kind, Result, from_json, to_json
@@ -259,7 +259,7 @@ def write_results(run: Run, explanation: Explanation) -> list[Path]:
     try:
         folder.mkdir(exist_ok=True)
         for name, text in texts.items():
-            write_atomically(folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            write_text_atomically(folder / name, text)
     except OSError as error:
         raise TvgradError(f"{folder} cannot be written: {error.strerror}") from None
     return [folder / name for name in texts]

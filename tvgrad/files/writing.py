@@ -1,0 +1,178 @@
+"""Safetensors files, written so that a crash leaves the old file or the new one.
+
+Tensors that are in memory go through the safetensors library; tensors that are computed while they are written go
+straight to the file, block by block. Both are split into shards with an index where they are larger than one file may
+be, as Hugging Face checkpoints are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors.torch import save_file
+
+from tvgrad.errors import TvgradError
+from tvgrad.files.atomic import sha256_of, write_atomically
+from tvgrad.files.tensors import DTYPES
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""Largest number of tensor bytes in one file."""
+
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+
+Places: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+Blocks: TypeAlias = Callable[[str], Iterable[torch.Tensor]]
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write tensors to a safetensors file, or to shards and an index when they are larger than one shard.
+
+    Each file is written under a temporary name, flushed to the disk and renamed, so whoever looks sees a whole file
+    or none. Files get the usual mode of the process (the library alone would write 0600).
+
+    Args:
+        tensors: name -> tensor; tensors on other devices are copied to the CPU, shared memory is written twice.
+        path: the `.safetensors` file to make; its folder must exist.
+        max_shard_bytes: largest number of tensor bytes in one file.
+        metadata: words for the header of each file.
+
+    Returns:
+        The path that opens the tensors: `path`, or the index beside it when there are shards.
+
+    Raises:
+        DiskFull: there is no room; nothing is left behind under the final name.
+    """  # noqa: DOC502 - raised by write_atomically
+    return _write_shards(_sizes(tensors), partial(_save, tensors, metadata), Path(path), max_shard_bytes)[0]
+
+
+def write_checked_tensors(
+    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> tuple[Path, dict[Path, str]]:
+    """Write tensors as `write_tensors` does, and take the checksums of the files while the disk is flushed.
+
+    Args:
+        tensors: name -> tensor.
+        path: the `.safetensors` file to make.
+        max_shard_bytes: largest number of tensor bytes in one file.
+
+    Returns:
+        The path that opens the tensors, and file -> sha256 of every file written.
+
+    Raises:
+        DiskFull: there is no room; nothing is left behind under the final name.
+    """  # noqa: DOC502 - raised by write_atomically
+    return _write_shards(_sizes(tensors), partial(_save, tensors, None), Path(path), max_shard_bytes, sha256_of)
+
+
+def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+def write_stream(places: Places, blocks: Blocks, path: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+    """Write tensors block by block, so that they are never in memory together, as `write_tensors` does.
+
+    Args:
+        places: name -> shape and dtype, in the order in which they are written.
+        blocks: gives the consecutive flat blocks of a tensor, in its dtype.
+        path: the `.safetensors` file to make; a whole file appears, or none.
+        max_shard_bytes: largest number of tensor bytes in one file.
+
+    Returns:
+        The path that opens the tensors: `path`, or the index beside it when there are shards.
+
+    Raises:
+        TvgradError: the folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in places.items()}
+    return _write_shards(sizes, partial(_save_stream, places, sizes, blocks), path, max_shard_bytes)[0]
+
+
+def _write_shards(
+    sizes: Mapping[str, int],
+    save: Callable[[Sequence[str], Path], object],
+    path: Path,
+    limit: int,
+    checksum: Callable[[Path], str] = lambda path: "",
+) -> tuple[Path, dict[Path, str]]:
+    """Save tensors of these sizes in as many files as the limit asks for; what opens them, and a checksum a file."""
+    shards = _split(sizes, limit)
+    if len(shards) == 1:
+        return path, {path: write_atomically(path, partial(save, shards[0]), checksum)}
+    stem, index_path = path.name.removesuffix(".safetensors"), path.parent / f"{path.name}.index.json"
+    files = [path.parent / f"{stem}-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)]
+    weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
+    index = json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}, indent=1)
+    try:
+        checksums = {
+            file: write_atomically(file, partial(save, shard), checksum)
+            for file, shard in zip(files, shards, strict=True)
+        }
+        checksums[index_path] = write_atomically(
+            index_path, partial(Path.write_text, data=index, encoding="utf-8"), checksum
+        )
+    except BaseException:
+        if not index_path.exists():  # shards without an index are of no use, and may fill the disk
+            for file in files:
+                file.unlink(missing_ok=True)
+        raise
+    return index_path, checksums
+
+
+def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, in groups that hold no more bytes than the limit (a larger tensor stands alone)."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _save(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, names: Sequence[str], path: Path
+) -> None:
+    """Save contiguous CPU tensors, no two of which share memory (the format does not allow it)."""
+    seen: set[int] = set()
+    plain = {}
+    for name in names:
+        tensor = tensors[name].detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    save_file(plain, path, None if metadata is None else dict(metadata))
+
+
+def _save_stream(places: Places, sizes: Mapping[str, int], blocks: Blocks, names: Sequence[str], path: Path) -> None:
+    table, position = {}, 0
+    for name in names:
+        shape, dtype = places[name]
+        table[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [position, position + sizes[name]]}
+        position += sizes[name]
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns data to eight bytes
+    with open(path, "wb") as handle:
+        handle.write(len(header).to_bytes(8, "little"))
+        handle.write(header)
+        for name in names:
+            for block in blocks(name):
+                handle.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if handle.tell() != 8 + len(header) + position:
+            raise RuntimeError(f"{path} got {handle.tell()} bytes where its header promises {position}")
