@@ -1,9 +1,22 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the time that a test may take."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+SECONDS, SLOW_SECONDS = 120, 1800
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test waits for ever: pytest-timeout, where it is installed, ends it after this time."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            slow = item.get_closest_marker("slow") is not None
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS if slow else SECONDS))
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +29,11 @@ def _seed() -> None:
 def _one_thread() -> None:
     """Test tensors are tiny: more threads only wait for each other, for minutes when the machine is shared."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts the test and the processes that it starts, also in a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -6,6 +6,7 @@ A process is reaped here and nowhere else, after its signal was sent, so that no
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 
@@ -19,6 +20,7 @@ def work(request: dict) -> None:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's processes would ignore it
     code = 0
     try:
         runpy.run_path(request["file"])[request["function"]](*request["arguments"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,8 +172,8 @@ def test_a_resume_without_the_options_goes_on_with_them(
     assert "with another seed (5, now 0)" in refused("trace", recipes, "--out", out, "--resume", "--seed", "0")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_in_the_middle(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     outcome = tvgrad("trace", f"{recipes}:interrupted", "--out", tmp_path / "run")
     assert (outcome.code, outcome.out) == (130, "")
     assert outcome.err.strip() == "tvgrad: stopped; finished epochs are recorded"

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.report.tables import run_tables
 
 Write = Callable[[str], list[str]]
-
-
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """A job in the background of a shell ignores SIGINT, and so would the scripts that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 LONG = """
@@ -51,6 +43,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("handles", ["handles", "leaves"])
 def test_a_signal_leaves_a_run_that_opens(write: Write, tmp_path: Path, number: int, handles: str) -> None:
@@ -75,6 +68,30 @@ def test_a_signal_leaves_a_run_that_opens(write: Write, tmp_path: Path, number: 
         assert words == ({"interrupted"} if number == signal.SIGINT else set())
         assert not record.manifest.finished
     assert "recording stop" not in said
+
+
+def test_an_interrupt_that_was_ignored_before_stays_ignored(write: Write, tmp_path: Path) -> None:
+    """As in a background job of a shell: the script behaves as it does without a trace."""
+    content = """
+print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN, flush=True)
+sys.stdin.readline()
+for epoch in range(2):
+    for a, b in loader:
+        step(a, b)
+"""
+    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate("go on\n", timeout=60)
+    assert process.returncode == 0
+    assert Run.open(tmp_path / "run").epochs == [0, 1, 2]
 
 
 COUNTS = """
