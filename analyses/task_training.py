@@ -95,7 +95,7 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
             copy.deepcopy(recipe.model),
             recipe.loss,
             recipe.train.subset(order),
-            CHUNK,
+            chunk_size=CHUNK,
             count=recipe.count,
             forward=recipe.forward,
             allow=recipe.allow,

@@ -29,7 +29,7 @@ def test_this_machine(tmp_path: Path) -> None:
     assert {f"extra {name}" for name in ("hf", "lightning", "suite", "docs", "dev")} <= set(checks)
     assert checks["extra dev"].words.startswith("build ")
     for name in ("float64", "float32", "bfloat16"):
-        assert checks[f"one step in {name}"].words.startswith("SGD stays within its rounding budget (worst ratio 0.")
+        assert checks[f"one step in {name}"].words.startswith("SGD stays within its rounding bound (worst ratio 0.")
     assert checks["attention, second derivatives"].words.startswith("the MATH kernel has them, right to ")
 
 
@@ -95,7 +95,7 @@ def test_an_optimizer_that_rounds_otherwise(tmp_path: Path, monkeypatch: pytest.
     checks = found(tmp_path)
     for name in ("float64", "float32", "bfloat16"):
         assert checks[f"one step in {name}"].state == FAILED
-        assert "exceeds its rounding budget" in checks[f"one step in {name}"].words
+        assert "exceeds its rounding bound" in checks[f"one step in {name}"].words
 
 
 def test_packages_that_are_old_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

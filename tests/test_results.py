@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tvgrad.errors import DamagedRun
 from tvgrad.results import Result, frame_of, from_json, to_json
-from tvgrad.theory.equivalence import Verdict
+from tvgrad.theory.equivalence import StepVerdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,8 @@ def test_other_text_is_refused(text: str) -> None:
 
 
 def test_verdicts() -> None:
-    verdict = Verdict("low", "tau_1 = -lr g_0", "exact", 0.99, 0.0, math.nan, "a reason")
-    (back,) = from_json(Verdict, to_json([verdict]))
+    verdict = StepVerdict("low", "tau_1 = -lr g_0", "exact", 0.99, 0.0, math.nan, "a reason")
+    (back,) = from_json(StepVerdict, to_json([verdict]))
     assert math.isnan(back.gradient_relative_error)
     assert dataclasses.replace(back, gradient_relative_error=0.0) == dataclasses.replace(
         verdict, gradient_relative_error=0.0

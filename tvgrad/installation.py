@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tvgrad.numerics.precision import exact_arithmetic
+from tvgrad.numerics.precision import full_precision
 from tvgrad.recipes.pretraining import cache_folder
 from tvgrad.results import Result
-from tvgrad.update_rules.rounding import gradient_step_budget
+from tvgrad.update_rules.rounding import gradient_step_rounding_bound
 from tvgrad.wording import bytes_in_words
 
 OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
@@ -148,7 +148,7 @@ def _attention(device: torch.device) -> Check:
     except (RuntimeError, TypeError):
         return Check(what, WARNING, f"{device} has no float64, so they were not checked: use --device cpu for those")
     try:
-        with exact_arithmetic(device, second_order=True):
+        with full_precision(device, second_order=True):
             found = torch.func.jvp(torch.func.grad(_of_kernel), (point,), (along,))[1]
             point.requires_grad_(True)
             (gradient,) = torch.autograd.grad(_of_formula(point), point, create_graph=True)
@@ -173,7 +173,7 @@ def _of_formula(point: torch.Tensor) -> torch.Tensor:
 
 
 def _stepped(dtype: torch.dtype, device: torch.device, fused: bool) -> tuple[float, float]:
-    """One step of SGD: worst ratio of a coordinate to its rounding budget, and share of coordinates left unmoved."""
+    """One step of SGD: worst ratio of a coordinate to its rounding bound, and share of coordinates left unmoved."""
     generator = torch.Generator().manual_seed(1)
     before, gradient = (torch.randn(4099, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
     lr = 0.3
@@ -182,9 +182,9 @@ def _stepped(dtype: torch.dtype, device: torch.device, fused: bool) -> tuple[flo
     torch.optim.SGD([parameter], lr=lr, fused=fused).step()
     after = parameter.detach().cpu()
     step = lr * gradient.double()
-    budget = gradient_step_budget(after.double(), before.double(), step, gradient.double(), dtype)
+    bound = gradient_step_rounding_bound(after.double(), before.double(), step, gradient.double(), dtype)
     deviation = (after.double() - before.double() + step).abs()
-    return float((deviation / budget).max()), float((after == before).double().mean())
+    return float((deviation / bound).max()), float((after == before).double().mean())
 
 
 def _one_step(dtype: torch.dtype, device: torch.device) -> Check:
@@ -195,8 +195,8 @@ def _one_step(dtype: torch.dtype, device: torch.device) -> Check:
     except (RuntimeError, TypeError) as error:
         return Check(what, WARNING, f"{device} cannot do it ({str(error).splitlines()[0]}): use another --dtype")
     if worst <= 1:
-        return Check(what, OK, f"SGD stays within its rounding budget (worst ratio {worst:.3f})")
-    words = f"SGD exceeds its rounding budget {worst:.3g} times"
+        return Check(what, OK, f"SGD stays within its rounding bound (worst ratio {worst:.3f})")
+    words = f"SGD exceeds its rounding bound {worst:.3g} times"
     if device.type == "cpu":
         return Check(what, FAILED, f"{words}: `tvgrad verify` will not find exact runs here; use another torch")
     return Check(what, WARNING, f"{words}, which is derived for kernels of the CPU: verify may say `fails` for {name}")

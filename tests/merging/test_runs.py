@@ -42,7 +42,7 @@ def recipe():
         inputs = torch.randn(24, 5)
         targets = torch.randint(0, 2 + task, (24,))
         model = nn.Sequential(encoder, frozen, head)
-        made.append(Recipe(model, nn.CrossEntropyLoss(), (inputs, targets), (inputs, targets), name=f"task{task}",
+        made.append(Recipe(model, nn.CrossEntropyLoss(), (inputs, targets), test=(inputs, targets), name=f"task{task}",
                            metric=accuracy, lr=0.5, epochs=2))
     return made
 """
@@ -278,7 +278,7 @@ def test_a_scorer_weighs_samples_and_leaves_the_recipe_alone():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2).requires_grad_(False)).eval()
     inputs = torch.randn(1100, 3)
     targets = (inputs[:, 0] > 0).long()
-    recipe = Recipe(model, nn.CrossEntropyLoss(), (inputs[:8], targets[:8]), (inputs, targets), metric=accuracy)
+    recipe = Recipe(model, nn.CrossEntropyLoss(), (inputs[:8], targets[:8]), test=(inputs, targets), metric=accuracy)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     weights = {"0.weight": torch.randn(4, 3), "0.bias": torch.randn(4)}
     hidden = inputs.numpy() @ weights["0.weight"].numpy().T + weights["0.bias"].numpy()

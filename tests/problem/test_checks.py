@@ -1,4 +1,4 @@
-"""The probe refuses what has no full-batch gradient, lets the rest through, and leaves no trace."""
+"""The checks refuse what has no full-batch gradient, let the rest through, and leave no trace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.cases import (
 )
 from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.problem.batch_loss import BatchLoss, size_of, target_of
-from tvgrad.problem.checks import ALLOWABLE, PROBE_SAMPLES, probe
+from tvgrad.problem.checks import ALLOWABLE, CHECKED_SAMPLES, check_problem
 from tvgrad.problem.samples import Samples
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_a_sound_objective_passes_in_every_mode_and_context() -> None:
     model = nn.Sequential(mlp().float(), nn.Dropout(0.0)).train()
     for around in (torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16)):
         with around():
-            probe(BatchLoss(model, F.cross_entropy), Samples(data()), CPU)
+            check_problem(BatchLoss(model, F.cross_entropy), Samples(data()), CPU)
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -44,7 +44,7 @@ def test_a_sound_objective_passes_in_every_mode_and_context() -> None:
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 def test_rounding_is_not_taken_for_a_wrong_count(dtype: torch.dtype, scale: float) -> None:
     model = mlp().to(dtype)
-    probe(BatchLoss(model, lambda out, y: F.cross_entropy(out, y) * scale), Samples(data(), dtype=dtype), CPU)
+    check_problem(BatchLoss(model, lambda out, y: F.cross_entropy(out, y) * scale), Samples(data(), dtype=dtype), CPU)
 
 
 @pytest.mark.parametrize("where", [0, 15, 29])
@@ -56,7 +56,7 @@ def test_samples_from_all_over_the_data_are_read(where: int) -> None:
     y[max(0, where - 2) : where + 3] = CLASSES
     model = nn.Linear(FEATURES, CLASSES + 1)
     with pytest.raises(UnsupportedModel, match="pass count="):
-        probe(BatchLoss(model, nn.CrossEntropyLoss(weight=weights)), Samples((x, y)), CPU)
+        check_problem(BatchLoss(model, nn.CrossEntropyLoss(weight=weights)), Samples((x, y)), CPU)
     seen: list[int] = []
 
     class Counted(Rows):
@@ -64,14 +64,14 @@ def test_samples_from_all_over_the_data_are_read(where: int) -> None:
             seen.append(index)
             return super().__getitem__(index)
 
-    probe(BatchLoss(mlp().float(), F.cross_entropy), Samples(Counted(list(zip(*data(), strict=True)))), CPU)
+    check_problem(BatchLoss(mlp().float(), F.cross_entropy), Samples(Counted(list(zip(*data(), strict=True)))), CPU)
     assert {0, 29} <= set(seen)
-    assert len(set(seen)) == PROBE_SAMPLES
+    assert len(set(seen)) == CHECKED_SAMPLES
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 11, 12, 13])
 def test_small_data(n: int) -> None:
-    probe(BatchLoss(mlp().float(), F.cross_entropy), Samples(data(n)), CPU)
+    check_problem(BatchLoss(mlp().float(), F.cross_entropy), Samples(data(n)), CPU)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_small_data(n: int) -> None:
 )
 def test_what_is_allowed_passes_and_nothing_else_allows_it(allowed: str, model: type[nn.Module], given: object) -> None:
     loss = BatchLoss(model(), F.cross_entropy)
-    probe(loss, Samples(given), CPU, [allowed])
+    check_problem(loss, Samples(given), CPU, [allowed])
     for other in set(ALLOWABLE) - {allowed, "dropout" if allowed == "augmentation" else allowed}:
         with pytest.raises(UnsupportedModel, match=f"allow '{allowed}'"):
-            probe(loss, Samples(given), CPU, [other])
+            check_problem(loss, Samples(given), CPU, [other])
 
 
 def test_allowed_count() -> None:
     loss = BatchLoss(mlp().float(), nn.CrossEntropyLoss(reduction="sum"))
-    probe(loss, Samples(data()), CPU, ["count"])
+    check_problem(loss, Samples(data()), CPU, ["count"])
 
 
 def test_an_ignored_part_does_not_make_the_recombination_nan() -> None:
@@ -101,13 +101,13 @@ def test_an_ignored_part_does_not_make_the_recombination_nan() -> None:
     labels[:5] = IGNORED
     rows = [{"input_ids": torch.randint(0, 10, (4,)), "labels": label} for label in labels]
     loss = BatchLoss(TokenModel(), token_loss, lambda net, batch: net(batch["input_ids"]), kept_tokens)
-    probe(loss, Samples(Rows(rows)), CPU)
+    check_problem(loss, Samples(Rows(rows)), CPU)
 
 
 def test_buffers_and_modes_stay() -> None:
     model = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    probe(BatchLoss(model, F.cross_entropy), Samples(data()), CPU, ["batchnorm"])
+    check_problem(BatchLoss(model, F.cross_entropy), Samples(data()), CPU, ["batchnorm"])
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

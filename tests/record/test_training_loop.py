@@ -248,7 +248,9 @@ def test_a_metric_neither_moves_statistics_nor_sees_dropout(tmp_path: Path) -> N
 
     options = TraceOptions(optimizer="sgd", batch_size=8, epochs=2, chunk_size=8)
     allow = ("batchnorm", "dropout")
-    with_test = Recipe(model, nn.CrossEntropyLoss(), data, (data[0] + 9, data[1]), "a", metric=metric, allow=allow)
+    with_test = Recipe(
+        model, nn.CrossEntropyLoss(), data, test=(data[0] + 9, data[1]), name="a", metric=metric, allow=allow
+    )
     without = Recipe(model, nn.CrossEntropyLoss(), data, name="b", allow=allow)
     one = trace(prepare(with_test, options), tmp_path / "one")
     other = trace(prepare(without, options), tmp_path / "other")

@@ -20,7 +20,7 @@ from tvgrad.record.options import TraceOptions
 from tvgrad.record.recorder import Recorder
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
-from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, Verdict, check_one_epoch
+from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, StepVerdict, check_one_epoch
 from tvgrad.update_rules.rules import SGD
 
 GRADIENT_FORM = "tau_1 = -lr g_0"
@@ -32,7 +32,7 @@ def flat(run: Run, folder: str, number: int) -> torch.Tensor:
     return torch.cat([content[name].double().flatten() for name in sorted(content)])
 
 
-def only(run: Run) -> Verdict:
+def only(run: Run) -> StepVerdict:
     (verdict,) = check_one_epoch(run).verdicts
     return verdict
 

@@ -1,4 +1,4 @@
-"""The rounding budgets against PyTorch's own optimizers, and spacings against enumerated neighbours."""
+"""The rounding bounds against PyTorch's own optimizers, and spacings against enumerated neighbours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from tvgrad.numerics.floats import smallest_subnormal, ulp, unit_roundoff
-from tvgrad.update_rules.rounding import adam_budget, direction_budget, gradient_step_budget, shrinkage_budget
+from tvgrad.update_rules.rounding import (
+    adam_rounding_bound,
+    direction_rounding_bound,
+    gradient_step_rounding_bound,
+    shrinkage_rounding_bound,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = {
@@ -87,25 +92,25 @@ class Step:
     optimizer: type[torch.optim.Optimizer]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def budget(
+    def bound(
         self, after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         lr, decay = self.options["lr"], self.options.get("weight_decay", 0.0)
         if self.optimizer is torch.optim.SGD:
             momentum = self.options["momentum"] if self.options.get("nesterov") else 0.0
             along = (gradient + decay * before) * (1 + momentum)
-            extra = lr * direction_budget(gradient, before, momentum, decay, dtype)
+            extra = lr * direction_rounding_bound(gradient, before, momentum, decay, dtype)
             step = lr * along
-            return -step, gradient_step_budget(after, before, step.abs() + extra, along, dtype) + extra
+            return -step, gradient_step_rounding_bound(after, before, step.abs() + extra, along, dtype) + extra
         decoupled = self.optimizer is torch.optim.AdamW
         betas, eps = self.options.get("betas", (0.9, 0.999)), self.options.get("eps", 1e-8)
         along = gradient if decoupled else gradient + decay * before
         predicted = -lr * along / (along.abs() + eps)
-        budget = adam_budget(after, before, along, dtype, lr, betas, eps, decoupled and decay > 0)
+        bound = adam_rounding_bound(after, before, along, dtype, lr, betas, eps, decoupled and decay > 0)
         if decay and not decoupled:
-            error = direction_budget(gradient, before, 0.0, decay, dtype)
-            budget += lr * torch.minimum(2 * error / (along.abs() + eps), torch.full_like(error, 2.0))
-        return predicted - (lr * decay * before if decoupled else 0.0), budget
+            error = direction_rounding_bound(gradient, before, 0.0, decay, dtype)
+            bound += lr * torch.minimum(2 * error / (along.abs() + eps), torch.full_like(error, 2.0))
+        return predicted - (lr * decay * before if decoupled else 0.0), bound
 
     @property
     def is_adam(self) -> bool:
@@ -169,14 +174,14 @@ def ratios(step: Step, dtype: torch.dtype, foreach: bool, seed: int = 0) -> torc
     before, gradient = coordinates(dtype, step, seed)
     after = stepped(step, before, gradient, foreach)
     wide_after, wide_before = after.double(), before.double()
-    predicted, budget = step.budget(wide_after, wide_before, gradient.double(), dtype)
-    return (wide_after - wide_before - predicted).abs() / budget
+    predicted, bound = step.bound(wide_after, wide_before, gradient.double(), dtype)
+    return (wide_after - wide_before - predicted).abs() / bound
 
 
 @pytest.mark.parametrize("foreach", [False, True], ids=["single tensor", "foreach"])
 @dtypes
 @steps
-def test_no_coordinate_exceeds_its_budget(step: Step, dtype: torch.dtype, foreach: bool) -> None:
+def test_no_coordinate_exceeds_its_bound(step: Step, dtype: torch.dtype, foreach: bool) -> None:
     found = ratios(step, dtype, foreach)
     assert len(found) >= 20_000
     assert torch.isfinite(found).all()
@@ -185,31 +190,31 @@ def test_no_coordinate_exceeds_its_budget(step: Step, dtype: torch.dtype, foreac
 
 @dtypes
 @steps
-def test_budgets_are_tight(step: Step, dtype: torch.dtype) -> None:
-    # AdamW's factor 1 - lr decay is held in float32 by these kernels, where the budget allows for the narrow type.
+def test_bounds_are_tight(step: Step, dtype: torch.dtype) -> None:
+    # AdamW's factor 1 - lr decay is held in float32 by these kernels, where the bound allows for the narrow type.
     wide_factor = step.name == "adamw" and dtype in NARROW
     assert float(ratios(step, dtype, foreach=True, seed=1).max()) > (0.3 if wide_factor else 0.5)
 
 
 @dtypes
 @steps
-def test_a_deviation_of_two_budgets_is_found(step: Step, dtype: torch.dtype) -> None:
+def test_a_deviation_of_two_bounds_is_found(step: Step, dtype: torch.dtype) -> None:
     before, gradient = coordinates(dtype, step, seed=2)
     after = stepped(step, before, gradient, foreach=True).double()
-    _, budget = step.budget(after, before.double(), gradient.double(), dtype)
-    sizes = budget.isfinite() & (after.abs() > 10 * smallest_subnormal(dtype) / unit_roundoff(dtype))
+    _, bound = step.bound(after, before.double(), gradient.double(), dtype)
+    sizes = bound.isfinite() & (after.abs() > 10 * smallest_subnormal(dtype) / unit_roundoff(dtype))
     place = int(sizes.nonzero()[len(sizes) // 3])
-    moved = after[place] + 2 * float(budget[place]) + 2 * float(ulp(after[place : place + 1], dtype))
+    moved = after[place] + 2 * float(bound[place]) + 2 * float(ulp(after[place : place + 1], dtype))
     planted = after.clone()
     planted[place] = moved.to(dtype).double()
-    predicted, budget = step.budget(planted, before.double(), gradient.double(), dtype)
-    found = (planted - before.double() - predicted).abs() / budget
+    predicted, bound = step.bound(planted, before.double(), gradient.double(), dtype)
+    found = (planted - before.double() - predicted).abs() / bound
     assert int(found.argmax()) == place
     assert float(found[place]) > 1.0
 
 
 def test_half_ulps_of_result_and_product_alone_are_exceeded_in_float32() -> None:
-    """A smaller budget would do if the rate were not rounded to float32."""
+    """A smaller bound would do if the rate were not rounded to float32."""
     step = Step("sgd", torch.optim.SGD, {"lr": 0.3})
     before, gradient = coordinates(torch.float32, step, seed=0)
     after = stepped(step, before, gradient, foreach=True).double()
@@ -223,7 +228,7 @@ def test_float64_ratios_hold_in_exact_arithmetic(step: Step) -> None:
     """In float64 the left side of the inequality is itself rounded: fractions are not."""
     before, gradient = coordinates(torch.float64, step, seed=3)
     after = stepped(step, before, gradient, foreach=True)
-    _, budget = step.budget(after, before, gradient, torch.float64)
+    _, bound = step.bound(after, before, gradient, torch.float64)
     lr, decay = Fraction(step.options["lr"]), Fraction(step.options.get("weight_decay", 0.0))
     eps = Fraction(step.options.get("eps", 1e-8))
     momentum = Fraction(step.options["momentum"]) if step.options.get("nesterov") else Fraction(0)
@@ -236,20 +241,20 @@ def test_float64_ratios_hold_in_exact_arithmetic(step: Step) -> None:
         else:
             predicted = -lr * along * (1 + momentum)
         deviation = abs(Fraction(float(after[place])) - theta - predicted)
-        assert deviation <= Fraction(float(budget[place])), place
+        assert deviation <= Fraction(float(bound[place])), place
 
 
 @dtypes
-def test_a_coordinate_without_weight_and_gradient_is_within_its_budget(dtype: torch.dtype) -> None:
+def test_a_coordinate_without_weight_and_gradient_is_within_its_bound(dtype: torch.dtype) -> None:
     zero = torch.zeros(3, dtype=torch.float64)
-    assert bool((gradient_step_budget(zero, zero, zero, zero, dtype) > 0).all())
-    assert bool((adam_budget(zero, zero, zero, dtype, 1e-3, (0.9, 0.999), 1e-8, False) > 0).all())
+    assert bool((gradient_step_rounding_bound(zero, zero, zero, zero, dtype) > 0).all())
+    assert bool((adam_rounding_bound(zero, zero, zero, dtype, 1e-3, (0.9, 0.999), 1e-8, False) > 0).all())
 
 
 def test_a_second_moment_that_may_be_lost_has_no_bound() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    small = adam_budget(one, one, 1e-3 * one, torch.float16, 1e-3, (0.9, 0.999), 1e-8, False)
+    small = adam_rounding_bound(one, one, 1e-3 * one, torch.float16, 1e-3, (0.9, 0.999), 1e-8, False)
     assert torch.isinf(small).all()
-    large = adam_budget(one, one, one, torch.float16, 1e-3, (0.9, 0.999), 1e-8, False)
+    large = adam_rounding_bound(one, one, one, torch.float16, 1e-3, (0.9, 0.999), 1e-8, False)
     assert float(large) < float(ulp(one, torch.float16))
-    assert shrinkage_budget(one, torch.float16).tolist() == [0.5 * 2.0**-10 + 2.0**-11]
+    assert shrinkage_rounding_bound(one, torch.float16).tolist() == [0.5 * 2.0**-10 + 2.0**-11]

@@ -57,7 +57,7 @@ def refuse_broken_graph(gradient: Sequence[torch.Tensor]) -> None:
 
 
 @contextmanager
-def explained(forward_mode: bool = False) -> Generator[None]:
+def translate_errors(forward_mode: bool = False) -> Generator[None]:
     """Turn PyTorch's errors about derivatives that a model does not have into cause and remedy.
 
     Args:

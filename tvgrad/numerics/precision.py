@@ -21,7 +21,7 @@ FP32_LEAVES = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("
 
 
 @contextmanager
-def exact_arithmetic(device: torch.device, second_order: bool = False) -> Generator[None]:
+def full_precision(device: torch.device, second_order: bool = False) -> Generator[None]:
     """Put the user's settings for speed aside, record gradients, and restore every setting at the end.
 
     Works inside `torch.no_grad`, `torch.inference_mode` and `torch.autocast`, and leaves the generators of random

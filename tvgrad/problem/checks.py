@@ -1,4 +1,4 @@
-"""Probe: is the loss a deterministic function of weights and data, and a weighted mean over its samples?
+"""Checks of a problem: is the loss a deterministic function of weights and data, and a weighted mean over its samples?
 
 Run once on a few samples, on the device that will be used. What fails is refused with its cause and remedy, because
 each of these makes a full-batch gradient that is silently not the gradient.
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError, UnsupportedModel
-from tvgrad.numerics.precision import exact_arithmetic, seeded
+from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.samples import Batch, Samples, map_tensors, tensors_in
 
@@ -24,10 +24,10 @@ ALLOWABLE = {
 }
 """What `allow` may name, and the sentence with which reports repeat it."""
 
-PROBE_SAMPLES = 12
+CHECKED_SAMPLES = 12
 
 
-def probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str] = ()) -> None:
+def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str] = ()) -> None:
     """Check model, loss and data on a few samples.
 
     Args:
@@ -43,17 +43,17 @@ def probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: 
     unknown = sorted(set(allow) - set(ALLOWABLE))
     if unknown:
         raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
-    with exact_arithmetic(device):
-        _probe(batch_loss, _spread(samples), device, allow)
+    with full_precision(device):
+        _check_samples(batch_loss, _spread(samples), device, allow)
 
 
 def _spread(samples: Samples) -> Samples:
     """A few samples from all over the data: the first ones of a sorted data set may all be of one class."""
-    size = min(PROBE_SAMPLES, len(samples))
+    size = min(CHECKED_SAMPLES, len(samples))
     return samples.subset([index * (len(samples) - 1) // max(1, size - 1) for index in range(size)])
 
 
-def _probe(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str]) -> None:
+def _check_samples(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str]) -> None:
     size = len(samples)
     batch = _moved(samples.batch(0, size), device)
     if "augmentation" not in allow and not _equal(batch, _moved(samples.batch(0, size), device)):

@@ -18,10 +18,10 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, jvp
 
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.autograd import explained, gradients, refuse_broken_graph
-from tvgrad.numerics.precision import exact_arithmetic, seeded
+from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_errors
+from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.checks import probe
+from tvgrad.problem.checks import check_problem
 from tvgrad.problem.samples import Batch, Samples, map_tensors
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
 
@@ -54,6 +54,7 @@ class Objective:
         model: nn.Module,
         loss: Callable[[Any, Any], torch.Tensor] | None,
         data: Any,
+        *,
         chunk_size: int | None = None,
         device: str | torch.device = "auto",
         count: Callable[[Batch], float | torch.Tensor] | None = None,
@@ -94,7 +95,7 @@ class Objective:
         self._chunk_size = chunk_size
         with torch.inference_mode(False):
             self._initial = weights_of(model)
-        probe(self._batch_loss, self.samples, self.device, self.allowed)
+        check_problem(self._batch_loss, self.samples, self.device, self.allowed)
 
     @property
     def model(self) -> nn.Module:
@@ -151,7 +152,7 @@ class Objective:
         """
         weights = self._check(at)
         divisor = 0.0
-        with exact_arithmetic(self.device), torch.no_grad():
+        with full_precision(self.device), torch.no_grad():
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
                 total += weight * self._loss(weights, chunk).double()
@@ -181,7 +182,7 @@ class Objective:
         """
         weights = self._check(at)
         sums = _Sums(weights)
-        with exact_arithmetic(self.device), explained():
+        with full_precision(self.device), translate_errors():
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
                 gradient, value = self._chunk_gradient(weights, chunk)
@@ -222,7 +223,7 @@ class Objective:
         sums = [_Sums(weights) for _ in directions]
         if not directions:
             return []
-        with exact_arithmetic(self.device, second_order=True), explained():
+        with full_precision(self.device, second_order=True), translate_errors():
             for chunk, weight in self._chunks():
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
@@ -240,7 +241,7 @@ class Objective:
         """
         weights, direction = self._check(at), self._check(vector)
         sums = _Sums(weights)
-        with exact_arithmetic(self.device, second_order=True), explained(forward_mode=True):
+        with full_precision(self.device, second_order=True), translate_errors(forward_mode=True):
             for chunk, weight in self._chunks():
                 gradient = grad(lambda theta, chunk=chunk: self._loss(theta, chunk))
                 sums.add(jvp(gradient, (weights,), (direction,))[1], weight)
@@ -354,7 +355,7 @@ class Objective:
         Larger chunks are tried while they pay; a chunk that does not fit the memory ends the search.
         """  # noqa: DOC201, DOC501 - private
         best: dict[int, float] = {}
-        with exact_arithmetic(self.device), explained():
+        with full_precision(self.device), translate_errors():
             for size in CHUNK_CANDIDATES:
                 size = min(size, len(self.samples))
                 try:

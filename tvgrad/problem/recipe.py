@@ -12,7 +12,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.checks import probe
+from tvgrad.problem.checks import check_problem
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import same_names_and_shapes, trainable_parameters
 
@@ -38,6 +38,7 @@ class Recipe:
         model: nn.Module,
         loss: Callable[[Any, Any], torch.Tensor] | None,
         train: Any,
+        *,
         test: Any = None,
         name: str | None = None,
         forward: Callable[[nn.Module, Batch], Any] | None = None,
@@ -95,7 +96,7 @@ class Recipe:
         self.allow = tuple(allow)
         self.about = about
         device = next(iter(model.parameters())).device
-        probe(self.batch_loss(), self.train, device, self.allow)
+        check_problem(self.batch_loss(), self.train, device, self.allow)
 
     def batch_loss(self, model: nn.Module | None = None) -> BatchLoss:
         """Bind the loss to a model.

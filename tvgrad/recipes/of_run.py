@@ -70,10 +70,10 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, dev
         model.to(wanted),
         recipe.loss,
         samples.with_dtype(wanted),
-        run.info.get("chunk_size"),
-        device,
-        recipe.count,
-        recipe.forward,
+        chunk_size=run.info.get("chunk_size"),
+        device=device,
+        count=recipe.count,
+        forward=recipe.forward,
         allow=run.info.get("allowed", ()),
     )
 

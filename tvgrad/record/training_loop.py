@@ -107,7 +107,14 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
     allow = {*recipe.allow, *options.allow}
     chunk_size = options.chunk_size
     objective = Objective(
-        model, recipe.loss, samples, chunk_size, device, recipe.count, recipe.forward, allow=sorted(allow)
+        model,
+        recipe.loss,
+        samples,
+        chunk_size=chunk_size,
+        device=device,
+        count=recipe.count,
+        forward=recipe.forward,
+        allow=sorted(allow),
     )
     return Prepared(recipe, model, samples, objective, rule, epochs, batch_size, options)
 

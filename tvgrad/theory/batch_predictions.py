@@ -20,7 +20,7 @@ from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.update_rules.base import State, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
-from tvgrad.vectors.algebra import combination, wide, zeros_like
+from tvgrad.vectors.algebra import combination, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights
 
 
@@ -90,14 +90,14 @@ def predict_batches(
         TvgradError: the rule is not linear.
     """
     linear = linear_rule(rule)
-    start = wide(objective.initial if at is None else at, objective.device)
+    start = to_float64(objective.initial if at is None else at, objective.device)
     counts = Evaluations()
     first, second, model = (_Follower(linear, start) for _ in range(3))
     step = 0
     for epoch, batches in enumerate(epochs, start=1):
         for indices in batches:
             view = batch_view(objective, indices, counts)
-            gradient = wide(view.gradient(at))
+            gradient = to_float64(view.gradient(at))
             # After one step all three have the same displacement; before it, none.
             wanted = [] if step == 0 else [first.moved] if order2 or quadratic else []
             if quadratic and step > 1:

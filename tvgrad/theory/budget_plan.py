@@ -26,7 +26,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """What will be computed.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
     reason: str
     sentences: tuple[str, ...]
 
-    def without_replay(self, sentence: str) -> Plan:
+    def without_replay(self, sentence: str) -> BudgetPlan:
         """Leave out what needs the consumed gradients.
 
         Args:
@@ -80,7 +80,7 @@ def measured_costs(objective: Objective) -> Costs:
 
 def plan_budget(
     run: Run, objective: Objective, schedule: Schedule, targets: int, seconds: float | None, remainder: bool
-) -> Plan:
+) -> BudgetPlan:
     """Decide what to compute.
 
     Args:
@@ -144,4 +144,4 @@ def plan_budget(
             f"remainder and batch curvature are one row: to split them takes {steps - 1} Hessian-vector products of a "
             "batch (give a time, or ask for the remainder)"
         )
-    return Plan(consumed, batches, curvature, split, reason, tuple(said))
+    return BudgetPlan(consumed, batches, curvature, split, reason, tuple(said))

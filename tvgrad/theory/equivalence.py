@@ -21,7 +21,12 @@ from tvgrad.results import Result
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.linear import LinearRule
-from tvgrad.update_rules.rounding import adam_budget, direction_budget, gradient_step_budget, shrinkage_budget
+from tvgrad.update_rules.rounding import (
+    adam_rounding_bound,
+    direction_rounding_bound,
+    gradient_step_rounding_bound,
+    shrinkage_rounding_bound,
+)
 from tvgrad.update_rules.rules import Adam, Nesterov
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
@@ -31,14 +36,14 @@ Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], tuple[t
 
 
 @dataclass(frozen=True)
-class Verdict(Result):
+class StepVerdict(Result):
     """What was found for one form of the first step.
 
     Attributes:
         run: the run's name.
         rule: the form that was checked, as a formula.
         holds: exact, fails or does not apply.
-        worst_ratio_to_budget: largest deviation of a coordinate over its rounding budget; at most 1 when exact, NaN
+        worst_ratio_to_budget: largest deviation of a coordinate over its rounding bound; at most 1 when exact, NaN
             where there is no gradient to compare with.
         frozen_share: share of the coordinates with a gradient that the step left as they were, bit for bit.
         gradient_relative_error: distance between the consumed and the full-batch gradient over the latter's norm;
@@ -63,7 +68,7 @@ class OneEpochCheck:
         verdicts: the gradient form `tau_1 = -lr g_0` first, then the rule's own form where it is another.
     """
 
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[StepVerdict, ...]
 
     @property
     def holds(self) -> str:
@@ -128,10 +133,10 @@ class _Comparison:
 
 def _verdict(
     run: Run, rule: str, holds: str, reason: str, found: _Comparison | None = None, error: float = math.nan
-) -> Verdict:
+) -> StepVerdict:
     worst, frozen = (math.nan, math.nan) if found is None else (found.worst, found.frozen)
     allowed = [ALLOWABLE[name] for name in run.info.get("allowed", ()) if name in ALLOWABLE]
-    return Verdict(run.name, rule, holds, worst, frozen, error, "; ".join([reason, *allowed]))
+    return StepVerdict(run.name, rule, holds, worst, frozen, error, "; ".join([reason, *allowed]))
 
 
 def _first_rate(run: Run, rule: UpdateRule) -> float:
@@ -202,10 +207,10 @@ def _linear_form(lr: float, momentum: float = 0.0, coupled: float = 0.0, decoupl
     ) -> tuple[torch.Tensor, torch.Tensor]:
         along = (gradient + coupled * before) * (1 + momentum)
         step = lr * along
-        extra = lr * direction_budget(gradient, before, momentum, coupled, dtype)
-        budget = gradient_step_budget(after, before, step.abs() + extra, along, dtype) + extra
+        extra = lr * direction_rounding_bound(gradient, before, momentum, coupled, dtype)
+        budget = gradient_step_rounding_bound(after, before, step.abs() + extra, along, dtype) + extra
         if decoupled:
-            budget += shrinkage_budget(before, dtype)
+            budget += shrinkage_rounding_bound(before, dtype)
         return -step - lr * decoupled * before, budget
 
     return form
@@ -220,10 +225,10 @@ def _adam_form(lr: float, rule: Adam) -> Form:
         along = gradient + coupled * before
         root = along.abs() + eps
         predicted = torch.where(root > 0, -lr * along / root, 0.0)
-        budget = adam_budget(after, before, along, dtype, lr, rule.betas, eps, decoupled > 0)
+        budget = adam_rounding_bound(after, before, along, dtype, lr, rule.betas, eps, decoupled > 0)
         if coupled:
             # The error of g + lambda theta, relative to it, moves the quotient by at most the same share.
-            error = direction_budget(gradient, before, 0.0, coupled, dtype)
+            error = direction_rounding_bound(gradient, before, 0.0, coupled, dtype)
             budget += lr * torch.minimum(2 * error / root, torch.full_like(error, 2.0))
         return predicted - lr * decoupled * before, budget
 
@@ -293,8 +298,8 @@ def _explained(run: Run, exact: bool, found: _Comparison) -> str:
         )
     if not str(run.info.get("device", "cpu")).startswith("cpu"):
         where = run.info["device"]
-        return f"a coordinate exceeds the rounding budget of PyTorch's CPU kernels, and the run is from {where}"
+        return f"a coordinate exceeds the rounding bound of PyTorch's CPU kernels, and the run is from {where}"
     return (
-        "a coordinate exceeds the rounding budget of one step: the weights moved by something besides this optimizer "
+        "a coordinate exceeds the rounding bound of one step: the weights moved by something besides this optimizer "
         "step (gradient clipping after the record, another optimizer, edited files)"
     )

@@ -36,11 +36,11 @@ from tvgrad.problem.samples import map_tensors
 from tvgrad.recipes.of_run import check_data
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
-from tvgrad.theory.budget_plan import Plan, plan_budget
+from tvgrad.theory.budget_plan import BudgetPlan, plan_budget
 from tvgrad.theory.budget_rows import BudgetTerm, Node, merged, rows_between
 from tvgrad.theory.training_steps import (
+    RecordedStep,
     Schedule,
-    Step,
     mismatch,
     recorded_steps,
     replayed_steps,
@@ -48,7 +48,7 @@ from tvgrad.theory.training_steps import (
 )
 from tvgrad.update_rules.base import State, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
-from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, inner_product, norm
 
 MOST_MISMATCH = 0.1
@@ -157,14 +157,14 @@ class _Sums:
 class _Maker:
     """Goes through the steps once and makes the nodes of every epoch that is wanted."""
 
-    def __init__(self, run: Run, objective: Objective, schedule: Schedule, epochs: list[int], plan: Plan) -> None:
+    def __init__(self, run: Run, objective: Objective, schedule: Schedule, epochs: list[int], plan: BudgetPlan) -> None:
         self.run, self.objective, self.schedule, self.epochs, self.plan = run, objective, schedule, epochs, plan
         rule = run.rule
         if rule is None:
             raise TvgradError(f"{run.root} has no update rule that tvgrad knows")
         self.rule: UpdateRule = schedule.rule(rule, epochs[-1])
         self.device = objective.device
-        self.start = wide(run.weights(0), self.device)
+        self.start = to_float64(run.weights(0), self.device)
         self.before = Evaluations(**vars(objective.evaluations))
         self.batch_counts = Evaluations()
         self.began = time.perf_counter()
@@ -244,7 +244,7 @@ class _Maker:
     def _follow(self) -> None:
         """One pass over the steps: the rule in float64, and every sum over steps."""
         if self.plan.consumed == "records":
-            steps: Iterable[Step | None] = recorded_steps(self.run, self.schedule) or ()
+            steps: Iterable[RecordedStep | None] = recorded_steps(self.run, self.schedule) or ()
         elif self.plan.consumed == "replay":
             steps = replayed_steps(self.run, self.objective, self.schedule)
         else:
@@ -260,7 +260,7 @@ class _Maker:
         for index, step in enumerate(steps):
             open_sums = [sums for epoch, sums in self.sums.items() if self.schedule.ends[epoch] > index]
             if step is not None:
-                theta = wide(step.theta, self.device)
+                theta = to_float64(step.theta, self.device)
                 self.rule.advance(full, self.start, step.consumed, index, states[0], theta)
                 if decays:
                     plain.advance(without, self.start, step.consumed, index, states[1])
@@ -313,19 +313,19 @@ class _Maker:
             sums.add("displacement", moved, float(weight))
             rule.advance(moved, self.start, gradient, index, states)
 
-    def _compare(self, step: Step, sums: _Sums) -> None:
+    def _compare(self, step: RecordedStep, sums: _Sums) -> None:
         """Whether a replay came by the recorded weights; what differs becomes a row."""
         if self.plan.consumed != "replay" or step.after is None:
             return
         sums.off = mismatch(self.run, step)
         if sums.off:
-            sums.replayed = difference(wide(step.after, self.device), self.start)
+            sums.replayed = difference(to_float64(step.after, self.device), self.start)
 
     def _full_gradient(self) -> Weights:
         """g_0: as consumed where the optimizer consumed that very tensor, else computed."""
         if self.schedule.full and self.run.info.get("consumes_recorded_gradient") and 0 in self.run.having("gradient"):
-            return wide(self.run.gradient(0), self.device)
-        return wide(self.objective.gradient(self.start))
+            return to_float64(self.run.gradient(0), self.device)
+        return to_float64(self.objective.gradient(self.start))
 
     def _bend(self) -> None:
         """H_0 times the weighted displacement of every epoch, from one graph a chunk."""
@@ -333,7 +333,7 @@ class _Maker:
         if self.plan.curvature and wanted:
             products = self.objective.hvps([sums.vectors["displacement"] for sums in wanted], self.start)
             for sums, product in zip(wanted, products, strict=True):
-                sums.vectors["bend"] = wide(product)
+                sums.vectors["bend"] = to_float64(product)
 
     def _nodes(self, epoch: int, sums: _Sums, gradient: Weights) -> list[Node]:
         """The nodes that can be computed, in order; each names the row that follows it."""
@@ -347,7 +347,7 @@ class _Maker:
         estimated = self.plan.consumed is None
         curvature = "curvature (predicted displacement)" if estimated and "bend" in has else "curvature"
         nodes: list[Node | str] = [
-            Node("V0", difference(wide(self.run.weights(epoch), self.device), self.start)),
+            Node("V0", difference(to_float64(self.run.weights(epoch), self.device), self.start)),
         ]
 
         def then(row: str, name: str, vector: Weights | None) -> None:

@@ -29,7 +29,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.update_rules.base import Array
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.stability import step_growth
-from tvgrad.vectors.algebra import combination, wide
+from tvgrad.vectors.algebra import combination, to_float64
 from tvgrad.vectors.parameters import Weights, inner_product
 
 MOST_EPOCHS = 100_000
@@ -231,13 +231,13 @@ def expand(
         The expansion.
     """
     device = objective.device
-    start = wide(objective.initial if at is None else at, device)
+    start = to_float64(objective.initial if at is None else at, device)
     known = objective.gradient(at) if gradient is None else dict(gradient)
-    slope = wide(known, device)
+    slope = to_float64(known, device)
     if rule.coupled_decay:
         slope = combination((1.0, slope), (rule.coupled_decay, start))
     directions = [slope, start] if rule.decoupled_decay else [slope]
-    bend, *others = (wide(product) for product in objective.hvps(directions, at))
+    bend, *others = (to_float64(product) for product in objective.hvps(directions, at))
     if rule.coupled_decay:
         bend = combination((1.0, bend), (rule.coupled_decay, slope))
     decay_bend = others[0] if others else None

@@ -27,7 +27,7 @@ from tvgrad.theory.kinks import kink_sentence
 from tvgrad.theory.second_order import quadratic_path
 from tvgrad.theory.training_steps import Schedule, schedule_of
 from tvgrad.update_rules.linear import LinearRule
-from tvgrad.vectors.algebra import difference, wide
+from tvgrad.vectors.algebra import difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
 
 RESULTS = "results"
@@ -180,13 +180,13 @@ def _held_against(
     run: Run, objective: Objective, rule: LinearRule, schedule: Schedule, kept: Sequence[int], quadratic: bool
 ) -> Iterator[tuple[SecondOrderError, Evaluations]]:
     device, last = objective.device, kept[-1]
-    start = wide(run.weights(0), device)
+    start = to_float64(run.weights(0), device)
     scheduled = rule.with_lr(schedule.rates)
 
     def row(
         epoch: int, first: Weights, second: Weights, third: Weights | None, predicted: float | None = None
     ) -> SecondOrderError:
-        tau = difference(wide(run.weights(epoch), device), start)
+        tau = difference(to_float64(run.weights(epoch), device), start)
         length, error = norm(tau), norm(difference(tau, first))
         scale = length or math.nan
         plain = norm(difference(second, first))

@@ -27,7 +27,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result, frame_of
-from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, norm, same_names_and_shapes
 
 
@@ -167,7 +167,7 @@ def multitask_gap(
     tasks = list(objectives)
     _check_shared(tasks)
     before = _total(tasks)
-    first = [wide(task.gradient()) for task in tasks]
+    first = [to_float64(task.gradient()) for task in tasks]
     path_alpha = None if (len(alphas) > 1 if frozen is None else frozen) else alphas[0]
     single = alphas[0] if len(alphas) == 1 else None
     parts = gap_parts(tasks, lr, epochs, path_alpha, first, single) if predict else None
@@ -209,7 +209,7 @@ def gap_parts(
     Returns:
         The parts.
     """
-    gradients = [wide(task.gradient()) for task in objectives] if first is None else list(first)
+    gradients = [to_float64(task.gradient()) for task in objectives] if first is None else list(first)
     shared, own = zeros_like(gradients[0]), zeros_like(gradients[0])
     for here, prefixes, weight in _prefixes(objectives, lr, epochs, path_alpha, gradients):
         together = combination(*((1.0, prefix) for prefix in prefixes))
@@ -253,7 +253,7 @@ def _prefixes(
             add_scaled(here, gradient, -path_alpha * lr)
         yield here, prefixes, 1.0
         if epoch + 1 < epochs:
-            gradients = [wide(task.gradient(here)) for task in objectives]
+            gradients = [to_float64(task.gradient(here)) for task in objectives]
 
 
 def _task_arithmetic(tasks: list[Objective], lr: float, epochs: int, first: list[Weights]) -> Weights:
@@ -266,7 +266,7 @@ def _task_arithmetic(tasks: list[Objective], lr: float, epochs: int, first: list
 
 def _trained(tasks: list[Objective], rate: float, epochs: int, first: list[Weights]) -> Weights:
     """Displacement of gradient descent on the sum of the losses, kept in float64."""
-    start = wide(tasks[0].initial, tasks[0].device)
+    start = to_float64(tasks[0].initial, tasks[0].device)
     moved = zeros_like(start)
     for epoch in range(epochs):
         here = combination((1.0, start), (1.0, moved))

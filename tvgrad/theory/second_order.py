@@ -29,7 +29,7 @@ from tvgrad.update_rules.base import State, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.update_rules.stability import growth_factor, stability_limit
-from tvgrad.vectors.algebra import add_scaled, combination, difference, wide, zeros_like
+from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, norm
 
 THRESHOLD = 0.1
@@ -202,7 +202,7 @@ def quadratic_path(
     Yields:
         The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
     """
-    gradient = wide(expansion.gradient, objective.device)
+    gradient = to_float64(expansion.gradient, objective.device)
     model, states = zeros_like(expansion.start), dict[str, State]()
     for step in range(epochs):
         slope = gradient

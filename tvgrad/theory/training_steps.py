@@ -77,7 +77,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One optimizer step.
 
     Attributes:
@@ -173,7 +173,7 @@ def _column(table: pd.DataFrame, name: str, length: int, missing: float) -> np.n
     return np.where(np.isnan(values), missing, values)
 
 
-def recorded_steps(run: Run, schedule: Schedule) -> Iterator[Step] | None:
+def recorded_steps(run: Run, schedule: Schedule) -> Iterator[RecordedStep] | None:
     """Read the steps from the disk, where each epoch is one step and all it takes was recorded.
 
     Args:
@@ -196,14 +196,14 @@ def recorded_steps(run: Run, schedule: Schedule) -> Iterator[Step] | None:
     return None
 
 
-def _read(run: Run, schedule: Schedule, last: int, full_batch: bool) -> Iterator[Step]:
+def _read(run: Run, schedule: Schedule, last: int, full_batch: bool) -> Iterator[RecordedStep]:
     after = run.weights(0)
     for index in range(last):
         theta, after = after, run.weights(index + 1)
         consumed = run.gradient(index) if full_batch else run.epoch_gradient(index + 1)
         clip = schedule.clips[index]
         unclipped = consumed if clip == 1 else {name: tensor.double() / clip for name, tensor in consumed.items()}
-        yield Step(index, index + 1, theta, consumed, unclipped, after)
+        yield RecordedStep(index, index + 1, theta, consumed, unclipped, after)
 
 
 def missing_for_replay(run: Run, schedule: Schedule) -> str | None:
@@ -228,7 +228,7 @@ def missing_for_replay(run: Run, schedule: Schedule) -> str | None:
     return None
 
 
-def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterator[Step]:
+def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterator[RecordedStep]:
     """Go through the recorded batches again with PyTorch's own optimizer, from the recorded theta_0.
 
     Args:
@@ -280,11 +280,11 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
                 optimizer.step()
             last = place + 1 == len(batches)
             after = {name: parameter.detach().clone() for name, parameter in parameters.items()} if last else None
-            yield Step(index, epoch, theta, consumed, consumed if clip == 1 else unclipped, after)
+            yield RecordedStep(index, epoch, theta, consumed, consumed if clip == 1 else unclipped, after)
             index += 1
 
 
-def mismatch(run: Run, step: Step) -> float:
+def mismatch(run: Run, step: RecordedStep) -> float:
     """Measure how far a replay is from the recorded weights at the end of an epoch.
 
     Args:

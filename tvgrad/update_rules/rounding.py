@@ -1,7 +1,7 @@
 """Rounding of an optimizer step: how far, coordinate by coordinate, stored weights may lie from the formula.
 
 Notation: p is the parameter dtype, u its unit roundoff, ulp(y) the spacing of p just above |y|, omega its smallest
-subnormal. The budgets bound `|theta' - theta - predicted|` for stored theta', theta and g, the learning rate being
+subnormal. The bounds are on `|theta' - theta - predicted|` for stored theta', theta and g, the learning rate being
 known in float64, for PyTorch's single-tensor and foreach kernels on the CPU.
 """
 
@@ -12,7 +12,7 @@ import torch
 from tvgrad.numerics.floats import smallest_subnormal, ulp, unit_roundoff
 
 
-def gradient_step_budget(
+def gradient_step_rounding_bound(
     after: torch.Tensor, before: torch.Tensor, step: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Bound the rounding of one step of gradient descent.
@@ -35,14 +35,14 @@ def gradient_step_budget(
     u = unit_roundoff(dtype)
     wide = 2.0**-13 if dtype in {torch.bfloat16, torch.float16} else 0.0
     relative = u if dtype == torch.float64 else 2 * u + u * u
-    budget = 0.5 * (1 + wide) * ulp(after, dtype) + relative * step.abs()
-    budget += smallest_subnormal(dtype) * (1 + gradient.abs())
+    bound = 0.5 * (1 + wide) * ulp(after, dtype) + relative * step.abs()
+    bound += smallest_subnormal(dtype) * (1 + gradient.abs())
     if dtype == torch.float64:
-        budget += u * torch.where(_exact_difference(after, before), 0.0, (after - before).abs())
-    return budget
+        bound += u * torch.where(_exact_difference(after, before), 0.0, (after - before).abs())
+    return bound
 
 
-def direction_budget(
+def direction_rounding_bound(
     gradient: torch.Tensor, before: torch.Tensor, momentum: float, decay: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """Bound the rounding of what the first step moves along, where that is not the gradient itself.
@@ -77,7 +77,7 @@ def direction_budget(
     return error
 
 
-def adam_budget(
+def adam_rounding_bound(
     after: torch.Tensor,
     before: torch.Tensor,
     along: torch.Tensor,
@@ -117,15 +117,15 @@ def adam_budget(
     off = (torch.minimum(e / size, torch.full_like(size, e**0.5)) + 2 * omega) / root
     quotient = torch.where(root > 0, lr * size / root, 0.0)
     below = torch.where(off < 1, (quotient * off + omega * (1 + lr / (1 - betas[0])) / root) / (1 - off), torch.inf)
-    budget = 0.5 * ulp(after, dtype) + 12 * u * quotient + omega + below
+    bound = 0.5 * ulp(after, dtype) + 12 * u * quotient + omega + below
     if decoupled_decay:
-        budget += shrinkage_budget(before, dtype)
+        bound += shrinkage_rounding_bound(before, dtype)
     if dtype == torch.float64:
-        budget += u * torch.where(_exact_difference(after, before), 0.0, (after - before).abs())
-    return budget
+        bound += u * torch.where(_exact_difference(after, before), 0.0, (after - before).abs())
+    return bound
 
 
-def shrinkage_budget(before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def shrinkage_rounding_bound(before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Bound the rounding of decoupled decay's `theta (1 - eta lambda)`: of the factor and of the product.
 
     Args:

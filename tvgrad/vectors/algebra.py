@@ -9,8 +9,8 @@ import torch
 from tvgrad.vectors.parameters import Weights
 
 
-def wide(vector: Mapping[str, torch.Tensor], device: torch.device | str | None = None) -> Weights:
-    """Widen a weight vector.
+def to_float64(vector: Mapping[str, torch.Tensor], device: torch.device | str | None = None) -> Weights:
+    """Convert a weight vector to float64.
 
     Args:
         vector: name -> tensor.
