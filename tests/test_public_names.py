@@ -19,7 +19,7 @@ import tvgrad
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    "errors wording",
+    "errors wording json_text",
     "numerics files vectors results",
     "problem update_rules",
     "store bounds",

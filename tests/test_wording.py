@@ -1,10 +1,10 @@
-"""Sizes in words."""
+"""Numbers, sizes and lists in words."""
 
 from __future__ import annotations
 
 import pytest
 
-from tvgrad.wording import bytes_in_words
+from tvgrad.wording import bytes_in_words, counted, listed
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,22 @@ from tvgrad.wording import bytes_in_words
 )
 def test_bytes_in_words(number: float, words: str) -> None:
     assert bytes_in_words(number) == words
+
+
+def test_counted() -> None:
+    assert [counted(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "most", "text"),
+    [
+        ([], None, ""),
+        (["a"], None, "a"),
+        (["a", 2], None, "a and 2"),
+        (["a", "b", "c"], None, "a, b and c"),
+        (["a", "b", "c"], 3, "a, b and c"),
+        (["a", "b", "c", "d"], 2, "a, b and 2 more"),
+    ],
+)
+def test_listed(words: list[object], most: int | None, text: str) -> None:
+    assert listed(words, most) == text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import pandas as pd
 
 from tvgrad.errors import DamagedRun
+from tvgrad.json_text import json_text, read_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def frame_of(results: Iterable[Result], columns: Iterable[str] | None = None) ->
 
 
 def to_json(results: Iterable[Result]) -> str:
-    """Write results down; floats keep every digit, NaN and infinities are written as words.
+    """Write results down, to be read again: floats keep every digit, NaN is null, infinities are words.
 
     Args:
         results: results of one kind.
@@ -51,7 +51,7 @@ def to_json(results: Iterable[Result]) -> str:
     Returns:
         JSON text.
     """
-    return json.dumps([{name: _written(value) for name, value in result.row().items()} for result in results], indent=1)
+    return json_text([result.row() for result in results], keep_infinities=True)
 
 
 def from_json(kind: type[Kind], text: str) -> list[Kind]:
@@ -67,19 +67,16 @@ def from_json(kind: type[Kind], text: str) -> list[Kind]:
     Raises:
         DamagedRun: the text is something else.
     """
+    floats = {field.name for field in dataclasses.fields(kind) if field.type == "float"}
     try:
-        return [kind(**{name: _read(value) for name, value in row.items()}) for row in json.loads(text)]
+        return [
+            kind(**{name: _read(value) if name in floats else value for name, value in row.items()})
+            for row in json.loads(text)
+        ]
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise DamagedRun(f"the text holds no {kind.__name__} ({error}): compute it again") from None
 
 
-def _written(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()  # numpy's numbers are no JSON
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    return value
-
-
-def _read(value: Any) -> Any:
-    return float(value["float"]) if isinstance(value, dict) else value
+def _read(value: Any) -> float:
+    # Runs that were explained by the first versions have {"float": "nan"}.
+    return read_number(value["float"] if isinstance(value, dict) else value)

@@ -7,7 +7,6 @@ replaced, so that a reader needs no lock and a killed writer loses nothing that 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import sha256_of
 from tvgrad.files.tensors import shard_paths
+from tvgrad.json_text import json_text, read_number
 
 FORMAT = "tvgrad run"
 VERSION = 1
@@ -155,12 +155,8 @@ class Manifest:
     finished: bool = False
 
     def to_json(self) -> str:
-        """Render run.json; numbers that are not finite become words, which JSON of other languages can read."""
-        content = asdict(self)
-        for point in content["points"]:
-            metrics = point["metrics"].items()
-            point["metrics"] = {name: value if math.isfinite(value) else str(value) for name, value in metrics}
-        return json.dumps({"format": FORMAT, "version": VERSION, **content}, indent=1, default=str)
+        """Render run.json; NaN is null and infinities are words, which JSON of other languages can read."""
+        return json_text({"format": FORMAT, "version": VERSION, **asdict(self)}, keep_infinities=True)
 
     def stem(self, number: int) -> str:
         """Name a point's files.
@@ -244,7 +240,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
             number=int(point["number"]),
             steps=int(point["steps"]),
             files={kind: _entry(entry) for kind, entry in point["files"].items() if kind in CONTENTS},
-            metrics={str(name): float(value) for name, value in point["metrics"].items()},
+            metrics={str(name): read_number(value) for name, value in point["metrics"].items()},
         )
         for point in content["points"]
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.json_text import json_text
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.recipes.of_run import check_data
 from tvgrad.results import Kind, Result, from_json, to_json
@@ -254,7 +254,7 @@ def write_results(run: Run, explanation: Explanation) -> list[Path]:
     texts = {
         SECOND_ORDER: to_json(explanation.second_order),
         ERROR_BUDGET: to_json(explanation.budget.rows),
-        NOTES: json.dumps(notes, indent=1),
+        NOTES: json_text(notes),
     }
     try:
         folder.mkdir(exist_ok=True)
