@@ -100,7 +100,7 @@ def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -
         most[0] = max(most[0], len(alive))
         sizes.append(self.samples)
 
-    def recorded(*arguments: object) -> sample_norms.Measured:
+    def recorded(*arguments: object) -> sample_norms.SampleNorms:
         sizes.append(len(arguments[2]))
         return chunk(*arguments)
 

@@ -19,10 +19,10 @@ from tvgrad.bounds import FeedForward, loss_of
 from tvgrad.bounds.certificates.coefficients import plan_of
 from tvgrad.bounds.certificates.expansion_point import Start
 from tvgrad.bounds.certificates.taylor_models import ModelPath
-from tvgrad.bounds.derivatives.local import _uncapped, _widen
-from tvgrad.bounds.derivatives.sample_norms import Measured
+from tvgrad.bounds.derivatives.ball_norms import _uncapped, ball_norms
+from tvgrad.bounds.derivatives.sample_norms import SampleNorms
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 
 
 def twice_along(case: Case, point: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_what_a_stray_adds_to_the_cubic_form_is_attained() -> None:
     point = case.start - rate * first
     problem = with_constants_at(problem_of(case), 1.1 * float((point - case.start).norm() + stray))
     path = ModelPath(Start(problem, plan_of(rate, 2), problem.hessian_norm()), cubic=True)
-    path.points[1] = Approximate(path.points[1].value, stray)
+    path.points[1] = BoundedVector(path.points[1].value, stray)
     _, rest = path.verified(problem.local, problem.third_changes)
     model_gradient = first + path.changes[1].value
     truth = rate * float((slope(point + stray) - model_gradient).norm())
@@ -175,7 +175,7 @@ def test_what_a_distance_adds_to_a_loss_is_attained() -> None:
     """A bit's curvature grows by L3 and its third derivative by L4 where these are largest."""
     loss, moved = loss_of("bce"), 1e-4 * ONE[0]
     for logit, name, order in [(-math.log(2 + math.sqrt(3)), "hessian", 1), (0.0, "third", 2)]:
-        at = Measured(logit * ONE, 0 * ONE, curvatures=loss.curvature(logit * ONE, 0 * ONE))
+        at = SampleNorms(logit * ONE, 0 * ONE, curvatures=loss.curvature(logit * ONE, 0 * ONE))
         added = float(getattr(_uncapped(loss, at, moved), name) - getattr(_uncapped(loss, at, 0 * moved), name))
         slope = torch.sigmoid
         for _ in range(order):
@@ -192,7 +192,7 @@ def test_what_a_ball_adds_to_a_step_of_the_weights_is_attained() -> None:
     case = Case(model, ONE, ONE, nn.MSELoss(), "steps")
     problem = with_constants_at(problem_of(case), 4 * radius)
     values = [
-        float(_widen(problem.network, problem.loss, problem._measured[0], at, capped=False).steps[1])
+        float(ball_norms(problem.network, problem.loss, problem._measured[0], at, capped=False).steps[1])
         for at in (0.0, radius)
     ]
     ends = [1 / (1 + math.exp(3.0 - step)) for step in (0.0, radius)]

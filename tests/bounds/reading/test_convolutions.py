@@ -14,7 +14,7 @@ from tests.bounds.oracles import Case
 from tests.bounds.test_feedforward import assert_refused
 from tests.bounds.test_soundness import check, check_training, problem_of
 from tvgrad.bounds import FeedForward
-from tvgrad.bounds.network.shared_kernel import Sharing, pooling_matrix, shared_kernel
+from tvgrad.bounds.network.shared_kernel import SharedKernel, pooling_matrix, shared_kernel
 
 Build = Callable[[], nn.Sequential]
 
@@ -109,14 +109,14 @@ def test_no_violation_by_steps_of_a_shared_kernel(name: str, seed: int) -> None:
     check_training(case, 10.0 ** -(seed % 5))
 
 
-def operator(sharing: Sharing, steps: int = 60) -> tuple[float, torch.Tensor]:
+def operator(shared: SharedKernel, steps: int = 60) -> tuple[float, torch.Tensor]:
     """The largest `||M(U) a||` over unit U and a found by alternating, and its U."""
     generator = torch.Generator().manual_seed(0)
-    kernel = torch.rand(sharing.kernel, generator=generator, dtype=torch.float64) + 0.5
+    kernel = torch.rand(shared.kernel, generator=generator, dtype=torch.float64) + 0.5
     for _ in range(steps):
         kernel = kernel / kernel.norm()
-        left, values, right = torch.linalg.svd(sharing.matrix(kernel))
-        kernel = sharing.collect(torch.outer(left[:, 0], right[0]))
+        left, values, right = torch.linalg.svd(shared.matrix(kernel))
+        kernel = shared.collect(torch.outer(left[:, 0], right[0]))
     return float(values[0]), kernel
 
 
@@ -132,12 +132,12 @@ def operator(sharing: Sharing, steps: int = 60) -> tuple[float, torch.Tensor]:
 def test_the_gain_of_a_shared_kernel_cannot_be_smaller(
     image: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], overlap: int
 ) -> None:
-    sharing, _ = shared_kernel((1, 1), image, kernel, stride, (0, 0), (1, 1), 1)
-    assert sharing.overlap == overlap
-    found, _ = operator(sharing)
-    assert 0.99 * sharing.weight_gain < found <= sharing.weight_gain
-    bias = sharing.offset(torch.ones(1, dtype=torch.float64))
-    assert 0.99 * sharing.bias_gain < float(bias.norm()) <= sharing.bias_gain
+    shared, _ = shared_kernel((1, 1), image, kernel, stride, (0, 0), (1, 1), 1)
+    assert shared.overlap == overlap
+    found, _ = operator(shared)
+    assert 0.99 * shared.weight_gain < found <= shared.weight_gain
+    bias = shared.offset(torch.ones(1, dtype=torch.float64))
+    assert 0.99 * shared.bias_gain < float(bias.norm()) <= shared.bias_gain
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -156,19 +156,19 @@ def test_gains_and_adjoints_of_any_convolution(seed: int) -> None:
         (pick(1, 3), 1),
     )
     image = (pick(7, 9), pick(7, 9))  # fmt: skip
-    sharing, size = shared_kernel(channels, image, kernel, stride, padding, dilation, groups)
+    shared, size = shared_kernel(channels, image, kernel, stride, padding, dilation, groups)
     weight = torch.randn(channels[1], channels[0] // groups, *kernel, generator=generator, dtype=torch.float64)
     inputs = torch.randn(1, channels[0], *image, generator=generator, dtype=torch.float64)
     expected = nn.functional.conv2d(inputs, weight, None, stride, padding, dilation, groups)
-    torch.testing.assert_close(sharing.matrix(weight) @ inputs.flatten(), expected.flatten(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared.matrix(weight) @ inputs.flatten(), expected.flatten(), rtol=1e-12, atol=1e-12)
     assert tuple(expected.shape[2:]) == size
-    norm = float(torch.linalg.matrix_norm(sharing.matrix(weight), ord=2))
-    assert norm <= sharing.weight_gain * float(weight.norm())
-    assert operator(sharing, 20)[0] <= sharing.weight_gain * (1 + 1e-12)
-    given = torch.randn(sharing.index.shape, generator=generator, dtype=torch.float64)
-    inner = (sharing.matrix(weight) * given).sum()
-    torch.testing.assert_close(inner, weight.flatten() @ sharing.collect(given), rtol=1e-11, atol=1e-11)
-    assert float(sharing.collect(given).norm()) <= sharing.bias_gain * float(given.norm())
+    norm = float(torch.linalg.matrix_norm(shared.matrix(weight), ord=2))
+    assert norm <= shared.weight_gain * float(weight.norm())
+    assert operator(shared, 20)[0] <= shared.weight_gain * (1 + 1e-12)
+    given = torch.randn(shared.index.shape, generator=generator, dtype=torch.float64)
+    inner = (shared.matrix(weight) * given).sum()
+    torch.testing.assert_close(inner, weight.flatten() @ shared.collect(given), rtol=1e-11, atol=1e-11)
+    assert float(shared.collect(given).norm()) <= shared.bias_gain * float(given.norm())
 
 
 def test_pooling_averages() -> None:

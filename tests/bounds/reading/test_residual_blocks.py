@@ -17,9 +17,9 @@ from tests.bounds.reference import Task
 from tests.bounds.residual_cases import Block, Functional, random_residual_case
 from tests.bounds.test_soundness import check, check_training, problem_of
 from tvgrad.bounds import FeedForward, loss_of, multitask_gap
-from tvgrad.bounds.derivatives.local import _widen
+from tvgrad.bounds.derivatives.ball_norms import ball_norms
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.network.skips import Wiring
+from tvgrad.bounds.network.skips import Skips
 
 RADII = (0.0, 0.01, 0.3, 2.0)
 
@@ -128,7 +128,7 @@ def test_a_chain_in_a_module_of_its_own_has_the_bounds_of_the_sequential() -> No
     read = FeedForward(module, inputs, targets)
     plain = FeedForward(nn.Sequential(module.first, nn.Tanh(), module.second), inputs, targets)
     assert read.network.names == ("second.weight", "second.bias", "first.weight", "first.bias")
-    assert read.network.skips is None
+    assert read.network.skips == plain.network.skips == Skips((0, 1), ((), ()))
     assert torch.equal(numbers(read, 0.1), numbers(plain, 0.1))
     second, first = read.network.flat.split([15, 24])
     assert torch.equal(torch.cat([first, second]), plain.network.flat)
@@ -164,7 +164,7 @@ def test_matrices_with_skips_are_the_module_with_blocks() -> None:
     bare = FeedForward.from_matrices(
         [one.weight for one in linears], [one.bias for one in linears], "tanh", inputs.norm(dim=1), skips=[(1, 2)]
     )
-    assert bare.network.wiring == known.network.wiring == Wiring((0, 1, 2), ((), (0,), ()))
+    assert bare.network.skips == known.network.skips == Skips((0, 1, 2), ((), (0,), ()))
     for name in ("gradient_norm", "hessian_norm", "hessian_lipschitz"):
         assert getattr(bare.closed_form(0.1), name) == pytest.approx(getattr(known.closed_form(0.1), name), rel=1e-9)
 
@@ -254,10 +254,10 @@ def test_every_block_of_the_local_bounds_is_attained(name: str, target: float) -
 def with_constants_at(problem: FeedForward, reach: float) -> FeedForward:
     """The same problem with each activation's constants those of its own unit: the largest within `reach` of its z."""
     zs, made = [], [ONE[0]]
-    wiring = problem.network.wiring
+    skips = problem.network.skips
     for index, layer in enumerate(problem.network.layers):
-        z = layer.matrix @ made[wiring.reads[index]] + layer.offset
-        zs.append(z + sum((made[k] for k in wiring.adds[index]), torch.zeros(1, dtype=torch.float64)))
+        z = layer.matrix @ made[skips.reads[index]] + layer.offset
+        zs.append(z + sum((made[k] for k in skips.adds[index]), torch.zeros(1, dtype=torch.float64)))
         made.append(layer.activation.value(zs[-1]))
     layers = []
     for z, layer in zip(zs, problem.network.layers, strict=True):
@@ -307,7 +307,7 @@ def test_what_a_ball_adds_is_attained(name: str, kind: str) -> None:
             assert wide[order] - centre[order] <= 1.003 * grown, order
 
 
-@pytest.mark.parametrize("name", ["bent", "sloped_bent"])
+@pytest.mark.parametrize("name", ["z_columns_second", "h_columns_second"])
 def test_what_a_ball_adds_to_what_an_activation_bends_is_attained(name: str) -> None:
     """`z_3 = v s(z_2)`, `z_2 = (w + 1) s(b)`: what s''(b) does to z_3 and to s(z_3) goes through the skip."""
     w, v, radius = 0.4, 0.9, 1e-4
@@ -327,10 +327,10 @@ def test_what_a_ball_adds_to_what_an_activation_bends_is_attained(name: str) -> 
         second = bend((w + 1) * first[0] - 3)
         third = bend(v * second[0] - 3)
         found = v * second[1] * (w + 1) * first[2]
-        return float(found * third[1] if name == "sloped_bent" else found)
+        return float(found * third[1] if name == "h_columns_second" else found)
 
     values = [
-        float(getattr(_widen(problem.network, problem.loss, problem._measured[0], at), name)[1, 2])
+        float(getattr(ball_norms(problem.network, problem.loss, problem._measured[0], at).norms, name)[1, 2])
         for at in (0.0, radius)
     ]
     grown = exact(-3.0 + radius) - exact(-3.0)

@@ -10,7 +10,7 @@ import torch
 
 from tvgrad.bounds.certificates.coefficients import Plan
 from tvgrad.bounds.network.network import Network
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.update_rules.base import Array
 
@@ -23,17 +23,17 @@ class Differentiable(Protocol):
         """Where its parameters are."""
 
     @property
-    def gradient(self) -> Approximate:
+    def gradient(self) -> BoundedVector:
         """Its gradient."""
 
-    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+    def products(self, directions: list[torch.Tensor]) -> list[BoundedVector]:
         """Its Hessian times vectors.
 
         Args:
             directions: vectors like theta_0.
         """
 
-    def twice_along(self, direction: torch.Tensor) -> Approximate:
+    def twice_along(self, direction: torch.Tensor) -> BoundedVector:
         """Its third derivative with a vector in two slots.
 
         Args:
@@ -65,7 +65,7 @@ class Start:
         self.gradient = decayed(problem.gradient, self.theta, plan.coupled)
         self.hessian_norm = hessian_norm + plan.coupled
 
-    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+    def products(self, directions: list[torch.Tensor]) -> list[BoundedVector]:
         """Multiply the Hessian (decay included) with vectors.
 
         Args:
@@ -77,7 +77,7 @@ class Start:
         found = self.problem.products(directions)
         return [decayed(one, vector, self.plan.coupled) for one, vector in zip(found, directions, strict=True)]
 
-    def first_order(self, step: int) -> Approximate:
+    def first_order(self, step: int) -> BoundedVector:
         """The first-order displacement `-shrunk theta_0 - S g_0` after some steps.
 
         Args:
@@ -89,18 +89,18 @@ class Start:
         shrunk, total = float(self.plan.shrunk[step]), float(self.plan.totals[step])
         value = -shrunk * self.theta - total * self.gradient.value
         sizes = shrunk * float(self.theta.norm()) + total * self.gradient.norm
-        return Approximate(
+        return BoundedVector(
             value, total * self.gradient.error + (self.plan.rounding + 4 * UNIT_ROUNDOFF) * sizes * (1 + 1e-9)
         )
 
     @cached_property
-    def second_orders(self) -> list[Approximate]:
+    def second_orders(self) -> list[BoundedVector]:
         """`-H_0 sum_e c[s,e] p_e` for s = 0 .. k: two products, of the gradient and of theta_0, serve all."""
         plan, steps = self.plan, self.plan.steps
         decays = bool(plan.shrunk.any())
         first, *rest = self.products([self.gradient.value, self.theta] if decays else [self.gradient.value])
         # the exact gradient differs from the computed one by its error, which the Hessian stretches by h_0 at most
-        first = Approximate(first.value, first.error + self.hessian_norm * self.gradient.error)
+        first = BoundedVector(first.value, first.error + self.hessian_norm * self.gradient.error)
         found = []
         for row in plan.coefficients:
             shares = [float(row @ plan.totals[:steps]), float(row @ plan.shrunk[:steps])]
@@ -108,10 +108,10 @@ class Start:
             value = sum((share * one.value for share, one in terms), torch.zeros_like(self.theta))
             size = sum(share * one.norm for share, one in terms)
             error = sum(share * one.error for share, one in terms)
-            found.append(Approximate(value, (error + (2 * plan.rounding + 4 * UNIT_ROUNDOFF) * size) * (1 + 1e-9)))
+            found.append(BoundedVector(value, (error + (2 * plan.rounding + 4 * UNIT_ROUNDOFF) * size) * (1 + 1e-9)))
         return found
 
-    def layer_norms(self, vectors: list[Approximate]) -> torch.Tensor:
+    def layer_norms(self, vectors: list[BoundedVector]) -> torch.Tensor:
         """Upper bounds of the norms of vectors' parts in each layer.
 
         Args:
@@ -124,7 +124,7 @@ class Start:
         return torch.stack([self.problem.network.layer_norms(one.value) + one.error * trainable for one in vectors])
 
 
-def decayed(vector: Approximate, at: torch.Tensor, coupled: float) -> Approximate:
+def decayed(vector: BoundedVector, at: torch.Tensor, coupled: float) -> BoundedVector:
     """Add `lambda at`.
 
     Args:
@@ -139,14 +139,14 @@ def decayed(vector: Approximate, at: torch.Tensor, coupled: float) -> Approximat
         return vector
     extra = coupled * at
     value = vector.value + extra
-    return Approximate(
+    return BoundedVector(
         value, vector.error + 2 * UNIT_ROUNDOFF * float(extra.norm() + value.norm()) * (1 + gamma(len(at)))
     )
 
 
 def weighted(
     coefficients: Array, vectors: Callable[[int], torch.Tensor], errors: Array, norms: Array, rounding: float
-) -> Approximate:
+) -> BoundedVector:
     """Sum vectors with nonnegative coefficients.
 
     Args:
@@ -164,6 +164,6 @@ def weighted(
         if coefficient:
             total.add_(vectors(index), alpha=float(coefficient))
     size = float(coefficients @ norms)
-    return Approximate(
+    return BoundedVector(
         total, float(coefficients @ errors) + (rounding + gamma(len(coefficients) + 4)) * size * (1 + 1e-9)
     )

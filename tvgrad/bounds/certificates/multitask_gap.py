@@ -41,7 +41,7 @@ from tvgrad.bounds.certificates.taylor_models import MODEL_STEPS, ModelPath
 from tvgrad.bounds.certificates.tubes import TUBE_STEPS, Tube, simulated_tube, summed_tube
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.results import Result
@@ -166,14 +166,14 @@ class _Summed:
         self.network = problems[0].network
         self.gradient = self._sum([problem.gradient for problem in problems])
 
-    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+    def products(self, directions: list[torch.Tensor]) -> list[BoundedVector]:
         each = [problem.products(directions) for problem in self.problems]
         return [self._sum(list(parts)) for parts in zip(*each, strict=True)]
 
     def hessian_norm(self) -> float:
         return abs(self.alpha) * sum(problem.hessian_norm() for problem in self.problems) * (1 + 1e-12)
 
-    def twice_along(self, direction: torch.Tensor) -> Approximate:
+    def twice_along(self, direction: torch.Tensor) -> BoundedVector:
         return self._sum([problem.twice_along(direction) for problem in self.problems])
 
     def local(self, radius: float) -> LayerBounds:
@@ -193,11 +193,11 @@ class _Summed:
             margin,
         )
 
-    def _sum(self, parts: list[Approximate]) -> Approximate:
+    def _sum(self, parts: list[BoundedVector]) -> BoundedVector:
         value = self.alpha * torch.stack([one.value for one in parts]).sum(0)
         sizes = sum(one.norm for one in parts)
         error = sum(one.error for one in parts) + gamma(len(parts) + 8) * sizes
-        return Approximate(value, abs(self.alpha) * error * (1 + 1e-9))
+        return BoundedVector(value, abs(self.alpha) * error * (1 + 1e-9))
 
 
 def _of_models(name: str, problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Form:
@@ -215,7 +215,7 @@ def _of_models(name: str, problems: Sequence[DerivativeBounds], plan: Plan, alph
         size += abs(weight) * bent.norm
         rest += abs(weight) * apart
         furthest = max(furthest, radius)
-    gap = Approximate(total, (error + gamma(len(problems) + 8) * size) * (1 + 1e-9))
+    gap = BoundedVector(total, (error + gamma(len(problems) + 8) * size) * (1 + 1e-9))
     rest *= 1 + 1e-9
     return Form(name, gap.upper + rest, max(0.0, gap.lower - rest), furthest)
 
@@ -231,7 +231,7 @@ def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Fo
         error += found.error
         width += wide
     error += gamma(len(problems) + 4) * float(total.norm()) + 4 * UNIT_ROUNDOFF * error
-    scaled = Approximate(
+    scaled = BoundedVector(
         alpha * total, (abs(alpha) * error + 4 * UNIT_ROUNDOFF * float((alpha * total).norm())) * (1 + 1e-9)
     )
     width *= abs(alpha) * (1 + 1e-9)
@@ -240,8 +240,8 @@ def _tubes(problems: Sequence[DerivativeBounds], plan: Plan, alpha: float) -> Fo
 
 
 def _difference(
-    tube: Tube, gradients: list[Approximate], hessians: list[float], together: Tube, plan: Plan
-) -> tuple[Approximate, float]:
+    tube: Tube, gradients: list[BoundedVector], hessians: list[float], together: Tube, plan: Plan
+) -> tuple[BoundedVector, float]:
     """`-sum_e c[k,e] (g_t(theta_t^e) - g_t(theta_MT^e))`: what float64 finds, its rounding, and the tubes' widths."""
     steps = plan.coefficients[plan.steps]
     total = torch.zeros_like(gradients[0].value)
@@ -256,4 +256,4 @@ def _difference(
         error += weight * (tube.gradients[e].error + gradients[e].error + 2 * UNIT_ROUNDOFF * norm)
         width += weight * (tube.hessian_norms[e] * tube.strays[e] + hessians[e] * together.strays[e])
     error += (plan.rounding + gamma(plan.steps + 4)) * size
-    return Approximate(total, error * (1 + 1e-9)), width * (1 + 1e-9)
+    return BoundedVector(total, error * (1 + 1e-9)), width * (1 + 1e-9)

@@ -28,7 +28,7 @@ from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.certificates.expansion_point import Start, weighted
 from tvgrad.bounds.certificates.forms import HUGE, Along, Form, along_all, fixed_point, lost, third_order
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.floats import UNIT_ROUNDOFF
 from tvgrad.update_rules.base import Array
 
@@ -78,8 +78,8 @@ class ModelPath:
             NoCertificate: the path runs away.
         """
         self.start = start
-        self.points: list[Approximate] = []
-        self.changes: list[Approximate] = []
+        self.points: list[BoundedVector] = []
+        self.changes: list[BoundedVector] = []
         for step in range(start.plan.steps):
             first, bent = start.first_order(step), self.error(step)
             value = first.value + bent.value
@@ -87,20 +87,20 @@ class ModelPath:
                 raise NoCertificate(lost(math.inf))
             # the computed point is the centre of the tube: its distance from the exact rule goes into X
             self.points.append(
-                Approximate(value, first.error + bent.error + 2 * UNIT_ROUNDOFF * (first.norm + bent.norm))
+                BoundedVector(value, first.error + bent.error + 2 * UNIT_ROUNDOFF * (first.norm + bent.norm))
             )
             if not bool(value.any()):  # at theta_0 itself
-                self.changes.append(Approximate(torch.zeros_like(value), 0.0))
+                self.changes.append(BoundedVector(torch.zeros_like(value), 0.0))
                 continue
             (change,) = start.products([value])
             if cubic:
                 twice = start.problem.twice_along(value)
                 total = change.value + 0.5 * twice.value
                 rounding = 2 * UNIT_ROUNDOFF * (change.norm + twice.norm)
-                change = Approximate(total, (change.error + 0.5 * twice.error + rounding) * (1 + 1e-9))
+                change = BoundedVector(total, (change.error + 0.5 * twice.error + rounding) * (1 + 1e-9))
             self.changes.append(change)
 
-    def error(self, step: int) -> Approximate:
+    def error(self, step: int) -> BoundedVector:
         """The model's error of the first-order prediction, `-sum_e c[s,e] ( m(q_e) - g_0 )`.
 
         Args:
@@ -111,11 +111,11 @@ class ModelPath:
         """
         plan = self.start.plan
         if step == 0:
-            return Approximate(torch.zeros_like(self.start.theta), 0.0)
+            return BoundedVector(torch.zeros_like(self.start.theta), 0.0)
         errors = np.array([one.error for one in self.changes[:step]])
         norms = np.array([one.norm for one in self.changes[:step]])
         total = weighted(plan.coefficients[step, :step], lambda e: self.changes[e].value, errors, norms, plan.rounding)
-        return Approximate(-total.value, total.error)
+        return BoundedVector(-total.value, total.error)
 
     def verified(self, constants: Constants, changes: Constants | None = None) -> tuple[float, float]:
         """Bound how far the iterates stray from the path.
@@ -128,7 +128,7 @@ class ModelPath:
             The ball's radius, and X_k without the rounding of the path's own vectors.
         """
         start, plan = self.start, self.start.plan
-        exact = [Approximate(p.value, 0.0) for p in self.points]
+        exact = [BoundedVector(p.value, 0.0) for p in self.points]
         layers = start.layer_norms(exact)
         norms = np.array([p.upper for p in exact])
         own = np.array([p.error for p in self.points])

@@ -32,7 +32,7 @@ from tvgrad.bounds.certificates.coefficients import NoCertificate, Plan
 from tvgrad.bounds.certificates.expansion_point import decayed, weighted
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 from tvgrad.update_rules.base import Array
 
@@ -61,13 +61,13 @@ class Tube:
 
     plan: Plan
     centres: list[torch.Tensor] = field(default_factory=list)
-    gradients: list[Approximate] = field(default_factory=list)
+    gradients: list[BoundedVector] = field(default_factory=list)
     strays: list[float] = field(default_factory=list)
     hessian_norms: list[float] = field(default_factory=list)
     end_stray: float = math.nan
     furthest: float = 0.0
 
-    def error(self, step: int | None = None) -> tuple[Approximate, float]:
+    def error(self, step: int | None = None) -> tuple[BoundedVector, float]:
         """The error of the first-order prediction.
 
         Args:
@@ -88,7 +88,7 @@ class Tube:
         total = weighted(steps, lambda e: differences[e], errors, norms, self.plan.rounding)
         spread = np.array(self.hessian_norms[:step]) * np.array(self.strays[:step])
         width = float(steps @ spread) * (1 + 1e-9)
-        return Approximate(-total.value, total.error), width
+        return BoundedVector(-total.value, total.error), width
 
 
 def simulated_tube(problem: DerivativeBounds, plan: Plan) -> Tube:
@@ -139,7 +139,7 @@ def tube_along(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Te
 
 def summed_tube(
     problems: Sequence[DerivativeBounds], plan: Plan, factor: float
-) -> tuple[Tube, list[tuple[list[Approximate], list[float]]]]:
+) -> tuple[Tube, list[tuple[list[BoundedVector], list[float]]]]:
     """Make a tube round the path of the rule on the sum of several losses, every gradient times a factor.
 
     Args:
@@ -164,7 +164,7 @@ class _Builder:
         self.theta = problems[0].network.flat
         self.size = float(self.theta.norm()) * (1 + 1e-9)
         self.tube = Tube(plan)
-        self.gradients: list[list[Approximate]] = [[] for _ in problems]
+        self.gradients: list[list[BoundedVector]] = [[] for _ in problems]
         self.hessians: list[list[float]] = [[] for _ in problems]
         self._anchors = list(problems)
         self._anchor_at = self.theta
@@ -232,7 +232,7 @@ class _Builder:
             value = factor * torch.stack([one.value for one in found]).sum(0)
             sizes = sum(one.norm for one in found)
             error = sum(one.error for one in found) + gamma(len(found) + 4) * sizes
-            total = Approximate(value, abs(factor) * error * (1 + 1e-9))
+            total = BoundedVector(value, abs(factor) * error * (1 + 1e-9))
         tube.centres.append(centre)
         tube.gradients.append(decayed(total, centre, coupled))
         tube.strays.append(stray)

@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from tvgrad.bounds.activations.smooth import Activation
-from tvgrad.bounds.derivatives.local import local_bounds, third_changes, third_measured
-from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, Measured, measure, merged
+from tvgrad.bounds.derivatives.local import LocalBounds
+from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, SampleNorms, measure, merged
 from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
 from tvgrad.bounds.reading.module_reader import read_matrices, read_module
 from tvgrad.bounds.rounding import passes
-from tvgrad.bounds.rounding.parameter_sum import Approximate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import gamma
@@ -231,17 +231,17 @@ class DerivativeBounds:
                     self.network, self.loss, norms, self.targets, radius, third, self._target_norm, self.samples
                 )
             else:
-                found = local_bounds(self.network, self.loss, self._measured, self._divisor, radius, third)
+                found = self._local_bounds.over(radius, third)
             store[radius, third] = found
         return found
 
     @cached_property
-    def _measured(self) -> list[Measured]:
+    def _measured(self) -> list[SampleNorms]:
         inputs, targets = self.data()
         found = measure(self.network, self.loss, inputs, targets, self._chunk_size, self._squarings)
         if self._chunk_size is not None:
             return list(found)
-        groups, waiting = [], list[Measured]()
+        groups, waiting = [], list[SampleNorms]()
         for chunk in found:
             waiting.append(chunk)
             if sum(len(one.logits) for one in waiting) >= TOGETHER:
@@ -267,11 +267,11 @@ class DerivativeBounds:
         return self.inputs, self.targets
 
     @cached_property
-    def gradient(self) -> Approximate:
+    def gradient(self) -> BoundedVector:
         """The gradient at the centre, with its rounding error."""
         return passes.gradient(self.network, self._passes(), self._divisor)
 
-    def products(self, directions: list[torch.Tensor]) -> list[Approximate]:
+    def products(self, directions: list[torch.Tensor]) -> list[BoundedVector]:
         """Hessian-vector products at the centre, with their rounding errors.
 
         Args:
@@ -282,7 +282,7 @@ class DerivativeBounds:
         """
         return passes.products(self.network, self._passes(), directions, self._divisor)
 
-    def twice_along(self, direction: torch.Tensor) -> Approximate:
+    def twice_along(self, direction: torch.Tensor) -> BoundedVector:
         """The third derivative at the centre with one direction in two of its slots, with its rounding error.
 
         Args:
@@ -303,13 +303,12 @@ class DerivativeBounds:
             Bounds of its blocks' change: see `tvgrad.bounds.derivatives.local.third_changes`.
         """
         if radius not in self._changes:
-            of = self.network, self.loss, self._measured, self._divisor
-            self._changes[radius] = third_changes(*of, _checked_radius(radius), self._third_measured)
+            self._changes[radius] = self._local_bounds.third_changes(_checked_radius(radius))
         return self._changes[radius]
 
     @cached_property
-    def _third_measured(self) -> torch.Tensor:
-        return third_measured(self.network, self.loss, self._measured, self._divisor)
+    def _local_bounds(self) -> LocalBounds:
+        return LocalBounds(self.network, self.loss, self._measured, self._divisor)
 
     def _passes(self) -> Iterable[Pass]:
         """Passes over the data; kept for the next call where one chunk holds all of it."""

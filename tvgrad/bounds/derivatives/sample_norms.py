@@ -1,19 +1,20 @@
 r"""What is measured once, at the centre of a ball, for each sample: magnitudes, Jacobian norms, residuals carried back.
 
 With `J_{j,l} = dz_l/dz_j`, `D_l = diag s'(z_l)`, `p_l = dloss/dz_l` and `q_l = dloss/dh_l` (in a chain
-`W_{l+1}' p_{l+1}`) these numbers, a few for each sample and pair of layers, are all that the local constants need; the
+`W_{l+1}' p_{l+1}`) these numbers, a few for each sample and pair of layers, are all that the local bounds need; the
 matrices themselves live for one chunk.
 
 Rounding. A computed affine map is the exact one of a network whose weights differ by at most `gamma ||[W, b]||_F`
-(each inner product is backward stable), so the rounding of z is treated as one more radius, `Measured.slack`, of that
-size in every layer. A computed product of Jacobians is off by at most `relative` times the product of the factors'
+(each inner product is backward stable), so the rounding of z is treated as one more radius, `SampleNorms.rounding`, of
+that size in every layer. A computed product of Jacobians is off by at most `relative` times the product of the factors'
 norms, since `|fl(AB) - AB| <= gamma |A||B|` and `|| |A| ||_2 <= sqrt(d) ||A||_2`; that is added to the norm. With skips
 a Jacobian is a sum of products, one for each way through the network, and its error at most `relative` times the sum of
-the products' norms, with one rounding more for each term (`Wiring.extra`).
+the products' norms, with one rounding more for each term (`Skips.extra`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -30,52 +31,44 @@ SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 0.2 % for mo
 EVALUATION = 64 * UNIT_ROUNDOFF  # an elementwise function of order 1 is within so much: PyTorch's are within a few ulps
 
 Pair = tuple[int, int]
+Derivatives = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # first, second, third, at z of each hidden layer
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Numbers of one chunk of samples, each of shape (n,); layers are counted from 0, and pairs are (from, to).
+class SampleNorms:
+    """Numbers of one chunk of samples, (n,) each; layers are counted from 0, and pairs are (from, to).
 
     Attributes:
         logits: (n, C).
         targets: of these samples, as the loss takes them.
         sizes: norm of h_0 .. h_{L-1}, what layers read.
-        slopes: `max |s'(z_l)|`; bends `max |s''|`, twists `max |s'''|`.
-        bends: see slopes.
-        twists: see slopes.
-        jacobian: `||J_{j,l}||`, j <= l.
-        sloped: `||D_l J_{j,l}||`.
-        columns: the largest column norm of `B_{k,l} = dz_l/dh_k`, k >= 1, in a chain `J_{k,l} W_k`; bent: with column i
-            times `s''_i` of the layer that makes h_k.
-        bent: see columns.
-        sloped_columns: the same as columns, for `D_l B_{k,l}`.
-        sloped_bent: the same as bent, for `D_l B_{k,l}`.
-        residual: norm of `p_l`.
-        pulled: `max_i |q_i|` of `q_l`; pulled_bent `max_i |q_i s''_i|`, pulled_twisted `max_i |q_i s'''_i|`.
-        pulled_bent: see pulled.
-        pulled_twisted: see pulled.
+        maxima: for (order, l) the largest `|s'|`, `|s''|` or `|s'''|` of layer l, order 1 to 3.
+        z_jacobian: `||J_{j,l}||`, j <= l.
+        h_jacobian: `||D_l J_{j,l}||`.
+        z_columns: the largest column norm of `B_{k,l} = dz_l/dh_k`, k >= 1, in a chain `J_{k,l} W_k`.
+        z_columns_second: the same, with column i times `s''_i` of the layer that makes h_k.
+        h_columns: the largest column norm of `D_l B_{k,l}`.
+        h_columns_second: the same, with column i times `s''_i` of the layer that makes h_k.
+        z_gradient: norm of `p_l`.
+        h_gradient: for (order, l) the largest `|q_i|` (order 0), `|q_i s''_i|` (2) and `|q_i s'''_i|` (3) of `q_l`.
         curvatures: of the loss at the logits, for `Loss.local`.
-        slack: the radius, layer by layer, that stands for the rounding of z.
+        rounding: the radius, layer by layer, that stands for the rounding of z.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
     sizes: list[torch.Tensor] = field(default_factory=list)
-    slopes: list[torch.Tensor] = field(default_factory=list)
-    bends: list[torch.Tensor] = field(default_factory=list)
-    twists: list[torch.Tensor] = field(default_factory=list)
-    jacobian: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    sloped: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    columns: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    bent: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    sloped_columns: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    sloped_bent: dict[Pair, torch.Tensor] = field(default_factory=dict)
-    residual: dict[int, torch.Tensor] = field(default_factory=dict)
-    pulled: dict[int, torch.Tensor] = field(default_factory=dict)
-    pulled_bent: dict[int, torch.Tensor] = field(default_factory=dict)
-    pulled_twisted: dict[int, torch.Tensor] = field(default_factory=dict)
+    maxima: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    z_jacobian: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    h_jacobian: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    z_columns: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    z_columns_second: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    h_columns: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    h_columns_second: dict[Pair, torch.Tensor] = field(default_factory=dict)
+    z_gradient: dict[int, torch.Tensor] = field(default_factory=dict)
+    h_gradient: dict[Pair, torch.Tensor] = field(default_factory=dict)
     curvatures: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    slack: list[float] = field(default_factory=list)
+    rounding: list[float] = field(default_factory=list)
 
 
 def measure(
@@ -85,7 +78,7 @@ def measure(
     targets: torch.Tensor,
     chunk_size: int | None = None,
     squarings: int = SQUARINGS,
-) -> Iterator[Measured]:
+) -> Iterator[SampleNorms]:
     """Measure all samples, a chunk at a time.
 
     Args:
@@ -103,14 +96,14 @@ def measure(
         # J_{m,l} has at most (largest hidden width) x (widest) numbers, one such matrix a sample.
         rows = max(layer.width for layer in network.layers)
         chunk_size = max(1, min(4096, CHUNK_NUMBERS // (rows * network.widest)))
-    slack = [4 * gamma(network.widest + 64) * network.widest**0.5 * layer.frobenius_norm for layer in network.layers]
+    rounding = [4 * gamma(network.widest + 64) * network.widest**0.5 * layer.frobenius_norm for layer in network.layers]
     for start in range(0, len(inputs), chunk_size):
         yield _measure_chunk(
-            network, loss, inputs[start : start + chunk_size], targets[start : start + chunk_size], slack, squarings
+            network, loss, inputs[start : start + chunk_size], targets[start : start + chunk_size], rounding, squarings
         )
 
 
-def merged(chunks: Sequence[Measured]) -> Measured:
+def merged(chunks: Sequence[SampleNorms]) -> SampleNorms:
     """Put chunks together: their few numbers a sample are small, unlike the matrices they came from.
 
     Args:
@@ -119,9 +112,8 @@ def merged(chunks: Sequence[Measured]) -> Measured:
     Returns:
         The numbers of all samples.
     """
-    first = chunks[0]
-    parts: dict[str, Any] = {"slack": first.slack}
-    for name in (one.name for one in fields(Measured) if one.name != "slack"):
+    parts: dict[str, Any] = {"rounding": chunks[0].rounding}
+    for name in (one.name for one in fields(SampleNorms) if one.name != "rounding"):
         values = [getattr(chunk, name) for chunk in chunks]
         if isinstance(values[0], torch.Tensor):
             parts[name] = torch.cat(values)
@@ -129,151 +121,113 @@ def merged(chunks: Sequence[Measured]) -> Measured:
             parts[name] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
         else:
             parts[name] = [torch.cat(each) for each in zip(*values, strict=True)]
-    return Measured(**parts)
+    return SampleNorms(**parts)
 
 
 def _measure_chunk(
-    network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor, slack: list[float], squarings: int
-) -> Measured:
-    layers, depth = network.layers, network.depth
-    sizes, firsts, seconds, thirds = [], [], [], []
-    wiring = network.wiring
-    made = [inputs]
-    z = inputs
+    network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor, rounding: list[float], squarings: int
+) -> SampleNorms:
+    layers, skips = network.layers, network.skips
+    made, z = [inputs], inputs
+    derivatives: Derivatives = []
     for index, layer in enumerate(layers):
-        sizes.append(made[-1].norm(dim=1))
-        z = torch.addmm(layer.offset, made[wiring.reads[index]], layer.matrix.T)
-        for k in wiring.adds[index]:
+        z = torch.addmm(layer.offset, made[skips.reads[index]], layer.matrix.T)
+        for k in skips.adds[index]:
             z = z + made[k]
-        if index < depth - 1:
+        if index < network.depth - 1:
             s = layer.activation
-            firsts.append(s.d1(z))
-            seconds.append(s.d2(z))
-            thirds.append(s.d3(z))
+            derivatives.append((s.d1(z), s.d2(z), s.d3(z)))
             made.append(s.value(z))
-    found = Measured(z, targets, sizes, curvatures=loss.curvature(z, targets), slack=slack)
-    for index in range(depth - 1):
+    sizes = [h.norm(dim=1) for h in made]
+    found = SampleNorms(z, targets, sizes, curvatures=loss.curvature(z, targets), rounding=rounding)
+    for index, values in enumerate(derivatives):
         s = layers[index].activation
-        found.slopes.append(firsts[index].abs().amax(1) + EVALUATION * s.b1)
-        found.bends.append(seconds[index].abs().amax(1) + EVALUATION * (s.b2 + s.b1))
-        found.twists.append(thirds[index].abs().amax(1) + EVALUATION * (s.b3 + s.b2 + s.b1))
-    relative = 8 * depth * gamma(network.widest + 64 + wiring.extra) * network.widest
-    _jacobians(network, found, firsts, seconds, relative, squarings)
-    _residuals(network, loss, found, firsts, seconds, thirds)
+        sums = itertools.accumulate((s.b1, s.b2, s.b3))
+        for order, (value, bound) in enumerate(zip(values, sums, strict=True), start=1):
+            found.maxima[order, index] = value.abs().amax(1) + EVALUATION * bound
+    _measure_jacobians(network, found, derivatives, squarings)
+    _measure_gradients(network, loss, found, derivatives)
     return found
 
 
-def _column_norms(matrix: torch.Tensor) -> torch.Tensor:
-    """Norms of the columns of each matrix; a matrix without a batch dimension stands for all samples."""
-    return matrix.square().sum(dim=-2).sqrt()
-
-
-def _jacobians(
-    network: Network,
-    found: Measured,
-    firsts: list[torch.Tensor],
-    seconds: list[torch.Tensor],
-    relative: float,
-    squarings: int,
-) -> None:
-    """Norms of all J_{j,l} by walking back from each l: `J_{k-1,l} = B_{k,l} D_{k-1}`, B_{k,l} from what reads h_k."""
+def _measure_jacobians(network: Network, found: SampleNorms, derivatives: Derivatives, squarings: int) -> None:
+    """Norms of all J_{j,l} by walking back from each l: `J_{k-1,l} = B_{k,l} D_{k-1}`, B_{k,l} from what uses h_k."""
     layers, depth, samples = network.layers, network.depth, len(found.logits)
-    ones = torch.ones(samples, dtype=torch.float64)
+    relative = 8 * depth * gamma(network.widest + 64 + network.skips.extra) * network.widest
+    of_z = found.z_columns, found.z_columns_second, found.z_jacobian
+    of_h = found.h_columns, found.h_columns_second, found.h_jacobian
     for end in range(depth):
-        hidden = end < depth - 1
-        b1 = layers[end].activation.b1
-        found.jacobian[end, end] = ones
-        found.sloped[end, end] = found.slopes[end] if hidden else ones
-        back = _Back(network)
-        back.through(end, None, 1.0)
+        found.z_jacobian[end, end] = torch.ones(samples, dtype=torch.float64)
+        # where the norms go, the factor of the rows, and its largest value
+        kinds: list[tuple[Any, torch.Tensor | None, float]] = [(of_z, None, 1.0)]
+        if end < depth - 1:
+            found.h_jacobian[end, end] = found.maxima[1, end]
+            kinds.append((of_h, derivatives[end][0][:, :, None], layers[end].activation.b1))
+        back = _BackwardProducts(network, end)
         for k in range(end, 0, -1):
-            s = layers[k - 1].activation
-            bend = seconds[k - 1].abs()
-            step, reach = back.arrived(k, layers[end].width)
-            error = relative * reach
-            norms = _column_norms(step)
-            found.columns[k, end] = (norms.amax(-1) + error).expand(samples)
-            found.bent[k, end] = (norms * bend).amax(1) + error * (s.b1 + s.b2)
-            if hidden:
-                norms = _column_norms(firsts[end][:, :, None] * step)
-                found.sloped_columns[k, end] = norms.amax(1) + error * b1
-                found.sloped_bent[k, end] = (norms * bend).amax(1) + error * b1 * (s.b1 + s.b2)
-            product = step * firsts[k - 1][:, None, :]
-            reach *= s.b1
-            error = relative * reach
-            found.jacobian[k - 1, end] = spectral_norms(product, squarings) + error
-            if hidden:
-                found.sloped[k - 1, end] = spectral_norms(firsts[end][:, :, None] * product, squarings) + error * b1
-            back.through(k - 1, product, reach)
+            s, (first, second, _) = layers[k - 1].activation, derivatives[k - 1]
+            step, reach = back.arrived(k)
+            product = step * first[:, None, :]
+            for (columns, columns_second, jacobian), rows, bound in kinds:
+                norms = (step if rows is None else rows * step).square().sum(dim=-2).sqrt()
+                error = relative * reach * bound
+                columns[k, end] = (norms.amax(-1) + error).expand(samples)
+                columns_second[k, end] = (norms * second.abs()).amax(1) + error * (s.b1 + s.b2)
+                measured = spectral_norms(product if rows is None else rows * product, squarings)
+                jacobian[k - 1, end] = measured + relative * (reach * s.b1) * bound
+            back.send(k - 1, product, reach * s.b1)
 
 
-class _Back:
+class _BackwardProducts:
     """Derivatives of one z_l in each h_k, on the way back from it: what reads or adds h_k sends its share there."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, end: int) -> None:
+        self.network, self.end = network, end
         self.waiting: dict[int, tuple[torch.Tensor, float]] = {}
+        self.send(end, torch.eye(network.layers[end].width, dtype=torch.float64), 1.0)
 
-    def through(self, index: int, product: torch.Tensor | None, reach: float) -> None:
+    def send(self, index: int, product: torch.Tensor, reach: float) -> None:
         """Send a layer's J to what it reads and adds.
 
         Args:
             index: the layer.
-            product: its J, (n, outputs, width) or without n; None: the identity.
+            product: its J, (n, outputs, width) or without n.
             reach: a bound of the sum of the norms of the products that J is the sum of.
         """
-        layer, wiring = self.network.layers[index], self.network.wiring
-        if wiring.reads[index]:
-            step = layer.matrix if product is None else product @ layer.matrix
-            self._send(wiring.reads[index], step, reach * layer.spectral_norm)
-        for k in wiring.adds[index]:
-            if k:
-                unit = torch.eye(layer.width, dtype=torch.float64) if product is None else product
-                self._send(k, unit, reach)
+        layer, source = self.network.layers[index], self.network.skips.reads[index]
+        shares = [(k, product, reach) for k in self.network.skips.adds[index] if k]
+        if source:
+            shares.insert(0, (source, product @ layer.matrix, reach * layer.spectral_norm))
+        for k, share, its_reach in shares:
+            known = self.waiting.get(k)
+            self.waiting[k] = (share, its_reach) if known is None else (known[0] + share, known[1] + its_reach)
 
-    def arrived(self, k: int, rows: int) -> tuple[torch.Tensor, float]:
+    def arrived(self, k: int) -> tuple[torch.Tensor, float]:
         """Take what was sent to h_k.
 
         Args:
             k: which h.
-            rows: the width of z_l, for a zero where nothing was sent.
 
         Returns:
-            B_{k,l} and its reach.
+            B_{k,l}, zero where nothing was sent, and its reach.
         """
-        if k not in self.waiting:
-            return torch.zeros(rows, self.network.layers[k - 1].width, dtype=torch.float64), 0.0
-        return self.waiting.pop(k)
-
-    def _send(self, k: int, step: torch.Tensor, reach: float) -> None:
-        if k in self.waiting:
-            step, reach = self.waiting[k][0] + step, self.waiting[k][1] + reach
-        self.waiting[k] = step, reach
+        layers = self.network.layers
+        nothing = torch.zeros(layers[self.end].width, layers[k - 1].width, dtype=torch.float64)
+        return self.waiting.pop(k, (nothing, 0.0))
 
 
-def _residuals(
-    network: Network,
-    loss: Loss,
-    found: Measured,
-    firsts: list[torch.Tensor],
-    seconds: list[torch.Tensor],
-    thirds: list[torch.Tensor],
-) -> None:
+def _measure_gradients(network: Network, loss: Loss, found: SampleNorms, derivatives: Derivatives) -> None:
     """Norms of p_l and q_l; their rounding is added where they are widened."""
-    p, _ = loss.residual(found.logits, found.targets)
-    wiring = network.wiring
-    sent: dict[int, list[torch.Tensor]] = {k: [] for k in range(network.depth)}
-    for end in range(network.depth - 1, -1, -1):
-        found.residual[end] = p.norm(dim=1)
-        if end:
-            if wiring.reads[end]:
-                sent[wiring.reads[end]].append(p @ network.layers[end].matrix)
-            for k in wiring.adds[end]:
-                sent[k].append(p)
-            first, *rest = sent.pop(end)
-            q = sum(rest, first)
+    layers, last = network.layers, network.depth - 1
+    p = {last: loss.residual(found.logits, found.targets)[0]}
+    for index in range(last, -1, -1):
+        if index < last:
+            first, second, third = derivatives[index]
+            terms = network.skips.collect(index + 1, lambda m: p[m] @ layers[m].matrix, p.__getitem__)
+            q = sum(terms[1:], terms[0])
+            p[index] = q * first
             size = q.abs()
-            found.pulled[end - 1] = size.amax(1)
-            found.pulled_bent[end - 1] = (size * seconds[end - 1].abs()).amax(1)
-            found.pulled_twisted[end - 1] = (size * thirds[end - 1].abs()).amax(1)
-            p = q * firsts[end - 1]
+            found.h_gradient[0, index] = size.amax(1)
+            found.h_gradient[2, index] = (size * second.abs()).amax(1)
+            found.h_gradient[3, index] = (size * third.abs()).amax(1)
+        found.z_gradient[index] = p[index].norm(dim=1)

@@ -183,7 +183,7 @@ def _recursion(
     network: Network, input_norms: torch.Tensor, radius: float, third: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """c_L, M_L and T_L for each sample."""
-    samples, depth, wiring = len(input_norms), network.depth, network.wiring
+    samples, depth, skips = len(input_norms), network.depth, network.skips
     entering, _ = magnitudes(network, input_norms, radius)
     # of h_0, the input, and then of each layer: bounds of the first, second and third derivative
     c = torch.zeros(samples, depth, dtype=torch.float64)
@@ -192,7 +192,7 @@ def _recursion(
     firsts, seconds = [c], [n]
     m, t = n, cubes[0]
     for index, layer in enumerate(network.layers):
-        source, stretch = wiring.reads[index], layer_stretch(network, index, radius)
+        source, stretch = skips.reads[index], layer_stretch(network, index, radius)
         unit = torch.zeros(depth, dtype=torch.float64)
         unit[index] = 1.0
         both = unit[:, None] * firsts[source][:, None, :]
@@ -201,7 +201,7 @@ def _recursion(
         cube = cubes[source]
         if cube is not None:
             t = stretch * cube + layer.moves_weight * sym3(unit, seconds[source])
-        for k in wiring.adds[index]:
+        for k in skips.adds[index]:
             c = c + firsts[k]
             m = m + seconds[k]
             added = cubes[k]
@@ -266,9 +266,9 @@ def magnitudes(
     """
     sizes, found = [input_norms], []
     for index, layer in enumerate(network.layers):
-        size = sizes[network.wiring.reads[index]]
+        size = sizes[network.skips.reads[index]]
         z = layer.spectral_norm * size + layer.offset_norm + radius * perturbation(network, index, size)
-        for k in network.wiring.adds[index]:
+        for k in network.skips.adds[index]:
             z = z + sizes[k]
         found.append(z)
         s, root = layer.activation, layer.width**0.5

@@ -2,8 +2,9 @@
 
 Layer l maps h_{l-1} to `z_l = G_l (W_l h_{l-1} + b_l) + t_l` and `h_l = s_l(z_l)`; h_0 is the input, z_L the logits and
 s_L the identity. G_l = diag(gains) and t_l are constants: a folded BatchNorm, or 1 and 0. A convolution is its exact
-operator: W_l is the matrix M(K) that its kernel K fills (module sharing). With residual blocks a layer may read an
-earlier h than the last, and earlier ones may be added to its z (module wiring); a skip with weights is a layer too.
+operator: W_l is the matrix M(K) that its kernel K fills (module shared_kernel). With residual blocks a layer may
+read an earlier h than the last, and earlier ones may be added to its z (module skips); a skip with weights is a layer
+too.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.activations.smooth import Activation
-from tvgrad.bounds.network.shared_kernel import Sharing
-from tvgrad.bounds.network.skips import Wiring
+from tvgrad.bounds.network.shared_kernel import SharedKernel
+from tvgrad.bounds.network.skips import Skips
 from tvgrad.bounds.network.spectral_norm import spectral_norm
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
@@ -43,14 +44,14 @@ class Layer:
     """One affine map and the activation that follows it.
 
     Attributes:
-        weight: W, (outputs, inputs), float64; with a sharing, the kernel.
-        bias: b, (outputs,), zeros where there is none; with a sharing, one number a channel.
+        weight: W, (outputs, inputs), float64; of a convolution, the kernel.
+        bias: b, (outputs,), zeros where there is none; of a convolution, one number a channel.
         activation: s, with its derivative bounds.
         weight_name: name of W among the trainable parameters; None where it is frozen.
         bias_name: the same for b.
         gains: diagonal of G, (outputs,), or None for ones.
         shift: t, (outputs,), or None for zeros.
-        sharing: how kernel and bias fill W and b, or None for a layer that shares nothing.
+        shared: how the kernel and bias of a convolution fill W and b; None for any other layer.
     """
 
     weight: torch.Tensor
@@ -60,18 +61,18 @@ class Layer:
     bias_name: str | None
     gains: torch.Tensor | None = None
     shift: torch.Tensor | None = None
-    sharing: Sharing | None = None
+    shared: SharedKernel | None = None
 
     @cached_property
     def matrix(self) -> torch.Tensor:
         """G W."""
-        matrix = self.weight if self.sharing is None else self.sharing.matrix(self.weight)
+        matrix = self.weight if self.shared is None else self.shared.matrix(self.weight)
         return matrix if self.gains is None else self.gains[:, None] * matrix
 
     @cached_property
     def offset(self) -> torch.Tensor:
         """G b + t."""
-        offset = self.bias if self.sharing is None else self.sharing.offset(self.bias)
+        offset = self.bias if self.shared is None else self.shared.offset(self.bias)
         offset = offset if self.gains is None else self.gains * offset
         return offset if self.shift is None else offset + self.shift
 
@@ -100,13 +101,13 @@ class Layer:
     @property
     def moves_weight(self) -> float:
         """How much a step of the weights grows in the spectral norm of G W: the gain; 0 where they are frozen."""
-        shared = 1.0 if self.sharing is None else self.sharing.weight_gain
+        shared = 1.0 if self.shared is None else self.shared.weight_gain
         return self.gain * shared if self.weight_name is not None else 0.0
 
     @property
     def moves_bias(self) -> float:
         """How much a step of the bias grows in the norm of the offset: the gain; 0 where it is frozen."""
-        shared = 1.0 if self.sharing is None else self.sharing.bias_gain
+        shared = 1.0 if self.shared is None else self.shared.bias_gain
         return self.gain * shared if self.bias_name is not None else 0.0
 
     @property
@@ -121,18 +122,13 @@ class Network:
 
     Attributes:
         layers: layer 1 .. L.
-        skips: what each layer reads and what is added to it, or None for a chain.
+        skips: what each layer reads, and what is added to it.
         order: names of the trainable parameters in the order of the flat vector; empty for that of the layers.
     """
 
     layers: tuple[Layer, ...]
-    skips: Wiring | None = None
+    skips: Skips
     order: tuple[str, ...] = ()
-
-    @cached_property
-    def wiring(self) -> Wiring:
-        """What each layer reads, and what is added to it."""
-        return Wiring.chain(self.depth) if self.skips is None else self.skips
 
     @property
     def depth(self) -> int:
@@ -240,4 +236,4 @@ class Network:
         Returns:
             The margin.
         """
-        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.wiring.extra) + 4.0 * samples) * UNIT_ROUNDOFF)
+        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.skips.extra) + 4.0 * samples) * UNIT_ROUNDOFF)

@@ -1,4 +1,4 @@
-r"""Sharing: how the few numbers of a convolution's kernel fill the matrix of its exact operator.
+r"""Shared kernel: how the few numbers of a convolution's kernel fill the matrix of its exact operator.
 
 A convolution without groups maps an image a to `z_(o,p) = K_o . patch_p(a) + b_o`, one inner product for each output
 channel o and position p. That is a matrix M(K), linear in the kernel K, times the flattened image, so that everything
@@ -25,7 +25,7 @@ UP = 1 + 1e-15
 
 
 @dataclass(frozen=True, eq=False)
-class Sharing:
+class SharedKernel:
     """Which number of a kernel and of a bias stands where.
 
     Attributes:
@@ -108,7 +108,7 @@ def shared_kernel(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-) -> tuple[Sharing, tuple[int, int]]:
+) -> tuple[SharedKernel, tuple[int, int]]:
     """Lay a convolution out as a matrix.
 
     Args:
@@ -121,7 +121,7 @@ def shared_kernel(
         groups: of channels.
 
     Returns:
-        The sharing, and height and width of the output.
+        The shared kernel, and height and width of the output.
     """
     height, width = ((image[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2))
     inputs, outputs = channels[0] // groups, channels[1] // groups
@@ -141,7 +141,7 @@ def shared_kernel(
     positions = height * width
     where = torch.arange(channels[1]).repeat_interleave(positions)
     flat = index.reshape(channels[1] * positions, channels[0] * image[0] * image[1])
-    return Sharing(flat, where, size, channels[1], positions, int(touched.max())), (height, width)
+    return SharedKernel(flat, where, size, channels[1], positions, int(touched.max())), (height, width)
 
 
 def pooling_matrix(
@@ -158,6 +158,6 @@ def pooling_matrix(
     Returns:
         (outputs, inputs), whose entries are rounded once, and height and width of the output.
     """
-    sharing, size = shared_kernel((channels, channels), image, kernel, stride, (0, 0), (1, 1), channels)
-    share = torch.full((sharing.kernel,), 1 / (kernel[0] * kernel[1]), dtype=torch.float64)
-    return sharing.matrix(share), size
+    shared, size = shared_kernel((channels, channels), image, kernel, stride, (0, 0), (1, 1), channels)
+    share = torch.full((shared.kernel,), 1 / (kernel[0] * kernel[1]), dtype=torch.float64)
+    return shared.matrix(share), size

@@ -1,4 +1,4 @@
-"""Wiring: what each layer of a network reads, and what is added to what it computes.
+"""Skips: what each layer of a network reads, and what is added to what it computes.
 
 `h_0` is the input and `h_k` what the k-th layer gives. A chain reads h_0, h_1, ... one after the other; a residual
 block adds an earlier h to what its last layer computes.
@@ -6,50 +6,52 @@ block adds an earlier h to what its last layer computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wiring:
+class Skips:
     """The order of the layers, counted from 0; layer l makes h_(l+1).
 
     Attributes:
         reads: for each layer l the k <= l of the h_k that it reads.
-        adds: for each layer l the k <= l of the h_k that are added to its z.
+        adds: for each layer l the k <= l of the h_k that are added to its z, with multiplicity.
     """
 
     reads: tuple[int, ...]
     adds: tuple[tuple[int, ...], ...]
 
-    @classmethod
-    def chain(cls, depth: int) -> Wiring:
-        """Layers one after the other.
+    @cached_property
+    def users(self) -> tuple[tuple[tuple[int, bool], ...], ...]:
+        """For each h_k the layers that use it, the last one first: (l, True) reads it, (l, False) adds it to its z."""
+        found: list[list[tuple[int, bool]]] = [[] for _ in self.reads]
+        for layer in reversed(range(len(self.reads))):
+            found[self.reads[layer]].append((layer, True))
+            for k in self.adds[layer]:
+                found[k].append((layer, False))
+        return tuple(map(tuple, found))
+
+    def collect(self, k: int, read: Callable[[int], T], added: Callable[[int], T], end: int | None = None) -> list[T]:
+        """Collect what the layers that use h_k contribute to a derivative in it.
 
         Args:
-            depth: how many.
+            k: which h.
+            read: the contribution of a layer that reads it.
+            added: the contribution of a layer to whose z it is added.
+            end: leave out the layers behind this one.
 
         Returns:
-            The wiring without any skip.
+            The contributions, that of the last layer first.
         """
-        return cls(tuple(range(depth)), ((),) * depth)
-
-    @cached_property
-    def readers(self) -> tuple[tuple[int, ...], ...]:
-        """For each k the layers that read h_k."""
-        return self._by_source([(k, layer) for layer, k in enumerate(self.reads)])
-
-    @cached_property
-    def adders(self) -> tuple[tuple[int, ...], ...]:
-        """For each k the layers to whose z h_k is added, one as often as it is added there."""
-        return self._by_source([(k, layer) for layer, added in enumerate(self.adds) for k in added])
+        users = [user for user in self.users[k] if end is None or user[0] <= end]
+        return [read(layer) if reads else added(layer) for layer, reads in users]
 
     @cached_property
     def extra(self) -> int:
         """How many sums of two terms are taken at one place at most, going forward or backward: 0 for a chain."""
-        forward = max((len(added) for added in self.adds), default=0)
-        both = zip(self.readers, self.adders, strict=True)
-        return max([forward, *(len(readers) + len(adders) - 1 for readers, adders in both)])
-
-    def _by_source(self, pairs: list[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(layer for source, layer in pairs if source == k) for k in range(len(self.reads)))
+        return max([*map(len, self.adds), *(len(users) - 1 for users in self.users)])

@@ -1,4 +1,4 @@
-"""Assembly: layers put together one by one, with the values that a module's forward passes from one to the next.
+"""Network builder: layers put together one by one, with the values that a module's forward passes from one to the next.
 
 An activation or a BatchNorm is folded into the layer that made its input where nothing else looks at that input, and a
 sum into the layer that made the later of its terms. Otherwise one more layer, a frozen identity, makes a place for it.
@@ -14,7 +14,7 @@ import torch
 from tvgrad.bounds.activations.registry import activation_of
 from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
-from tvgrad.bounds.network.skips import Wiring
+from tvgrad.bounds.network.skips import Skips
 from tvgrad.bounds.reading.convolutions import Shape
 
 IDENTITY = "identity"
@@ -39,8 +39,8 @@ class Value:
     alone: bool = True
 
 
-class Assembly:
-    """Layers and their wiring while they are put together.
+class NetworkBuilder:
+    """Layers and their skips while they are put together.
 
     Attributes:
         layers: so far.
@@ -186,9 +186,7 @@ class Assembly:
             if not all(bool(torch.isfinite(part).all()) for part in (layer.matrix, layer.offset)):
                 place = layer.weight_name or layer.bias_name or "a frozen layer"
                 raise UnsupportedNetwork(f"{place} holds NaN or infinite weights: repair the checkpoint first")
-        wiring = Wiring(tuple(self._reads), tuple(self._adds))
-        plain = wiring == Wiring.chain(len(self.layers))
-        network = Network(tuple(self.layers), None if plain else wiring)
+        network = Network(tuple(self.layers), Skips(tuple(self._reads), tuple(self._adds)))
         if not network.parameters:
             raise UnsupportedNetwork("the model has no trainable parameters: set requires_grad on what is to be tuned")
         return network

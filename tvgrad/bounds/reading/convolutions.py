@@ -61,7 +61,7 @@ def convolution(name: str, path: str, module: nn.Conv1d | nn.Conv2d, shape: Shap
     )
     _check_size(name, module.out_channels * size[0] * size[1], entering * image[0] * image[1], min(size))
     channels = (module.in_channels, module.out_channels)
-    sharing, out = shared_kernel(channels, image, kernel, stride, both, dilation, module.groups)
+    shared, out = shared_kernel(channels, image, kernel, stride, both, dilation, module.groups)
     moves_bias = module.bias is not None and module.bias.requires_grad
     no_bias = torch.zeros(module.out_channels, dtype=torch.float64)
     layer = Layer(
@@ -70,7 +70,7 @@ def convolution(name: str, path: str, module: nn.Conv1d | nn.Conv2d, shape: Shap
         activation_of("identity"),
         f"{path}weight" if module.weight.requires_grad else None,
         f"{path}bias" if moves_bias else None,
-        sharing=sharing,
+        shared=shared,
     )
     return layer, (module.out_channels, *out[2 - dimensions :])
 

@@ -1,4 +1,4 @@
-"""Outline: which modules, activations and sums the forward method of a module is made of, found by tracing it.
+"""Forward traces: which modules, activations and sums the forward method of a module is made of, found by tracing it.
 
 `torch.fx` runs the method once on stand-ins for tensors and writes down what is done with them. Only modules of its
 own, elementwise activations, flattening and sums are known here; any other operation is refused by its name. What an
@@ -44,7 +44,7 @@ _SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 
 
 @dataclass(frozen=True)
-class Step:
+class TracedCall:
     """One thing that forward does.
 
     Attributes:
@@ -63,16 +63,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Outline:
+class ForwardTrace:
     """What forward does with its input.
 
     Attributes:
-        steps: in order.
+        calls: in order.
         result: name of what it returns; `INPUT` for what was given.
         shared: names of values that more than one thing looks at.
     """
 
-    steps: tuple[Step, ...]
+    calls: tuple[TracedCall, ...]
     result: str
     shared: frozenset[str]
 
@@ -84,7 +84,7 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def outline_of(name: str, module: nn.Module) -> Outline:
+def trace_forward(name: str, module: nn.Module) -> ForwardTrace:
     """Trace a module's forward.
 
     Args:
@@ -107,7 +107,7 @@ def outline_of(name: str, module: nn.Module) -> Outline:
         if node.op == "output" or any(user in needed for user in node.users):
             needed.add(node)
     names: dict[fx.Node, str] = {}
-    steps: list[Step] = []
+    calls: list[TracedCall] = []
     result = ""
     for node in (one for one in nodes if one in needed):
         if node.op == "placeholder":
@@ -121,9 +121,9 @@ def outline_of(name: str, module: nn.Module) -> Outline:
             result = names[returned]
         else:
             names[node] = node.name
-            steps.append(_step(name, module, node, names))
+            calls.append(_call(name, module, node, names))
     shared = frozenset(names[node] for node in names if len(needed.intersection(node.users)) > 1)
-    return Outline(tuple(steps), result, shared)
+    return ForwardTrace(tuple(calls), result, shared)
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
     return {one.name: one.default for one in parameters[1:] if one.default is not one.empty}
 
 
-def _step(name: str, module: nn.Module, node: fx.Node, names: dict[fx.Node, str]) -> Step:
+def _call(name: str, module: nn.Module, node: fx.Node, names: dict[fx.Node, str]) -> TracedCall:
     """Say what a node of the graph is."""
     known = tuple(names[one] for one in node.args if isinstance(one, fx.Node))
     rest = node.args[len(known) :]
@@ -140,7 +140,7 @@ def _step(name: str, module: nn.Module, node: fx.Node, names: dict[fx.Node, str]
     if node.op == "call_module":
         if not lone or rest or node.kwargs:
             raise UnsupportedNetwork(f"{name} calls {node.target} with more than one tensor: {REMEDY}")
-        return Step(node.name, module.get_submodule(str(node.target)), str(node.target), True, known)
+        return TracedCall(node.name, module.get_submodule(str(node.target)), str(node.target), True, known)
     if node.op == "get_attr":
         raise UnsupportedNetwork(
             f"{name} uses its tensor {node.target} directly: put it into a module of torch.nn, such as nn.Linear"
@@ -157,7 +157,7 @@ def _step(name: str, module: nn.Module, node: fx.Node, names: dict[fx.Node, str]
     if is_sum:
         if len(node.args) != 2 or len(known) != 2 or node.kwargs:
             raise UnsupportedNetwork(f"{name} adds something other than two of its own tensors: {REMEDY}")
-        return Step(node.name, SUM, f"{name}, in a sum,", False, known)
+        return TracedCall(node.name, SUM, f"{name}, in a sum,", False, known)
     builder = _FUNCTIONS.get(called)
     if builder is None or not lone:
         raise UnsupportedNetwork(f"{name} calls {called}, for which no bounds are known: {REMEDY}")
@@ -167,4 +167,4 @@ def _step(name: str, module: nn.Module, node: fx.Node, names: dict[fx.Node, str]
         part = builder if isinstance(builder, str) else builder(*rest, **node.kwargs)
     except TypeError:
         raise UnsupportedNetwork(f"{name} calls {called} with options that are not known: {REMEDY}") from None
-    return Step(node.name, part, f"{name}, in {called},", False, known)
+    return TracedCall(node.name, part, f"{name}, in {called},", False, known)

@@ -1,7 +1,7 @@
 """Reading an `nn.Module`, or plain matrices, as a `Network`.
 
 What is read is exactly what PyTorch computes. A Sequential and its parts are known by their classes; of any other
-module, a residual block above all, the forward is traced (module outline), and the network that comes of it is compared
+module, a residual block above all, the forward is traced (module trace), and the network that comes of it is compared
 with the module on samples (module verification). What cannot be read so, a hook or a parametrization is refused by
 name, because a bound for another function would be no bound.
 """
@@ -19,9 +19,9 @@ from torch import nn
 from tvgrad.bounds.activations.registry import activation_of, is_registered
 from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
-from tvgrad.bounds.reading.builder import IDENTITY, LINEAR_FORM, Assembly, Value
+from tvgrad.bounds.reading.builder import IDENTITY, LINEAR_FORM, NetworkBuilder, Value
 from tvgrad.bounds.reading.convolutions import CONVOLUTIONS, POOLINGS, convolution, pooling
-from tvgrad.bounds.reading.forward_trace import INPUT, SUM, outline_of
+from tvgrad.bounds.reading.forward_trace import INPUT, SUM, trace_forward
 from tvgrad.bounds.reading.verification import verify
 from tvgrad.errors import TvgradError
 
@@ -50,7 +50,7 @@ def read_module(module: nn.Module, inputs: torch.Tensor) -> Network:
     if result.shape is not None:
         raise UnsupportedNetwork("the model ends with images: end it with nn.Flatten(), so that there are logits")
     order = tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
-    network = reader.assembly.network(result)
+    network = reader.builder.network(result)
     unused = sorted(set(order) - set(network.names))
     if unused:
         raise UnsupportedNetwork(
@@ -66,7 +66,7 @@ class _Reader:
     """Goes through a module and puts the layers together."""
 
     def __init__(self, inputs: int) -> None:
-        self.assembly = Assembly(inputs)
+        self.builder = NetworkBuilder(inputs)
         self.traced = False
         self._seen: set[int] = set()
 
@@ -82,24 +82,24 @@ class _Reader:
         if _is_known(module):
             return self._part(name, path, module, value)
         self.traced = True
-        outline = outline_of(f"{name} ({type(module).__name__})" if path else name, module)
-        values = {INPUT: replace(value, alone=value.alone and INPUT not in outline.shared)}
-        for step in outline.steps:
-            given = [values[one] for one in step.values]
-            if step.part == SUM:
-                made = self.assembly.added(step.path, *given)
-            elif isinstance(step.part, str):
-                made = self.assembly.activated(step.path, given[0], activation_of(step.part))
-            elif step.own:
-                made = self.read(_below(path, step.path), step.part, given[0])
+        trace = trace_forward(f"{name} ({type(module).__name__})" if path else name, module)
+        values = {INPUT: replace(value, alone=value.alone and INPUT not in trace.shared)}
+        for call in trace.calls:
+            given = [values[one] for one in call.values]
+            if call.part == SUM:
+                made = self.builder.added(call.path, *given)
+            elif isinstance(call.part, str):
+                made = self.builder.activated(call.path, given[0], activation_of(call.part))
+            elif call.own:
+                made = self.read(_below(path, call.path), call.part, given[0])
             else:
-                made = self._part(step.path, path, step.part, given[0])
-            values[step.result] = replace(made, alone=made.alone and step.result not in outline.shared)
-        return values[outline.result]
+                made = self._part(call.path, path, call.part, given[0])
+            values[call.result] = replace(made, alone=made.alone and call.result not in trace.shared)
+        return values[trace.result]
 
     def _part(self, name: str, path: str, part: nn.Module, value: Value) -> Value:
         """Read one layer, activation, or other part that has a meaning of its own."""
-        assembly, shape = self.assembly, value.shape
+        builder, shape = self.builder, value.shape
         if type(part) is nn.Linear or type(part) in CONVOLUTIONS:
             if id(part) in self._seen or any(id(p) in self._seen for p in part.parameters()):
                 raise UnsupportedNetwork(
@@ -111,18 +111,18 @@ class _Reader:
                 raise UnsupportedNetwork(
                     f"{name} is given {len(shape)} dimensions a sample: put nn.Flatten() before it, or flatten the data"
                 )
-            if value.place and part.in_features != assembly.width(value):
+            if value.place and part.in_features != builder.width(value):
                 raise UnsupportedNetwork(
                     f"{name} takes {part.in_features} features and the layer before it gives "
-                    f"{assembly.width(value)}: the Linear layers must follow one another"
+                    f"{builder.width(value)}: the Linear layers must follow one another"
                 )
-            return assembly.affine(_linear(path, part), value, None)
+            return builder.affine(_linear(path, part), value, None)
         if isinstance(part, (nn.Conv1d, nn.Conv2d)) and type(part) in CONVOLUTIONS:
             layer, shape = convolution(name, path and f"{path}.", part, shape)
-            return assembly.affine(layer, value, shape)
+            return builder.affine(layer, value, shape)
         if type(part) in POOLINGS:
             layer, shape = pooling(name, part, shape)
-            return assembly.affine(layer, value, shape)
+            return builder.affine(layer, value, shape)
         if isinstance(part, nn.Flatten):
             if part.start_dim != 1 or part.end_dim != -1:
                 raise UnsupportedNetwork(
@@ -130,14 +130,14 @@ class _Reader:
                 )
             return replace(value, shape=None)
         if isinstance(part, BATCH_NORMS):
-            return assembly.normalised(name, value, *_batch_norm(name, part))
+            return builder.normalised(name, value, *_batch_norm(name, part))
         if isinstance(part, DROPOUTS):
             if part.training and part.p > 0:
                 raise UnsupportedNetwork(f"{name} drops units at random in train mode: call model.eval()")
             return value
         if isinstance(part, nn.Identity):
             return value
-        return assembly.activated(name, value, _activation(name, part))
+        return builder.activated(name, value, _activation(name, part))
 
 
 def _below(path: str, child: str) -> str:
@@ -184,7 +184,7 @@ def read_matrices(
             raise UnsupportedNetwork(
                 f"the skip ({first}, {last}) must lead from a layer to itself or a later one, of 1 to {len(weights)}"
             )
-    assembly: Assembly | None = None
+    builder: NetworkBuilder | None = None
     entering: list[Value] = []
     for index, (matrix, bias, moves) in enumerate(zip(weights, given, moving, strict=True)):
         matrix = torch.as_tensor(matrix).detach().double()
@@ -192,12 +192,12 @@ def read_matrices(
             raise UnsupportedNetwork(
                 f"weights[{index}] has shape {tuple(matrix.shape)}: give an (outputs, inputs) matrix"
             )
-        if assembly is None:
-            assembly, value = Assembly(matrix.shape[1]), Value(0, None)
-        if assembly.width(value) != matrix.shape[1]:
+        if builder is None:
+            builder, value = NetworkBuilder(matrix.shape[1]), Value(0, None)
+        if builder.width(value) != matrix.shape[1]:
             raise UnsupportedNetwork(
                 f"weights[{index}] takes {matrix.shape[1]} inputs and weights[{index - 1}] gives "
-                f"{assembly.width(value)}: give matrices that follow one another"
+                f"{builder.width(value)}: give matrices that follow one another"
             )
         vector = torch.zeros(len(matrix), dtype=torch.float64)
         if bias is not None:
@@ -209,15 +209,15 @@ def read_matrices(
                 )
         names = f"weights.{index}" if moves else None, f"biases.{index}" if moves and bias is not None else None
         entering.append(value)
-        value = assembly.affine(Layer(matrix, vector, activation_of(IDENTITY), *names), value, None)
+        value = builder.affine(Layer(matrix, vector, activation_of(IDENTITY), *names), value, None)
         for first, last in skips:
             if last == index + 1:
-                value = assembly.added(f"the skip ({first}, {last})", entering[first - 1], value)
+                value = builder.added(f"the skip ({first}, {last})", entering[first - 1], value)
         if index < len(weights) - 1:
-            value = assembly.activated(f"layer {index + 1}", value, between)
-    if assembly is None:
+            value = builder.activated(f"layer {index + 1}", value, between)
+    if builder is None:
         raise UnsupportedNetwork("there are no matrices: give at least one")
-    return assembly.network(value)
+    return builder.network(value)
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Tracked: a computed batch of vectors with bounds on their distance to what exact arithmetic would have given.
+"""Error vectors: a computed batch of vectors with bounds on their distance to what exact arithmetic would have given.
 
 The distance is Euclidean, one for each sample. The rules, with u the unit roundoff and d the number of terms:
 
@@ -22,7 +22,7 @@ from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 
 @dataclass(frozen=True)
-class Tracked:
+class ErrorVectors:
     """A batch of vectors and their errors.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tracked:
         """The largest entries in size."""
         return self.value.abs().amax(1)
 
-    def through(self, matrix: torch.Tensor, spectral: float, frobenius: float) -> Tracked:
+    def through(self, matrix: torch.Tensor, spectral: float, frobenius: float) -> ErrorVectors:
         """Multiply with a matrix.
 
         Args:
@@ -56,13 +56,13 @@ class Tracked:
             W times each vector, (n, outputs).
         """
         error = spectral * self.error + gamma(matrix.shape[1] + 8) * frobenius * self.size
-        return Tracked(self.value @ matrix.T, error)
+        return ErrorVectors(self.value @ matrix.T, error)
 
-    def doubled(self) -> Tracked:
+    def doubled(self) -> ErrorVectors:
         """Twice the vectors, which rounds nothing."""
-        return Tracked(2 * self.value, 2 * self.error)
+        return ErrorVectors(2 * self.value, 2 * self.error)
 
-    def plus(self, other: Tracked) -> Tracked:
+    def plus(self, other: ErrorVectors) -> ErrorVectors:
         """Add.
 
         Args:
@@ -72,9 +72,9 @@ class Tracked:
             The sums.
         """
         total = self.value + other.value
-        return Tracked(total, self.error + other.error + 2 * UNIT_ROUNDOFF * (self.size + other.size))
+        return ErrorVectors(total, self.error + other.error + 2 * UNIT_ROUNDOFF * (self.size + other.size))
 
-    def times(self, other: Tracked) -> Tracked:
+    def times(self, other: ErrorVectors) -> ErrorVectors:
         """Multiply entry by entry.
 
         Args:
@@ -85,10 +85,10 @@ class Tracked:
         """
         product = self.value * other.value
         error = self.largest * other.error + other.largest * self.error + self.error * other.error
-        return Tracked(product, error + 2 * UNIT_ROUNDOFF * product.norm(dim=1))
+        return ErrorVectors(product, error + 2 * UNIT_ROUNDOFF * product.norm(dim=1))
 
 
-def applied(function: Elementwise, z: Tracked, lipschitz: float, bound: float) -> Tracked:
+def applied(function: Elementwise, z: ErrorVectors, lipschitz: float, bound: float) -> ErrorVectors:
     """Apply a function entry by entry.
 
     Args:
@@ -102,10 +102,10 @@ def applied(function: Elementwise, z: Tracked, lipschitz: float, bound: float) -
     """
     value = function(z.value)
     evaluation = 64 * UNIT_ROUNDOFF * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + value.norm(dim=1))
-    return Tracked(value, lipschitz * z.error + evaluation)
+    return ErrorVectors(value, lipschitz * z.error + evaluation)
 
 
-def nothing_like(like: Tracked) -> Tracked:
+def nothing_like(like: ErrorVectors) -> ErrorVectors:
     """Zeros.
 
     Args:
@@ -114,10 +114,10 @@ def nothing_like(like: Tracked) -> Tracked:
     Returns:
         Exact zeros.
     """
-    return Tracked(torch.zeros_like(like.value), torch.zeros_like(like.error))
+    return ErrorVectors(torch.zeros_like(like.value), torch.zeros_like(like.error))
 
 
-def total_of(terms: list[Tracked]) -> Tracked:
+def total_of(terms: list[ErrorVectors]) -> ErrorVectors:
     """Add several.
 
     Args:

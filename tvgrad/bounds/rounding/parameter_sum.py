@@ -1,4 +1,4 @@
-"""Approximate: a vector in parameter space with a bound on its error, and how such vectors are summed over samples.
+"""Parameter sums: a vector in parameter space with a bound on its error, and how such vectors are summed over samples.
 
 A sum over the samples is one of outer products `p h'`: their errors follow the product rule, and adding up n of them
 rounds by at most gamma_n of the sum of their norms.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.bounds.network.network import Network
-from tvgrad.bounds.rounding.error_vectors import Tracked
+from tvgrad.bounds.rounding.error_vectors import ErrorVectors
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 
 @dataclass(frozen=True)
-class Approximate:
+class BoundedVector:
     """A vector in parameter space and how far it can be from the exact one.
 
     Attributes:
@@ -57,7 +57,7 @@ class ParameterSum:
         self.square_errors = 0.0
         self.errors = torch.zeros(len(network.parts), dtype=torch.float64)
 
-    def add(self, index: int, is_weight: bool, p: Tracked, h: Tracked | None, rounding: float) -> None:
+    def add(self, index: int, is_weight: bool, p: ErrorVectors, h: ErrorVectors | None, rounding: float) -> None:
         """Add the sum of `p h'` (or of p) to the part of one parameter.
 
         Args:
@@ -71,7 +71,7 @@ class ParameterSum:
             if (layer, weight) != (index, is_weight):
                 continue
             g = self.network.layers[index]
-            share, gain = g.sharing, g.gain
+            share, gain = g.shared, g.gain
             value = p.value if g.gains is None else p.value * g.gains
             if share is not None:  # a sum over positions, whose norm is at most that of the adjoint
                 gain *= share.bias_gain
@@ -86,7 +86,7 @@ class ParameterSum:
                 error = p.error * (h.size + h.error) + p.size * h.error + rounding * p.size * h.size
             self.errors[number] += gain * float(error.sum())
 
-    def mean(self, divisor: float, samples: int) -> Approximate:
+    def mean(self, divisor: float, samples: int) -> BoundedVector:
         """Divide by the divisor, which carries a relative error of n u at most.
 
         Args:
@@ -98,4 +98,4 @@ class ParameterSum:
         """
         value = self.value / divisor
         error = float(self.errors.norm()) / divisor * (1 + 1e-9)
-        return Approximate(value, error + gamma(samples + 8) * float(value.norm()))
+        return BoundedVector(value, error + gamma(samples + 8) * float(value.norm()))

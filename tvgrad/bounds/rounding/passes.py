@@ -1,7 +1,7 @@
-r"""Gradients, Hessian-vector products and third derivatives of a feed-forward network, with bounds on their rounding.
+"""Gradients, Hessian-vector products and third derivatives of a feed-forward network, with bounds on their rounding.
 
-Every number on the way is a `Tracked` one (module tracked), whose rules bound what is lost; what is added up over the
-samples is a `ParameterSum` (module approximate).
+Every batch of vectors on the way is an `ErrorVectors`, whose rules bound its rounding. A `ParameterSum` adds up what is
+summed over the samples.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.network.network import Layer, Network
-from tvgrad.bounds.rounding.error_vectors import Tracked, applied, nothing_like, total_of
-from tvgrad.bounds.rounding.parameter_sum import Approximate, ParameterSum
+from tvgrad.bounds.rounding.error_vectors import ErrorVectors, applied, nothing_like, total_of
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector, ParameterSum
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
 CHUNK_NUMBERS = 1_000_000
@@ -40,7 +40,7 @@ def passes(
         yield Pass(network, loss, inputs[start : start + size], targets[start : start + size])
 
 
-def gradient(network: Network, chunks: Iterable[Pass], divisor: float) -> Approximate:
+def gradient(network: Network, chunks: Iterable[Pass], divisor: float) -> BoundedVector:
     """Sum up the gradient of the mean loss, with its rounding error.
 
     Args:
@@ -60,7 +60,7 @@ def gradient(network: Network, chunks: Iterable[Pass], divisor: float) -> Approx
 
 def products(
     network: Network, chunks: Iterable[Pass], directions: list[torch.Tensor], divisor: float
-) -> list[Approximate]:
+) -> list[BoundedVector]:
     """Sum up Hessian-vector products (forward over reverse), with their rounding errors.
 
     Args:
@@ -81,7 +81,7 @@ def products(
     return [total.mean(divisor, samples) for total in totals]
 
 
-def twice_along(network: Network, chunks: Iterable[Pass], direction: torch.Tensor, divisor: float) -> Approximate:
+def twice_along(network: Network, chunks: Iterable[Pass], direction: torch.Tensor, divisor: float) -> BoundedVector:
     """Sum up the third derivative with a direction in two of its slots, with its rounding error.
 
     Args:
@@ -110,8 +110,8 @@ def _steps(network: Network, direction: torch.Tensor) -> Steps:
     for layer, step in zip(network.layers, moved.layers, strict=True):
         weight = step.weight if layer.weight_name is not None else torch.zeros_like(layer.weight)
         bias = step.bias if layer.bias_name is not None else torch.zeros_like(layer.bias)
-        if layer.sharing is not None:
-            weight, bias = layer.sharing.matrix(weight), layer.sharing.offset(bias)
+        if layer.shared is not None:
+            weight, bias = layer.shared.matrix(weight), layer.shared.offset(bias)
         if layer.gains is not None:
             weight, bias = layer.gains[:, None] * weight, layer.gains * bias
         frobenius = float(weight.norm()) * (1 + 1e-9)
@@ -119,12 +119,12 @@ def _steps(network: Network, direction: torch.Tensor) -> Steps:
     return found
 
 
-def _affine(h: Tracked, layer: Layer) -> Tracked:
+def _affine(h: ErrorVectors, layer: Layer) -> ErrorVectors:
     z = h.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm)
-    return Tracked(z.value + layer.offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + layer.offset_norm))
+    return ErrorVectors(z.value + layer.offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + layer.offset_norm))
 
 
-def _pulled(p: Tracked, layer: Layer) -> Tracked:
+def _pulled(p: ErrorVectors, layer: Layer) -> ErrorVectors:
     """What a layer's p sends to the h that it reads."""
     return p.through(layer.matrix.T, layer.spectral_norm, layer.frobenius_norm)
 
@@ -149,13 +149,13 @@ class Pass:
         self._network, self._loss, self._targets = network, loss, targets
         self._rounding = gamma(len(inputs) + 8)
         layers, last = network.layers, network.depth - 1
-        wiring = network.wiring
-        self._made = [Tracked(inputs, torch.zeros(len(inputs), dtype=torch.float64))]  # h_k
-        self._z: list[Tracked] = []
-        self._first: list[Tracked] = []
+        skips = network.skips
+        self._made = [ErrorVectors(inputs, torch.zeros(len(inputs), dtype=torch.float64))]  # h_k
+        self._z: list[ErrorVectors] = []
+        self._first: list[ErrorVectors] = []
         for index, layer in enumerate(layers):
-            z = _affine(self._made[wiring.reads[index]], layer)
-            self._z.append(total_of([z, *(self._made[k] for k in wiring.adds[index])]))
+            z = _affine(self._made[skips.reads[index]], layer)
+            self._z.append(total_of([z, *(self._made[k] for k in skips.adds[index])]))
             if index < last:
                 s = layer.activation
                 self._made.append(applied(s.value, self._z[-1], s.b1, 0.0))
@@ -165,13 +165,13 @@ class Pass:
         curvature = loss.curvature(logits.value, targets, rough=True)
         self._local = loss.local(logits.value, targets, logits.error, curvature)
         error = self._local.residual_error + self._local.hessian * logits.error
-        self._backward = [Tracked(self._local.residual, error)]  # p_l
-        self._pulled: list[Tracked] = []  # q_l
-        sent: dict[int, list[Tracked]] = {k: [] for k in range(len(layers))}  # what reads or adds h_k sends there
+        self._backward = [ErrorVectors(self._local.residual, error)]  # p_l
+        self._pulled: list[ErrorVectors] = []  # q_l
+        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(len(layers))}  # what reads or adds h_k sends there
         for index in range(last, 0, -1):
             p = self._backward[0]
-            sent[wiring.reads[index]].append(_pulled(p, layers[index]))
-            for k in wiring.adds[index]:
+            sent[skips.reads[index]].append(_pulled(p, layers[index]))
+            for k in skips.adds[index]:
                 sent[k].append(p)
             self._pulled.insert(0, total_of(sent.pop(index)))
             self._backward.insert(0, self._pulled[0].times(self._first[index - 1]))
@@ -187,12 +187,12 @@ class Pass:
         return self._z[-1].error
 
     @cached_property
-    def _second(self) -> list[Tracked]:
+    def _second(self) -> list[ErrorVectors]:
         hidden = zip(self._network.layers, self._z[:-1], strict=False)
         return [applied(layer.activation.d2, z, layer.activation.b3, layer.activation.b2) for layer, z in hidden]
 
     @cached_property
-    def _third(self) -> list[Tracked]:
+    def _third(self) -> list[ErrorVectors]:
         hidden = zip(self._network.layers, self._z[:-1], strict=False)
         return [applied(layer.activation.d3, z, layer.activation.b4, layer.activation.b3) for layer, z in hidden]
 
@@ -209,7 +209,7 @@ class Pass:
             total: the sum over the data.
         """
         for index in range(self._network.depth):
-            entering = self._made[self._network.wiring.reads[index]]
+            entering = self._made[self._network.skips.reads[index]]
             total.add(index, True, self._backward[index], entering, self._rounding)
             total.add(index, False, self._backward[index], None, self._rounding)
 
@@ -220,11 +220,11 @@ class Pass:
             total: the sum over the data.
             steps: the direction, layer by layer.
         """
-        wiring = self._network.wiring
+        skips = self._network.skips
         zdots, hdots = self._forward_along(steps)
         pdots, _ = self._backward_along(steps, zdots)
         for index in range(self._network.depth - 1, -1, -1):
-            source = wiring.reads[index]
+            source = skips.reads[index]
             total.add(index, True, pdots[index], self._made[source], self._rounding)
             total.add(index, False, pdots[index], None, self._rounding)
             before = hdots[source]
@@ -243,15 +243,15 @@ class Pass:
             total: the sum over the data.
             steps: the direction, layer by layer.
         """
-        layers, depth, wiring = self._network.layers, self._network.depth, self._network.wiring
+        layers, depth, skips = self._network.layers, self._network.depth, self._network.skips
         zdots, hdots = self._forward_along(steps)
         pdots, qdots = self._backward_along(steps, zdots)
-        zddots: list[Tracked] = []
-        hddots: list[Tracked | None] = [None]
+        zddots: list[ErrorVectors] = []
+        hddots: list[ErrorVectors | None] = [None]
         for index, layer in enumerate(layers):
             weight, _, frobenius, _ = steps[index]
-            source = wiring.reads[index]
-            terms = [hddots[k] for k in wiring.adds[index]]
+            source = skips.reads[index]
+            terms = [hddots[k] for k in skips.adds[index]]
             once, twice = hdots[source], hddots[source]
             if once is not None and twice is not None:
                 terms.append(once.through(weight, frobenius, frobenius).doubled())
@@ -261,11 +261,11 @@ class Pass:
             if index < depth - 1:
                 bend = self._second[index].times(zdots[index].times(zdots[index]))
                 hddots.append(bend.plus(self._first[index].times(zddots[index])))
-        sent: dict[int, list[Tracked]] = {k: [] for k in range(depth)}
+        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(depth)}
         pddot = self._loss_second(zdots[-1]).plus(self._loss_product(zddots[-1]))
         for index in range(depth - 1, -1, -1):
             weight, _, frobenius, _ = steps[index]
-            source = wiring.reads[index]
+            source = skips.reads[index]
             total.add(index, True, pddot, self._made[source], self._rounding)
             total.add(index, False, pddot, None, self._rounding)
             once, twice = hdots[source], hddots[source]
@@ -274,7 +274,7 @@ class Pass:
                 total.add(index, True, self._backward[index], twice, self._rounding)
                 through = pdots[index].through(weight.T, frobenius, frobenius).doubled()
                 sent[source].append(_pulled(pddot, layers[index]).plus(through))
-            for k in wiring.adds[index]:
+            for k in skips.adds[index]:
                 sent[k].append(pddot)
             if index:
                 hidden = index - 1
@@ -286,43 +286,45 @@ class Pass:
                     bent.times(self._pulled[hidden]),
                 ])
 
-    def _forward_along(self, steps: Steps) -> tuple[list[Tracked], list[Tracked | None]]:
+    def _forward_along(self, steps: Steps) -> tuple[list[ErrorVectors], list[ErrorVectors | None]]:
         """Derivatives of each z_l and h_k along a direction; None for the input."""
-        wiring = self._network.wiring
-        zdots: list[Tracked] = []
-        hdots: list[Tracked | None] = [None]
+        skips = self._network.skips
+        zdots: list[ErrorVectors] = []
+        hdots: list[ErrorVectors | None] = [None]
         for index, layer in enumerate(self._network.layers):
             weight, bias, frobenius, offset = steps[index]
-            zdot = self._made[wiring.reads[index]].through(weight, frobenius, frobenius)
-            terms = [Tracked(zdot.value + bias, zdot.error + 4 * UNIT_ROUNDOFF * (zdot.size + offset))]
-            before = hdots[wiring.reads[index]]
+            zdot = self._made[skips.reads[index]].through(weight, frobenius, frobenius)
+            terms = [ErrorVectors(zdot.value + bias, zdot.error + 4 * UNIT_ROUNDOFF * (zdot.size + offset))]
+            before = hdots[skips.reads[index]]
             if before is not None:
                 terms.append(before.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
-            terms += [added for added in (hdots[k] for k in wiring.adds[index]) if added is not None]
+            terms += [added for added in (hdots[k] for k in skips.adds[index]) if added is not None]
             zdots.append(total_of(terms))
             if index < self._network.depth - 1:
                 hdots.append(self._first[index].times(zdots[-1]))
         return zdots, hdots
 
-    def _backward_along(self, steps: Steps, zdots: list[Tracked]) -> tuple[dict[int, Tracked], dict[int, Tracked]]:
+    def _backward_along(
+        self, steps: Steps, zdots: list[ErrorVectors]
+    ) -> tuple[dict[int, ErrorVectors], dict[int, ErrorVectors]]:
         """Derivatives of each p_l, and of the q that arrives at each h_k, along a direction."""
-        layers, depth, wiring = self._network.layers, self._network.depth, self._network.wiring
-        sent: dict[int, list[Tracked]] = {k: [] for k in range(depth)}
-        pdots: dict[int, Tracked] = {depth - 1: self._loss_product(zdots[-1])}
-        qdots: dict[int, Tracked] = {}
+        layers, depth, skips = self._network.layers, self._network.depth, self._network.skips
+        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(depth)}
+        pdots: dict[int, ErrorVectors] = {depth - 1: self._loss_product(zdots[-1])}
+        qdots: dict[int, ErrorVectors] = {}
         for index in range(depth - 1, 0, -1):
             weight, _, frobenius, _ = steps[index]
-            if wiring.reads[index]:
+            if skips.reads[index]:
                 through = self._backward[index].through(weight.T, frobenius, frobenius)
-                sent[wiring.reads[index]].append(_pulled(pdots[index], layers[index]).plus(through))
-            for k in wiring.adds[index]:
+                sent[skips.reads[index]].append(_pulled(pdots[index], layers[index]).plus(through))
+            for k in skips.adds[index]:
                 sent[k].append(pdots[index])
             qdots[index] = total_of(sent.pop(index))
             bend = self._second[index - 1].times(zdots[index - 1])
             pdots[index - 1] = qdots[index].times(self._first[index - 1]).plus(self._pulled[index - 1].times(bend))
         return pdots, qdots
 
-    def _loss_product(self, direction: Tracked) -> Tracked:
+    def _loss_product(self, direction: ErrorVectors) -> ErrorVectors:
         """The loss's Hessian in the logits times a direction, by differentiating the residual."""
         # The Hessian moves by at most L3 err with the logits and is at most K on the direction's error; the product
         # itself is within 64 (C + 8) u of its size times the largest curvature that the loss has anywhere.
@@ -334,9 +336,9 @@ class Pass:
         size = direction.size + direction.error
         evaluation = 64 * (outputs + 8) * UNIT_ROUNDOFF
         error = self._local.third * logits.error * size + self._local.hessian * direction.error
-        return Tracked(value, error + evaluation * largest * size)
+        return ErrorVectors(value, error + evaluation * largest * size)
 
-    def _loss_second(self, direction: Tracked) -> Tracked:
+    def _loss_second(self, direction: ErrorVectors) -> ErrorVectors:
         """The loss's third derivative with a direction in two slots, by differentiating its curvature along it."""
         # It moves by at most L4 err |d|^2 with the logits and by L3 (2 |d| + err) err with the direction. Evaluated, it
         # is a sum of a few terms of the size of |d|^2 times the loss's Hessian or third derivative, wherever largest.
@@ -354,4 +356,4 @@ class Pass:
         fourth = self._loss.fourth(uniform.hessian, uniform.hessian)
         evaluation = 1024 * (outputs + 8) * UNIT_ROUNDOFF * (uniform.third + uniform.hessian) * size.square()
         error = fourth * logits.error * size.square() + 2 * uniform.third * size * direction.error
-        return Tracked(value.detach(), error + evaluation)
+        return ErrorVectors(value.detach(), error + evaluation)
