@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -41,6 +40,10 @@ FLOORS_OF_BOUNDS = (
 )
 
 
+OF_EXTRAS = {"tvgrad.integrations.lightning", "tvgrad.integrations.transformers"}
+"""They load a library of Trainers, which takes ten seconds; the tests of integrations import them."""
+
+
 @functools.cache
 def modules() -> dict[str, Path]:
     """Module -> its file, `tvgrad.cli` being the folder `cli`; files outside packages are data."""
@@ -54,9 +57,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, everywhere: bool) -> Iterator[str]:
     """Modules of tvgrad that a file imports; without `everywhere`, those that load together with it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in ast.walk(tree) if everywhere else _at_import(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "tvgrad")
@@ -116,26 +124,17 @@ def test_no_import_inside_a_function_hides_a_circle() -> None:
     list(TopologicalSorter(graph).static_order())
 
 
-def load(name: str) -> ModuleType | None:
-    """Import a module, or None where an optional library that it needs is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        if error.name is None or error.name.split(".")[0] == "tvgrad":
-            raise
-        return None
-
-
 def test_no_module_takes_the_place_of_a_public_name() -> None:
     """`tvgrad.gram` is a function however many modules have been imported, and in whichever order."""
-    before = {name: getattr(tvgrad, name) for name in tvgrad.__all__}
-    for name in modules():
-        load(name)
+    packages = (tvgrad, tvgrad.bounds, tvgrad.merging, tvgrad.update_rules)
+    before = {(package, name): getattr(package, name) for package in packages for name in package.__all__}
+    for name in modules().keys() - OF_EXTRAS:
+        importlib.import_module(name)
     assert "tvgrad.store.run" in sys.modules
-    for name, value in before.items():
-        assert getattr(tvgrad, name) is value, name
-    for name in ("gram", "check_one_epoch"):
-        assert callable(before[name])
+    for (package, name), value in before.items():
+        assert getattr(package, name) is value, f"{package.__name__}.{name}"
+    for function in (tvgrad.gram, tvgrad.check_one_epoch, tvgrad.merging.ties):
+        assert callable(function)
 
 
 def test_public_names() -> None:
@@ -146,9 +145,9 @@ def test_public_names() -> None:
         tvgrad.nothing  # noqa: B018
 
 
-def test_every_module_lists_names_that_it_has() -> None:
-    for name in modules():
-        module = load(name)
+def test_modules_list_names_that_they_have() -> None:
+    for name in modules().keys() - OF_EXTRAS:
+        module = importlib.import_module(name)
         for public in getattr(module, "__all__", ()):
             assert hasattr(module, public), f"{name}.{public}"
 
