@@ -5,6 +5,7 @@ import pytest
 
 from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.streaming.gram import GramResult
+from tvgrad.streaming.vector_key import VectorKey
 
 
 def made(seed=0, epochs=4, size=50):
@@ -13,7 +14,7 @@ def made(seed=0, epochs=4, size=50):
     for run in ("a:b", "c"):  # a colon in a name must not confuse the labels
         walk = np.cumsum(random.normal(size=(epochs, size)), axis=0)
         for epoch in range(1, epochs + 1):
-            labels += [f"{run}:task_vector:{epoch}", f"{run}:gradient:{epoch - 1}"]
+            labels += [VectorKey(run, "task_vector", epoch), VectorKey(run, "gradient", epoch - 1)]
             vectors += [walk[epoch - 1], random.normal(size=size)]
     vectors = np.array(vectors)
     return GramResult(tuple(labels), vectors @ vectors.T, {}, {}, {}), dict(zip(labels, vectors, strict=True))
@@ -23,7 +24,7 @@ def test_trajectories_are_the_principal_components():
     gram, vectors = made()
     table = trajectories(gram)
     points = np.array([
-        np.zeros(50) if epoch == 0 else vectors[f"{run}:task_vector:{epoch}"]
+        np.zeros(50) if epoch == 0 else vectors[VectorKey(run, "task_vector", epoch)]
         for run, epoch in zip(table["run"], table["epoch"], strict=True)
     ])
     centred = points - points.mean(axis=0)
@@ -40,7 +41,7 @@ def test_distances_in_a_plane_are_kept():
     random = np.random.default_rng(1)
     plane = np.linalg.qr(random.normal(size=(30, 2)))[0].T
     vectors = random.normal(size=(6, 2)) @ plane
-    labels = tuple(f"r:task_vector:{epoch}" for epoch in range(1, 7))
+    labels = tuple(VectorKey("r", "task_vector", epoch) for epoch in range(1, 7))
     table = trajectories(GramResult(labels, vectors @ vectors.T, {}, {}, {}))
     drawn = table[["x", "y"]].to_numpy()
     points = np.vstack([np.zeros(30), vectors])
@@ -50,7 +51,7 @@ def test_distances_in_a_plane_are_kept():
 
 
 def test_too_few_points_make_an_empty_table():
-    assert trajectories(GramResult(("r:task_vector:1",), np.eye(1), {}, {}, {})).empty
+    assert trajectories(GramResult((VectorKey("r", "task_vector", 1),), np.eye(1), {}, {}, {})).empty
 
 
 def test_epoch_cosines():
@@ -59,5 +60,5 @@ def test_epoch_cosines():
     row = table[
         (table["run"] == "a:b") & (table["kind"] == "gradient") & (table["epoch_a"] == 0) & (table["epoch_b"] == 3)
     ]
-    left, right = vectors["a:b:gradient:0"], vectors["a:b:gradient:3"]
+    left, right = (vectors[VectorKey("a:b", "gradient", epoch)] for epoch in (0, 3))
     assert row["cosine"].item() == pytest.approx(left @ right / np.linalg.norm(left) / np.linalg.norm(right), abs=1e-12)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
-from tvgrad.streaming.blocks import chunks_of
+from tvgrad.streaming.blocks import blocks_of
 from tvgrad.streaming.gram import GramResult, gram_of
-from tvgrad.streaming.rows import BLOCK, CHUNK, SMALL_GROUP, Vector, runs_of
+from tvgrad.streaming.rows import LONGEST_BLOCK, SMALL_GROUP, TILE, Vector, spans_of
 
 SHAPES = {"a.weight": (130, 300), "a.bias": (300,), "b.weight": (211, 157), "b.scale": (), "b.empty": (0, 4)}
 GROUPS = {name: name.split(".")[0] for name in SHAPES}
@@ -117,14 +117,14 @@ def test_agrees_with_the_oracle(write, dtypes, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_large_groups_go_through_blocks(write, dtype):
-    shapes = {"a.weight": (2 * SMALL_GROUP + 7,), "a.bias": (3,), "b.weight": (CHUNK + 1,), "b.bias": (BLOCK,)}
+    shapes = {"a.weight": (2 * SMALL_GROUP + 7,), "a.bias": (3,), "b.weight": (LONGEST_BLOCK + 1,), "b.bias": (TILE,)}
     groups = {name: name[0] for name in shapes}
     vectors = run_like(write, [dtype], shapes)
     result = gram_of(vectors, groups, projections=PAIRS, signs=[(2, 3)])
     check(result, vectors, groups, 1e-7 if dtype == torch.float32 else 1e-12)
 
 
-def test_many_vectors_shorten_the_chunks(write):
+def test_many_vectors_shorten_the_blocks(write):
     shapes = {"a": (SMALL_GROUP + 5,)}
     files = [write(f"v{n}", random_tensors(n, shapes=shapes)) for n in range(30)]
     vectors = [Vector(f"v{n}", file) for n, file in enumerate(files)]
@@ -215,14 +215,16 @@ def test_squares_beyond_the_range_of_float32(write, scale, size):
             if file is not None and file not in files:
                 tensors = {name: tensor * scale for name, tensor in file.read_all().items()}
                 files[file] = write(f"{file.path.stem}-scaled", tensors)
-    scaled = [Vector(v.label, files[v.file], v.minus and files[v.minus]) for v in vectors]
+    scaled = [Vector(v.key, files[v.file], v.minus and files[v.minus]) for v in vectors]
     check(gram_of(scaled, {"x": "x"}, projections=PAIRS, signs=[(2, 3)]), scaled, {"x": "x"}, 1e-7)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(
-        st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1]), min_size=1, max_size=5
+        st.sampled_from([0, 1, 7, TILE - 1, TILE, TILE + 1, LONGEST_BLOCK - 1, LONGEST_BLOCK, LONGEST_BLOCK + 1]),
+        min_size=1,
+        max_size=5,
     ),
     wide=st.booleans(),
 )
@@ -240,27 +242,27 @@ def test_block_boundaries(tmp_path_factory, sizes, wide):
     check(result, vectors, groups, 1e-12 if wide else 1e-7)
 
 
-def test_chunks_cover_every_element_once():
+def test_blocks_cover_every_element_once():
     sizes = {"a.1": 10, "b.1": 0, "a.2": 3, "b.2": 25, "a.3": 1}
-    chunks = chunks_of(sizes, {name: name[0] for name in sizes}, 8)
-    assert all(chunk.length <= 8 for chunk in chunks)
-    assert len(chunks) == 2 + 4  # small tensors share a chunk: 14 and 25 elements
+    blocks = blocks_of(sizes, {name: name[0] for name in sizes}, 8)
+    assert all(block.length <= 8 for block in blocks)
+    assert len(blocks) == 2 + 4  # small tensors share a block: 14 and 25 elements
     for name, size in sizes.items():
-        found = [k for c in chunks for s in c.segments if s.name == name for k in range(s.start, s.start + s.length)]
+        found = [k for b in blocks for s in b.segments if s.name == name for k in range(s.start, s.start + s.length)]
         assert found == list(range(size))
-    assert all(segment.name[0] == chunk.group for chunk in chunks for segment in chunk.segments)
+    assert all(segment.name[0] == block.group for block in blocks for segment in block.segments)
 
 
-def test_runs_form_what_was_asked():
+def test_spans_form_what_was_asked():
     sources = [(0, None), (1, None), (3, None), (6, 5), (7, 5), (8, 5), (7, 6), (8, 7), (9, 2), (9, 2)]
-    runs = runs_of(sources)
+    spans = spans_of(sources)
     formed = [
-        (run.file + k, None if run.minus is None else run.minus + k * run.step)
-        for run in runs
-        for k in range(run.length)
+        (span.file + k, None if span.minus is None else span.minus + k * span.step)
+        for span in spans
+        for k in range(span.length)
     ]
     assert formed == sources
-    assert [run.length for run in runs] == [2, 1, 3, 2, 1, 1]
+    assert [span.length for span in spans] == [2, 1, 3, 2, 1, 1]
 
 
 def test_each_file_is_read_once(write, monkeypatch):
@@ -289,7 +291,7 @@ def test_shards(write):
                 name = f"{file.path.stem}-sharded"
                 shards[file] = write(name, file.read_all(), max_shard_bytes=80_000 + 1000 * len(shards))
                 assert shards[file].path.name.endswith(".index.json")
-    sharded = [Vector(v.label, shards[v.file], v.minus and shards[v.minus]) for v in whole]
+    sharded = [Vector(v.key, shards[v.file], v.minus and shards[v.minus]) for v in whole]
     found = gram_of(sharded, GROUPS, projections=PAIRS)
     np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-12)
     check(found, sharded, GROUPS, 1e-7)
@@ -297,7 +299,7 @@ def test_shards(write):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_are_the_same_to_the_last_bit(write, workers):
-    shapes = {"a.weight": (3 * SMALL_GROUP + 7,), "b.weight": (CHUNK + 1,)}
+    shapes = {"a.weight": (3 * SMALL_GROUP + 7,), "b.weight": (LONGEST_BLOCK + 1,)}
     groups = {name: name[0] for name in shapes}
     vectors = run_like(write, [torch.float32], shapes)
     threads = torch.get_num_threads()

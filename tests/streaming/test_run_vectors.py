@@ -16,6 +16,7 @@ from tests.traced_runs import Traced, digits, digits_cache, tampered, traced
 from tvgrad.errors import TvgradError
 from tvgrad.store.run import Run
 from tvgrad.streaming.run_vectors import vectors_of
+from tvgrad.streaming.vector_key import VectorKey
 
 __all__ = ["digits", "digits_cache", "tampered", "traced"]
 
@@ -61,6 +62,7 @@ def test_residuals_of_every_task_vector(traced: Traced) -> None:
         residual = np.linalg.norm(tau - (tau @ gradient) / (gradient @ gradient) * gradient)
         pair = result.index(f"rotated:task_vector:{epoch}"), result.index("rotated:gradient:0")
         assert result.residuals[pair]["all"] == pytest.approx(residual, rel=1e-6, abs=1e-16)
+        assert pair == (result.index(VectorKey("rotated", "task_vector", epoch)), result.index(result.keys[pair[1]]))
 
 
 def test_every_way_to_name_a_run(traced: Traced) -> None:
@@ -114,15 +116,16 @@ def test_displacements_join_what_was_kept(traced: Traced) -> None:
     with ExitStack() as stack:
         found = vectors_of(traced("rotated", epochs=6, keep="epochs:0,1,2,5"), stack, "x")
         assert found.before == {1: 0, 2: 1, 6: 5}
-        assert found.labels["displacement", 1] == found.labels["task_vector", 1] == "x:task_vector:1"
-        assert found.labels["displacement", 2] == "x:displacement:2"
-        assert ("displacement", 5) not in found.labels
-        assert found.projections == [(f"x:task_vector:{epoch}", "x:gradient:0") for epoch in (1, 2, 5, 6)]
+        assert found.keys["displacement", 1] == found.keys["task_vector", 1] == VectorKey("x", "task_vector", 1)
+        assert str(found.keys["displacement", 2]) == "x:displacement:2"
+        assert ("displacement", 5) not in found.keys
+        first = VectorKey("x", "gradient", 0)
+        assert found.projections == [(VectorKey("x", "task_vector", epoch), first) for epoch in (1, 2, 5, 6)]
     with ExitStack() as stack:
         run = traced("rotated", epochs=2, optimizer="sgd", batch_size=300, record_at="steps:2,5")
         found = vectors_of(run, stack)
         assert found.before == {2: 0, 5: 2}
-        assert found.labels["displacement", 2] == "rotated:task_vector:2"
+        assert found.keys["displacement", 2] == VectorKey("rotated", "task_vector", 2)
 
 
 def test_a_run_without_pretrained_weights_is_refused(traced: Traced) -> None:

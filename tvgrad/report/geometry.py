@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tvgrad.streaming.gram import GramResult
+from tvgrad.streaming.vector_key import VectorKey
 
 TRAJECTORIES = ("run", "epoch", "x", "y", "share_x", "share_y")
 EPOCH_COSINES = ("run", "kind", "epoch_a", "epoch_b", "cosine")
@@ -23,13 +24,13 @@ def trajectories(gram: GramResult) -> pd.DataFrame:
     themselves. The origin of the picture is the pretrained weights.
 
     Args:
-        gram: inner products labelled `<run>:<kind>:<epoch>`.
+        gram: inner products of the vectors of runs.
 
     Returns:
         Columns run, epoch, x, y (in units of the weights) and the shares of the variance that x and y carry; empty
         where there are fewer than two task vectors.
     """
-    points = [(run, epoch, row) for run, kind, epoch, row in _parsed(gram) if kind == "task_vector"]
+    points = [(key.run, key.epoch, row) for key, row in _run_rows(gram) if key.kind == "task_vector"]
     if len(points) < 2:
         return pd.DataFrame(columns=list(TRAJECTORIES))
     rows = [row for _, _, row in points]
@@ -63,15 +64,15 @@ def epoch_cosines(gram: GramResult) -> pd.DataFrame:
     """Cosines between vectors of one run and one kind at different epochs.
 
     Args:
-        gram: inner products labelled `<run>:<kind>:<epoch>`.
+        gram: inner products of the vectors of runs.
 
     Returns:
         Columns run, kind (gradient or task_vector), epoch_a, epoch_b and cosine.
     """
     found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for run, kind, epoch, row in _parsed(gram):
-        if kind in {"gradient", "task_vector"}:
-            found.setdefault((run, kind), []).append((epoch, row))
+    for key, row in _run_rows(gram):
+        if key.kind in {"gradient", "task_vector"}:
+            found.setdefault((key.run, key.kind), []).append((key.epoch, row))
     rows = [
         {"run": run, "kind": kind, "epoch_a": a, "epoch_b": b, "cosine": gram.cosine(left, right)}
         for (run, kind), members in found.items()
@@ -81,8 +82,8 @@ def epoch_cosines(gram: GramResult) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(EPOCH_COSINES))
 
 
-def _parsed(gram: GramResult) -> Iterator[tuple[str, str, int, int]]:
-    """Run, kind, epoch and row of every label of a run's vector."""
-    for row, label in enumerate(gram.labels):
-        run, kind, epoch = label.rsplit(":", 2)
-        yield run, kind, int(epoch), row
+def _run_rows(gram: GramResult) -> Iterator[tuple[VectorKey, int]]:
+    """Key and row of every vector of a run."""
+    for row, key in enumerate(gram.keys):
+        if isinstance(key, VectorKey):
+            yield key, row

@@ -18,6 +18,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult
+from tvgrad.streaming.vector_key import VectorKey
 from tvgrad.vectors.parameters import ALL
 
 CHANCE = 3.0
@@ -88,11 +89,11 @@ ELSEWHERE = "the two start from different weights, so that their task vectors ca
 
 def _interferences(cross_task: pd.DataFrame, gram: GramResult, on: str, of: str) -> list[float]:
     """For each row: how much of what its own task vector brings the task `on` the task vector of `of` takes back."""
-    rows = {label: row for row, label in enumerate(gram.labels)}
+    rows = {key: row for row, key in enumerate(gram.keys)}
     found = []
     for epoch, group in zip(cross_task["epoch"], cross_task["group"], strict=True):
-        gradient = rows.get(f"{on}:gradient:0")
-        own, other = (rows.get(f"{name}:task_vector:{epoch}") for name in (on, of))
+        gradient = rows.get(VectorKey(on, "gradient", 0))
+        own, other = (rows.get(VectorKey(name, "task_vector", epoch)) for name in (on, of))
         if gradient is None or own is None or other is None:
             found.append(math.nan)
             continue

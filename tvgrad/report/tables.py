@@ -22,6 +22,7 @@ from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
 from tvgrad.streaming.run_vectors import RunVectors, vectors_of
+from tvgrad.streaming.vector_key import VectorKey
 from tvgrad.theory.equivalence import check_one_epoch
 from tvgrad.theory.explain import read_results
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
@@ -88,7 +89,7 @@ class RunTables:
 
     Attributes:
         tables: name -> table, with the columns of `COLUMNS`.
-        gram: all inner products, labelled `<run>:<kind>:<epoch>`.
+        gram: all inner products.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -153,13 +154,11 @@ def run_tables(
     with ExitStack() as stack:
         found = [vectors_of(run, stack, name) for run, name in zip(runs, names, strict=True)]
         vectors: list[Vector] = [vector for one in found for vector in one.vectors]
-        rows = {vector.label: row for row, vector in enumerate(vectors)}
-        pairs = [(rows[left], rows[right]) for one in found for left, right in one.projections]
         gram = gram_of(
             vectors,
             runs[0].groups(groups),
-            projections=pairs,
-            signs=[(rows[left], rows[right]) for left, right in _task_pairs(found)],
+            projections=[pair for one in found for pair in one.projections],
+            signs=_task_pairs(found),
             progress=progress,
         )
     # From input to output, as the model has them: files list their tensors by name.
@@ -214,12 +213,12 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
     rows: list[dict[str, object]] = []
     batch = _batch_norms(run)
     batch_total = math.fsum(batch.values())
-    epochs = sorted({epoch for kind, epoch in found.labels if kind != "epoch_gradient"} | {0})
+    epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0})
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
-    complete = all(("gradient", epoch) in found.labels for epoch in counted)
+    complete = all(("gradient", epoch) in found.keys for epoch in counted)
     for group in _groups(gram):
-        size = {key: gram.norm(label, group) for key, label in found.labels.items()}
+        size = {place: gram.norm(key, group) for place, key in found.keys.items()}
         total = math.fsum(size["gradient", epoch] for epoch in counted) if complete else 0.0
         for epoch in epochs:
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan
@@ -241,25 +240,25 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
 
 def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    labels = found.labels
-    first_gradient = labels.get(("gradient", 0))
-    first_vector = labels.get(("task_vector", 1))
-    epochs = sorted({epoch for kind, epoch in labels if kind in {"gradient", "task_vector"}})
+    keys = found.keys
+    first_gradient = keys.get(("gradient", 0))
+    first_vector = keys.get(("task_vector", 1))
+    epochs = sorted({epoch for kind, epoch in keys if kind in {"gradient", "task_vector"}})
 
-    def cosine(left: str | None, right: str | None, group: str) -> float:
+    def cosine(left: VectorKey | None, right: VectorKey | None, group: str) -> float:
         return math.nan if left is None or right is None else gram.cosine(left, right, group)
 
     for group in _groups(gram):
         for epoch in epochs:
-            vector = labels.get(("task_vector", epoch))
-            moved = labels.get(("displacement", epoch))
-            before = labels.get(("displacement", found.before.get(epoch, 0)))
+            vector = keys.get(("task_vector", epoch))
+            moved = keys.get(("displacement", epoch))
+            before = keys.get(("displacement", found.before.get(epoch, 0)))
             rows.append({
                 "run": found.name,
                 "epoch": epoch,
                 "group": group,
                 "cos_task_vector_descent": -cosine(vector, first_gradient, group),
-                "cos_gradient_first": cosine(labels.get(("gradient", epoch)), first_gradient, group),
+                "cos_gradient_first": cosine(keys.get(("gradient", epoch)), first_gradient, group),
                 "cos_task_vector_first": cosine(vector, first_vector, group),
                 "cos_successive_displacements": cosine(moved, before, group),
                 "relative_residual": _relative_residual(gram, vector, first_gradient, group),
@@ -267,7 +266,7 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     return rows
 
 
-def _relative_residual(gram: GramResult, vector: str | None, gradient: str | None, group: str) -> float:
+def _relative_residual(gram: GramResult, vector: VectorKey | None, gradient: VectorKey | None, group: str) -> float:
     """Share of a task vector that does not lie along the first gradient."""
     if vector is None or gradient is None:
         return math.nan
@@ -275,18 +274,18 @@ def _relative_residual(gram: GramResult, vector: str | None, gradient: str | Non
     return gram.residuals[gram.index(vector), gram.index(gradient)][group] / length if length else math.nan
 
 
-def _task_pairs(found: Sequence[RunVectors]) -> list[tuple[str, str]]:
-    """Labels of the task vectors of two runs after the same number of epochs."""
+def _task_pairs(found: Sequence[RunVectors]) -> list[tuple[VectorKey, VectorKey]]:
+    """Keys of the task vectors of two runs after the same number of epochs."""
     return [
-        (left.labels["task_vector", epoch], right.labels["task_vector", epoch])
+        (left.keys["task_vector", epoch], right.keys["task_vector", epoch])
         for left, right in combinations(found, 2)
-        for kind, epoch in left.labels
-        if kind == "task_vector" and ("task_vector", epoch) in right.labels
+        for kind, epoch in left.keys
+        if kind == "task_vector" and ("task_vector", epoch) in right.keys
     ]
 
 
 def _compared(found: RunVectors) -> list[tuple[str, int]]:
-    return [key for key in found.labels if key[0] in {"task_vector", "gradient"}]
+    return [key for key in found.keys if key[0] in {"task_vector", "gradient"}]
 
 
 def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str, object]]:
@@ -297,7 +296,7 @@ def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str,
             for epoch in shared:
                 row: dict[str, object] = {"run_a": left.name, "run_b": right.name, "epoch": epoch, "group": group}
                 for kind, column in (("task_vector", "cos_task_vectors"), ("gradient", "cos_gradients")):
-                    both = left.labels.get((kind, epoch)), right.labels.get((kind, epoch))
+                    both = left.keys.get((kind, epoch)), right.keys.get((kind, epoch))
                     row[column] = (
                         math.nan if both[0] is None or both[1] is None else gram.cosine(both[0], both[1], group)
                     )

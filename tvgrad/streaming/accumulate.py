@@ -1,15 +1,15 @@
-"""Sums over chunks of parameters: inner products, residuals of projections, and agreement in sign.
+"""Sums over blocks of parameters: inner products, residuals of projections, and agreement in sign.
 
-Residuals. For `v` and `g` cut into chunks `b`, with `w_b = <g,g>_b`, `c_b = <v,g>_b / w_b` and
-`r_b = ||v - c_b g||_b`, two chunks merge (Chan's update) into
+Residuals. For `v` and `g` cut into blocks `b`, with `w_b = <g,g>_b`, `c_b = <v,g>_b / w_b` and
+`r_b = ||v - c_b g||_b`, two blocks merge (Chan's update) into
 
     w = w_1 + w_2,   c = (w_1 c_1 + w_2 c_2) / w,   r^2 = r_1^2 + r_2^2 + (c_1 - c_2)^2 w_1 w_2 / w.
 
-Proof: `v - c_b g` is orthogonal to `g` on chunk b, so `||v - c g||_b^2 = r_b^2 + (c_b - c)^2 w_b` for every c. The sum
-over both chunks is smallest at the weighted mean c of the c_b, where `sum w_b (c_b - c)^2 = (c_1 - c_2)^2 w_1 w_2 / w`.
+Proof: `v - c_b g` is orthogonal to `g` on block b, so `||v - c g||_b^2 = r_b^2 + (c_b - c)^2 w_b` for every c. The sum
+over both blocks is smallest at the weighted mean c of the c_b, where `sum w_b (c_b - c)^2 = (c_1 - c_2)^2 w_1 w_2 / w`.
 That minimum is the squared residual on the union, all its terms are non-negative, and so nothing cancels; the same
-update takes chunks to groups and groups to the whole model. A chunk with `w_b = 0` adds `r_b^2 = ||v||_b^2` and leaves
-c alone. Inside a chunk, `R = v - a g` is formed in float64 with an `a` that the Gram matrix gives only roughly; with
+update takes blocks to groups and groups to the whole model. A block with `w_b = 0` adds `r_b^2 = ||v||_b^2` and leaves
+c alone. Inside a block, `R = v - a g` is formed in float64 with an `a` that the Gram matrix gives only roughly; with
 `d = <R,g>_b / w_b`, exactly `c_b = a + d` and `r_b^2 = ||R||^2 - d^2 w_b`, where d is no more than the error of `a`.
 """
 
@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.streaming.blocks import BlockReader, Chunk
-from tvgrad.streaming.rows import BLOCK, Plan, Run, runs_of
+from tvgrad.streaming.blocks import Block, BlockReader
+from tvgrad.streaming.rows import TILE, MatrixPlan, RowSpan, spans_of
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
@@ -36,7 +36,7 @@ BATCH = 8  # residual vectors formed at a time
 
 
 @dataclass
-class Sums:
+class BlockSums:
     """Sums over some coordinates, which merge with the sums over other coordinates."""
 
     gram: Matrix
@@ -47,7 +47,7 @@ class Sums:
     nonzero: Matrix  # coordinates where neither vector is zero
 
     @classmethod
-    def zero(cls, plan: Plan) -> Sums:
+    def zero(cls, plan: MatrixPlan) -> BlockSums:
         """Sums over no coordinates.
 
         Args:
@@ -60,7 +60,7 @@ class Sums:
         equal, nonzero = np.zeros((2, len(plan.signs)))
         return cls(np.zeros((plan.count, plan.count)), weights, coefficients, squares, equal, nonzero)
 
-    def add(self, other: Sums) -> None:
+    def add(self, other: BlockSums) -> None:
         """Merge the sums over other coordinates; the module's docstring says why this is right.
 
         Args:
@@ -89,10 +89,10 @@ class Sums:
         return float(self.equal[pair] / self.nonzero[pair]) if self.nonzero[pair] else math.nan
 
 
-class ChunkWorker:
-    """One thread's buffers, and the work on one chunk."""
+class BlockWorker:
+    """One thread's buffers, and the work on one block."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: MatrixPlan) -> None:
         """Allocate the buffers.
 
         Args:
@@ -101,72 +101,68 @@ class ChunkWorker:
         self._plan = plan
         self._matrix = _staggered(plan.height, plan.capacity, plan.dtype)
         self._reader = BlockReader(plan.files, [self._matrix[place] for place in plan.place])
-        self._differences = runs_of(plan.sources[plan.plain :])
-        self._all = runs_of(plan.sources)
+        self._differences = spans_of(plan.sources[plan.plain :])
+        self._all_rows = spans_of(plan.sources)
         # Projections on the same vector share its row.
-        self._batches: list[tuple[int, list[int], list[Run]]] = []
-        for target in dict.fromkeys(plan.row_of[j] for _, j in plan.projections):
-            pairs = [k for k, (_, j) in enumerate(plan.projections) if plan.row_of[j] == target]
-            for first in range(0, len(pairs), BATCH):
-                batch = pairs[first : first + BATCH]
-                rows = [plan.row_of[plan.projections[k][0]] for k in batch]
-                self._batches.append((target, batch, runs_of([plan.sources[row] for row in rows])))
-        width = min(BLOCK, plan.capacity)
+        onto: dict[int, list[int]] = {}
+        for place, (_, target) in enumerate(plan.projections):
+            onto.setdefault(plan.row_of[target], []).append(place)
+        self._batches = [
+            (row, pairs[first : first + BATCH]) for row, pairs in onto.items() for first in range(0, len(pairs), BATCH)
+        ]
+        width = min(TILE, plan.capacity)
         self._residual = _staggered(min(BATCH, len(plan.projections)), width, torch.float64)
         self._target = torch.empty(1, width, dtype=torch.float64)
         self._subtrahend = torch.empty(width, dtype=torch.float64)
-        self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the chunk it starts
+        self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the block it starts
         self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
         self._sign = torch.empty(len(self._signed), width, dtype=plan.dtype)
 
-    def run(self, chunk: Chunk) -> Sums:
-        """Read a chunk and sum over it.
+    def run(self, block: Block) -> BlockSums:
+        """Read a block and sum over it.
 
         Args:
-            chunk: one of the plan's chunks.
+            block: one of the plan's blocks.
 
         Returns:
             The sums over its coordinates.
 
         Raises:
             TvgradError: a value is infinite or NaN.
-            DamagedRun: a file ends before the chunk does.
+            DamagedRun: a file ends before the block does.
         """  # ruff: ignore[docstring-extraneous-exception] - raised by the methods it calls
-        self._reader.fill(chunk)
+        self._reader.fill(block)
         self._subtrahend_is = None
-        result = Sums.zero(self._plan)
-        result.gram = self._gram(chunk)
+        result = BlockSums.zero(self._plan)
+        result.gram = self._gram(block)
         if self._plan.projections:
-            self._residuals(chunk.length, result)
+            self._residuals(block.length, result)
         if self._plan.signs:
-            self._signs(chunk.length, result)
+            self._signs(block.length, result)
         return result
 
-    def _gram(self, chunk: Chunk) -> Matrix:
-        plan, length = self._plan, chunk.length
-        for run in self._differences:
-            minus = 0 if run.minus is None else run.minus
-            subtrahend = self._matrix[minus : minus + run.length] if run.step else self._matrix[minus]
-            target = self._matrix[plan.plain + run.first : plan.plain + run.first + run.length, :length]
-            torch.sub(self._matrix[run.file : run.file + run.length, :length], subtrahend[..., :length], out=target)
+    def _gram(self, block: Block) -> Matrix:
+        plan, length = self._plan, block.length
+        for span in self._differences:
+            minus = 0 if span.minus is None else span.minus
+            subtrahend = self._matrix[minus : minus + span.length] if span.step else self._matrix[minus]
+            target = self._matrix[plan.plain + span.first : plan.plain + span.first + span.length, :length]
+            torch.sub(self._matrix[span.file : span.file + span.length, :length], subtrahend[..., :length], out=target)
         narrow = plan.dtype == torch.float32
-        if narrow and chunk.group in plan.small:
+        total = None if narrow and block.group in plan.small else self._products(length)
+        if total is None or (narrow and self._out_of_range(length, total.diagonal())):
             total = self._exact_products(length)
-        else:
-            total = self._products(length)
-            if narrow and self._out_of_range(length, total.diagonal()):
-                total = self._exact_products(length)
         if not bool(torch.isfinite(total.diagonal()).all()):
-            self._refuse(chunk)
+            self._refuse(block)
         return np.asarray((total.triu() + total.triu(1).T).numpy())
 
     def _products(self, length: int) -> torch.Tensor:
-        """Upper triangle of the products, block by block in strips: half the work, and quicker kernels."""
+        """Upper triangle of the products, piece by piece in strips: half the work, and quicker kernels."""
         count = self._plan.count
         width = min(PRODUCT, length)
-        blocks = -(-length // width)
-        self._matrix[:count, length : blocks * width] = 0
-        rows = self._matrix[:count, : blocks * width].view(count, blocks, width).transpose(0, 1)
+        pieces = -(-length // width)
+        self._matrix[:count, length : pieces * width] = 0
+        rows = self._matrix[:count, : pieces * width].view(count, pieces, width).transpose(0, 1)
         total = torch.zeros(count, count, dtype=torch.float64)
         height = STRIP if count < WIDE_STRIP else WIDE_STRIP
         for top in range(0, count, height):
@@ -176,54 +172,52 @@ class ChunkWorker:
 
     def _out_of_range(self, length: int, squares: torch.Tensor) -> bool:
         """Whether squares left the range of float32 (those of a row of zeros did not)."""
-        if bool((squares >= TINY_SQUARE).all()):
-            return not bool(torch.isfinite(squares).all())
         small = (squares < TINY_SQUARE).nonzero().flatten().tolist()
-        return any(bool(self._matrix[row, :length].any()) for row in small) or not bool(torch.isfinite(squares).all())
+        return not bool(torch.isfinite(squares).all()) or any(bool(self._matrix[row, :length].any()) for row in small)
 
     def _exact_products(self, length: int) -> torch.Tensor:
         """The products of rows that are formed in float64."""
         count = self._plan.count
         total = torch.zeros(count, count, dtype=torch.float64)
-        step = min(BLOCK // 4, length)
+        step = min(TILE // 4, length)
         wide = torch.empty(count, step, dtype=torch.float64)
         for first in range(0, length, step):
             rows = wide[:, : min(step, length - first)]
-            self._form(self._all, first, rows)
+            self._form(self._all_rows, first, rows)
             total += rows @ rows.T
         return total
 
-    def _form(self, runs: list[Run], first: int, out: torch.Tensor) -> None:
+    def _form(self, spans: list[RowSpan], first: int, out: torch.Tensor) -> None:
         """Write vectors' elements from `first` on to `out` in float64, differences as differences of stored values."""
         stop = first + out.shape[1]
-        for run in runs:
-            part = out[run.first : run.first + run.length]
-            part.copy_(self._matrix[run.file : run.file + run.length, first:stop])
-            if run.minus is None:
+        for span in spans:
+            part = out[span.first : span.first + span.length]
+            part.copy_(self._matrix[span.file : span.file + span.length, first:stop])
+            if span.minus is None:
                 continue
-            if run.step:
-                part.sub_(self._matrix[run.minus : run.minus + run.length, first:stop])
+            if span.step:
+                part.sub_(self._matrix[span.minus : span.minus + span.length, first:stop])
                 continue
             subtrahend = self._subtrahend[: stop - first]
-            if self._subtrahend_is != (run.minus, first):
-                subtrahend.copy_(self._matrix[run.minus, first:stop])
-                self._subtrahend_is = (run.minus, first)
+            if self._subtrahend_is != (span.minus, first):
+                subtrahend.copy_(self._matrix[span.minus, first:stop])
+                self._subtrahend_is = (span.minus, first)
             part.sub_(subtrahend)
 
-    def _residuals(self, length: int, result: Sums) -> None:
-        """Fill in weight, coefficient and squared residual of each projection on this chunk."""
+    def _residuals(self, length: int, result: BlockSums) -> None:
+        """Fill in weight, coefficient and squared residual of each projection on this block."""
         plan = self._plan
-        for row, pairs, runs in self._batches:
+        for row, pairs in self._batches:
             sources = [plan.row_of[plan.projections[k][0]] for k in pairs]
-            onto = runs_of([plan.sources[row]])
+            spans, onto = spans_of([plan.sources[source] for source in sources]), spans_of([plan.sources[row]])
             weight = float(result.gram[row, row])
             rough = torch.from_numpy(result.gram[sources, row] / weight if weight else np.zeros(len(pairs)))
             squares, along = torch.zeros(2, len(pairs), dtype=torch.float64)
-            for first in range(0, length, BLOCK):
-                width = min(BLOCK, length - first)
+            for first in range(0, length, TILE):
+                width = min(TILE, length - first)
                 target, residual = self._target[:, :width], self._residual[: len(pairs), :width]
                 self._form(onto, first, target)
-                self._form(runs, first, residual)
+                self._form(spans, first, residual)
                 residual.addcmul_(rough[:, None], target, value=-1)
                 squares += torch.linalg.vector_norm(residual, dim=1).square_()
                 along += residual @ target[0]
@@ -232,12 +226,12 @@ class ChunkWorker:
             result.coefficients[pairs] = (rough + shift).numpy()
             result.squares[pairs] = (squares - shift * along).clamp_min_(0).numpy()
 
-    def _signs(self, length: int, result: Sums) -> None:
+    def _signs(self, length: int, result: BlockSums) -> None:
         """Count coordinates where neither vector of a pair is zero, and those among them where the signs agree."""
         left = [self._signed.index(self._plan.row_of[i]) for i, _ in self._plan.signs]
         right = [self._signed.index(self._plan.row_of[j]) for _, j in self._plan.signs]
-        for first in range(0, length, BLOCK):
-            stop = min(first + BLOCK, length)
+        for first in range(0, length, TILE):
+            stop = min(first + TILE, length)
             sign = self._sign[:, : stop - first]
             for slot, row in enumerate(self._signed):
                 torch.sgn(self._matrix[row, first:stop], out=sign[slot])
@@ -247,13 +241,13 @@ class ChunkWorker:
             result.nonzero += nonzero
             result.equal += (nonzero + balance) / 2
 
-    def _refuse(self, chunk: Chunk) -> None:
-        found = self._reader.not_finite(chunk)
+    def _refuse(self, block: Block) -> None:
+        found = self._reader.not_finite(block)
         if found is not None:
             file, name = found
             raise TvgradError(f"{file.path}: tensor {name!r} holds an infinity or a NaN, so it has no inner products")
         raise TvgradError(
-            f"values in group {chunk.group!r} are too large for inner products in float64: scale them down"
+            f"values in group {block.group!r} are too large for inner products in float64: scale them down"
         )
 
 

@@ -1,13 +1,13 @@
 """Blocks of the same parameters from many safetensors files, read side by side into one reused matrix.
 
 A pass over a run needs, at any moment, the same coordinates of every weight and gradient file. A model is cut into
-chunks, each inside one group of parameters, and a reader fills a matrix with one row a file. The cut depends on the
+blocks, each inside one group of parameters, and a reader fills a matrix with one row a file. The cut depends on the
 names, shapes and groups alone, never on threads or timing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Block:
     """What is read at a time: segments of tensors that belong to one group."""
 
     group: str
@@ -94,21 +94,21 @@ def working_dtype(files: Sequence[TensorFile], names: Sequence[str]) -> torch.dt
     return torch.float32 if narrow else torch.float64
 
 
-def chunks_of(sizes: Mapping[str, int], groups: Mapping[str, str], capacity: int) -> list[Chunk]:
-    """Cut a model into chunks; small tensors of the same group share one, so thousands of biases cost little.
+def blocks_of(sizes: Mapping[str, int], groups: Mapping[str, str], capacity: int) -> list[Block]:
+    """Cut a model into blocks; small tensors of the same group share one, so thousands of biases cost little.
 
     Args:
         sizes: tensor name -> number of elements.
         groups: tensor name -> group.
-        capacity: largest number of elements in a chunk.
+        capacity: largest number of elements in a block.
 
     Returns:
-        Chunks that cover every element once, group by group in the order of first appearance.
+        Blocks that cover every element once, group by group in the order of first appearance.
     """
     by_group: dict[str, list[str]] = {}
     for name in sizes:
         by_group.setdefault(groups[name], []).append(name)
-    chunks = []
+    blocks = []
     for group, names in by_group.items():
         segments: list[Segment] = []
         room = capacity
@@ -120,75 +120,64 @@ def chunks_of(sizes: Mapping[str, int], groups: Mapping[str, str], capacity: int
                 start += length
                 room -= length
                 if room == 0:
-                    chunks.append(Chunk(group, tuple(segments)))
+                    blocks.append(Block(group, tuple(segments)))
                     segments, room = [], capacity
         if segments:
-            chunks.append(Chunk(group, tuple(segments)))
-    return chunks
+            blocks.append(Block(group, tuple(segments)))
+    return blocks
 
 
 class BlockReader:
-    """Reads a chunk of every file into a row; each thread needs a reader of its own."""
+    """Reads a block of every file into a row; each thread needs a reader of its own."""
 
     def __init__(self, files: Sequence[TensorFile], rows: Sequence[torch.Tensor]) -> None:
         """Keep the files and the rows.
 
         Args:
             files: the files, one for each row.
-            rows: contiguous CPU vectors of float32 or float64, as long as the longest chunk.
+            rows: contiguous CPU vectors of float32 or float64, as long as the longest block.
         """
         self._files = files
         self._rows = rows
         self._staging = torch.empty(0, dtype=torch.uint8)
 
-    @staticmethod
-    def open_all(files: Sequence[TensorFile], names: Sequence[str]) -> None:
-        """Open every shard once, so that threads that read later do not race to open it.
+    def fill(self, block: Block) -> None:
+        """Read one block of all files; elements behind its length keep what was there before.
 
         Args:
-            files: the files that will be read.
-            names: the tensors that will be read.
-        """
-        for file in files:
-            for name in {file.places[name].shard: name for name in names}.values():
-                file.read_into(name, 0, torch.empty(0, dtype=file.places[name].dtype))
-
-    def fill(self, chunk: Chunk) -> None:
-        """Read one chunk of all files; elements behind its length keep what was there before.
-
-        Args:
-            chunk: what to read.
+            block: what to read.
 
         Raises:
             DamagedRun: a file ends before the elements do.
         """  # ruff: ignore[docstring-extraneous-exception] - raised by TensorFile.read_into
-        for file, row in zip(self._files, self._rows, strict=True):
-            offset = 0
-            for segment in chunk.segments:
-                out = row[offset : offset + segment.length]
-                dtype = file.places[segment.name].dtype
-                if dtype == out.dtype:
-                    file.read_into(segment.name, segment.start, out)
-                else:
-                    out.copy_(file.read_into(segment.name, segment.start, self._stage(segment.length, dtype)))
-                offset += segment.length
+        for file, segment, out in self._parts(block):
+            dtype = file.places[segment.name].dtype
+            if dtype == out.dtype:
+                file.read_into(segment.name, segment.start, out)
+            else:
+                out.copy_(file.read_into(segment.name, segment.start, self._stage(segment.length, dtype)))
 
-    def not_finite(self, chunk: Chunk) -> tuple[TensorFile, str] | None:
-        """Find where the chunk that was read last holds an infinity or a NaN.
+    def not_finite(self, block: Block) -> tuple[TensorFile, str] | None:
+        """Find where the block that was read last holds an infinity or a NaN.
 
         Args:
-            chunk: the chunk that `fill` read.
+            block: the block that `fill` read.
 
         Returns:
             The first such file and tensor, or None.
         """
+        for file, segment, values in self._parts(block):
+            if not bool(torch.isfinite(values).all()):
+                return file, segment.name
+        return None
+
+    def _parts(self, block: Block) -> Iterator[tuple[TensorFile, Segment, torch.Tensor]]:
+        """Each segment of each file, and where its elements stand in the file's row."""
         for file, row in zip(self._files, self._rows, strict=True):
             offset = 0
-            for segment in chunk.segments:
-                if not bool(torch.isfinite(row[offset : offset + segment.length]).all()):
-                    return file, segment.name
+            for segment in block.segments:
+                yield file, segment, row[offset : offset + segment.length]
                 offset += segment.length
-        return None
 
     def _stage(self, length: int, dtype: torch.dtype) -> torch.Tensor:
         needed = length * dtype.itemsize

@@ -5,11 +5,11 @@ from large inner products: a difference of weights is formed from the weights th
 product is taken, and the residual of a projection is a vector in its own right.
 
 Numbers. Where every file holds float32 or narrower values, a difference is one correctly rounded float32 subtraction,
-products are taken in float32 over blocks of 1024 elements and summed in float64: a single float32 product
-over a long vector is wrong in the third digit. Groups too small for the rounding of blocks to average out, and values
-whose squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64.
+products are taken in float32 over 1024 elements at a time and summed in float64: a single float32 product over a long
+vector is wrong in the third digit. Groups too small for the rounding of these products to average out, and values whose
+squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64.
 
-Residuals of projections are merged from those of chunks: `tvgrad.streaming.accumulate` says how, and why that is exact.
+Residuals of projections are merged from those of blocks: `tvgrad.streaming.accumulate` says how, and why that is exact.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.streaming.accumulate import ChunkWorker, Matrix, Sums
-from tvgrad.streaming.blocks import BlockReader
-from tvgrad.streaming.rows import Pair, Plan, Vector, plan_of
+from tvgrad.streaming.accumulate import BlockSums, BlockWorker, Matrix
+from tvgrad.streaming.rows import MatrixPlan, Pair, Vector, plan_matrix
+from tvgrad.streaming.vector_key import Reference, VectorKey
 from tvgrad.vectors.parameters import ALL
 
 MOST_WORKERS = 4  # beyond this, reading is the limit
@@ -41,19 +42,35 @@ class GramResult:
     group. `residuals[i, j][group]` is the norm of vector i minus its projection on vector j, with the group's own
     coefficient. `sign_agreement[i, j][group]` is the share of equal signs among the coordinates where neither vector
     is zero, NaN where there are none.
+
+    Attributes:
+        keys: what each row is: a run's vector, or the name of a file.
+        matrix: n x n, over the whole model.
+        groups: group -> n x n matrix.
+        residuals: pair of rows -> group -> norm.
+        sign_agreement: pair of rows -> group -> share.
     """
 
-    labels: tuple[str, ...]
+    keys: tuple[VectorKey | str, ...]
     matrix: Matrix
     groups: dict[str, Matrix]
     residuals: dict[Pair, dict[str, float]]
     sign_agreement: dict[Pair, dict[str, float]]
 
-    def index(self, vector: int | str) -> int:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The vectors' names as text, row by row."""
+        return tuple(self._rows)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {str(key): row for row, key in enumerate(self.keys)}
+
+    def index(self, vector: Reference) -> int:
         """Find a vector's row.
 
         Args:
-            vector: its label, or the row itself.
+            vector: its key or label, or the row itself.
 
         Returns:
             The row.
@@ -63,9 +80,10 @@ class GramResult:
         """
         if isinstance(vector, int):
             return vector
-        if vector not in self.labels:
-            raise TvgradError(f"there is no vector {vector!r}: choose among {', '.join(self.labels)}")
-        return self.labels.index(vector)
+        row = self._rows.get(str(vector))
+        if row is None:
+            raise TvgradError(f"there is no vector {str(vector)!r}: choose among {', '.join(self.labels)}")
+        return row
 
     def gram(self, group: str = ALL) -> Matrix:
         """Inner products over one group.
@@ -85,11 +103,11 @@ class GramResult:
             raise TvgradError(f"there is no group {group!r}: choose among {', '.join([ALL, *self.groups])}")
         return self.groups[group]
 
-    def norm(self, vector: int | str, group: str = ALL) -> float:
+    def norm(self, vector: Reference, group: str = ALL) -> float:
         """Euclidean norm of a vector.
 
         Args:
-            vector: its row or label.
+            vector: its row, key or label.
             group: a group, or `all`.
 
         Returns:
@@ -98,12 +116,12 @@ class GramResult:
         row = self.index(vector)
         return math.sqrt(self.gram(group)[row, row])
 
-    def cosine(self, left: int | str, right: int | str, group: str = ALL) -> float:
+    def cosine(self, left: Reference, right: Reference, group: str = ALL) -> float:
         """Cosine of the angle between two vectors.
 
         Args:
-            left: row or label.
-            right: row or label.
+            left: row, key or label.
+            right: row, key or label.
             group: a group, or `all`.
 
         Returns:
@@ -118,8 +136,8 @@ def gram_of(
     vectors: Sequence[Vector],
     groups: Mapping[str, str],
     *,
-    projections: Sequence[Pair] = (),
-    signs: Sequence[Pair] = (),
+    projections: Sequence[tuple[Reference, Reference]] = (),
+    signs: Sequence[tuple[Reference, Reference]] = (),
     names: Iterable[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
@@ -132,7 +150,8 @@ def gram_of(
     Args:
         vectors: the vectors, with different labels.
         groups: tensor name -> group; more names than there are tensors do no harm.
-        projections: pairs (i, j): the norm of vector i minus its projection on vector j is wanted.
+        projections: pairs (i, j): the norm of vector i minus its projection on vector j is wanted. A vector is named
+            by its row, its key or its label.
         signs: pairs (i, j) whose agreement in sign is wanted.
         names: the tensors that make up the vectors; by default all, which must then be the same in every file.
         progress: called now and then with the bytes done and the bytes in all.
@@ -145,15 +164,15 @@ def gram_of(
         TvgradError: the files do not fit together, a tensor has no group, or a value is infinite or NaN.
         DamagedRun: a file ends before its tensors do.
     """  # ruff: ignore[docstring-extraneous-exception] - DamagedRun is raised by TensorFile.read_into
-    plan = plan_of(vectors, groups, tuple(projections), tuple(signs), names)
+    plan = plan_matrix(vectors, groups, projections=projections, signs=signs, names=names)
     sums = _sums_of_groups(plan, workers or _cores(), progress)
-    whole = Sums.zero(plan)
+    whole = BlockSums.zero(plan)
     for part in sums.values():
         whole.add(part)
     every = {**sums, ALL: whole}
     expand = np.ix_(plan.row_of, plan.row_of)
     return GramResult(
-        labels=tuple(vector.label for vector in vectors),
+        keys=tuple(vector.key for vector in vectors),
         matrix=whole.gram[expand],
         groups={group: part.gram[expand] for group, part in sums.items()},
         residuals={
@@ -166,27 +185,30 @@ def gram_of(
     )
 
 
-def _sums_of_groups(plan: Plan, workers: int, progress: Callable[[int, int], None] | None) -> dict[str, Sums]:
-    sums = {group: Sums.zero(plan) for group in dict.fromkeys(plan.groups.values())}
-    BlockReader.open_all(plan.files, list(plan.sizes))
+def _sums_of_groups(
+    plan: MatrixPlan, workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, BlockSums]:
+    sums = {group: BlockSums.zero(plan) for group in dict.fromkeys(plan.groups.values())}
     local = threading.local()
 
-    # One thread works on one chunk and calls single-threaded kernels: with threads inside the kernels too, the two
+    # One thread works on one block and calls single-threaded kernels: with threads inside the kernels too, the two
     # would compete for cores, and the order of summation would depend on how many there are.
     def prepare() -> None:
         torch.set_num_threads(1)
-        local.worker = ChunkWorker(plan)
+        local.worker = BlockWorker(plan)
 
     threads_before = torch.get_num_threads()
-    done = 0
+    sizes = [plan.bytes_of(block) for block in plan.blocks]
+    done, total = 0, sum(sizes)
     with ThreadPoolExecutor(workers, initializer=prepare) as pool:
         try:
-            results = pool.map(lambda chunk: local.worker.run(chunk), plan.chunks)
-            for chunk, part in zip(plan.chunks, results, strict=True):  # in the order of chunks, whoever is first
-                sums[chunk.group].add(part)
-                done += plan.bytes_of(chunk)
+            results = pool.map(lambda block: local.worker.run(block), plan.blocks)
+            # In the order of blocks, whichever is first.
+            for block, part, size in zip(plan.blocks, results, sizes, strict=True):
+                sums[block.group].add(part)
+                done += size
                 if progress is not None:
-                    progress(done, plan.nbytes)
+                    progress(done, total)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -1,7 +1,8 @@
-"""Vectors of a streaming pass, and the plan of the matrix whose rows hold them chunk by chunk."""
+"""Vectors of a streaming pass, and the plan of the matrix whose rows hold them block by block."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -10,30 +11,31 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
-from tvgrad.streaming.blocks import Chunk, chunks_of, matching_names, working_dtype
+from tvgrad.streaming.blocks import Block, blocks_of, matching_names, working_dtype
+from tvgrad.streaming.vector_key import Reference, VectorKey
 from tvgrad.vectors.parameters import ALL
 
 Pair: TypeAlias = tuple[int, int]
-Source: TypeAlias = tuple[int, int | None]  # rows of a file and of the file to be subtracted
+Source: TypeAlias = tuple[int, int | None]  # row of a file, and row of the file that is subtracted from it
 
-BLOCK = 16_384  # elements of a row that are worked on together, so that they stay in the cache
-CHUNK = 8 * BLOCK  # elements of one file that are read at a time
-ROOM = 3 << 20  # elements of all rows of a matrix together; chunks get shorter when there are many vectors
-SMALL_GROUP = 1 << 18  # up to this size float64 costs nothing, and float32 blocks are too few for 1e-7
+TILE = 16_384  # elements of a row that are worked on together, so that they stay in the cache
+LONGEST_BLOCK = 8 * TILE  # elements of one file that are read at a time
+MATRIX_ELEMENTS = 3 << 20  # in all rows of a matrix together; blocks get shorter when there are many vectors
+SMALL_GROUP = 1 << 18  # up to this size float64 costs nothing, and float32 products are too few for 1e-7
 
 
 @dataclass(frozen=True)
 class Vector:
     """One vector of a pass: the tensors of a file, or the difference of two files."""
 
-    label: str
+    key: VectorKey | str
     file: TensorFile
     minus: TensorFile | None = None
 
 
 @dataclass(frozen=True)
-class Run:
-    """Vectors that one call can form: of files in sequence, less nothing, one file, or files in sequence."""
+class RowSpan:
+    """Vectors that one call can form: consecutive rows, minus none, one row, or consecutive rows."""
 
     first: int
     length: int
@@ -41,9 +43,47 @@ class Run:
     minus: int | None  # row of the file that is subtracted from the first vector's
     step: int  # 0 or 1: from one subtracted row to the next
 
+    def extended(self, file: int, minus: int | None) -> RowSpan | None:
+        """Append a vector.
+
+        Args:
+            file: row of its file.
+            minus: row of the file that is subtracted.
+
+        Returns:
+            The longer span, or None where the vector does not continue it.
+        """
+        if file != self.file + self.length or (minus is None) != (self.minus is None):
+            return None
+        if minus is None or self.minus is None:
+            return replace(self, length=self.length + 1)
+        step, rest = divmod(minus - self.minus, self.length)
+        if rest or step not in {0, 1} or (self.length > 1 and step != self.step):
+            return None
+        return replace(self, length=self.length + 1, step=step)
+
+
+def spans_of(sources: Sequence[Source]) -> list[RowSpan]:
+    """Join vectors that one call can form.
+
+    Args:
+        sources: the rows from which each vector is formed.
+
+    Returns:
+        Spans that cover the vectors in order.
+    """
+    spans: list[RowSpan] = []
+    for index, (file, minus) in enumerate(sources):
+        longer = spans[-1].extended(file, minus) if spans else None
+        if longer:
+            spans[-1] = longer
+        else:
+            spans.append(RowSpan(index, 1, file, minus, 0))
+    return spans
+
 
 @dataclass(frozen=True)
-class Plan:
+class MatrixPlan:
     """What a pass reads and computes.
 
     A matrix has one row for each file that is a vector, then one for each difference, then one for each other file;
@@ -55,13 +95,13 @@ class Plan:
     sources: list[Source]  # row of the Gram matrix -> rows of the matrix from which it is formed
     plain: int  # number of rows that are files as they are
     row_of: list[int]  # vector -> row of the Gram matrix
-    projections: tuple[Pair, ...]
-    signs: tuple[Pair, ...]
+    projections: list[Pair]
+    signs: list[Pair]
     groups: dict[str, str]
     sizes: dict[str, int]
     dtype: torch.dtype
     capacity: int
-    chunks: list[Chunk]
+    blocks: list[Block]
     small: frozenset[str]  # groups whose products are taken in float64 in any case
 
     @property
@@ -74,16 +114,11 @@ class Plan:
         """Number of rows of the matrix."""
         return max([self.count - 1, *self.place]) + 1
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read."""
-        return sum(file.places[name].nbytes for file in self.files for name in self.sizes)
-
-    def bytes_of(self, chunk: Chunk) -> int:
-        """Bytes that are read for one chunk.
+    def bytes_of(self, block: Block) -> int:
+        """Bytes that are read for one block.
 
         Args:
-            chunk: one of the plan's chunks.
+            block: one of the plan's blocks.
 
         Returns:
             The bytes in all files.
@@ -91,17 +126,18 @@ class Plan:
         return sum(
             segment.length * file.places[segment.name].dtype.itemsize
             for file in self.files
-            for segment in chunk.segments
+            for segment in block.segments
         )
 
 
-def plan_of(
+def plan_matrix(
     vectors: Sequence[Vector],
     groups: Mapping[str, str],
-    projections: tuple[Pair, ...],
-    signs: tuple[Pair, ...],
+    *,
+    projections: Sequence[tuple[Reference, Reference]],
+    signs: Sequence[tuple[Reference, Reference]],
     names: Iterable[str] | None,
-) -> Plan:
+) -> MatrixPlan:
     """Check that vectors fit together and lay out their rows.
 
     Args:
@@ -116,88 +152,64 @@ def plan_of(
 
     Raises:
         TvgradError: labels, pairs, groups or files do not fit.
-    """
-    labels = [vector.label for vector in vectors]
-    if not vectors or len(set(labels)) < len(labels):
-        raise TvgradError("the vectors of a pass need different labels, and there must be at least one")
-    for pair in [*projections, *signs]:
-        if not all(0 <= index < len(vectors) for index in pair):
-            raise TvgradError(f"the pair {pair} names no two vectors: indices go from 0 to {len(vectors) - 1}")
+    """  # noqa: DOC502 - raised by what is called
+    projected, compared = _row_pairs(vectors, projections), _row_pairs(vectors, signs)
     # A file that was opened twice is still one file. Subtracted files come first: the weights of a run then lie in
     # the order of epochs, and one call forms all differences.
+    opened = [vector.minus for vector in vectors if vector.minus] + [vector.file for vector in vectors]
     by_path: dict[str, TensorFile] = {}
-    for file in [*(vector.minus for vector in vectors), *(vector.file for vector in vectors)]:
-        if file is not None:
-            by_path.setdefault(_key(file), file)
-    keys = [(_key(vector.file), None if vector.minus is None else _key(vector.minus)) for vector in vectors]
-    own = list(dict.fromkeys(key for key, minus in keys if minus is None))
-    differences = list(dict.fromkeys(pair for pair in keys if pair[1] is not None))
-    rows: dict[tuple[str, str | None], int] = {
-        pair: row for row, pair in enumerate([*((key, None) for key in own), *differences])
-    }
-    others = [key for key in by_path if key not in own]
-    place = {key: row for row, key in enumerate(own)} | {key: len(rows) + n for n, key in enumerate(others)}
-    files = [by_path[key] for key in place]
-
+    same = {file: by_path.setdefault(str(file.path.resolve()), file) for file in opened}
+    formed = [(same[vector.file], same[vector.minus] if vector.minus else None) for vector in vectors]
+    plain_first = sorted(dict.fromkeys(formed), key=lambda pair: pair[1] is not None)
+    rows = {pair: row for row, pair in enumerate(plain_first)}
+    place = {file: row for (file, minus), row in rows.items() if minus is None}
+    plain = len(place)
+    others = [file for file in by_path.values() if file not in place]
+    place |= {file: row for row, file in enumerate(others, len(rows))}
+    files = list(place)
     chosen = matching_names(files, names)
-    for name in chosen:
-        if name not in groups:
-            raise TvgradError(f"tensor {name!r} belongs to no group: name a group for each tensor")
-        if groups[name] == ALL:
-            raise TvgradError(f"the group of {name!r} is called {ALL!r}, which stands for the whole model: rename it")
+    group_of = _groups_of(chosen, groups)
     sizes = {name: files[0].places[name].numel for name in chosen}
-    group_of = {name: groups[name] for name in chosen}
-    totals = dict.fromkeys(group_of.values(), 0)
+    totals: Counter[str] = Counter()
     for name, size in sizes.items():
         totals[group_of[name]] += size
-    capacity = ROOM // (len(rows) + len(others))
-    capacity = min(CHUNK, capacity // BLOCK * BLOCK or max(1024, capacity // 1024 * 1024))
-    return Plan(
+    capacity = MATRIX_ELEMENTS // (len(rows) + len(others))
+    capacity = min(LONGEST_BLOCK, capacity // TILE * TILE or max(1024, capacity // 1024 * 1024))
+    return MatrixPlan(
         files=files,
         place=list(place.values()),
-        sources=[(place[key], None if minus is None else place[minus]) for key, minus in rows],
-        plain=len(own),
-        row_of=[rows[pair] for pair in keys],
-        projections=projections,
-        signs=signs,
+        sources=[(place[file], None if minus is None else place[minus]) for file, minus in rows],
+        plain=plain,
+        row_of=[rows[pair] for pair in formed],
+        projections=projected,
+        signs=compared,
         groups=group_of,
         sizes=sizes,
         dtype=working_dtype(files, chosen),
         capacity=capacity,
-        chunks=chunks_of(sizes, group_of, capacity),
+        blocks=blocks_of(sizes, group_of, capacity),
         small=frozenset(group for group, total in totals.items() if total <= SMALL_GROUP),
     )
 
 
-def _key(file: TensorFile) -> str:
-    return str(file.path.resolve())
+def _row_pairs(vectors: Sequence[Vector], pairs: Sequence[tuple[Reference, Reference]]) -> list[Pair]:
+    """The pairs' places in the list of vectors, whose labels must differ."""
+    places = {str(vector.key): place for place, vector in enumerate(vectors)}
+    if not vectors or len(places) < len(vectors):
+        raise TvgradError("the vectors of a pass need different labels, and there must be at least one")
+    found = []
+    for pair in pairs:
+        left, right = (one if isinstance(one, int) else places.get(str(one), -1) for one in pair)
+        if not (0 <= left < len(vectors) and 0 <= right < len(vectors)):
+            raise TvgradError(f"the pair {pair} names no two vectors: indices go from 0 to {len(vectors) - 1}")
+        found.append((left, right))
+    return found
 
 
-def runs_of(sources: Sequence[Source]) -> list[Run]:
-    """Join vectors that one call can form.
-
-    Args:
-        sources: the rows from which each vector is formed.
-
-    Returns:
-        Runs that cover the vectors in order.
-    """
-    runs: list[Run] = []
-    for index, (file, minus) in enumerate(sources):
-        last = runs[-1] if runs else None
-        step = _step(last, file, minus) if last else None
-        if last and step is not None:
-            runs[-1] = replace(last, length=last.length + 1, step=step)
-        else:
-            runs.append(Run(index, 1, file, minus, 0))
-    return runs
-
-
-def _step(run: Run, file: int, minus: int | None) -> int | None:
-    """The step of a run with one more vector, or None where the vector does not continue it."""
-    if file != run.file + run.length or (minus is None) != (run.minus is None):
-        return None
-    if minus is None or run.minus is None:
-        return 0
-    step, rest = divmod(minus - run.minus, run.length)
-    return step if rest == 0 and step in {0, 1} and (run.length == 1 or step == run.step) else None
+def _groups_of(names: Sequence[str], groups: Mapping[str, str]) -> dict[str, str]:
+    for name in names:
+        if name not in groups:
+            raise TvgradError(f"tensor {name!r} belongs to no group: name a group for each tensor")
+        if groups[name] == ALL:
+            raise TvgradError(f"the group of {name!r} is called {ALL!r}, which stands for the whole model: rename it")
+    return {name: groups[name] for name in names}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tvgrad.files.tensors import TensorFile
 from tvgrad.store.run import Run, open_runs
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
+from tvgrad.streaming.vector_key import Kind, VectorKey
 from tvgrad.vectors.parameters import group_names
 
 Source = Run | str | os.PathLike[str]
@@ -24,21 +26,20 @@ class RunVectors:
     """The vectors of one run, in the order of its epochs, with what is asked of them.
 
     Attributes:
-        name: the run's name, with which labels begin.
+        name: the run's name in this pass.
         vectors: the vectors.
-        labels: (kind, epoch) -> label, where kind is gradient, task_vector, displacement or epoch_gradient; the first
-            displacement is the first task vector.
-        projections: pairs of labels (task vector, first gradient) whose residual is wanted.
+        keys: (kind, epoch) -> key of the vector; the first displacement is the first task vector.
+        projections: pairs (task vector, first gradient) whose residual is wanted.
         before: epoch -> the recorded epoch at which its displacement begins.
     """
 
     name: str
     vectors: list[Vector] = field(default_factory=list)
-    labels: dict[tuple[str, int], str] = field(default_factory=dict)
-    projections: list[tuple[str, str]] = field(default_factory=list)
+    keys: dict[tuple[str, int], VectorKey] = field(default_factory=dict)
+    projections: list[tuple[VectorKey, VectorKey]] = field(default_factory=list)
     before: dict[int, int] = field(default_factory=dict)
 
-    def add(self, kind: str, epoch: int, file: TensorFile, minus: TensorFile | None = None) -> None:
+    def add(self, kind: Kind, epoch: int, file: TensorFile, *, minus: TensorFile | None = None) -> None:
         """Add a vector.
 
         Args:
@@ -47,9 +48,8 @@ class RunVectors:
             file: its tensors.
             minus: what is subtracted from them.
         """
-        label = f"{self.name}:{kind}:{epoch}"
-        self.labels[kind, epoch] = label
-        self.vectors.append(Vector(label, file, minus))
+        key = self.keys[kind, epoch] = VectorKey(self.name, kind, epoch)
+        self.vectors.append(Vector(key, file, minus))
 
 
 def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVectors:
@@ -58,7 +58,7 @@ def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVector
     Args:
         run: the run.
         stack: closes the files.
-        name: what labels begin with; by default the run's name.
+        name: what to call the run; by default its own name.
 
     Returns:
         The gradients, the task vectors, the displacements between kept epochs that follow each other (between recorded
@@ -71,23 +71,20 @@ def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVector
     if 0 not in run.epochs:
         raise TvgradError(f"{run.root} has no pretrained weights ({run.unit} 0): its first epoch was never finished")
     weights = {epoch: stack.enter_context(run.file("weights", epoch)) for epoch in run.epochs}
-    for epoch in run.having("gradient"):
-        found.add("gradient", epoch, stack.enter_context(run.file("gradient", epoch)))
-    for epoch in run.having("epoch_gradient"):
-        found.add("epoch_gradient", epoch, stack.enter_context(run.file("epoch_gradient", epoch)))
-    for epoch, file in weights.items():
-        if epoch == 0:
-            continue
-        found.add("task_vector", epoch, file, weights[0])
-        before = max(earlier for earlier in weights if earlier < epoch)
+    recorded: tuple[Kind, ...] = ("gradient", "epoch_gradient")
+    for kind in recorded:
+        for epoch in run.having(kind):
+            found.add(kind, epoch, stack.enter_context(run.file(kind, epoch)))
+    for before, epoch in pairwise(weights):
+        found.add("task_vector", epoch, weights[epoch], minus=weights[0])
         if run.unit == "step" or before == epoch - 1:
             found.before[epoch] = before
             if before == 0:
-                found.labels["displacement", epoch] = found.labels["task_vector", epoch]
+                found.keys["displacement", epoch] = found.keys["task_vector", epoch]
             else:
-                found.add("displacement", epoch, file, weights[before])
-        if ("gradient", 0) in found.labels:
-            found.projections.append((found.labels["task_vector", epoch], found.labels["gradient", 0]))
+                found.add("displacement", epoch, weights[epoch], minus=weights[before])
+        if ("gradient", 0) in found.keys:
+            found.projections.append((found.keys["task_vector", epoch], found.keys["gradient", 0]))
     return found
 
 
@@ -111,6 +108,20 @@ def gram(
 
     Raises:
         TvgradError: there is nothing to multiply, or the sources do not belong to one model.
+
+    Examples:
+        >>> import tempfile, torch, tvgrad
+        >>> from safetensors.torch import save_file
+        >>> folder = tempfile.mkdtemp()
+        >>> for name, row in {"a": [3.0, 4.0], "b": [4.0, 3.0]}.items():
+        ...     save_file({"layer.weight": torch.tensor([row])}, f"{folder}/{name}.safetensors")
+        >>> result = tvgrad.gram(f"{folder}/a.safetensors", f"{folder}/b.safetensors")
+        >>> result.labels
+        ('a.safetensors', 'b.safetensors')
+        >>> result.matrix.tolist()
+        [[25.0, 24.0], [24.0, 25.0]]
+        >>> round(result.cosine("a.safetensors", "b.safetensors"), 3)
+        0.96
     """
     flat: list[Any] = []
     for source in sources:
@@ -119,7 +130,7 @@ def gram(
         raise TvgradError("there is nothing to multiply: give runs or safetensors files")
     with ExitStack() as stack:
         vectors: list[Vector] = []
-        projections: list[tuple[str, str]] = []
+        projections: list[tuple[VectorKey, VectorKey]] = []
         names: dict[str, str] = {}
         taken: set[str] = set()
         for source in flat:
@@ -133,9 +144,7 @@ def gram(
                 vectors += found.vectors
                 projections += found.projections
                 names |= run.groups(groups)
-        rows = {vector.label: row for row, vector in enumerate(vectors)}
-        pairs = [(rows[left], rows[right]) for left, right in projections]
-        return gram_of(vectors, names, projections=pairs, progress=progress)
+        return gram_of(vectors, names, projections=projections, progress=progress)
 
 
 def _unique(name: str, taken: set[str]) -> str:
