@@ -49,6 +49,7 @@ def reader_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("reader")
 
 
+@pytest.mark.timeout(900)  # a page's commands all together
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_snippets_run(document, reader_folder, monkeypatch, capsys):
     if not snippets(document):

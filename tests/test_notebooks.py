@@ -25,6 +25,7 @@ def test_there_is_a_notebook_of_bounds() -> None:
     assert "how-to/bounds.ipynb" in NOTEBOOKS
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_run_and_show_what_the_file_shows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
