@@ -242,10 +242,8 @@ def _predicted(
         return dict.fromkeys(keep, math.nan)
     steps = 1 if batch_size is None else math.ceil(len(task.train) / batch_size)
     ratio = norm(task.objective.hvp(gradient)) / norm(gradient)
-    return {
-        epochs: rule.second_order_weight(steps * epochs) / rule.first_order_weight(steps * epochs) * ratio
-        for epochs in keep
-    }
+    first, second = (weights(steps * max(keep)) for weights in (rule.first_order_weights, rule.second_order_weights))
+    return {epochs: float(second[steps * epochs] / first[steps * epochs]) * ratio for epochs in keep}
 
 
 def _course_rows(task: Task, course: Course, gradient: Weights, start: Weights, keep: Sequence[int]) -> Rows:

@@ -70,7 +70,7 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
         except NoCertificate as reason:
             without.append({"task": name, "reason": str(reason)})
             continue
-        size = rule.first_order_weight(epochs) * problem.gradient.norm
+        size = float(rule.first_order_weights(epochs)[epochs]) * problem.gradient.norm
         rows.append({
             "task": name,
             "rule": rule.name,

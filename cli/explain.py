@@ -71,7 +71,7 @@ def explain(
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device)
         begin = time.perf_counter()
-        made = explained(run, objective, budget_seconds, remainder, wanted)
+        made = explained(run, objective, wanted, seconds=budget_seconds, remainder=remainder)
         if bounds and made.second_order:
             # last, with what the predictions and the budget have left of the time
             left = None if budget_seconds is None else budget_seconds - (time.perf_counter() - begin)

@@ -277,14 +277,14 @@ def test_a_replay_of_something_else_is_not_used(tmp_path: Path, tampered: Tamper
     budget = _explained(other, made)
     assert [row.nodes for row in budget.rows][:2] == ["V0 - V5", "V5 - V6"]
     assert budget.rows[1].term == "curvature (predicted displacement)"
-    assert any("does not come by the recorded weights" in sentence for sentence in budget.sentences)
+    assert any("does not reproduce the recorded weights" in sentence for sentence in budget.sentences)
 
 
 def test_adam_with_a_replay_of_something_else(tmp_path: Path, tampered: Tampered) -> None:
     made = recipe()
     run = record(made, tmp_path, optimizer="adam", batch_size=10, epochs=1)
     other = tampered(run, "weights", 1, lambda weights: {n: t + 1.0 for n, t in weights.items()})
-    with pytest.raises(TvgradError, match="does not come by its recorded weights"):
+    with pytest.raises(TvgradError, match="does not reproduce the recorded weights"):
         _explained(other, made)
 
 

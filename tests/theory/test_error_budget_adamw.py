@@ -105,7 +105,7 @@ def test_nodes_against_their_definitions(amsgrad: bool, tmp_path: Path) -> None:
     assert len(budget.rows) == len(nodes) - 1
     for row, before, after in zip(budget.rows, nodes, nodes[1:], strict=False):
         vector = _sum([(1.0, before), (-1.0, after)])
-        # The replay comes by the recorded bits, so that only float64 sums differ, of vectors as long as the residual.
+        # The replay reproduces the recorded weights: only float64 sums differ, of vectors as long as the residual.
         size = math.sqrt(_dot(residual, residual))
         assert row.norm == pytest.approx(math.sqrt(_dot(vector, vector)), rel=1e-9, abs=1e-13 * size), row.term
         assert row.share == pytest.approx(_dot(vector, residual) / size**2, rel=1e-9, abs=1e-13), row.term

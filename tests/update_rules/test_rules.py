@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tvgrad.update_rules.rules import (
     rule_from_dict,
     rule_from_optimizer,
 )
+from tvgrad.update_rules.trajectory import Trajectory
 
 U = 2.0**-53
 STEPS = 9
@@ -74,7 +76,7 @@ def every_step(
 ) -> Iterator[torch.Tensor]:
     """The weights after 0, 1, .. STEPS steps: by PyTorch's optimizer, or by a plain loop where it has none."""
     yield theta.clone()
-    if rule.linear and rule.decoupled_decay:
+    if isinstance(rule, LinearRule) and rule.decoupled_decay:
         buffer = None
         mu = getattr(rule, "momentum", 0.0)
         for step in range(STEPS):
@@ -118,7 +120,7 @@ def test_coefficients_reproduce_the_optimizer_at_every_step(rule: LinearRule) ->
     assert matrix.dtype == np.float64
     used = (gradients + rule.coupled_decay * weights[:-1]).numpy()
     for k in range(STEPS + 1):
-        expected = -rule.decay_shrinkage(k) * weights[0].numpy() - matrix[k] @ used
+        expected = -rule.decay_shrinkages(k)[k] * weights[0].numpy() - matrix[k] @ used
         allowed = rounding(weights, np.abs(matrix[k]) @ np.abs(used))
         assert (np.abs((weights[k] - weights[0]).numpy() - expected) <= allowed).all()
         assert not matrix[k, k:].any()
@@ -134,9 +136,9 @@ def test_the_backward_recurrence_agrees_with_the_forward_one(rule: LinearRule) -
         c = rule.coefficients(k)
         assert c.shape == (k,)
         np.testing.assert_allclose(c, matrix[k, :k], rtol=4 * STEPS * U, atol=0)
-        assert rule.first_order_weight(k) == pytest.approx(math.fsum(c), rel=8 * STEPS * U, abs=0)
-        assert rule.second_order_weight(k) == pytest.approx(math.fsum(c * first[:k]), rel=16 * STEPS * U, abs=0)
-        assert rule.decay_weight(k) == pytest.approx(math.fsum(c * lost[:k]), rel=16 * STEPS * U, abs=0)
+        assert rule.first_order_weights(k)[k] == pytest.approx(math.fsum(c), rel=8 * STEPS * U, abs=0)
+        assert rule.second_order_weights(k)[k] == pytest.approx(math.fsum(c * first[:k]), rel=16 * STEPS * U, abs=0)
+        assert rule.decay_weights(k)[k] == pytest.approx(math.fsum(c * lost[:k]), rel=16 * STEPS * U, abs=0)
 
 
 def heavy_ball(eta: float, mu: float, ages: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -161,8 +163,8 @@ def test_closed_forms(rule: LinearRule, form: Callable[[NDArray[np.int64]], NDAr
     np.testing.assert_allclose(rule.coefficients(k), form(k - np.arange(k)), rtol=1e-13)
     # S_e and Q_k once more, from the closed form alone.
     partial = np.array([form(e - np.arange(e)).sum() for e in range(k + 1)])
-    assert rule.first_order_weight(k) == pytest.approx(partial[k], rel=1e-13)
-    assert rule.second_order_weight(k) == pytest.approx(form(k - np.arange(k)) @ partial[:k], rel=1e-13)
+    assert rule.first_order_weights(k)[k] == pytest.approx(partial[k], rel=1e-13)
+    assert rule.second_order_weights(k)[k] == pytest.approx(form(k - np.arange(k)) @ partial[:k], rel=1e-13)
 
 
 def test_gradient_descent_has_textbook_weights() -> None:
@@ -176,14 +178,14 @@ def test_gradient_descent_has_textbook_weights() -> None:
 def test_a_small_decay_is_not_lost_by_cancellation() -> None:
     # 1 - (1 - 1e-20)^3 is 0 when it is formed by subtraction; here it is 3e-20, and D_k = eta (1 + 2) 1e-20 for k = 3.
     rule = SGD(0.1, weight_decay=1e-19, decoupled=True)
-    assert rule.decay_shrinkage(3) == pytest.approx(3e-20, rel=1e-15, abs=0)
-    assert rule.decay_weight(3) == pytest.approx(0.1 * 3e-20, rel=1e-15, abs=0)
+    assert rule.decay_shrinkages(3)[3] == pytest.approx(3e-20, rel=1e-15, abs=0)
+    assert rule.decay_weights(3)[3] == pytest.approx(0.1 * 3e-20, rel=1e-15, abs=0)
     np.testing.assert_allclose(
         SGD(SCHEDULE, 2.0, decoupled=True).decay_factors(STEPS),
         [math.prod(1 - 2.0 * eta for eta in SCHEDULE[e:]) for e in range(STEPS + 1)],
         rtol=1e-14,
     )
-    assert AdamW(0.1, weight_decay=0.5).decay_shrinkage(2) == pytest.approx(1 - 0.95**2)
+    assert AdamW(0.1, weight_decay=0.5).decay_shrinkages(2)[2] == pytest.approx(1 - 0.95**2)
     assert not Momentum(0.1, 0.9, weight_decay=0.5).decay_shrinkages(2).any()
 
 
@@ -230,9 +232,9 @@ def test_the_second_order_expansion_leaves_a_third_order_residual(rule_at: Calla
         decay = rule.coupled_decay
         last = list(every_step(rule, theta0, lambda at, step: gradient(at)))[-1]
         g0 = gradient(theta0) + decay * theta0
-        inner = rule.second_order_weight(STEPS) * g0 + rule.decay_weight(STEPS) * theta0
+        inner = rule.second_order_weights(STEPS)[STEPS] * g0 + rule.decay_weights(STEPS)[STEPS] * theta0
         curved = torch.func.jvp(gradient, (theta0,), (inner,))[1] + decay * inner
-        predicted = -rule.decay_shrinkage(STEPS) * theta0 - rule.first_order_weight(STEPS) * g0 + curved
+        predicted = -rule.decay_shrinkages(STEPS)[STEPS] * theta0 - rule.first_order_weights(STEPS)[STEPS] * g0 + curved
         residuals.append(float((last - theta0 - predicted).norm()))
     assert min(residuals) > 1e-12  # far above rounding, or the order would mean nothing
     order = np.polyfit(np.log(etas), np.log(residuals), 1)[0]
@@ -267,8 +269,21 @@ def test_momentum_weights_of_a_linear_rule_leave_decay_out() -> None:
 
 
 def as_dicts(rows: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
-    """Split each row into two named tensors; an iterator, for a replay may look at each step only once."""
+    """Split each row into two named tensors."""
     return ({"a": row[:10].view(2, 5), "b.c": row[10:]} for row in rows)
+
+
+def follow(
+    rule: UpdateRule,
+    theta0: dict[str, torch.Tensor],
+    gradients: Iterable[dict[str, torch.Tensor]],
+    thetas: Iterable[dict[str, torch.Tensor]] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The task vector after the last gradient; decay takes its part of the weights given, or of its own."""
+    trajectory = Trajectory(rule, theta0)
+    for gradient, theta in zip(gradients, itertools.repeat(None) if thetas is None else thetas, strict=False):
+        trajectory.step(gradient, theta)
+    return trajectory.task_vector
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -277,19 +292,19 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("own", [False, True], ids=["recorded weights", "own trajectory"])
 @pytest.mark.parametrize("rule", COUPLED + DECOUPLED + ADAPTIVE, ids=label)
-def test_replay_reproduces_the_optimizer(rule: UpdateRule, own: bool) -> None:
+def test_a_trajectory_reproduces_the_optimizer(rule: UpdateRule, own: bool) -> None:
     weights, gradients = recorded(rule)
     theta0 = next(as_dicts(weights))
-    task_vector = rule.replay(theta0, as_dicts(gradients), None if own else as_dicts(weights))
+    task_vector = follow(rule, theta0, as_dicts(gradients), None if own else as_dicts(weights))
     assert list(task_vector) == ["a", "b.c"]
     assert all(tensor.dtype == torch.float64 and tensor.shape == theta0[n].shape for n, tensor in task_vector.items())
     exact = weights[-1] - weights[0]
     assert float((flat(task_vector) - exact).norm()) <= 1e-14 * float(weights.abs().amax(0).norm())
-    if rule.linear or own:
+    if isinstance(rule, LinearRule) or own:
         return
-    # Adam in float32 differs from its float64 replay by its own rounding only, STEPS half ulps and little more.
+    # Adam in float32 differs from its trajectory in float64 by its own rounding only, STEPS half ulps and little more.
     single, gradients32 = recorded_in_float32(rule)
-    task_vector = rule.replay(next(as_dicts(single)), as_dicts(gradients32), as_dicts(single))
+    task_vector = follow(rule, next(as_dicts(single)), as_dicts(gradients32), as_dicts(single))
     difference = flat(task_vector) - (single[-1].double() - single[0].double())
     assert 0 < float(difference.abs().max()) < STEPS * 2.0**-23 * float(single.abs().max())
 
@@ -304,30 +319,31 @@ def recorded_in_float32(rule: UpdateRule) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     "rule", [rule for rule in COUPLED + DECOUPLED + ADAPTIVE if rule.coupled_decay + rule.decoupled_decay], ids=label
 )
-def test_replay_takes_decay_of_the_recorded_weights_and_can_leave_it_out(rule: UpdateRule) -> None:
+def test_a_trajectory_takes_decay_of_the_weights_given_and_can_leave_it_out(rule: UpdateRule) -> None:
     weights, gradients = recorded(rule)
     theta0 = next(as_dicts(weights))
-    plain = rule.without_decay().replay(theta0, as_dicts(gradients), as_dicts(weights))
+    plain = follow(rule.without_decay(), theta0, as_dicts(gradients), as_dicts(weights))
     no_decay, _ = recorded(rule.without_decay())
     assert float((flat(plain) - (no_decay[-1] - no_decay[0])).norm()) <= 1e-14 * float(no_decay.abs().amax(0).norm())
-    shifted = rule.replay(theta0, as_dicts(gradients), as_dicts(weights + 1.0))
-    straight = rule.replay(theta0, as_dicts(gradients), as_dicts(weights))
+    shifted = follow(rule, theta0, as_dicts(gradients), as_dicts(weights + 1.0))
+    straight = follow(rule, theta0, as_dicts(gradients), as_dicts(weights))
     assert float((flat(shifted) - flat(straight)).norm()) > 1e-3
-    if rule.linear:
+    if isinstance(rule, LinearRule):
         share = rule.coefficients(STEPS).sum() * rule.coupled_decay
         if rule.decoupled_decay:
             share = float(rule.rates(STEPS).sum()) * rule.decoupled_decay
         np.testing.assert_allclose((flat(straight) - flat(shifted)).numpy(), share, rtol=1e-12)
 
 
-def test_replay_takes_rates_in_the_place_of_its_own_and_changes_nothing_it_reads() -> None:
+def test_a_trajectory_follows_its_schedule_and_changes_nothing_it_reads() -> None:
     weights, gradients = recorded(Momentum(SCHEDULE, 0.9))
     kept = gradients.clone()
     theta0 = next(as_dicts(weights))
-    other = Momentum(5.0, 0.9).replay(theta0, as_dicts(gradients), rates=iter(SCHEDULE))
-    torch.testing.assert_close(other, Momentum(SCHEDULE, 0.9).replay(theta0, as_dicts(gradients)), rtol=0, atol=0)
+    other = follow(Momentum(5.0, 0.9).with_lr(SCHEDULE), theta0, as_dicts(gradients))
+    torch.testing.assert_close(other, follow(Momentum(SCHEDULE, 0.9), theta0, as_dicts(gradients)), rtol=0, atol=0)
+    torch.testing.assert_close(flat(other), weights[-1] - weights[0], rtol=1e-13, atol=1e-14)
     assert torch.equal(gradients, kept)
-    assert not any(tensor.any() for tensor in Adam(0.1).replay(theta0, []).values())
+    assert not any(tensor.any() for tensor in follow(Adam(0.1), theta0, []).values())
 
 
 @pytest.mark.parametrize("rule", COUPLED + DECOUPLED + ADAPTIVE, ids=label)
@@ -404,7 +420,7 @@ def test_make_rule() -> None:
     assert make_rule("adam", 0.1) == Adam(0.1, weight_decay=0.0)
     assert make_rule("adamw", 0.1) == AdamW(0.1, weight_decay=0.01)
     assert make_rule("adamw", 0.1) != Adam(0.1, weight_decay=0.01)
-    assert linear_rule(GD(0.1)).linear
+    assert isinstance(linear_rule(GD(0.1)), LinearRule)
 
 
 def test_rates_come_as_any_sequence_of_numbers() -> None:
@@ -472,13 +488,10 @@ THETA = {"w": torch.zeros(2)}
         (lambda: rule_from_dict({"name": "gd", "lr": 0.1, "momentum": 0.9}), "gd has no option 'momentum'"),
         (lambda: rule_from_dict({"name": "momentum", "lr": 0.1}), "needs the option 'momentum'"),
         (lambda: rule_from_dict({"name": "gd", "lr": None}), "lr None"),
-        (lambda: GD(0.1).replay(THETA, [{"v": torch.zeros(2)}]), "gradient of step 0 and theta0 differ"),
-        (lambda: GD(0.1).replay(THETA, [THETA, {"w": torch.zeros(3)}]), "gradient of step 1"),
-        (lambda: SGD(0.1, 0.1).replay(THETA, [THETA], [{}]), "weights of step 0 and theta0 differ"),
-        (lambda: SGD(0.1, 0.1).replay(THETA, [THETA, THETA], [THETA]), "there are weights for 1 steps"),
-        (lambda: GD(0.1).replay(THETA, [THETA, THETA], rates=[0.1]), "there are rates for 1 steps"),
-        (lambda: GD(0.1).replay(THETA, [THETA], rates=[-0.1]), "rates -0.1"),
-        (lambda: GD([0.1]).replay(THETA, [THETA, THETA]), "give one rate for each step"),
+        (lambda: follow(GD(0.1), THETA, [{"v": torch.zeros(2)}]), "gradient of step 0 and theta0 differ"),
+        (lambda: follow(GD(0.1), THETA, [THETA, {"w": torch.zeros(3)}]), "gradient of step 1"),
+        (lambda: follow(SGD(0.1, 0.1), THETA, [THETA], [{}]), "weights of step 0 and theta0 differ"),
+        (lambda: follow(GD([0.1]), THETA, [THETA, THETA]), "give one rate for each step"),
     ],
 )
 def test_bad_input_gets_one_sentence(action: Callable[[], object], words: str) -> None:

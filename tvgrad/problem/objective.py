@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,16 @@ class Evaluations:
     values: int = 0
     gradients: int = 0
     hvps: int = 0
+
+    def __add__(self, other: Evaluations) -> Evaluations:
+        return Evaluations(self.values + other.values, self.gradients + other.gradients, self.hvps + other.hvps)
+
+    def __sub__(self, other: Evaluations) -> Evaluations:
+        return Evaluations(self.values - other.values, self.gradients - other.gradients, self.hvps - other.hvps)
+
+    def copy(self) -> Evaluations:
+        """The counts so far, which go on no more."""
+        return replace(self)
 
 
 class Objective:

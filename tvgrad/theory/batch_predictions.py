@@ -5,8 +5,8 @@ With c[k,s] the rule's coefficients and B_s the batch of step s, everything on t
     order 1:  tau = -sum_s c_s g_{B_s}
     order 2:  tau = order 1 + sum_s c_s H_{B_s} sum_{j<s} c[s,j] g_{B_j}
 
-and the quadratic model follows the rule with `g_{B_s} + H_{B_s} q_s`. Each is the rule itself, followed with another
-gradient, so that the sums need no table of coefficients: two or three vectors are kept, and one batch's graph.
+and the quadratic model follows the rule with `g_{B_s} + H_{B_s} q_s`. Each is the rule itself on other gradients, so
+that the sums need no table of coefficients: two or three vectors are kept, and one batch's graph.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.problem.objective import Evaluations, Objective
-from tvgrad.update_rules.base import State, UpdateRule
-from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import linear_rule
-from tvgrad.vectors.algebra import combination, to_float64, zeros_like
+from tvgrad.update_rules.trajectory import Trajectory
+from tvgrad.vectors.algebra import combination, to_float64
 from tvgrad.vectors.parameters import Weights
 
 
@@ -56,7 +56,6 @@ def batch_view(
     Returns:
         A view; the chunk size is the whole objective's.
     """
-    objective.use_chunk_size(objective.chunk_size)  # measured once, and not again for each batch
     view = objective.subset(indices)
     view.evaluations = Evaluations() if counts is None else counts
     return view
@@ -92,49 +91,36 @@ def predict_batches(
     linear = linear_rule(rule)
     start = to_float64(objective.initial if at is None else at, objective.device)
     counts = Evaluations()
-    first, second, model = (_Follower(linear, start) for _ in range(3))
+    # Coupled decay acts on the displacement at which a gradient is taken: it is part of the gradients here.
+    decay = linear.coupled_decay
+    plain = linear.without_decay() if decay else linear
+    first, second, model = (Trajectory(plain, start) for _ in range(3))
     step = 0
     for epoch, batches in enumerate(epochs, start=1):
         for indices in batches:
             view = batch_view(objective, indices, counts)
             gradient = to_float64(view.gradient(at))
             # After one step all three have the same displacement; before it, none.
-            wanted = [] if step == 0 else [first.moved] if order2 or quadratic else []
+            wanted = [] if step == 0 else [first.task_vector] if order2 or quadratic else []
             if quadratic and step > 1:
-                wanted = [first.moved, model.moved] if order2 else [model.moved]
-            products = view.hvps(wanted, at) if wanted else []
+                wanted = [first.task_vector, model.task_vector] if order2 else [model.task_vector]
+            products = view.hvps(wanted, at)
             if order2:
-                second.follow(_bent(gradient, products[:1]), step, seen=first.moved)
+                second.step(_summed(gradient, products[:1], decay, (start, first.task_vector)))
             if quadratic:
-                model.follow(_bent(gradient, products[-1:]), step, seen=model.moved)
-            first.follow(gradient, step, seen=None)
+                model.step(_summed(gradient, products[-1:], decay, (start, model.task_vector)))
+            first.step(_summed(gradient, [], decay, (start,)))
             step += 1
         yield BatchPrediction(
             epoch,
-            first.moved,
-            second.moved if order2 else None,
-            model.moved if quadratic else None,
-            Evaluations(gradients=counts.gradients, hvps=counts.hvps),
+            first.task_vector,
+            second.task_vector if order2 else None,
+            model.task_vector if quadratic else None,
+            counts.copy(),
         )
 
 
-class _Follower:
-    """The rule, followed with gradients of one's own."""
-
-    def __init__(self, rule: LinearRule, start: Weights) -> None:
-        # Coupled decay acts on the displacement that the gradient was taken at; decoupled decay on the follower's own.
-        self.coupled = rule.coupled_decay
-        self.rule = rule.without_decay() if self.coupled else rule
-        self.start = start
-        self.moved = zeros_like(start)
-        self.states: dict[str, State] = {}
-
-    def follow(self, gradient: Weights, step: int, seen: Weights | None) -> None:
-        if self.coupled:
-            terms = [(1.0, gradient), (self.coupled, self.start)]
-            gradient = combination(*terms, *([] if seen is None else [(self.coupled, seen)]))
-        self.rule.advance(self.moved, self.start, gradient, step, self.states)
-
-
-def _bent(gradient: Weights, products: list[Weights]) -> Weights:
-    return combination((1.0, gradient), (1.0, products[0])) if products else gradient
+def _summed(gradient: Weights, products: list[Weights], decay: float, decayed: tuple[Weights, ...]) -> Weights:
+    """A batch's gradient at theta_0, its Hessian times the displacement, and coupled decay's part."""
+    pulls = ((decay, vector) for vector in decayed if decay)
+    return combination((1.0, gradient), *((1.0, product) for product in products), *pulls)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.objective import Objective
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
-from tvgrad.theory.training_steps import Schedule, missing_for_replay, recorded_steps
+from tvgrad.theory.training_steps import Schedule, missing_for_replay, recorded_steps, records_first_gradient
+
+NOT_REPRODUCED = (
+    "the replay of its batches does not reproduce the recorded weights (another machine, another recipe or script: "
+    "replay it on the machine that recorded it, with the recipe that made it)"
+)
+
+
+class Source(Enum):
+    """Where the consumed gradients come from."""
+
+    RECORDS = "the run's files"
+    REPLAY = "its recorded batches, gone through again"
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class BudgetPlan:
     """What will be computed.
 
     Attributes:
-        consumed: where the consumed gradients come from: `records`, `replay`, or None where they are left out.
+        source: where the consumed gradients come from; None where they are left out.
         batches: compute every recorded batch's gradient at theta_0.
         curvature: multiply H_0 with the weighted displacement.
         remainder: multiply every batch's Hessian with the displacement of its step.
@@ -38,23 +52,21 @@ class BudgetPlan:
         sentences: what is left out, and why.
     """
 
-    consumed: str | None
+    source: Source | None
     batches: bool
     curvature: bool
     remainder: bool
     reason: str
     sentences: tuple[str, ...]
 
-    def without_replay(self, sentence: str) -> BudgetPlan:
-        """Leave out what needs the consumed gradients.
-
-        Args:
-            sentence: why.
+    def without_replay(self) -> BudgetPlan:
+        """Leave out what needs the consumed gradients, because the replay is another trajectory.
 
         Returns:
             The reduced plan.
         """
-        return replace(self, consumed=None, remainder=False, sentences=(*self.sentences, sentence))
+        sentences = (*self.sentences, f"what needs the consumed gradients is left out: {NOT_REPRODUCED}")
+        return replace(self, source=None, remainder=False, reason=NOT_REPRODUCED, sentences=sentences)
 
 
 def measured_costs(objective: Objective) -> Costs:
@@ -67,7 +79,7 @@ def measured_costs(objective: Objective) -> Costs:
         Estimated seconds of a pass.
     """
     chunk = min(objective.chunk_size, len(objective.samples))
-    view = batch_view(objective, range(chunk), Evaluations())
+    view = batch_view(objective, range(chunk))
     vector = view.gradient()  # the first call pays for what is set up once
     begin = time.perf_counter()
     view.gradient()
@@ -78,8 +90,29 @@ def measured_costs(objective: Objective) -> Costs:
     return Costs(gradient=(middle - begin) * chunks, hvp=(end - middle) * chunks)
 
 
+class _TimeLeft:
+    """The time that is left, and sentences on what did not fit into it."""
+
+    def __init__(self, objective: Objective, seconds: float | None) -> None:
+        if seconds is not None and not seconds > 0:
+            raise TvgradError(f"the time for an error budget must be above 0 seconds, not {seconds}")
+        self.costs = Costs(0.0, 0.0) if seconds is None else measured_costs(objective)
+        self.left = math.inf if seconds is None else seconds
+        self.sentences: list[str] = []
+
+    def spend(self, what: str, gradients: int = 0, hvps: int = 0) -> bool:
+        """Set time aside for passes over the data; where there is too little, say what is left out."""
+        needed = gradients * self.costs.gradient + hvps * self.costs.hvp
+        if needed > self.left:
+            left = max(self.left, 0.0)
+            self.sentences.append(f"{what} is left out: it takes about {needed:.2g} s and {left:.2g} s are left")
+            return False
+        self.left -= needed
+        return True
+
+
 def plan_budget(
-    run: Run, objective: Objective, schedule: Schedule, targets: int, seconds: float | None, remainder: bool
+    run: Run, objective: Objective, schedule: Schedule, *, targets: int, seconds: float | None, remainder: bool
 ) -> BudgetPlan:
     """Decide what to compute.
 
@@ -96,52 +129,39 @@ def plan_budget(
 
     Raises:
         TvgradError: the time is not a positive number.
-    """
-    if seconds is not None and not seconds > 0:
-        raise TvgradError(f"the time for an error budget must be above 0 seconds, not {seconds}")
-    costs = None if seconds is None else measured_costs(objective)
-    left = float("inf") if seconds is None else seconds
-    epochs, steps = len(schedule.ends) - 1, schedule.ends[-1]
-    said: list[str] = []
-
-    def affords(what: str, gradients: float, hvps: float = 0.0) -> bool:
-        nonlocal left
-        needed = 0.0 if costs is None else gradients * costs.gradient + hvps * costs.hvp
-        if needed <= left:
-            left -= needed
-            return True
-        said.append(f"{what} is left out: it takes about {needed:.2g} s and {max(left, 0.0):.2g} s are left")
-        return False
-
-    known = schedule.full and run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
-    left -= 0.0 if known or costs is None else costs.gradient
-    consumed, reason = None, ""
-    if recorded_steps(run, schedule) is not None:
-        consumed = "records"
-    else:
-        missing = (
-            "its gradients or weights were not kept (--keep all keeps them)"
-            if schedule.full
-            else missing_for_replay(run, schedule)
-        )
-        if missing is not None:
-            reason = missing
-            said.append(f"what needs the consumed gradients is left out: {missing}")
-        elif affords("what needs the consumed gradients", epochs):
-            consumed = "replay"
-        else:
-            reason = "replaying its batches does not fit into the time given (give it more)"
-    batches = schedule.batches is not None and affords("the effect of batch order and sizes", epochs)
+    """  # noqa: DOC502 - raised by _TimeLeft
+    time_left = _TimeLeft(objective, seconds)
+    said, epochs = time_left.sentences, len(schedule.ends) - 1
+    if not (schedule.full and records_first_gradient(run)):
+        time_left.left -= time_left.costs.gradient  # g_0 is needed whatever else is left out
+    source, reason = _source(run, schedule, time_left)
+    batches = schedule.batches is not None and time_left.spend("the effect of batch order and sizes", gradients=epochs)
     if schedule.batches is None and not schedule.full:
         why = "for the same reason" if reason == schedule.unknown else schedule.unknown
         said.append(f"batch order, batch sizes and curvature are one row: {why}")
-    curvature = (batches or schedule.full) and affords("the curvature term", 0.0, targets)
-    split = False
-    if batches and curvature and consumed is not None and (remainder or seconds is not None):
-        split = affords("the split of remainder and batch curvature", 0.0, epochs)
-    elif batches and curvature and consumed is not None:
+    curvature = (batches or schedule.full) and time_left.spend("the curvature term", hvps=targets)
+    can_split = batches and curvature and source is not None
+    if can_split and not remainder and seconds is None:
         said.append(
-            f"remainder and batch curvature are one row: to split them takes {steps - 1} Hessian-vector products of a "
-            "batch (give a time, or ask for the remainder)"
+            f"remainder and batch curvature are one row: to split them takes {schedule.ends[-1] - 1} Hessian-vector "
+            "products of a batch (give a time, or ask for the remainder)"
         )
-    return BudgetPlan(consumed, batches, curvature, split, reason, tuple(said))
+        can_split = False
+    split = can_split and time_left.spend("the split of remainder and batch curvature", hvps=epochs)
+    return BudgetPlan(source, batches, curvature, split, reason, tuple(said))
+
+
+def _source(run: Run, schedule: Schedule, time_left: _TimeLeft) -> tuple[Source | None, str]:
+    """Where the consumed gradients come from, or why they are left out."""
+    if recorded_steps(run, schedule) is not None:
+        return Source.RECORDS, ""
+    if schedule.full:
+        missing: str | None = "its gradients or weights were not kept (--keep all keeps them)"
+    else:
+        missing = missing_for_replay(run, schedule)
+    if missing is not None:
+        time_left.sentences.append(f"what needs the consumed gradients is left out: {missing}")
+        return None, missing
+    if time_left.spend("what needs the consumed gradients", gradients=len(schedule.ends) - 1):
+        return Source.REPLAY, ""
+    return None, "replaying its batches does not fit into the time given (give it more)"

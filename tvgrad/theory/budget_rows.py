@@ -1,16 +1,44 @@
-"""Nodes of an error budget, and the rows between them."""
+"""Rows of an error budget: each undoes one thing that the training did, and ends at a node."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from tvgrad.results import Result
 from tvgrad.store.run import Run
-from tvgrad.vectors.algebra import add_scaled, difference, zeros_like
+from tvgrad.vectors.algebra import add_scaled, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, inner_product, norm
+
+RECORDED_NODE = "V0"
+
+
+class Row(Enum):
+    """The rows from the recorded task vector to minus the gradient, in order, each with the node at its end."""
+
+    REPLAY_MISMATCH = "replay mismatch", "V0'"
+    UPDATE_ROUNDING = "update rounding", "V1"
+    WEIGHT_DECAY = "weight decay", "V2"
+    PRECONDITIONER = "preconditioner", "V3"
+    CLIPPING = "clipping", "V3'"
+    REMAINDER = "remainder", "V4"
+    BATCH_CURVATURE = "batch curvature", "V5"
+    CURVATURE = "curvature", "V6"
+    BATCH_ORDER = "batch order", "V7"
+    UNEQUAL_BATCHES = "unequal batches", "V8"
+    COVERAGE = "coverage", "V9"
+
+    @property
+    def term(self) -> str:
+        """What the row is due to."""
+        return self.value[0]
+
+    @property
+    def node(self) -> str:
+        """The node at the row's end."""
+        return self.value[1]
 
 
 @dataclass(frozen=True)
@@ -37,62 +65,65 @@ class BudgetTerm(Result):
 
 
 @dataclass(frozen=True)
-class Node:
-    """A vector between the recorded task vector and minus the gradient.
+class EpochBudget:
+    """The error budget after one epoch.
 
     Attributes:
-        name: V0 to V9.
-        vector: in float64.
-        row: the row between the node before and this one.
+        rows: the terms, in order.
+        residual_norm: `||V0 - V9||`.
+        relative_residual: the same over the norm of the task vector; NaN where that is zero.
+        gap: norm of (sum of the rows - residual) over the residual's.
     """
 
-    name: str
-    vector: Weights
-    row: str = ""
+    rows: tuple[BudgetTerm, ...]
+    residual_norm: float
+    relative_residual: float
+    gap: float
 
 
-def merged(parts: list[Node | str], absent: Container[str] = ()) -> list[Node]:
-    """Give nodes the names of the rows before them; rows without a node between them become one.
-
-    Args:
-        parts: nodes, and between them the names of rows, in order.
-        absent: rows that are zero for this run whatever happened: one that was merged with others is not named.
-
-    Returns:
-        The nodes.
-    """
-    nodes: list[Node] = []
-    names: list[str] = []
-    for part in parts:
-        if isinstance(part, str):
-            names.append(part)
-        else:
-            nodes.append(Node(part.name, part.vector, " + ".join([n for n in names if n not in absent] or names)))
-            names = []
-    return nodes
-
-
-def rows_between(run: Run, epoch: int, nodes: list[Node]) -> tuple[list[BudgetTerm], Weights, float]:
-    """Make the rows between nodes.
+def rows_between(
+    run: Run,
+    epoch: int,
+    nodes: Mapping[Row, Weights],
+    *,
+    absent: Container[Row] = (),
+    terms: Mapping[Row, str] | None = None,
+) -> EpochBudget:
+    """Make the rows from the recorded task vector to the last node.
 
     Args:
         run: the run.
         epoch: epochs done.
-        nodes: from V0 to V9.
+        nodes: row -> the vector at its end, float64, on one device; rows without a node become one with the next.
+        absent: rows that are zero for this run whatever the numbers: they are not named where they are one with others.
+        terms: other words for some rows.
 
     Returns:
-        The rows, the residual V0 - V9, and by how much of its norm the rows' sum misses it.
+        The rows, and how well they sum to the residual.
     """
-    residual = difference(nodes[0].vector, nodes[-1].vector)
+    last = nodes[Row.COVERAGE]
+    before = task_vector = to_float64(run.task_vector(epoch), next(iter(last.values())).device)
+    residual = difference(task_vector, last)
     size = inner_product(residual, residual)
     total = zeros_like(residual)
-    rows = []
-    for before, after in itertools.pairwise(nodes):
-        vector = difference(before.vector, after.vector)
+    rows, names, begin = [], list[Row](), RECORDED_NODE
+    for row in Row:
+        names.append(row)
+        if row not in nodes:
+            continue
+        vector = difference(before, nodes[row])
         add_scaled(total, vector, 1.0)
         length, along = norm(vector), inner_product(vector, residual)
         cosine = along / (length * math.sqrt(size)) if length and size else math.nan
+        named = [name for name in names if name not in absent] or names
+        term = " + ".join((terms or {}).get(name, name.term) for name in named)
         share = along / size if size else math.nan
-        rows.append(BudgetTerm(run.name, epoch, after.row, length, cosine, share, f"{before.name} - {after.name}"))
-    gap = norm(difference(total, residual))
-    return rows, residual, gap / math.sqrt(size) if size else 0.0
+        rows.append(BudgetTerm(run.name, epoch, term, length, cosine, share, f"{begin} - {row.node}"))
+        before, names, begin = nodes[row], [], row.node
+    length = norm(task_vector)
+    return EpochBudget(
+        tuple(rows),
+        norm(residual),
+        norm(residual) / length if length else math.nan,
+        norm(difference(total, residual)) / math.sqrt(size) if size else 0.0,
+    )

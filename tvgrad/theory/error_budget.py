@@ -22,10 +22,9 @@ multiple of `- sum c_s G_s` that lies nearest to V2; for linear rules it is 1. S
 from __future__ import annotations
 
 import itertools
-import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 import numpy as np
 import torch
@@ -36,20 +35,21 @@ from tvgrad.problem.samples import map_tensors
 from tvgrad.recipes.of_run import check_data
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
-from tvgrad.theory.budget_plan import BudgetPlan, plan_budget
-from tvgrad.theory.budget_rows import BudgetTerm, Node, merged, rows_between
+from tvgrad.theory.budget_plan import BudgetPlan, Source, plan_budget
+from tvgrad.theory.budget_rows import BudgetTerm, Row, rows_between
 from tvgrad.theory.training_steps import (
     RecordedStep,
     Schedule,
     mismatch,
     recorded_steps,
+    records_first_gradient,
     replayed_steps,
     schedule_of,
 )
-from tvgrad.update_rules.base import State, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
-from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
-from tvgrad.vectors.parameters import Weights, inner_product, norm
+from tvgrad.update_rules.trajectory import Trajectory
+from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64
+from tvgrad.vectors.parameters import Weights, inner_product
 
 MOST_MISMATCH = 0.1
 """A replay that is further from the recorded weights than this share of the task vector is another trajectory."""
@@ -82,6 +82,7 @@ def error_budget(
     run: Run,
     objective: Objective,
     epochs: Sequence[int] | None = None,
+    *,
     seconds: float | None = None,
     remainder: bool = False,
 ) -> ErrorBudget:
@@ -104,27 +105,38 @@ def error_budget(
 
     Raises:
         TvgradError: the run cannot be explained, an epoch was not kept, or the data is not what was recorded.
-    """
+    """  # noqa: DOC502 - raised by what it calls
     check_data(run, objective)
     wanted = _epochs(run, epochs)
     schedule = schedule_of(run, wanted[-1])
-    plan = plan_budget(run, objective, schedule, len(wanted), seconds, remainder)
-    made = _Maker(run, objective, schedule, wanted, plan).make()
-    if made is None:
-        plan = plan.without_replay(
-            "the replay of its batches does not come by the recorded weights: another machine, recipe or script; "
-            "what needs the consumed gradients is left out"
-        )
-        made = _Maker(run, objective, schedule, wanted, plan).make()
-    if made is None:
-        raise TvgradError(f"{run.root} cannot be explained: {plan.sentences[-1]}")
-    return made
+    plan = plan_budget(run, objective, schedule, targets=len(wanted), seconds=seconds, remainder=remainder)
+    maker = _BudgetMaker(run, objective, schedule, wanted, plan)
+    if maker.follow_steps() > MOST_MISMATCH:
+        maker = _BudgetMaker(run, objective, schedule, wanted, plan.without_replay())
+        maker.follow_steps()
+    return maker.budget()
 
 
-def _epochs(run: Run, epochs: Sequence[int] | None) -> list[int]:
+def epochs_with_task_vector(run: Run) -> list[int]:
+    """List the epochs after which a run has a task vector.
+
+    Args:
+        run: the run.
+
+    Returns:
+        At least one epoch, in order.
+
+    Raises:
+        TvgradError: there is none.
+    """
     kept = [number for number in run.epochs if number > 0]
     if 0 not in run.epochs or not kept:
         raise TvgradError(f"{run.root} has no task vector: it needs the weights of {run.unit} 0 and of a later one")
+    return kept
+
+
+def _epochs(run: Run, epochs: Sequence[int] | None) -> list[int]:
+    kept = epochs_with_task_vector(run)
     wanted = sorted({int(number) for number in (kept[-1:] if epochs is None else epochs)})
     for number in wanted:
         if number not in kept:
@@ -134,254 +146,243 @@ def _epochs(run: Run, epochs: Sequence[int] | None) -> list[int]:
     return wanted
 
 
+class _Sum(Enum):
+    """What is summed over the steps, each step's vector times a weight; gradients and Hessians at theta_0."""
+
+    CONSUMED = auto()  # gradients as consumed
+    UNCLIPPED = auto()  # the same before clipping
+    DISPLACEMENT = auto()  # theta_s - theta_0
+    BATCH_GRADIENT = auto()
+    EQUAL_BATCHES = auto()  # batch gradients, each step of an epoch weighed alike
+    BATCHES_BY_SIZE = auto()  # batch gradients, weighed by the batch's part of the data
+    BATCH_PRODUCT = auto()  # the batch's Hessian times the displacement
+    FULL_PRODUCT = auto()  # the full-batch Hessian times the summed displacement
+
+
 @dataclass
-class _Sums:
-    """What one epoch's nodes are made of: weighted sums over its steps, in float64."""
+class _EpochSums:
+    """Sums over the steps up to the end of one epoch, in float64."""
 
     weights: np.ndarray  # c_s
     equal: np.ndarray  # S_E / B_E
-    sized: np.ndarray  # S_E n_s / N_E
-    vectors: dict[str, Weights] = field(default_factory=dict)
-    rule: Weights | None = None  # V1
-    plain: Weights | None = None  # V2
-    replayed: Weights | None = None  # the replay's own task vector, where its bits differ
-    off: float = 0.0
+    by_size: np.ndarray  # S_E n_s / N_E
+    vectors: dict[_Sum, Weights] = field(default_factory=dict)
+    nodes: dict[Row, Weights] = field(default_factory=dict)  # those that are no sums: of replay and rule
+    mismatch: float = 0.0
 
-    def add(self, name: str, vector: Mapping[str, torch.Tensor], weight: float) -> None:
-        if name not in self.vectors:
-            self.vectors[name] = combination((weight, vector))
+    def add(self, name: _Sum, vector: Mapping[str, torch.Tensor], step: int) -> None:
+        """Add one step's vector, times the step's weight in this sum."""
+        weights = {_Sum.EQUAL_BATCHES: self.equal, _Sum.BATCHES_BY_SIZE: self.by_size}.get(name, self.weights)
+        if name in self.vectors:
+            add_scaled(self.vectors[name], vector, float(weights[step]))
         else:
-            add_scaled(self.vectors[name], vector, weight)
+            self.vectors[name] = combination((float(weights[step]), vector))
 
 
-class _Maker:
+class _BudgetMaker:
     """Goes through the steps once and makes the nodes of every epoch that is wanted."""
 
     def __init__(self, run: Run, objective: Objective, schedule: Schedule, epochs: list[int], plan: BudgetPlan) -> None:
-        self.run, self.objective, self.schedule, self.epochs, self.plan = run, objective, schedule, epochs, plan
-        rule = run.rule
-        if rule is None:
-            raise TvgradError(f"{run.root} has no update rule that tvgrad knows")
-        self.rule: UpdateRule = schedule.rule(rule, epochs[-1])
-        self.device = objective.device
-        self.start = to_float64(run.weights(0), self.device)
-        self.before = Evaluations(**vars(objective.evaluations))
-        self.batch_counts = Evaluations()
-        self.began = time.perf_counter()
-        sizes = self._sizes()
-        self.sums = {epoch: self._empty(epoch, sizes) for epoch in epochs}
-        if not isinstance(self.rule, LinearRule) and plan.consumed is None:
+        self.run, self.objective, self.schedule, self.plan = run, objective, schedule, plan
+        self.rule = schedule.rule_until(epochs[-1])
+        self.linear = isinstance(self.rule, LinearRule)
+        if not self.linear and plan.source is None:
             raise TvgradError(
                 f"{run.root} was trained by {self.rule.name}, whose preconditioner is known from the consumed "
                 f"gradients alone, and {plan.reason}"
             )
+        self.device = objective.device
+        self.start = to_float64(run.weights(0), self.device)
+        self.before = objective.evaluations.copy()
+        self.batch_counts = Evaluations()
+        self.batches = list(itertools.chain.from_iterable(schedule.batches or ()))
+        sizes = self._batch_sizes()
+        self.sums = {epoch: self._empty_sums(epoch, sizes) for epoch in epochs}
 
-    def make(self) -> ErrorBudget | None:
-        self._follow()
-        if any(sums.off > MOST_MISMATCH for sums in self.sums.values()):
-            if not isinstance(self.rule, LinearRule):
-                raise TvgradError(
-                    f"the replay of {self.run.root} does not come by its recorded weights, and {self.rule.name} cannot "
-                    "be explained without: replay it on the machine that recorded it, with the recipe that made it"
-                )
-            return None
-        gradient = self._full_gradient()
-        if self.schedule.full:
-            for epoch, sums in self.sums.items():
-                sums.add("first", gradient, float(sums.weights.sum()))
-                sums.vectors["equal"] = sums.vectors["sized"] = sums.vectors["first"]
-                if self.plan.consumed is None:
-                    self._predicted_displacement(epoch, gradient)
-        self._bend()
-        rows, residuals, relative, closure = [], {}, {}, 0.0
-        sentences = list(self.plan.sentences)
-        for epoch, sums in self.sums.items():
-            nodes = self._nodes(epoch, sums, gradient)
-            found, residual, gap = rows_between(self.run, epoch, nodes)
-            rows += found
-            residuals[epoch], closure = norm(residual), max(closure, gap)
-            length = norm(nodes[0].vector)
-            relative[epoch] = residuals[epoch] / length if length else math.nan
-            if sums.off:
-                sentences.append(
-                    f"the replay of the batches differs from the recorded weights of epoch {epoch} by {sums.off:.2g} "
-                    "of the task vector: this has a row of its own"
-                )
-        sentences.append("shares depend on the order of the terms")
-        return ErrorBudget(
-            tuple(rows), residuals, relative, closure, self._counted(), self.batch_counts, tuple(sentences)
-        )
-
-    def _counted(self) -> Evaluations:
-        now = self.objective.evaluations
-        return Evaluations(gradients=now.gradients - self.before.gradients, hvps=now.hvps - self.before.hvps)
-
-    def _sizes(self) -> np.ndarray:
+    def _batch_sizes(self) -> np.ndarray:
         """The weight of each step's batch in the mean over the data."""
-        if self.schedule.batches is None:
+        if not self.batches:
             return np.ones(self.schedule.ends[-1])
-        weight, device = self.objective.batch_loss.weight, self.device
-        samples = self.objective.samples
-        sizes = []
-        for indices in itertools.chain.from_iterable(self.schedule.batches):
-            if self.objective.batch_loss.count is None:
-                sizes.append(float(len(indices)))
-            else:
-                batch = samples.subset(indices).batch(0, len(indices))
-                sizes.append(weight(map_tensors(batch, lambda tensor: tensor.to(device))))
-        return np.array(sizes)
+        loss = self.objective.batch_loss
+        if loss.count is None:
+            return np.array([float(len(indices)) for indices in self.batches])
+        batches = (self.objective.samples.subset(indices).batch(0, len(indices)) for indices in self.batches)
+        return np.array([
+            loss.weight(map_tensors(batch, lambda tensor: tensor.to(self.device))) for batch in batches
+        ])  # fmt: skip
 
-    def _empty(self, epoch: int, sizes: np.ndarray) -> _Sums:
+    def _empty_sums(self, epoch: int, sizes: np.ndarray) -> _EpochSums:
         ends = self.schedule.ends
-        weights = self.schedule.rule(self.rule, epoch).momentum_weights(ends[epoch])
-        equal, sized = np.empty_like(weights), np.empty_like(weights)
+        weights = self.schedule.rule_until(epoch).momentum_weights(ends[epoch])
+        equal, by_size = np.empty_like(weights), np.empty_like(weights)
         for begin, end in itertools.pairwise(ends[: epoch + 1]):
             total = weights[begin:end].sum()
             equal[begin:end] = total / (end - begin)
-            sized[begin:end] = total * sizes[begin:end] / sizes[begin:end].sum()
-        return _Sums(weights, equal, sized)
+            by_size[begin:end] = total * sizes[begin:end] / sizes[begin:end].sum()
+        return _EpochSums(weights, equal, by_size)
 
-    def _follow(self) -> None:
-        """One pass over the steps: the rule in float64, and every sum over steps."""
-        if self.plan.consumed == "records":
-            steps: Iterable[RecordedStep | None] = recorded_steps(self.run, self.schedule) or ()
-        elif self.plan.consumed == "replay":
-            steps = replayed_steps(self.run, self.objective, self.schedule)
-        else:
-            steps = [None] * (self.schedule.ends[-1] if self.plan.batches else 0)
-        indices = None
-        if self.plan.batches and self.schedule.batches is not None:
-            indices = list(itertools.chain.from_iterable(self.schedule.batches))
-        plain = self.rule.without_decay()
-        decays = bool(self.rule.coupled_decay or self.rule.decoupled_decay)
-        full, without = zeros_like(self.start), zeros_like(self.start)
-        predicted: Weights = zeros_like(self.start)
-        states: tuple[dict[str, State], ...] = ({}, {}, {})
-        for index, step in enumerate(steps):
-            open_sums = [sums for epoch, sums in self.sums.items() if self.schedule.ends[epoch] > index]
-            if step is not None:
-                theta = to_float64(step.theta, self.device)
-                self.rule.advance(full, self.start, step.consumed, index, states[0], theta)
-                if decays:
-                    plain.advance(without, self.start, step.consumed, index, states[1])
-                moved = difference(theta, self.start)
-                for sums in open_sums:
-                    weight = float(sums.weights[index])
-                    sums.add("consumed", step.consumed, weight)
-                    sums.add("displacement", moved, weight)
-                    if self.schedule.clipped:
-                        sums.add("unclipped", step.unclipped, weight)
-                if step.after is not None and step.epoch in self.sums:
-                    sums = self.sums[step.epoch]
-                    sums.rule, sums.plain = combination((1.0, full)), combination((1.0, without if decays else full))
-                    self._compare(step, sums)
+    def follow_steps(self) -> float:
+        """Go through the steps: the rule in float64, and every sum over steps.
+
+        Returns:
+            The largest mismatch of a replay with the recorded weights.
+        """
+        full = without_decay = Trajectory(self.rule, self.start)
+        if self.rule.decays:
+            without_decay = Trajectory(self.rule.without_decay(), self.start)
+        predicted = Trajectory(self.rule, self.start)  # to first order, where the steps are not known
+        for index, step in enumerate(self._steps()):
+            later = [sums for epoch, sums in self.sums.items() if self.schedule.ends[epoch] > index]
+            if step is None:
+                moved = predicted.task_vector
             else:
-                moved = None
-            if indices is not None:
-                self._batch(index, indices[index], moved, open_sums, predicted, states[2])
+                theta = to_float64(step.theta, self.device)
+                moved = difference(theta, self.start)
+                full.step(step.consumed, theta)
+                if without_decay is not full:
+                    without_decay.step(step.consumed)
+                for sums in later:
+                    sums.add(_Sum.CONSUMED, step.consumed, index)
+                    if self.schedule.clipped:
+                        sums.add(_Sum.UNCLIPPED, step.unclipped, index)
+            for sums in later:
+                sums.add(_Sum.DISPLACEMENT, moved, index)
+            if self.plan.batches:
+                gradient = self._add_batch(index, moved, later)
+                if step is None:
+                    predicted.step(gradient)
+            if step is not None and step.after is not None and step.epoch in self.sums:
+                self._end_epoch(step, step.after, full, without_decay)
+        return max(sums.mismatch for sums in self.sums.values())
 
-    def _batch(
-        self,
-        index: int,
-        indices: torch.Tensor,
-        moved: Weights | None,
-        open_sums: list[_Sums],
-        predicted: Weights,
-        states: dict[str, State],
-    ) -> None:
-        """What one batch contributes at theta_0: its gradient, and its curvature where that is wanted."""
-        view = batch_view(self.objective, indices, self.batch_counts)
+    def _steps(self) -> Iterable[RecordedStep | None]:
+        """The steps; None for each where consumed gradients and moving weights are left out."""
+        if self.plan.source is Source.RECORDS:
+            return recorded_steps(self.run, self.schedule) or ()
+        if self.plan.source is Source.REPLAY:
+            return replayed_steps(self.run, self.objective, self.schedule)
+        return [None] * len(self.batches if self.plan.batches else ())
+
+    def _add_batch(self, index: int, moved: Weights, later: list[_EpochSums]) -> Weights:
+        """Add what one batch contributes at theta_0: its gradient, and its curvature where that is wanted."""
+        view = batch_view(self.objective, self.batches[index], self.batch_counts)
         gradient = view.gradient(self.start)
-        bent = view.hvp(moved, self.start) if self.plan.remainder and moved is not None and index > 0 else None
-        for sums in open_sums:
-            sums.add("first", gradient, float(sums.weights[index]))
-            sums.add("equal", gradient, float(sums.equal[index]))
-            sums.add("sized", gradient, float(sums.sized[index]))
-            if bent is not None:
-                sums.add("batch bend", bent, float(sums.weights[index]))
-            if moved is None:
-                sums.add("displacement", predicted, float(sums.weights[index]))
-        if moved is None:
-            # The displacement to first order, which is all that the curvature term needs.
-            self.rule.advance(predicted, self.start, gradient, index, states)
+        product = view.hvp(moved, self.start) if self.plan.remainder and index > 0 else None
+        for sums in later:
+            for name in (_Sum.BATCH_GRADIENT, _Sum.EQUAL_BATCHES, _Sum.BATCHES_BY_SIZE):
+                sums.add(name, gradient, index)
+            if product is not None:
+                sums.add(_Sum.BATCH_PRODUCT, product, index)
+        return gradient
 
-    def _predicted_displacement(self, epoch: int, gradient: Weights) -> None:
-        sums = self.sums[epoch]
-        rule = self.schedule.rule(self.rule, epoch)
-        moved, states = zeros_like(self.start), dict[str, State]()
-        for index, weight in enumerate(sums.weights):
-            sums.add("displacement", moved, float(weight))
-            rule.advance(moved, self.start, gradient, index, states)
+    def _end_epoch(self, step: RecordedStep, after: Weights, full: Trajectory, without_decay: Trajectory) -> None:
+        """Keep the rule's nodes of an epoch, and the replay's own where its weights are not those recorded."""
+        sums = self.sums[step.epoch]
+        sums.nodes[Row.UPDATE_ROUNDING] = combination((1.0, full.task_vector))
+        sums.nodes[Row.WEIGHT_DECAY] = combination((1.0, without_decay.task_vector))
+        if self.plan.source is Source.REPLAY:
+            sums.mismatch = mismatch(self.run, step)
+            if sums.mismatch:
+                sums.nodes[Row.REPLAY_MISMATCH] = difference(to_float64(after, self.device), self.start)
 
-    def _compare(self, step: RecordedStep, sums: _Sums) -> None:
-        """Whether a replay came by the recorded weights; what differs becomes a row."""
-        if self.plan.consumed != "replay" or step.after is None:
-            return
-        sums.off = mismatch(self.run, step)
-        if sums.off:
-            sums.replayed = difference(to_float64(step.after, self.device), self.start)
+    def budget(self) -> ErrorBudget:
+        """Make the budget of what was summed."""
+        gradient = self._full_gradient()
+        if self.schedule.full:
+            for epoch, sums in self.sums.items():
+                summed = combination((float(sums.weights.sum()), gradient))
+                for name in (_Sum.BATCH_GRADIENT, _Sum.EQUAL_BATCHES, _Sum.BATCHES_BY_SIZE):
+                    sums.vectors[name] = summed
+                if self.plan.source is None:
+                    self._predict_displacement(epoch, gradient)
+        self._multiply_displacements()
+        sentences = list(self.plan.sentences)
+        budgets = {}
+        for epoch, sums in self.sums.items():
+            nodes = self._nodes(sums, gradient)
+            budgets[epoch] = rows_between(self.run, epoch, nodes, absent=self._absent(), terms=self._terms())
+            if sums.mismatch:
+                sentences.append(
+                    f"the replay of the batches differs from the recorded weights of epoch {epoch} by "
+                    f"{sums.mismatch:.2g} of the task vector: this has a row of its own"
+                )
+        sentences.append("shares depend on the order of the terms")
+        return ErrorBudget(
+            tuple(row for budget in budgets.values() for row in budget.rows),
+            {epoch: budget.residual_norm for epoch, budget in budgets.items()},
+            {epoch: budget.relative_residual for epoch, budget in budgets.items()},
+            max(budget.gap for budget in budgets.values()),
+            self.objective.evaluations - self.before,
+            self.batch_counts,
+            tuple(sentences),
+        )
 
     def _full_gradient(self) -> Weights:
         """g_0: as consumed where the optimizer consumed that very tensor, else computed."""
-        if self.schedule.full and self.run.info.get("consumes_recorded_gradient") and 0 in self.run.having("gradient"):
+        if self.schedule.full and records_first_gradient(self.run):
             return to_float64(self.run.gradient(0), self.device)
         return to_float64(self.objective.gradient(self.start))
 
-    def _bend(self) -> None:
-        """H_0 times the weighted displacement of every epoch, from one graph a chunk."""
-        wanted = [sums for sums in self.sums.values() if "displacement" in sums.vectors and "first" in sums.vectors]
+    def _predict_displacement(self, epoch: int, gradient: Weights) -> None:
+        """The displacements to first order, which is all that the curvature term needs."""
+        predicted = Trajectory(self.schedule.rule_until(epoch), self.start)
+        for index in range(len(self.sums[epoch].weights)):
+            self.sums[epoch].add(_Sum.DISPLACEMENT, predicted.task_vector, index)
+            predicted.step(gradient)
+
+    def _multiply_displacements(self) -> None:
+        """H_0 times the summed displacement of every epoch, from one graph a chunk."""
+        both = {_Sum.DISPLACEMENT, _Sum.BATCH_GRADIENT}
+        wanted = [sums for sums in self.sums.values() if both <= sums.vectors.keys()]
         if self.plan.curvature and wanted:
-            products = self.objective.hvps([sums.vectors["displacement"] for sums in wanted], self.start)
+            products = self.objective.hvps([sums.vectors[_Sum.DISPLACEMENT] for sums in wanted], self.start)
             for sums, product in zip(wanted, products, strict=True):
-                sums.vectors["bend"] = to_float64(product)
+                sums.vectors[_Sum.FULL_PRODUCT] = to_float64(product)
 
-    def _nodes(self, epoch: int, sums: _Sums, gradient: Weights) -> list[Node]:
-        """The nodes that can be computed, in order; each names the row that follows it."""
-        has, kappa = sums.vectors, 1.0
-        minus = {name: combination((-1.0, vector)) for name, vector in has.items()}
-        if not isinstance(self.rule, LinearRule) and sums.plain is not None:
-            size = inner_product(minus["consumed"], minus["consumed"])
-            kappa = inner_product(sums.plain, minus["consumed"]) / size if size else 1.0
-        scaled = {name: combination((kappa, vector)) for name, vector in minus.items()}
-        narrow = str(self.run.info.get("dtype")) != "float64"
-        estimated = self.plan.consumed is None
-        curvature = "curvature (predicted displacement)" if estimated and "bend" in has else "curvature"
-        nodes: list[Node | str] = [
-            Node("V0", difference(to_float64(self.run.weights(epoch), self.device), self.start)),
-        ]
+    def _nodes(self, sums: _EpochSums, gradient: Weights) -> dict[Row, Weights]:
+        """The nodes that can be computed."""
+        kappa = 1.0
+        if not self.linear and Row.WEIGHT_DECAY in sums.nodes:
+            consumed = sums.vectors[_Sum.CONSUMED]
+            size = inner_product(consumed, consumed)
+            kappa = -inner_product(sums.nodes[Row.WEIGHT_DECAY], consumed) / size if size else 1.0
+        scaled = {name: combination((-kappa, vector)) for name, vector in sums.vectors.items()}
+        sum_of = {
+            Row.PRECONDITIONER: _Sum.CONSUMED,
+            Row.CLIPPING: _Sum.UNCLIPPED,
+            Row.CURVATURE: _Sum.BATCH_GRADIENT,
+            Row.BATCH_ORDER: _Sum.EQUAL_BATCHES,
+            Row.UNEQUAL_BATCHES: _Sum.BATCHES_BY_SIZE,
+        }
+        nodes = sums.nodes | {row: scaled[name] for row, name in sum_of.items() if name in scaled}
+        if _Sum.FULL_PRODUCT in scaled:
+            at_start = (1.0, scaled[_Sum.BATCH_GRADIENT])
+            nodes[Row.BATCH_CURVATURE] = combination(at_start, (1.0, scaled[_Sum.FULL_PRODUCT]))
+            if self.schedule.full and self.plan.source is not None:  # every batch is the whole
+                nodes[Row.REMAINDER] = nodes[Row.BATCH_CURVATURE]
+            elif _Sum.BATCH_PRODUCT in scaled:
+                nodes[Row.REMAINDER] = combination(at_start, (1.0, scaled[_Sum.BATCH_PRODUCT]))
+        nodes[Row.COVERAGE] = combination((-kappa * float(sums.weights.sum()), gradient))
+        return nodes
 
-        def then(row: str, name: str, vector: Weights | None) -> None:
-            nodes.append(row)
-            if vector is not None:
-                nodes.append(Node(name, vector))
+    def _terms(self) -> dict[Row, str]:
+        """Longer names for rows that hold something besides."""
+        terms = {}
+        if str(self.run.info.get("dtype")) != "float64":
+            terms[Row.REMAINDER] = "remainder and gradient rounding"
+        if self.plan.source is None and self.plan.curvature:
+            terms[Row.CURVATURE] = "curvature (predicted displacement)"
+        return terms
 
-        if sums.replayed is not None:
-            then("replay mismatch", "V0'", sums.replayed)
-        then("update rounding", "V1", sums.rule)
-        then("weight decay", "V2", sums.plain)
-        then("preconditioner", "V3", scaled.get("consumed"))
-        if self.schedule.clipped:
-            then("clipping", "V3'", scaled.get("unclipped"))
-        fourth = fifth = None
-        if "bend" in scaled:
-            fifth = combination((1.0, scaled["first"]), (1.0, scaled["bend"]))
-            if self.schedule.full and not estimated:
-                fourth = fifth  # every batch is the whole
-            elif "batch bend" in scaled:
-                fourth = combination((1.0, scaled["first"]), (1.0, scaled["batch bend"]))
-        then("remainder and gradient rounding" if narrow else "remainder", "V4", fourth)
-        then("batch curvature", "V5", fifth)
-        then(curvature, "V6", scaled.get("first"))
-        then("batch order", "V7", scaled.get("equal"))
-        then("unequal batches", "V8", scaled.get("sized"))
-        then("coverage", "V9", combination((-kappa * float(sums.weights.sum()), gradient)))
-        return merged(nodes, self._absent())
-
-    def _absent(self) -> set[str]:
-        """Rows that are zero by the rule or the schedule, whatever the numbers."""
-        absent = set() if self.rule.coupled_decay or self.rule.decoupled_decay else {"weight decay"}
-        if isinstance(self.rule, LinearRule):
-            absent.add("preconditioner")
+    def _absent(self) -> set[Row]:
+        """Rows that are zero by the rule, the schedule or the source, whatever the numbers."""
+        absent = {Row.REPLAY_MISMATCH}
+        if not self.schedule.clipped:
+            absent.add(Row.CLIPPING)
+        if not self.rule.decays:
+            absent.add(Row.WEIGHT_DECAY)
+        if self.linear:
+            absent.add(Row.PRECONDITIONER)
         if self.schedule.full:
-            absent |= {"batch curvature", "batch order", "unequal batches", "coverage"}
+            absent |= {Row.BATCH_CURVATURE, Row.BATCH_ORDER, Row.UNEQUAL_BATCHES, Row.COVERAGE}
         return absent

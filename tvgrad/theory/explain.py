@@ -1,4 +1,4 @@
-"""Explain a run: predictions held against what was recorded, and the error budget, kept beside the run as JSON.
+"""Explain a run: predictions compared with what was recorded, and the error budget, kept beside the run as JSON.
 
 `tvgrad explain` computes here what needs model and data; the report only reads the files.
 """
@@ -21,12 +21,13 @@ from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.budget_plan import measured_costs
 from tvgrad.theory.budget_rows import BudgetTerm
-from tvgrad.theory.error_budget import ErrorBudget, error_budget
+from tvgrad.theory.error_budget import ErrorBudget, epochs_with_task_vector, error_budget
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.kinks import kink_sentence
 from tvgrad.theory.second_order import quadratic_path
-from tvgrad.theory.training_steps import Schedule, schedule_of
+from tvgrad.theory.training_steps import Schedule, records_first_gradient, schedule_of
 from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import linear_rule
 from tvgrad.vectors.algebra import difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
 
@@ -86,18 +87,19 @@ class Explanation:
 def explain(
     run: Run,
     objective: Objective,
+    epochs: Sequence[int] | None = None,
+    *,
     seconds: float | None = None,
     remainder: bool = False,
-    epochs: Sequence[int] | None = None,
 ) -> Explanation:
-    """Hold predictions against a run, and cut its residual into terms.
+    """Compare predictions with a run, and cut its residual into terms.
 
     Args:
         run: a run recorded by epoch.
         objective: of its recipe; float64 keeps gradient rounding out of the rows.
+        epochs: whose budgets are made; by default those of all kept epochs, or the last one's where memory is short.
         seconds: leave out, with a sentence, what is estimated not to fit into this time.
         remainder: split the remainder from the batch curvature without a time limit too.
-        epochs: whose budgets are made; by default those of all kept epochs, or the last one's where memory is short.
 
     Returns:
         The explanation.
@@ -108,42 +110,21 @@ def explain(
     if seconds is not None and not seconds > 0:
         raise TvgradError(f"the time for an explanation must be above 0 seconds, not {seconds}")
     check_data(run, objective)
-    kept = [number for number in run.epochs if number > 0]
-    if 0 not in run.epochs or not kept:
-        raise TvgradError(f"{run.root} has no task vector: it needs the weights of {run.unit} 0 and of a later one")
+    kept = epochs_with_task_vector(run)
     schedule = schedule_of(run, kept[-1])
-    before = Evaluations(**vars(objective.evaluations))
+    before = objective.evaluations.copy()
     said: list[str] = []
-    rows: list[SecondOrderError] = []
-    batch_counts = Evaluations()
-    rule = run.rule
-    if not isinstance(rule, LinearRule):
-        name = "its rule" if rule is None else rule.name
-        said.append(f"{name} is not a linear update rule: its task vector has no expansion in the gradients")
+    batch_counts, rows = Evaluations(), list[SecondOrderError]()
+    if isinstance(schedule.rule, LinearRule):
+        rows, batch_counts = _second_order_errors(run, objective, schedule, kept, seconds, said)
     else:
-        planned = _planned(objective, schedule, seconds)
-        if planned is None:
-            said.append(f"the predictions are left out: they do not fit into {seconds:g} s")
-        else:
-            if not planned and len(schedule.ends) > 3:
-                said.append(f"the quadratic model is left out: it does not fit into {seconds:g} s")
-            for row, counts in _held_against(run, objective, rule, schedule, kept, planned):
-                rows.append(row)
-                batch_counts = counts
-            if schedule.batches is None and not schedule.full:
-                said.append("the predictions leave sampling out: the run's batches were not recorded")
-            kinks = kink_sentence(objective)
-            said += [] if kinks is None else [kinks]
-    spare = None if seconds is None else max(seconds / 2, 1e-9)
+        name = schedule.rule.name
+        said.append(f"{name} is not a linear update rule: its task vector has no expansion in the gradients")
+    half = None if seconds is None else max(seconds / 2, 1e-9)
     wanted = _budget_epochs(run, kept, said) if epochs is None else list(epochs)
-    budget = error_budget(run, objective, wanted, spare, remainder)
-    now = objective.evaluations
-    counts = Evaluations(gradients=now.gradients - before.gradients, hvps=now.hvps - before.hvps)
-    together = Evaluations(
-        gradients=batch_counts.gradients + budget.batch_counts.gradients,
-        hvps=batch_counts.hvps + budget.batch_counts.hvps,
-    )
-    return Explanation(tuple(rows), budget, counts, together, (*said, *budget.sentences))
+    budget = error_budget(run, objective, wanted, seconds=half, remainder=remainder)
+    counts = objective.evaluations - before
+    return Explanation(tuple(rows), budget, counts, batch_counts + budget.batch_counts, (*said, *budget.sentences))
 
 
 def with_bounds(explanation: Explanation, bounds: Mapping[int, float], sentence: str | None = None) -> Explanation:
@@ -162,63 +143,79 @@ def with_bounds(explanation: Explanation, bounds: Mapping[int, float], sentence:
     return replace(explanation, second_order=rows, sentences=(*explanation.sentences, *said))
 
 
-def _planned(objective: Objective, schedule: Schedule, seconds: float | None) -> bool | None:
-    """Whether the quadratic model is followed too; None where not even order 2 fits into half the time."""
+def _second_order_errors(
+    run: Run, objective: Objective, schedule: Schedule, kept: Sequence[int], seconds: float | None, said: list[str]
+) -> tuple[list[SecondOrderError], Evaluations]:
+    """The rows of all kept epochs, the batches' evaluations, and in `said` what was left out."""
+    rows, counts = list[SecondOrderError](), Evaluations()
+    quadratic = _affords_quadratic(objective, schedule, seconds)
+    if quadratic is None:
+        said.append(f"the predictions are left out: they do not fit into {seconds:g} s")
+        return rows, counts
+    if not quadratic and len(schedule.ends) > 3:
+        said.append(f"the quadratic model is left out: it does not fit into {seconds:g} s")
+    if schedule.batches is not None:
+        start = run.weights(0)
+        for made in predict_batches(objective, schedule.rule, schedule.batches, quadratic=quadratic, at=start):
+            if made.epoch in kept and made.order2 is not None:
+                rows.append(_compared(run, made.epoch, made.order1, made.order2, made.quadratic))
+                counts = made.counts
+    else:
+        rows += _full_batch_errors(run, objective, schedule, kept, quadratic)
+        if not schedule.full:
+            said.append("the predictions leave sampling out: the run's batches were not recorded")
+    kinks = kink_sentence(objective)
+    said += [] if kinks is None else [kinks]
+    return rows, counts
+
+
+def _affords_quadratic(objective: Objective, schedule: Schedule, seconds: float | None) -> bool | None:
+    """Whether the quadratic model fits into half the time; None where not even order 2 does."""
     if seconds is None:
         return True
     costs = measured_costs(objective)
     epochs = len(schedule.ends) - 1
-    passes = epochs if schedule.batches is not None else 1
+    passes, products = (1, max(0, epochs - 2)) if schedule.batches is None else (epochs, epochs)
     first = passes * (costs.gradient + costs.hvp)
-    more = costs.hvp * (epochs if schedule.batches is not None else max(0, epochs - 2))
     if first > seconds / 2:
         return None
-    return first + more <= seconds / 2
+    return first + products * costs.hvp <= seconds / 2
 
 
-def _held_against(
-    run: Run, objective: Objective, rule: LinearRule, schedule: Schedule, kept: Sequence[int], quadratic: bool
-) -> Iterator[tuple[SecondOrderError, Evaluations]]:
-    device, last = objective.device, kept[-1]
-    start = to_float64(run.weights(0), device)
-    scheduled = rule.with_lr(schedule.rates)
-
-    def row(
-        epoch: int, first: Weights, second: Weights, third: Weights | None, predicted: float | None = None
-    ) -> SecondOrderError:
-        tau = difference(to_float64(run.weights(epoch), device), start)
-        length, error = norm(tau), norm(difference(tau, first))
-        scale = length or math.nan
-        plain = norm(difference(second, first))
-        return SecondOrderError(
-            run.name,
-            epoch,
-            error,
-            plain if predicted is None else predicted,
-            error / scale,
-            norm(difference(tau, second)) / scale,
-            math.nan if third is None else norm(difference(tau, third)) / scale,
-            predicted_norm_order2=plain,
-        )
-
-    if schedule.batches is not None:
-        for made in predict_batches(objective, scheduled, schedule.batches, True, quadratic, start):
-            if made.epoch in kept and made.order2 is not None:
-                yield row(made.epoch, made.order1, made.order2, made.quadratic), made.counts
-        return
-    consumed = run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
-    expansion = expand(objective, rule, start, run.gradient(0) if consumed else None)
+def _full_batch_errors(
+    run: Run, objective: Objective, schedule: Schedule, kept: Sequence[int], quadratic: bool
+) -> Iterator[SecondOrderError]:
+    rule, start = linear_rule(schedule.rule), to_float64(run.weights(0), objective.device)
+    expansion = expand(objective, rule, start, run.gradient(0) if records_first_gradient(run) else None)
     path: Iterator[Weights] = iter(())
     if quadratic and schedule.full:
-        path = quadratic_path(objective, scheduled, last, expansion, start)
-    for epoch in range(1, last + 1):
+        path = quadratic_path(objective, rule, kept[-1], expansion, start)
+    for epoch in range(1, kept[-1] + 1):
         third = next(path, None)
         if epoch in kept:
-            steps = schedule.ends[epoch]
-            upto = scheduled.with_lr(schedule.rates[:steps])
+            steps, upto = schedule.ends[epoch], linear_rule(schedule.rule_until(epoch))
             predicted = float(expansion.saturated_norms(upto, steps)[steps])
             order1, order2 = expansion.order1(upto, steps), expansion.order2(upto, steps)
-            yield row(epoch, order1, order2, third, predicted), Evaluations()
+            yield _compared(run, epoch, order1, order2, third, predicted)
+
+
+def _compared(
+    run: Run, epoch: int, order1: Weights, order2: Weights, quadratic: Weights | None, predicted: float | None = None
+) -> SecondOrderError:
+    """Predictions of a task vector compared with the recorded one."""
+    tau = to_float64(run.task_vector(epoch), next(iter(order1.values())).device)
+    error, plain = norm(difference(tau, order1)), norm(difference(order2, order1))
+    length = norm(tau) or math.nan
+    return SecondOrderError(
+        run=run.name,
+        epoch=epoch,
+        error_norm=error,
+        predicted_norm=plain if predicted is None else predicted,
+        residual_order1=error / length,
+        residual_order2=norm(difference(tau, order2)) / length,
+        residual_quadratic=math.nan if quadratic is None else norm(difference(tau, quadratic)) / length,
+        predicted_norm_order2=plain,
+    )
 
 
 def _budget_epochs(run: Run, kept: Sequence[int], said: list[str]) -> list[int]:

@@ -172,7 +172,7 @@ def multitask_gap(
     single = alphas[0] if len(alphas) == 1 else None
     parts = gap_parts(tasks, lr, epochs, path_alpha, first, single) if predict else None
     predicted = {} if parts is None else {one: parts.gap(one) for one in alphas}
-    spent = _since(before, _total(tasks))
+    spent = _total(tasks) - before
     measured, moved = {}, {}
     if measure:
         own = _task_arithmetic(tasks, lr, epochs, first)
@@ -184,7 +184,7 @@ def multitask_gap(
     )
     # For a single alpha the parts were merged before they were multiplied, and hold for no other.
     kept = parts if single is None else None
-    return MultitaskGap(rows, predicted, measured, kept, spent, _since(before, _total(tasks)))
+    return MultitaskGap(rows, predicted, measured, kept, spent, _total(tasks) - before)
 
 
 def gap_parts(
@@ -308,8 +308,4 @@ def _check_shared(tasks: list[Objective]) -> None:
 def _total(tasks: list[Objective]) -> Evaluations:
     """Evaluations of all tasks; objectives that share a counter are counted once."""
     counters = {id(task.evaluations): task.evaluations for task in tasks}.values()
-    return Evaluations(gradients=sum(one.gradients for one in counters), hvps=sum(one.hvps for one in counters))
-
-
-def _since(before: Evaluations, now: Evaluations) -> Evaluations:
-    return Evaluations(gradients=now.gradients - before.gradients, hvps=now.hvps - before.hvps)
+    return sum(counters, Evaluations())

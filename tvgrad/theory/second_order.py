@@ -25,11 +25,12 @@ from tvgrad.results import Result
 from tvgrad.theory.curvature import Curvature, estimate_curvature
 from tvgrad.theory.expansion import Expansion, expand
 from tvgrad.theory.kinks import kink_sentence
-from tvgrad.update_rules.base import State, UpdateRule
+from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.update_rules.stability import growth_factor, stability_limit
-from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
+from tvgrad.update_rules.trajectory import Trajectory
+from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
 
 THRESHOLD = 0.1
@@ -147,16 +148,14 @@ def predict(
     positive(threshold, "the threshold")
     linear = linear_rule(rule)
     linear.rates(epochs)
-    before = Evaluations(**vars(objective.evaluations))
+    before = objective.evaluations.copy()
     expansion = expand(objective, linear, at)
     if not all(math.isfinite(value) for row in expansion.products for value in row):
         raise TvgradError("the gradient or the Hessian is not finite at these weights: check model, loss and data")
     path = quadratic_path(objective, linear, epochs, expansion, at) if quadratic else ()
     followed = next(iter(deque(path, maxlen=1)), None)
     found = estimate_curvature(objective, at, smallest=True) if curvature else None
-    counts = Evaluations(
-        gradients=objective.evaluations.gradients - before.gradients, hvps=objective.evaluations.hvps - before.hvps
-    )
+    counts = objective.evaluations - before
     order1, order2 = expansion.order1(linear, epochs), expansion.order2(linear, epochs)
     rates = linear.rates(epochs)
     within = expansion.epochs_within(linear, threshold)
@@ -203,27 +202,26 @@ def quadratic_path(
         The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
     """
     gradient = to_float64(expansion.gradient, objective.device)
-    model, states = zeros_like(expansion.start), dict[str, State]()
+    model = Trajectory(rule, expansion.start)
     for step in range(epochs):
-        slope = gradient
-        if step == 1:
-            # The first displacement is a combination of vectors whose products are known; decay's own part of the
-            # expansion's bend is taken off again, for `advance` adds it.
-            slope = combination((1.0, gradient), (1.0, _first_product(rule, expansion)))
-        elif step > 1:
-            slope = combination((1.0, gradient), (1.0, objective.hvp(model, at)))
-        rule.advance(model, expansion.start, slope, step, states)
-        yield model
+        if step == 0:
+            model.step(gradient)
+        else:
+            product = _first_product(rule, expansion) if step == 1 else objective.hvp(model.task_vector, at)
+            model.step(combination((1.0, gradient), (1.0, product)))
+        yield model.task_vector
 
 
 def _first_product(rule: LinearRule, expansion: Expansion) -> Weights:
     """H_0 times the first displacement, without another Hessian-vector product."""
+    # The first displacement is a combination of vectors whose products are known. Coupled decay's own part of the
+    # expansion's product is subtracted, because the trajectory adds it.
     first = float(rule.first_order_weights(1)[1])
     product = combination((-first, expansion.bend))
     if rule.coupled_decay:
         add_scaled(product, expansion.slope, first * rule.coupled_decay)
     if expansion.decay_bend is not None:
-        add_scaled(product, expansion.decay_bend, -rule.decay_shrinkage(1))
+        add_scaled(product, expansion.decay_bend, -float(rule.decay_shrinkages(1)[1]))
     return product
 
 

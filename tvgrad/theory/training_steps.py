@@ -4,8 +4,8 @@ A run keeps weights and sums for each epoch, not for each step. Two sources give
 
 - *records*: where each epoch is one step, the gradient it consumed and the weights it started from are on the disk;
 - *replay*: where the order of the batches was recorded, PyTorch's own optimizer goes through them again from theta_0,
-  in the run's own dtype and number of threads. It is the same trajectory exactly when it comes by the recorded bits,
-  which is checked at the end of every epoch whose weights were kept; what differs is measured and never hidden.
+  in the run's own dtype and number of threads. It is the same trajectory if it reproduces the recorded weights bit for
+  bit. That is checked at the end of every epoch whose weights were kept, and every difference is measured and reported.
 
 Either way one copy of the weights, one gradient and one batch's graph are held at a time.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Schedule:
     """What the record says of all steps up to an epoch.
 
     Attributes:
-        rates: learning rate of each step.
+        rule: the run's rule, with the learning rate of each step as recorded.
         ends: steps done at the end of epochs 0, 1, 2 ...
         clips: the factor by which each step's gradient was clipped; 1 where it was not.
         batches: for each epoch the samples of each step, or None where they are not known.
@@ -51,7 +51,7 @@ class Schedule:
         unknown: why the batches are not known, as half a sentence with a way out.
     """
 
-    rates: tuple[float, ...]
+    rule: UpdateRule
     ends: tuple[int, ...]
     clips: tuple[float, ...]
     batches: tuple[tuple[torch.Tensor, ...], ...] | None
@@ -63,17 +63,21 @@ class Schedule:
         """Whether any step's gradient was clipped."""
         return any(clip != 1 for clip in self.clips)
 
-    def rule(self, rule: UpdateRule, epoch: int) -> UpdateRule:
-        """The rule with the rates that were recorded.
+    @property
+    def rates(self) -> Sequence[float]:
+        """The learning rate of each step."""
+        return tuple(self.rule.rates(self.ends[-1]))
+
+    def rule_until(self, epoch: int) -> UpdateRule:
+        """The rule on a schedule that ends with an epoch.
 
         Args:
-            rule: the run's rule.
-            epoch: rates up to the end of this epoch.
+            epoch: of the run.
 
         Returns:
-            The same rule on that schedule.
+            The same rule with the rates of the steps up to the end of this epoch.
         """
-        return rule.with_lr(self.rates[: self.ends[epoch]])
+        return self.rule.with_lr(self.rates[: self.ends[epoch]])
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,6 @@ class RecordedStep:
     """One optimizer step.
 
     Attributes:
-        index: its number in the whole run, from 0.
         epoch: the epoch it belongs to, from 1.
         theta: the weights it started from, in the run's dtype.
         consumed: the gradient that the optimizer consumed.
@@ -89,7 +92,6 @@ class RecordedStep:
         after: the weights after the step at the end of an epoch, else None.
     """
 
-    index: int
     epoch: int
     theta: Weights
     consumed: Weights
@@ -124,8 +126,8 @@ def schedule_of(run: Run, epoch: int) -> Schedule:
         raise TvgradError(f"{run.root} lists {len(table)} steps for {ends[-1]}: trace the run again")
     if "skipped" in table and bool((table["skipped"].fillna(0) != 0).any()):
         raise TvgradError(f"{run.root} skipped steps (an overflow of its loss scale), which cannot be explained")
-    rates = _column(table, "lr", ends[-1], math.nan)
-    rates = np.array([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(rates)])
+    rates = _column(table, "lr", ends[-1], math.nan).tolist()
+    scheduled = rule.with_lr([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(rates)])
     clips = _column(table, "clip_factor", ends[-1], 1.0)
     batches, unknown = None, _unrecorded(run)
     if all("batches" in point.files for point in points[1:]):
@@ -138,7 +140,7 @@ def schedule_of(run: Run, epoch: int) -> Schedule:
             )
             batches = None
     full = _full_batch(run, ends, table, batches)
-    return Schedule(tuple(rates.tolist()), ends, tuple(clips.tolist()), None if full else batches, full, unknown)
+    return Schedule(scheduled, ends, tuple(clips.tolist()), None if full else batches, full, unknown)
 
 
 def _unrecorded(run: Run) -> str:
@@ -155,7 +157,7 @@ def _full_batch(
     run: Run, ends: tuple[int, ...], table: pd.DataFrame, batches: tuple[tuple[torch.Tensor, ...], ...] | None
 ) -> bool:
     """Whether the record says that every epoch is one step on all samples."""
-    if any(later - earlier != 1 for earlier, later in itertools.pairwise(ends)):
+    if not _one_step_an_epoch(ends):
         return False
     if run.info.get("consumes_recorded_gradient"):
         return True
@@ -166,11 +168,27 @@ def _full_batch(
     return samples is not None and bool((sizes == samples).all())
 
 
+def _one_step_an_epoch(ends: tuple[int, ...]) -> bool:
+    return all(later - earlier == 1 for earlier, later in itertools.pairwise(ends))
+
+
 def _column(table: pd.DataFrame, name: str, length: int, missing: float) -> np.ndarray:
     if name not in table or len(table) == 0:
         return np.full(length, missing)
     values = np.asarray(table[name], dtype=np.float64)
     return np.where(np.isnan(values), missing, values)
+
+
+def records_first_gradient(run: Run) -> bool:
+    """Tell whether a run records the full-batch gradient at theta_0 as the very tensor that its optimizer consumed.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Whether it does.
+    """
+    return bool(run.info.get("consumes_recorded_gradient")) and 0 in run.having("gradient")
 
 
 def recorded_steps(run: Run, schedule: Schedule) -> Iterator[RecordedStep] | None:
@@ -184,7 +202,7 @@ def recorded_steps(run: Run, schedule: Schedule) -> Iterator[RecordedStep] | Non
         The steps, or None where something was not recorded.
     """
     last = len(schedule.ends) - 1
-    if any(later - earlier != 1 for earlier, later in itertools.pairwise(schedule.ends)):
+    if not _one_step_an_epoch(schedule.ends):
         return None
     kept, full = set(run.epochs), set(run.having("gradient"))
     if not kept >= set(range(last + 1)) or not all(math.isfinite(clip) and clip > 0 for clip in schedule.clips):
@@ -203,7 +221,7 @@ def _read(run: Run, schedule: Schedule, last: int, full_batch: bool) -> Iterator
         consumed = run.gradient(index) if full_batch else run.epoch_gradient(index + 1)
         clip = schedule.clips[index]
         unclipped = consumed if clip == 1 else {name: tensor.double() / clip for name, tensor in consumed.items()}
-        yield RecordedStep(index, index + 1, theta, consumed, unclipped, after)
+        yield RecordedStep(index + 1, theta, consumed, unclipped, after)
 
 
 def missing_for_replay(run: Run, schedule: Schedule) -> str | None:
@@ -242,10 +260,9 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
     Raises:
         TvgradError: the run is not as `missing_for_replay` wants it.
     """
-    rule = run.rule
     missing = missing_for_replay(run, schedule)
-    if rule is None or schedule.batches is None or missing:
-        raise TvgradError(f"{run.root} cannot be replayed: {missing or 'its update rule is not known'}")
+    if schedule.batches is None or missing:
+        raise TvgradError(f"{run.root} cannot be replayed: {missing}")
     dtype = getattr(torch, str(run.info.get("dtype", "float32")))
     loss_of = copy.deepcopy(objective.batch_loss).to(dtype)
     parameters = trainable_parameters(loss_of.model)
@@ -255,7 +272,7 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
     with torch.no_grad():
         for name, tensor in run.weights(0).items():
             parameters[name].copy_(tensor)
-    optimizer = rule.make_optimizer(list(parameters.values()))
+    optimizer = schedule.rule.make_optimizer(list(parameters.values()))
     index = 0
     for epoch, batches in enumerate(schedule.batches, start=1):
         for place, indices in enumerate(batches):
@@ -265,22 +282,18 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
             ):
                 optimizer.zero_grad()
                 loss_of(_moved(samples, indices, objective.device)).backward()
-                unclipped = {name: _gradient(parameter) for name, parameter in parameters.items()}
-                clip = schedule.clips[index]
+                # Copies, because optimizers may change a gradient in place, and do change the weights.
+                theta, unclipped = _copies(parameters), _gradients(parameters)
+                consumed, clip = unclipped, schedule.clips[index]
                 if clip != 1:
-                    unclipped = {name: tensor.clone() for name, tensor in unclipped.items()}
                     for parameter in parameters.values():
                         if parameter.grad is not None:
                             parameter.grad.mul_(clip)
-                # Copies, because optimizers may change a gradient in place, and do change the weights.
-                consumed = {name: _gradient(parameter).clone() for name, parameter in parameters.items()}
-                theta = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.rates[index]
+                    consumed = _gradients(parameters)
+                schedule.rule.set_rate(optimizer, index)
                 optimizer.step()
-            last = place + 1 == len(batches)
-            after = {name: parameter.detach().clone() for name, parameter in parameters.items()} if last else None
-            yield RecordedStep(index, epoch, theta, consumed, consumed if clip == 1 else unclipped, after)
+            after = _copies(parameters) if place + 1 == len(batches) else None
+            yield RecordedStep(epoch, theta, consumed, unclipped, after)
             index += 1
 
 
@@ -305,8 +318,16 @@ def mismatch(run: Run, step: RecordedStep) -> float:
     return distance / length if length else math.inf
 
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+def _copies(parameters: Mapping[str, torch.nn.Parameter]) -> Weights:
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def _gradients(parameters: Mapping[str, torch.nn.Parameter]) -> Weights:
+    """Copies of the gradients; zeros where a parameter took no part in the loss."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+        for name, parameter in parameters.items()
+    }
 
 
 def _moved(samples: Samples, indices: torch.Tensor, device: torch.device) -> object:

@@ -1,10 +1,10 @@
-"""What all update rules share: checked options, learning rates, decay, replay on recorded gradients, JSON."""
+"""What all update rules share: checked options, learning rates, decay, JSON."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch.optim.optimizer import ParamsT
 
 from tvgrad.errors import TvgradError
-from tvgrad.vectors.parameters import Weights, same_names_and_shapes
 
 Array = NDArray[np.float64]
 
@@ -25,7 +24,6 @@ State = tuple[torch.Tensor, ...] | None
 """What a rule remembers of one parameter between steps."""
 
 Rule = TypeVar("Rule", bound="UpdateRule")
-Element = TypeVar("Element")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,6 @@ class UpdateRule(ABC):
     lr: Rate
 
     name: ClassVar[str]
-    linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -64,7 +61,12 @@ class UpdateRule(ABC):
         """The lambda of `theta -> (1 - eta lambda) theta`, or 0."""
         return self._decay if self._decoupled else 0.0
 
-    # Not every rule has these options, and a field declared here would stand in front of the rules' own.
+    @property
+    def decays(self) -> bool:
+        """Whether the rule has weight decay of either kind."""
+        return self._decay > 0
+
+    # Not every rule has these options, and a field declared here would precede the rules' own.
     @property
     def _decay(self) -> float:
         return float(getattr(self, "weight_decay", 0.0))
@@ -143,7 +145,7 @@ class UpdateRule(ABC):
         return np.asarray(np.exp(logs[k] - logs))
 
     def decay_shrinkages(self, k: int) -> Array:
-        """The share of theta_0 that decoupled decay has taken away after each step.
+        """The share of theta_0 that decoupled decay has removed after each step.
 
         Args:
             k: the number of steps.
@@ -152,17 +154,6 @@ class UpdateRule(ABC):
             `1 - P[s,0]` for s = 0 .. k, to full relative precision however small the decay.
         """
         return np.asarray(-np.expm1(self._log_survival(k)))
-
-    def decay_shrinkage(self, k: int) -> float:
-        """The share of theta_0 that decoupled decay takes away in k steps.
-
-        Args:
-            k: the number of steps.
-
-        Returns:
-            `1 - P[k,0]`.
-        """
-        return float(self.decay_shrinkages(k)[k])
 
     def _log_survival(self, k: int) -> Array:
         """Sum log(1 - eta_s lambda) over the steps before s = 0 .. k."""
@@ -205,79 +196,17 @@ class UpdateRule(ABC):
             group["lr"] = rate
 
     @abstractmethod
-    def _direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
-        """Take in one parameter's gradient; give d of `theta -= eta_step d` and what to keep for the next step."""
-
-    def replay(
-        self,
-        theta0: Mapping[str, torch.Tensor],
-        gradients: Iterable[Mapping[str, torch.Tensor]],
-        thetas: Iterable[Mapping[str, torch.Tensor]] | None = None,
-        rates: Iterable[float] | None = None,
-    ) -> Weights:
-        """Perform the rule in float64 on recorded gradients; `without_decay().replay(...)` leaves decay out.
-
-        Gradients and weights are read one step at a time and not kept: the task vector and the rule's own buffers are
-        all that is held. Names or shapes that differ, and fewer weights or rates than gradients, are a TvgradError.
+    def direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+        """Take in one parameter's gradient.
 
         Args:
-            theta0: the weights before the first step.
-            gradients: the gradient that each step consumed.
-            thetas: the weights that each step started from (theta0 first), of which decay takes its part; not read
-                by a rule without decay. None: those of the replay itself.
-            rates: the learning rate of each step, in the place of the rule's own.
+            gradient: in float64, coupled decay included.
+            state: what the last call returned; None at the first step.
+            step: the step's number, from 0.
 
         Returns:
-            The task vector after the last gradient: name -> float64 tensor, on theta0's devices.
+            d of `theta -= eta_step d`, and the state for the next step.
         """
-        task_vector = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in theta0.items()}
-        decays = self.coupled_decay > 0 or self.decoupled_decay > 0
-        recorded = None if thetas is None or not decays else iter(thetas)
-        given = None if rates is None else iter(rates)
-        states: dict[str, State] = {}
-        for step, gradient in enumerate(gradients):
-            rate = None if given is None else _number("replay", "rates", _next(given, "rates", step))
-            theta = None if recorded is None else _next(recorded, "weights", step)
-            self.advance(task_vector, theta0, gradient, step, states, theta, rate)
-        return task_vector
-
-    def advance(
-        self,
-        task_vector: Mapping[str, torch.Tensor],
-        theta0: Mapping[str, torch.Tensor],
-        gradient: Mapping[str, torch.Tensor],
-        step: int,
-        states: dict[str, State],
-        theta: Mapping[str, torch.Tensor] | None = None,
-        rate: float | None = None,
-    ) -> None:
-        """Perform one step of `replay`, for callers that look at the task vector between steps.
-
-        Args:
-            task_vector: float64 tensors before the step; moved in place.
-            theta0: the weights before the first step.
-            gradient: the gradient that the step consumes.
-            step: the step's number, from 0.
-            states: the rule's buffers, empty before the first step; updated in place.
-            theta: the weights of which decay takes its part; by default theta0 plus the task vector.
-            rate: the learning rate, in the place of the rule's own.
-        """
-        _check_same("gradient", step, theta0, gradient)
-        rate = self.rate(step) if rate is None else rate
-        if theta is not None:
-            _check_same("weights", step, theta0, theta)
-        decays = self.coupled_decay > 0 or self.decoupled_decay > 0
-        for name, moved in task_vector.items():
-            used = gradient[name].detach().to(moved)
-            shrunk = torch.zeros(())
-            if decays:
-                at = theta0[name].detach().to(moved) + moved if theta is None else theta[name].detach().to(moved)
-                used = used + self.coupled_decay * at
-                shrunk = self.decoupled_decay * at
-            direction, states[name] = self._direction(used, states.get(name), step)
-            moved.sub_(direction, alpha=rate)
-            if self.decoupled_decay:
-                moved.sub_(shrunk, alpha=rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the rule for JSON.
@@ -287,18 +216,6 @@ class UpdateRule(ABC):
         """
         options = asdict(self).items()
         return {"name": self.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in options}}
-
-
-def _next(values: Iterator[Element], what: str, step: int) -> Element:
-    for value in values:
-        return value
-    raise TvgradError(f"there are {what} for {step} steps and gradients for more: give one for each gradient")
-
-
-def _check_same(what: str, step: int, theta0: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    difference = same_names_and_shapes(theta0, found)
-    if difference:
-        raise TvgradError(f"the {what} of step {step} and theta0 differ ({difference}): record both from one model")
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -324,26 +241,19 @@ def _number(owner: str, option: str, value: object) -> float:
     return number
 
 
-def _numbers(owner: str, option: str, values: object) -> tuple[float, ...] | None:
-    """Read a sequence of numbers; None for what is no sequence (a tensor without dimensions, for one)."""
-    if not isinstance(values, Iterable) or isinstance(values, str) or getattr(values, "ndim", 1) == 0:
-        return None
-    return tuple(_number(owner, option, value) for value in values)
-
-
 def _checked(owner: str, option: str, value: object) -> float | bool | tuple[float, ...]:
-    if option == "lr":
-        rates = _numbers(owner, "rates", value)
-        if rates == ():
-            raise TvgradError(f"{owner}: the schedule is empty: give one rate for each step")
-        return _number(owner, option, value) if rates is None else rates
-    if option == "betas":
-        betas = _numbers(owner, option, value)
-        if betas is None or len(betas) != 2:
-            raise TvgradError(f"{owner}: betas {value!r} is not a pair: give {_RANGES[option][1]}")
-        return betas
-    if option in _RANGES:
-        return _number(owner, option, value)
-    if not isinstance(value, bool):
-        raise TvgradError(f"{owner}: {option} {value!r} is neither True nor False: give one of the two")
-    return value
+    """One option as a rule keeps it: a flag, a number, or (for lr and betas) a tuple of numbers."""
+    if option not in _RANGES:
+        if not isinstance(value, bool):
+            raise TvgradError(f"{owner}: {option} {value!r} is neither True nor False: give one of the two")
+        return value
+    several = None
+    # A tensor without dimensions claims to be iterable, but is one number.
+    is_sequence = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+    if option in {"lr", "betas"} and is_sequence:
+        several = tuple(_number(owner, "rates" if option == "lr" else option, one) for one in value)  # type: ignore[attr-defined]
+    if option == "betas" and (several is None or len(several) != 2):
+        raise TvgradError(f"{owner}: betas {value!r} is not a pair: give {_RANGES[option][1]}")
+    if several == ():
+        raise TvgradError(f"{owner}: the schedule is empty: give one rate for each step")
+    return _number(owner, option, value) if several is None else several

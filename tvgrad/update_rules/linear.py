@@ -16,10 +16,9 @@ become `g_0 + lambda theta_0` and `H_0 + lambda I`. All sums have terms of one s
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -82,12 +81,10 @@ class GradientAverage:
 class LinearRule(UpdateRule):
     """A rule whose task vector is a fixed combination of gradients (see the module's text)."""
 
-    linear: ClassVar[bool] = True
-
     @property
-    @abstractmethod
     def average(self) -> GradientAverage:
-        """How a step mixes the gradients so far."""
+        """How a step mixes the gradients so far; by default it follows the newest alone."""
+        return GradientAverage()
 
     def coefficients(self, k: int) -> Array:
         """Weigh each gradient in the task vector of k steps, O(k).
@@ -138,17 +135,6 @@ class LinearRule(UpdateRule):
         """
         return self.weighted_sums(np.ones(k))
 
-    def first_order_weight(self, k: int) -> float:
-        """Weigh g_0 in the task vector of k steps.
-
-        Args:
-            k: the number of steps.
-
-        Returns:
-            S_k.
-        """
-        return float(self.first_order_weights(k)[k])
-
     def second_order_weights(self, k: int) -> Array:
         """Weigh H_0 g_0 in every task vector up to k steps.
 
@@ -160,17 +146,6 @@ class LinearRule(UpdateRule):
         """
         return self.weighted_sums(self.first_order_weights(k)[:k])
 
-    def second_order_weight(self, k: int) -> float:
-        """Weigh H_0 g_0 in the task vector of k steps.
-
-        Args:
-            k: the number of steps.
-
-        Returns:
-            Q_k.
-        """
-        return float(self.second_order_weights(k)[k])
-
     def decay_weights(self, k: int) -> Array:
         """Weigh H_0 theta_0 in every task vector up to k steps, under decoupled decay.
 
@@ -181,17 +156,6 @@ class LinearRule(UpdateRule):
             `D_s = sum_e c[s,e] (1 - P[e,0])` for s = 0 .. k.
         """
         return self.weighted_sums(self.decay_shrinkages(k)[:k])
-
-    def decay_weight(self, k: int) -> float:
-        """Weigh H_0 theta_0 in the task vector of k steps, under decoupled decay.
-
-        Args:
-            k: the number of steps.
-
-        Returns:
-            D_k.
-        """
-        return float(self.decay_weights(k)[k])
 
     def momentum_weights(self, k: int) -> Array:
         """Weigh each step's gradient in a k-step task vector, without decay.
@@ -230,6 +194,16 @@ class LinearRule(UpdateRule):
             weight_decay=self.coupled_decay,
         )
 
-    def _direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+    def direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+        """Take in one parameter's gradient: the average of the past gradients.
+
+        Args:
+            gradient: in float64, coupled decay included.
+            state: what the last call returned; None at the first step.
+            step: the step's number, from 0.
+
+        Returns:
+            d of `theta -= eta_step d`, and the state for the next step.
+        """
         direction, buffer = self.average.direction(gradient, None if state is None else state[0])
         return direction, None if buffer is None else (buffer,)

@@ -30,11 +30,6 @@ class GD(LinearRule):
 
     name: ClassVar[str] = "gd"
 
-    @property
-    def average(self) -> GradientAverage:
-        """How a step mixes the gradients so far: it does not."""
-        return GradientAverage()
-
 
 @dataclass(frozen=True)
 class SGD(LinearRule):
@@ -50,11 +45,6 @@ class SGD(LinearRule):
     decoupled: bool = False
 
     name: ClassVar[str] = "sgd"
-
-    @property
-    def average(self) -> GradientAverage:
-        """How a step mixes the gradients so far: it does not."""
-        return GradientAverage()
 
 
 @dataclass(frozen=True)
@@ -173,7 +163,17 @@ class Adam(UpdateRule):
             amsgrad=self.amsgrad,
         )
 
-    def _direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+    def direction(self, gradient: torch.Tensor, state: State, step: int) -> tuple[torch.Tensor, State]:
+        """Take in one parameter's gradient: Adam's preconditioned mean.
+
+        Args:
+            gradient: in float64, coupled decay included.
+            state: what the last call returned; None at the first step.
+            step: the step's number, from 0.
+
+        Returns:
+            d of `theta -= eta_step d`, and the state for the next step.
+        """
         b1, b2 = self.betas
         mean, square, *largest = state or (torch.zeros_like(gradient), torch.zeros_like(gradient))
         mean = b1 * mean + (1 - b1) * gradient
