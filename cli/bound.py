@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from tvgrad.bounds import FeedForward
+    from tvgrad.problem.recipe import Recipe
+    from tvgrad.update_rules.linear import LinearRule
 
 LINEAR = ("gd", "sgd", "momentum", "nesterov")
+
+_Row = dict[str, Any]
+
+
+class _Planned(NamedTuple):
+    task: str
+    problem: FeedForward
+    rule: LinearRule
+    lr: float
+    epochs: int
 
 
 @click.command()
@@ -43,72 +57,79 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
       tvgrad bound digits --tasks rotated --lr 1e-5 --epochs 5 --forms
       tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 --epochs 10 --no-simulate
     """
-    import json
-
-    import pandas as pd
-    from tvgrad.cli.terminal import print_table
-
-    from tvgrad.bounds import NoCertificate
-    from tvgrad.bounds.feedforward import feed_forward_of
-    from tvgrad.problem.recipe import positive, positive_integer
     from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.update_rules.rules import linear_rule, make_rule
 
     names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
-    planned = []
-    for recipe in load_recipes(target, names):
-        # A recipe's mini-batches and Adam play no part: one full-batch step an epoch is bounded.
-        own = recipe.optimizer if recipe.optimizer in LINEAR else "gd"
-        lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
-        rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
-        epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")
-        planned.append((recipe.name, feed_forward_of(recipe), rule, lr, epochs))
-    rows, every, without = [], [], []
-    for name, problem, rule, lr, epochs in planned:
+    planned = [_plan(recipe, given) for recipe in load_recipes(target, names)]
+    rows, details, without = _certify(planned, simulate)
+    if as_json:
+        found = {"bounds": _plain(rows), "none": without}
+        click.echo(json.dumps(found | ({"forms": _plain(details)} if forms else {}), indent=1))
+    else:
+        _show(rows, details if forms else [], without)
+
+
+def _plan(recipe: Recipe, given: dict[str, Any]) -> _Planned:
+    """What is bounded for a recipe: one full-batch step an epoch, in place of its mini-batches and of Adam."""
+    from tvgrad.bounds import FeedForward
+    from tvgrad.problem.recipe import positive, positive_integer
+    from tvgrad.update_rules.rules import linear_rule, make_rule
+
+    own = recipe.optimizer if recipe.optimizer in LINEAR else "gd"
+    lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
+    rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
+    epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")
+    return _Planned(recipe.name, FeedForward.of_recipe(recipe), rule, lr, epochs)
+
+
+def _certify(planned: list[_Planned], simulate: bool) -> tuple[list[_Row], list[_Row], list[_Row]]:
+    """The bounds, all their forms, and the reasons where there are none."""
+    from tvgrad.bounds import NoCertificate
+
+    rows: list[_Row] = []
+    details: list[_Row] = []
+    without: list[_Row] = []
+    for task, problem, rule, lr, epochs in planned:
         try:
-            certificate = problem.certificate(rule, epochs, simulate)
+            found = problem.certificate(rule, epochs, simulate)
         except NoCertificate as reason:
-            without.append({"task": name, "reason": str(reason)})
+            without.append({"task": task, "reason": str(reason)})
             continue
-        size = float(rule.first_order_weights(epochs)[epochs]) * problem.gradient.norm
         rows.append({
-            "task": name,
+            "task": task,
             "rule": rule.name,
             "lr": lr,
             "epochs": epochs,
-            "error_bound": certificate.error_bound,
-            "lower_bound": certificate.lower_bound,
-            "method": certificate.method,
-            "from_start": certificate.from_start,
-            "closed_form_bound": certificate.closed_form_bound,
-            "radius": certificate.radius,
-            "first_order_norm": size,
+            "error_bound": found.error_bound,
+            "lower_bound": found.lower_bound,
+            "method": found.method,
+            "from_start": found.from_start,
+            "closed_form_bound": found.closed_form_bound,
+            "radius": found.radius,
+            "first_order_norm": float(rule.first_order_weights(epochs)[epochs]) * problem.gradient.norm,
         })
-        every += [
-            {"task": name, "form": one.name, "upper": one.upper, "lower": one.lower, "reason": one.reason}
-            for one in certificate.forms
+        details += [
+            {"task": task, "form": one.name, "upper": one.upper, "lower": one.lower, "reason": one.reason}
+            for one in found.forms
         ]
-    table, details = pd.DataFrame(rows), pd.DataFrame(every)
-    if as_json:
-        found = {"bounds": _plain(table), "none": without}
-        click.echo(json.dumps(found | ({"forms": _plain(details)} if forms else {}), indent=1))
-        return
-    if rows:
-        print_table("Bounds on the norm of tau_k + S_k g_0 (first_order_norm: that of S_k g_0)", table, len(table))
-    if forms and every:
-        print_table("Forms", details, len(details))
+    return rows, details, without
+
+
+def _show(rows: list[_Row], details: list[_Row], without: list[_Row]) -> None:
+    import pandas as pd
+    from tvgrad.cli.terminal import print_table
+
+    title = "Bounds on the norm of tau_k + S_k g_0 (first_order_norm: that of S_k g_0)"
+    for name, table in ((title, rows), ("Forms", details)):
+        if table:
+            print_table(name, pd.DataFrame(table), len(table))
     for one in without:
         click.echo(f"no bound for {one['task']}: {one['reason']}")
 
 
-def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _plain(rows: list[_Row]) -> list[_Row]:
     """Rows for JSON, which knows neither infinity nor NaN."""
-    import math
-
     return [
-        {
-            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        for row in table.to_dict("records")
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in rows
     ]

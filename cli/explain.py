@@ -76,7 +76,7 @@ def explain(
             # last, with what the predictions and the budget have left of the time
             left = None if budget_seconds is None else budget_seconds - (time.perf_counter() - begin)
             none = ({}, "no bound: no time is left for it")
-            certified = none if left is not None and left <= 0 else bounds_of_run(run, recipe, objective, left)
+            certified = none if left is not None and left <= 0 else bounds_of_run(run, recipe, objective, seconds=left)
             made = with_bounds(made, *certified)
         write_results(run, made)
         if made.second_order:

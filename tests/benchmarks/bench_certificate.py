@@ -18,7 +18,7 @@ import torch
 
 from tests.bounds.certificates.test_certificate import true_gap
 from tests.bounds.reference import Task, reference_tasks, true_error
-from tvgrad.bounds import Certificate, FeedForward, multitask_gap
+from tvgrad.bounds import Certificate, FeedForward, multitask_gap_bound
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CLOSED = ("closed, uniform", "closed, worst case", "closed, local")
@@ -90,7 +90,7 @@ def gaps(tasks: list[Task]) -> None:
     rows = []
     for rate in RATES:
         gap = true_gap(tasks, rate, EPOCHS, ALPHA)
-        found = multitask_gap(problems, rate, EPOCHS, ALPHA)
+        found = multitask_gap_bound(problems, rate, EPOCHS, alpha=ALPHA)
         forms = {form.name: form for form in found.forms}
         rows.append([
             f"{rate:.0e}",

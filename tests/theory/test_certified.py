@@ -19,7 +19,7 @@ from torch import nn
 import tvgrad
 from tests.theory.budget_runs import recipe, record
 from tvgrad import TvgradError
-from tvgrad.bounds.feedforward import feed_forward_of
+from tvgrad.bounds import FeedForward
 from tvgrad.recipes.of_run import objective_of
 from tvgrad.theory.certified import bounds_of_run
 from tvgrad.theory.explain import explain, with_bounds
@@ -180,17 +180,17 @@ def with_loss(loss: Any, **options: Any) -> tvgrad.Recipe:
 
 
 def test_losses_are_known_by_what_they_are_and_not_by_their_name() -> None:
-    assert feed_forward_of(with_loss(nn.functional.cross_entropy)).loss.name == "cross_entropy"
+    assert FeedForward.of_recipe(with_loss(nn.functional.cross_entropy)).loss.name == "cross_entropy"
     with pytest.raises(TvgradError, match="no bounds are known for the loss cross_entropy of small"):
-        feed_forward_of(with_loss(cross_entropy))
+        FeedForward.of_recipe(with_loss(cross_entropy))
     with pytest.raises(TvgradError, match="its own forward or count"):
-        feed_forward_of(with_loss(nn.CrossEntropyLoss(), forward=lambda model, batch: model(batch[0])))
+        FeedForward.of_recipe(with_loss(nn.CrossEntropyLoss(), forward=lambda model, batch: model(batch[0])))
 
 
 def test_a_float64_run_is_read_without_rounding(tmp_path: Path) -> None:
     made = recipe()
     run = record(made, tmp_path, lr=0.1, epochs=1, dtype="float64")
-    problem = feed_forward_of(made, run.complete(1))
+    problem = FeedForward.of_recipe(made, run.complete(1))
     expected = torch.cat([run.weights(1)[name].flatten() for name in problem.network.names])
     assert torch.equal(problem.network.flat, expected)
     assert not math.isnan(problem.gradient.error)

@@ -9,8 +9,8 @@ from tvgrad.bounds.activations.registry import activation_of, register_activatio
 from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate
-from tvgrad.bounds.certificates.forms import Form
-from tvgrad.bounds.certificates.multitask_gap import GapCertificate, multitask_gap
+from tvgrad.bounds.certificates.form import Form
+from tvgrad.bounds.certificates.multitask_gap import GapCertificate, multitask_gap, multitask_gap_bound
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds, UniformBounds
 from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.bounds.losses.base import Loss
@@ -33,6 +33,7 @@ __all__ = [
     "activation_of",
     "loss_of",
     "multitask_gap",
+    "multitask_gap_bound",
     "register_activation",
     "spectral_norm",
 ]

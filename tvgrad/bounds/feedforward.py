@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tvgrad.bounds.certificates.certificate import Certificate, certify, certify_run
+from tvgrad.bounds.certificates.certificate import Certificate, certify
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.update_rules.base import UpdateRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_LOSS_FUNCTIONS = {
+    nn.functional.cross_entropy: "cross_entropy",
+    nn.functional.binary_cross_entropy_with_logits: "bce",
+    nn.functional.mse_loss: "mse",
+}
 
 
 class FeedForward(DerivativeBounds):
@@ -21,7 +30,46 @@ class FeedForward(DerivativeBounds):
 
     The constructor, `from_matrices`, `gradient_norm`, `hessian_norm`, `hessian_lipschitz` and `closed_form` are those
     of `DerivativeBounds`.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.bounds import FeedForward
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+        >>> inputs, targets = torch.eye(4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+        >>> problem = FeedForward(model, inputs, targets)
+        >>> problem.gradient_norm() <= problem.gradient_norm(radius=0.1) <= problem.closed_form(0.1).gradient_norm
+        True
     """
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> Self:
+        """Read a recipe's model, loss and training samples as the bounds see them.
+
+        Args:
+            recipe: the task.
+            weights: a complete state for the model; by default its own.
+
+        Returns:
+            The network with its data, in float64.
+
+        Raises:
+            TvgradError: the recipe goes through its own forward or count, for which no bounds are known, or the
+                network, the loss or the data is not one that the bounds know.
+        """
+        if recipe.forward is not None or recipe.count is not None or recipe.loss is None:
+            raise TvgradError(
+                f"there are no bounds for {recipe.name}: its own forward or count is not known to them; use (inputs, "
+                "targets) with a loss of torch.nn"
+            )
+        batch = recipe.train.batch(0, len(recipe.train))
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TvgradError(f"there are no bounds for {recipe.name}: its batches are not (inputs, targets)")
+        model = copy.deepcopy(recipe.model)
+        if weights is not None:
+            # Widened first: a float32 module would round the weights of a float64 run.
+            model = model.double()
+            model.load_state_dict(weights)
+        return cls(model, batch[0], batch[1], _loss(recipe))
 
     def certificate(self, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
         """Bound the error of the first-order prediction of a task vector, before training.
@@ -37,67 +85,25 @@ class FeedForward(DerivativeBounds):
 
         Raises:
             NoCertificate: no form gives a bound; the message says why, form by form.
+
+        Example:
+            >>> import torch
+            >>> from tvgrad.bounds import FeedForward
+            >>> from tvgrad.update_rules import Momentum
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+            >>> problem = FeedForward(model, torch.eye(4, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+            >>> certificate = problem.certificate(Momentum(0.001, 0.9), epochs=3, simulate=False)
+            >>> 0 < certificate.lower_bound <= certificate.error_bound
+            True
         """  # noqa: DOC502 - raised by certify
-        return certify(self, rule, epochs, simulate)
-
-    def certificate_from_run(self, rule: UpdateRule | float, weights: Sequence[torch.Tensor]) -> Certificate:
-        """Bound the same error after training, by a tube round recorded weights.
-
-        Args:
-            rule: the rule that was followed, one step an epoch.
-            weights: flat weights theta_0 .. theta_{k-1}, like `network.flat`.
-
-        Returns:
-            Bounds for the iterates of exact arithmetic, and how far the recorded ones are from them.
-
-        Raises:
-            NoCertificate: the weights do not start at this network's, or the tube grows beyond all bounds.
-        """  # noqa: DOC502 - raised by certify_run
-        return certify_run(self, rule, weights)
-
-
-FUNCTIONS = {
-    nn.functional.cross_entropy: "cross_entropy",
-    nn.functional.binary_cross_entropy_with_logits: "bce",
-    nn.functional.mse_loss: "mse",
-}
-
-
-def feed_forward_of(recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> FeedForward:
-    """Read a recipe's model, loss and training samples as the bounds see them.
-
-    Args:
-        recipe: the task.
-        weights: a complete state for the model; by default its own.
-
-    Returns:
-        The network with its data, in float64.
-
-    Raises:
-        TvgradError: the recipe goes through its own forward or count, for which no bounds are known, or the network,
-            the loss or the data is not one that the bounds know.
-    """
-    if recipe.forward is not None or recipe.count is not None or recipe.loss is None:
-        raise TvgradError(
-            f"there are no bounds for {recipe.name}: its own forward or count is not known to them; use (inputs, "
-            "targets) with a loss of torch.nn"
-        )
-    batch = recipe.train.batch(0, len(recipe.train))
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TvgradError(f"there are no bounds for {recipe.name}: its batches are not (inputs, targets)")
-    model = copy.deepcopy(recipe.model)
-    if weights is not None:
-        # Widened first: a float32 module would round the weights of a float64 run.
-        model = model.double()
-        model.load_state_dict(weights)
-    return FeedForward(model, batch[0], batch[1], _loss(recipe))
+        return certify(self, rule, epochs, simulate=simulate)
 
 
 def _loss(recipe: Recipe) -> str | nn.Module:
     """PyTorch's own losses alone: another function of the same name may compute something else."""
     if isinstance(recipe.loss, nn.Module):
         return recipe.loss
-    known = next((name for function, name in FUNCTIONS.items() if function is recipe.loss), None)
+    known = next((name for function, name in _LOSS_FUNCTIONS.items() if function is recipe.loss), None)
     if known is None:
         name = getattr(recipe.loss, "__name__", type(recipe.loss).__name__)
         raise UnknownLoss(

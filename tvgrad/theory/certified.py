@@ -15,11 +15,11 @@ import time
 
 import torch
 
-from tvgrad.bounds.certificates.certificate import StepBound, certify_steps
-from tvgrad.bounds.certificates.coefficients import plan_of
-from tvgrad.bounds.feedforward import FeedForward, feed_forward_of
+from tvgrad.bounds.certificates.coefficients import coefficients_of
+from tvgrad.bounds.certificates.recorded_steps import StepBound, certify_steps
+from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import UNIT_ROUNDOFF
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.store.run import Run
@@ -27,11 +27,9 @@ from tvgrad.theory.training_steps import schedule_of
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.vectors.parameters import Weights
 
-OUTWARD = 1 + 1e-9  # covers norms of up to some millions of parameters, and the sums that put a bound together here
-
 
 def bounds_of_run(
-    run: Run, recipe: Recipe, objective: Objective, seconds: float | None = None
+    run: Run, recipe: Recipe, objective: Objective, *, seconds: float | None = None
 ) -> tuple[dict[int, float], str | None]:
     """Bound `||tau_k + S_k g_0||` of recorded weights, for every epoch for which a certificate exists.
 
@@ -55,7 +53,7 @@ def bounds_of_run(
         if not schedule.full:
             return {}, "no bound: not every epoch is known to be one step on all samples"
         scheduled = rule.with_lr(schedule.rates)
-        problem = feed_forward_of(recipe, run.complete(0))
+        problem = FeedForward.of_recipe(recipe, run.complete(0))
         names = problem.network.names
         if set(names) != set(run.parameters):
             return {}, "no bound: the network's trainable parameters are not those of the run"
@@ -66,16 +64,16 @@ def bounds_of_run(
     consumed = run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
     used = _flat(run.gradient(0) if consumed else objective.gradient(run.weights(0)), names)
     first = problem.gradient
-    size = float(used.norm()) * OUTWARD
-    apart = float((used - first.value).norm()) * OUTWARD + first.error
-    plan = plan_of(scheduled, last)
+    size = round_up(float(used.norm()))
+    apart = round_up(float((used - first.value).norm())) + first.error
+    coefficients = coefficients_of(scheduled, last)
     found: dict[int, float] = {}
     for epoch, step in enumerate(steps, start=1):
-        weight = float(plan.totals[epoch])
+        weight = float(coefficients.totals[epoch])
         # the recorded error's own arithmetic: a difference of weights, S_k g, their sum and its norm, in float64
-        length = float(path[epoch].norm() + path[0].norm()) * OUTWARD
-        rounding = 4 * UNIT_ROUNDOFF * length + (plan.rounding + 4 * UNIT_ROUNDOFF) * weight * size
-        found[epoch] = (step.error + step.stray + weight * apart + rounding) * OUTWARD
+        length = round_up(float(path[epoch].norm() + path[0].norm()))
+        rounding = 4 * UNIT_ROUNDOFF * length + (coefficients.rounding + 4 * UNIT_ROUNDOFF) * weight * size
+        found[epoch] = round_up(step.error + step.deviation + weight * apart + rounding)
     return found, f"no bound from epoch {len(found) + 1} on: {reason}" if reason else None
 
 

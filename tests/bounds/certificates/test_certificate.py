@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from tests.bounds.reference import TASKS, Task, reference_tasks, true_error
-from tvgrad.bounds import Certificate, FeedForward, NoCertificate, multitask_gap
+from tvgrad import bounds
+from tvgrad.bounds import Certificate, FeedForward, NoCertificate, multitask_gap_bound
+from tvgrad.bounds.certificates.certificate import FORMS
+from tvgrad.bounds.certificates.multitask_gap import GAP_FORMS
+from tvgrad.bounds.certificates.recorded_steps import certify_steps
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
@@ -98,17 +102,21 @@ def test_one_epoch_is_exact() -> None:
 
 def test_a_run_is_certified_from_its_weights() -> None:
     task = small_task()
-    error, weights = rule_error(task, GD(0.05), EPOCHS)
     problem = problem_of(task)
-    certificate = problem.certificate_from_run(GD(0.05), weights)
-    assert certificate.lower_bound <= error <= certificate.error_bound <= 1.001 * error
-    assert certificate.rounding < 1e-10
+    _, weights = rule_error(task, GD(0.05), EPOCHS + 1)  # theta_0 .. theta_k
+    steps, reason = certify_steps(problem, GD(0.05), weights)
     disturbed = [weights[0], *(w + 1e-6 for w in weights[1:])]
-    wider = problem.certificate_from_run(GD(0.05), disturbed)
-    assert wider.lower_bound <= error <= wider.error_bound
-    assert wider.rounding >= 1e-6
+    wider, _ = certify_steps(problem, GD(0.05), disturbed)
+    assert len(steps) == len(wider) == EPOCHS
+    assert not reason
+    for number, (step, wide) in enumerate(zip(steps, wider, strict=True), start=1):
+        error, _ = rule_error(task, GD(0.05), number)
+        assert error <= step.error <= 1.001 * error
+        assert error <= wide.error
+        assert step.deviation < 1e-10
+        assert wide.deviation >= 1e-6
     with pytest.raises(NoCertificate, match="do not start"):
-        problem.certificate_from_run(GD(0.05), weights[1:])
+        certify_steps(problem, GD(0.05), weights[1:])
 
 
 def test_what_has_no_certificate_says_why() -> None:
@@ -137,10 +145,9 @@ def test_a_training_that_overflows_has_no_certificate(rate: float, epochs: int, 
 def test_a_certificate_is_a_row_of_numbers_and_words() -> None:
     certificate = problem_of(small_task()).certificate(1e-3, 5)
     assert list(certificate.row()) == [
-        "radius", "error_bound", "lower_bound", "method", "closed_form_bound", "rounding",
+        "radius", "error_bound", "lower_bound", "method", "closed_form_bound",
     ]  # fmt: skip
     assert all(isinstance(value, (float, str)) for value in certificate.row().values())
-    assert math.isnan(certificate.rounding)
 
 
 def true_gap(tasks: list[Task], rate: float, epochs: int, alpha: float) -> float:
@@ -171,21 +178,45 @@ def test_the_multitask_gap_lies_between_its_bounds(alpha: float, rate: float) ->
         Task("flipped", first.model, -first.inputs, first.targets),
         Task("turned", first.model, first.inputs.roll(1, 1), first.targets),
     ]
-    gap = true_gap(tasks, rate, EPOCHS, alpha)
-    found = multitask_gap([problem_of(task) for task in tasks], rate, EPOCHS, alpha)
+    gap = true_gap(tasks, rate, EPOCHS, alpha=alpha)
+    found = multitask_gap_bound([problem_of(task) for task in tasks], rate, EPOCHS, alpha=alpha)
     for form in found.forms:
         if form.exists:
             assert form.lower <= gap * (1 + 1e-9) + 1e-13 * rate
             assert form.upper >= gap * (1 - 1e-9) - 1e-13 * rate
     assert found.upper_bound <= 1.01 * gap
-    alone = multitask_gap([problem_of(task) for task in tasks], rate, EPOCHS, alpha, simulate=False)
+    alone = multitask_gap_bound([problem_of(task) for task in tasks], rate, EPOCHS, alpha=alpha, simulate=False)
     assert [form.name for form in alone.forms] == ["closed", "quadratic", "cubic"]
     assert alone.upper_bound == min(form.upper for form in found.forms[:3]) >= gap * (1 - 1e-9)
     if rate < 1e-4:
         assert alone.lower_bound >= 0.999 * gap
         assert alone.upper_bound <= 1.001 * gap
     if math.isfinite(found.coefficient_bound):
-        assert coefficient(tasks, EPOCHS, alpha) <= found.coefficient_bound
+        assert coefficient(tasks, EPOCHS, alpha=alpha) <= found.coefficient_bound
+
+
+def test_every_form_that_is_listed_is_tried() -> None:
+    task = small_task()
+    found = problem_of(task).certificate(1e-4, EPOCHS).forms
+    assert [form.name for form in found] == [form.name for form in FORMS]
+    gap = multitask_gap_bound([problem_of(task)] * 2, 1e-4, EPOCHS, alpha=0.4)
+    assert [form.name for form in gap.forms] == [form.name for form in GAP_FORMS]
+
+
+def test_forms_that_would_take_too_long_are_left_out_with_the_reason() -> None:
+    problem = problem_of(small_task())
+    alone = problem.certificate(1e-6, 101).forms
+    together = multitask_gap_bound([problem] * 2, 1e-6, 101, alpha=0.4).forms
+    for forms in (alone, together):
+        reasons = {form.name: form.reason for form in forms if form.reason}
+        assert reasons == dict.fromkeys(("quadratic", "cubic"), "left out: it takes a product an epoch, at most 100")
+
+
+def test_the_former_name_of_the_gap_warns_and_gives_the_same() -> None:
+    problems = [problem_of(small_task())] * 2
+    with pytest.warns(DeprecationWarning, match="multitask_gap_bound"):
+        former = bounds.multitask_gap(problems, 1e-3, EPOCHS, 0.4)
+    assert former == multitask_gap_bound(problems, 1e-3, EPOCHS, alpha=0.4)
 
 
 def test_tasks_with_different_starts_have_no_common_gap() -> None:
@@ -193,9 +224,9 @@ def test_tasks_with_different_starts_have_no_common_gap() -> None:
     with torch.no_grad():
         other.model[0].weight.add_(1.0)
     with pytest.raises(TvgradError, match="different weights"):
-        multitask_gap([problem_of(one), problem_of(other)], 1e-3, 5, 0.5)
+        multitask_gap_bound([problem_of(one), problem_of(other)], 1e-3, 5, alpha=0.5)
     with pytest.raises(NoCertificate, match="weight decay"):
-        multitask_gap([problem_of(one)] * 2, SGD(1e-3, weight_decay=0.1), 5, 0.5)
+        multitask_gap_bound([problem_of(one)] * 2, SGD(1e-3, weight_decay=0.1), 5, alpha=0.5)
 
 
 # Upper bounds over the true error on the reference case, for all forms and for those that use theta_0 alone.
@@ -223,8 +254,8 @@ def test_the_reference_case_is_tight(number: int) -> None:
 def test_the_reference_gap_is_tight() -> None:
     tasks = list(reference_tasks())
     for rate, at_start in ((1e-7, 1.01), (1e-4, 1.1), (1e-3, 4.0), (1e-2, None)):
-        gap = true_gap(tasks, rate, EPOCHS, 0.4)
-        found = multitask_gap([problem_of(task) for task in tasks], rate, EPOCHS, 0.4)
+        gap = true_gap(tasks, rate, EPOCHS, alpha=0.4)
+        found = multitask_gap_bound([problem_of(task) for task in tasks], rate, EPOCHS, alpha=0.4)
         assert found.lower_bound <= gap <= found.upper_bound <= 1.01 * gap
         forms = {form.name: form for form in found.forms}
         if at_start is not None:

@@ -16,9 +16,9 @@ from tests.bounds.reading.test_residual_blocks import ONE, derivatives, unit, un
 from tests.bounds.residual_cases import random_residual_case
 from tests.bounds.test_soundness import problem_of
 from tvgrad.bounds import FeedForward, loss_of
-from tvgrad.bounds.certificates.coefficients import plan_of
-from tvgrad.bounds.certificates.expansion_point import Start
-from tvgrad.bounds.certificates.taylor_models import ModelPath
+from tvgrad.bounds.certificates.coefficients import coefficients_of
+from tvgrad.bounds.certificates.expansion_point import ExpansionPoint
+from tvgrad.bounds.certificates.taylor_models import TaylorPath
 from tvgrad.bounds.derivatives.ball_norms import _uncapped, ball_norms
 from tvgrad.bounds.derivatives.sample_norms import SampleNorms
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
@@ -145,8 +145,8 @@ def test_what_the_cubic_form_leaves_is_attained() -> None:
     first = slope(case.start)
     way = rate * float(first.norm())
     problem = with_constants_at(problem_of(case), 1.1 * way)
-    path = ModelPath(Start(problem, plan_of(rate, 2), problem.hessian_norm()), cubic=True)
-    _, rest = path.verified(problem.local, problem.third_changes)
+    path = TaylorPath(ExpansionPoint(problem, coefficients_of(rate, 2)), cubic=True)
+    rest, _ = path.deviation()
     error = -rate * (slope(case.start - rate * first) - first)
     truth = float((error - path.error(2).value).norm())
     assert truth <= rest <= 1.005 * truth
@@ -160,9 +160,9 @@ def test_what_a_stray_adds_to_the_cubic_form_is_attained() -> None:
     first = slope(case.start)
     point = case.start - rate * first
     problem = with_constants_at(problem_of(case), 1.1 * float((point - case.start).norm() + stray))
-    path = ModelPath(Start(problem, plan_of(rate, 2), problem.hessian_norm()), cubic=True)
+    path = TaylorPath(ExpansionPoint(problem, coefficients_of(rate, 2)), cubic=True)
     path.points[1] = BoundedVector(path.points[1].value, stray)
-    _, rest = path.verified(problem.local, problem.third_changes)
+    rest, _ = path.deviation()
     model_gradient = first + path.changes[1].value
     truth = rate * float((slope(point + stray) - model_gradient).norm())
     assert truth <= rest <= 1.002 * truth

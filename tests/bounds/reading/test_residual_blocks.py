@@ -16,7 +16,8 @@ from tests.bounds.oracles import Case
 from tests.bounds.reference import Task
 from tests.bounds.residual_cases import Block, Functional, random_residual_case
 from tests.bounds.test_soundness import check, check_training, problem_of
-from tvgrad.bounds import FeedForward, loss_of, multitask_gap
+from tvgrad.bounds import FeedForward, loss_of, multitask_gap_bound
+from tvgrad.bounds.certificates.recorded_steps import certify_steps
 from tvgrad.bounds.derivatives.ball_norms import ball_norms
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.bounds.network.skips import Skips
@@ -76,12 +77,13 @@ def test_every_form_exists_and_holds_for_every_rule(name: str) -> None:
 def test_a_recorded_run_and_a_gap_have_their_bounds() -> None:
     task = small_task()
     problem = FeedForward(task.model, task.inputs, task.targets)
-    error, weights = rule_error(task, RULES["gd"](0.02), 5)
-    found = problem.certificate_from_run(0.02, weights)
-    assert found.lower_bound <= error <= found.error_bound <= 1.001 * error
+    error, _ = rule_error(task, RULES["gd"](0.02), 5)
+    _, weights = rule_error(task, RULES["gd"](0.02), 6)
+    steps, _ = certify_steps(problem, 0.02, weights)
+    assert error <= steps[4].error <= 1.001 * error
     other = Task("turned", task.model, -task.inputs, task.targets)
     gap = true_gap([task, other], 1e-3, 5, 0.4)
-    bounds = multitask_gap([problem, FeedForward(task.model, other.inputs, other.targets)], 1e-3, 5, 0.4)
+    bounds = multitask_gap_bound([problem, FeedForward(task.model, other.inputs, other.targets)], 1e-3, 5, alpha=0.4)
     assert [form.name for form in bounds.forms if form.exists] == ["closed", "quadratic", "cubic", "tube"]
     for form in bounds.forms:
         assert form.lower * (1 - 1e-9) <= gap <= form.upper * (1 + 1e-9)

@@ -1,4 +1,4 @@
-"""What a certificate needs to know of an update rule: how each step weighs the gradients before it.
+"""What a certificate needs to know of an update rule: the weight of every gradient in every step.
 
 For every linear rule `theta_s - theta_0 = -shrunk_s theta_0 - sum_{e<s} c[s,e] g(theta_e)` with c >= 0, exactly.
 Coupled decay adds `lambda theta` to every gradient: the same rule on `L + lambda/2 ||theta||^2`, whose Hessian is
@@ -20,28 +20,39 @@ from tvgrad.update_rules.rules import GD
 
 
 class NoCertificate(TvgradError):
-    """There is no bound for this network, rule and number of epochs; the message says why."""
+    """There is no bound for this network, rule and number of epochs; the message says why.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.bounds import FeedForward, NoCertificate
+        >>> problem = FeedForward.from_matrices([torch.eye(2), torch.eye(2)], None, "tanh", input_norms=1.0)
+        >>> try:
+        ...     problem.certificate(100.0, epochs=5)
+        ... except NoCertificate as reason:
+        ...     print(str(reason).split(":")[0])
+        there is no certificate, lower the learning rate or the number of epochs
+    """
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The coefficients of k steps.
+class StepCoefficients:
+    """The coefficients of k steps of a linear rule.
 
     Attributes:
-        coefficients: c[s, e], (k+1, k), nonnegative.
+        matrix: c[s, e], (k+1, k), nonnegative.
         totals: S_s, (k+1,).
         shrunk: the share of theta_0 that decoupled decay has taken after s steps, (k+1,).
         coupled: the lambda that is added to gradients.
     """
 
-    coefficients: Array
+    matrix: Array
     totals: Array
     shrunk: Array
     coupled: float
 
     @property
     def steps(self) -> int:
-        """K."""
+        """The number of steps k."""
         return len(self.totals) - 1
 
     @property
@@ -50,8 +61,8 @@ class Plan:
         return gamma(8 * self.steps + 32)
 
 
-def plan_of(rule: UpdateRule | float, epochs: int) -> Plan:
-    """Unroll a rule.
+def coefficients_of(rule: UpdateRule | float, epochs: int) -> StepCoefficients:
+    """Compute the coefficients of a rule.
 
     Args:
         rule: a linear rule that makes one step an epoch, or the learning rate of gradient descent.
@@ -73,10 +84,6 @@ def plan_of(rule: UpdateRule | float, epochs: int) -> Plan:
             f"{rule.name} divides by a root of past squares, so its steps have no coefficients that are fixed "
             "beforehand and no certificate: use gd, sgd, momentum or nesterov, or read the estimates"
         )
-    coefficients = rule.coefficient_matrix(epochs)
-    return Plan(
-        coefficients,
-        np.asarray(coefficients.sum(axis=1)),
-        np.asarray(rule.decay_shrinkages(epochs)),
-        rule.coupled_decay,
-    )
+    matrix = rule.coefficient_matrix(epochs)
+    shrunk = np.asarray(rule.decay_shrinkages(epochs))
+    return StepCoefficients(matrix, np.asarray(matrix.sum(axis=1)), shrunk, rule.coupled_decay)

@@ -2,15 +2,15 @@ r"""Forms of a certificate that follow the rule on a polynomial model of the los
 
 With d = theta - theta_0, the *quadratic* model has the gradient `m(d) = g_0 + H_0 d`, the *cubic* one
 `m(d) = g_0 + H_0 d + 1/2 D3_0[., d, d]`: vectors in which the samples cancel as they do in training, computed with
-their rounding. Let q_e be the rule run on the model, `tau_e = q_e + s_e` what it does on the loss, `||s_e|| <= X_e`. By
-the plan's coefficients `s_s = -sum_e c[s,e] ( g(theta_e) - m(q_e) )`, and by Taylor's theorem
+their rounding. Let q_e be the rule run on the model, `tau_e = q_e + s_e` what it does on the loss, `||s_e|| <= X_e`.
+With the coefficients of the rule, `s_s = -sum_e c[s,e] ( g(theta_e) - m(q_e) )`, and by Taylor's theorem
 
-- quadratic: `g(theta_e) - m(q_e) = H_0 s_e + r_e`, r_e as in module forms;
+- quadratic: `g(theta_e) - m(q_e) = H_0 s_e + r_e`, r_e as in module remainder_form;
 - cubic: `g(theta_e) - m(q_e) = H_0 s_e + D3_0[., q_e, s_e] + 1/2 D3_0[., s_e, s_e] + w_e`,
   `w_e = int_0^1 (1 - t) ( D3(theta_0 + t tau_e) - D3_0 )[., tau_e, tau_e] dt`.
 
 Let W be the bound of the change of D3 over the ball of radius R and delta the one at radius 0, which is rounding
-(`local_constants.third_changes`). The bound is convex in the radius, so that at t tau_e the change is at most
+(`third_changes` of the loss). The bound is convex in the radius, so that at t tau_e the change is at most
 `2 delta + t lambda W`, lambda = ||tau_e|| / R <= 1, and `w_e <= (delta + lambda/6 W)[., tau_e, tau_e]`. Hence
 `X_s = sum_e c[s,e] ( h_0 X_e + (what is left) )`, all of it layer by layer along q_e. The error vector is
 `-sum_e c[k,e] ( m(q_e) - g_0 )` up to X_k, from both sides, on the ball with `max_{e<k} ||q_e|| + X_e <= R`.
@@ -20,54 +20,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from tvgrad.bounds.certificates.coefficients import NoCertificate
-from tvgrad.bounds.certificates.expansion_point import Start, weighted
-from tvgrad.bounds.certificates.forms import HUGE, Along, Form, along_all, fixed_point, lost, third_order
+from tvgrad.bounds.certificates.closed_form import Start
+from tvgrad.bounds.certificates.expansion_point import ExpansionPoint
+from tvgrad.bounds.certificates.form import CertificateForm, Form
+from tvgrad.bounds.certificates.vector_sums import weighted
+from tvgrad.bounds.certificates.verified_ball import HUGE, NoBall, ThirdDerivative, deviation_on_ball
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.numerics.floats import UNIT_ROUNDOFF
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
 from tvgrad.update_rules.base import Array
 
 MODEL_STEPS = 100  # a product with the Hessian each, and for the cubic model one more of the third derivative
 
-Constants = Callable[[float], LayerBounds]
+
+@dataclass(frozen=True)
+class TaylorForm(CertificateForm[Start]):
+    """The two-sided form round the path that the rule takes on a model.
+
+    Attributes:
+        cubic: whether the model knows the third derivative.
+    """
+
+    cubic: bool
+
+    cost: ClassVar[str] = "a product"
+    most_steps: ClassVar[float] = MODEL_STEPS
+
+    def attempt(self, case: Start) -> Form:
+        """Find the bounds.
+
+        Args:
+            case: what is known at theta_0.
+
+        Returns:
+            The bounds, from both sides.
+        """
+        path = TaylorPath(case, cubic=self.cubic)
+        rest, radius = path.deviation()
+        return Form.of_error(self.name, path.error(case.coefficients.steps), rest, radius=radius)
 
 
-def model_form(name: str, start: Start, constants: Constants, changes: Constants | None = None) -> Form:
-    """The two-sided form round the path of a model.
-
-    Args:
-        name: of the form.
-        start: what is known at theta_0.
-        constants: the third derivative's bounds on a ball, layer by layer.
-        changes: those of its change over a ball, for the cubic model; None for the quadratic one.
-
-    Returns:
-        The bound, from both sides.
-
-    Raises:
-        NoCertificate: no ball was found.
-    """  # noqa: DOC502 - raised by fixed_point
-    path = ModelPath(start, cubic=changes is not None)
-    radius, rest = path.verified(constants, changes)
-    error = path.error(start.plan.steps)
-    return Form(name, error.upper + rest, max(0.0, error.lower - rest), radius)
-
-
-class ModelPath:
+class TaylorPath:
     """The rule run on a model of the loss at theta_0, with all rounding errors.
 
     Attributes:
         start: what is known at theta_0.
+        cubic: whether the model knows the third derivative.
         points: q_e for e < k.
         changes: `m(q_e) - g_0` for e < k.
     """
 
-    def __init__(self, start: Start, cubic: bool = False) -> None:
+    def __init__(self, start: ExpansionPoint[Any], *, cubic: bool) -> None:
         """Run the rule.
 
         Args:
@@ -75,30 +84,32 @@ class ModelPath:
             cubic: whether the model knows the third derivative.
 
         Raises:
-            NoCertificate: the path runs away.
+            NoBall: the path runs away.
         """
         self.start = start
+        self.cubic = cubic
         self.points: list[BoundedVector] = []
         self.changes: list[BoundedVector] = []
-        for step in range(start.plan.steps):
-            first, bent = start.first_order(step), self.error(step)
-            value = first.value + bent.value
+        for step in range(start.coefficients.steps):
+            first, error = start.first_order(step), self.error(step)
+            value = first.value + error.value
             if not float(value.norm()) < HUGE:
-                raise NoCertificate(lost(math.inf))
+                raise NoBall(math.inf)
             # the computed point is the centre of the tube: its distance from the exact rule goes into X
-            self.points.append(
-                BoundedVector(value, first.error + bent.error + 2 * UNIT_ROUNDOFF * (first.norm + bent.norm))
-            )
-            if not bool(value.any()):  # at theta_0 itself
-                self.changes.append(BoundedVector(torch.zeros_like(value), 0.0))
-                continue
-            (change,) = start.products([value])
-            if cubic:
-                twice = start.problem.twice_along(value)
-                total = change.value + 0.5 * twice.value
-                rounding = 2 * UNIT_ROUNDOFF * (change.norm + twice.norm)
-                change = BoundedVector(total, (change.error + 0.5 * twice.error + rounding) * (1 + 1e-9))
-            self.changes.append(change)
+            rounding = 2 * UNIT_ROUNDOFF * (first.norm + error.norm)
+            self.points.append(BoundedVector(value, first.error + error.error + rounding))
+            self.changes.append(self._change(value))
+
+    def _change(self, point: torch.Tensor) -> BoundedVector:
+        """`m(q) - g_0`."""
+        if not bool(point.any()):  # at theta_0 itself
+            return BoundedVector(torch.zeros_like(point), 0.0)
+        (change,) = self.start.products([point])
+        if not self.cubic:
+            return change
+        twice = self.start.problem.twice_along(point)
+        rounding = 2 * UNIT_ROUNDOFF * (change.norm + twice.norm)
+        return BoundedVector(change.value + 0.5 * twice.value, round_up(change.error + 0.5 * twice.error + rounding))
 
     def error(self, step: int) -> BoundedVector:
         """The model's error of the first-order prediction, `-sum_e c[s,e] ( m(q_e) - g_0 )`.
@@ -109,69 +120,48 @@ class ModelPath:
         Returns:
             The vector.
         """
-        plan = self.start.plan
+        rule = self.start.coefficients
         if step == 0:
             return BoundedVector(torch.zeros_like(self.start.theta), 0.0)
-        errors = np.array([one.error for one in self.changes[:step]])
-        norms = np.array([one.norm for one in self.changes[:step]])
-        total = weighted(plan.coefficients[step, :step], lambda e: self.changes[e].value, errors, norms, plan.rounding)
+        total = weighted(rule.matrix[step, :step], self.changes[:step], rule.rounding)
         return BoundedVector(-total.value, total.error)
 
-    def verified(self, constants: Constants, changes: Constants | None = None) -> tuple[float, float]:
-        """Bound how far the iterates stray from the path.
-
-        Args:
-            constants: the third derivative's bounds on a ball, layer by layer.
-            changes: those of its change over a ball, for the cubic model.
+    def deviation(self) -> tuple[float, float]:
+        """Bound how far the iterates are from the path.
 
         Returns:
-            The ball's radius, and X_k without the rounding of the path's own vectors.
+            X_k without the rounding of the path's own vectors, and the radius of the ball.
         """
-        start, plan = self.start, self.start.plan
-        exact = [BoundedVector(p.value, 0.0) for p in self.points]
-        layers = start.layer_norms(exact)
-        norms = np.array([p.upper for p in exact])
-        own = np.array([p.error for p in self.points])
+        exact = [BoundedVector(point.value, 0.0) for point in self.points]
+        norms, layers = np.array([point.upper for point in exact]), self.start.layer_norms(exact)
 
-        def run(left_over: Callable[[int, float], float]) -> tuple[float, Array]:
-            strays, left = np.zeros(plan.steps), np.zeros(plan.steps)
-            for step in range(plan.steps):
-                strays[step] = own[step] + float(plan.coefficients[step, :step] @ left[:step])
-                left[step] = start.hessian_norm * strays[step] + left_over(step, strays[step])
-            return float(plan.coefficients[plan.steps] @ left) * (1 + 1e-9), (norms + strays) * (1 + 1e-9)
+        def along(bounds: LayerBounds) -> ThirdDerivative:
+            return ThirdDerivative(bounds, norms, layers)
 
-        def quadratic(bounds: LayerBounds) -> tuple[float, Array]:
-            along = along_all(bounds, layers)
-            return run(lambda step, stray: third_order(bounds, along, step, norms[step], stray))
+        own = np.array([point.error for point in self.points])
+        higher_order = (
+            self._cubic_rest(along, norms) if self.cubic else lambda r: along(self.start.problem.local(r)).twice
+        )
+        return deviation_on_ball(self.start, norms, own, higher_order=higher_order)
 
-        if changes is None:
-            rest, radius = fixed_point(quadratic, constants, float(norms.max()))
-            return radius, rest
-        here, rounding = constants(0.0), changes(0.0)
-        centre, dust = along_all(here, layers), along_all(rounding, layers)
+    def _cubic_rest(
+        self, along: Callable[[LayerBounds], ThirdDerivative], norms: Array
+    ) -> Callable[[float], Callable[[int, float], float]]:
+        """For a radius, the function that bounds `D3_0[., q, s] + 1/2 D3_0[., s, s] + w`."""
+        problem = self.start.problem
+        here, rounding = along(problem.local(0.0)), along(problem.third_changes(0.0))
 
-        def cubic(ball: tuple[float, LayerBounds]) -> tuple[float, Array]:
-            size, widened = ball
-            along = along_all(widened, layers)
+        def on_ball(radius: float) -> Callable[[int, float], float]:
+            changed = along(problem.third_changes(radius))
 
-            def left_over(step: int, stray: float) -> float:
-                reach = float(norms[step]) + stray
+            def rest(step: int, deviation: float) -> float:
+                reach = float(norms[step]) + deviation
                 if not 0 < reach < HUGE:
                     return math.inf if reach else 0.0
-                share = 1.0 if reach >= size else reach / size * (1 + 1e-9)
-                grown = share / 3 * third_order(widened, along, step, norms[step], stray)
-                grown += 2 * third_order(rounding, dust, step, norms[step], stray)
-                return _beside(here, centre, step, stray) + float(grown)
+                share = 1.0 if reach >= radius else round_up(reach / radius)
+                grown = share / 3 * changed.twice(step, deviation) + 2 * rounding.twice(step, deviation)
+                return here.beside(step, deviation) + grown
 
-            return run(left_over)
+            return rest
 
-        rest, radius = fixed_point(cubic, lambda size: (size, changes(size)), float(norms.max()))
-        return radius, rest
-
-
-def _beside(bounds: LayerBounds, along: Along, step: int, stray: float) -> float:
-    """`||D3_0[., q, s]|| + 1/2 ||D3_0[., s, s]||` for an unknown s beside the known q."""
-    rho = bounds.hessian_lipschitz
-    if along is None or not (stray < HUGE and rho < math.inf):
-        return math.inf
-    return float(along[step][1] * stray + 0.5 * rho * stray**2)
+        return on_ball

@@ -10,13 +10,12 @@ and with h_e a bound of the Hessian on the ball of radius X_e round c_e, which h
 
     X_s = ||delta_s|| + sum_e c[s,e] ( h_e X_e + gamma_e ),   X_0 = 0.
 
-No ball has to be found: X_e is known before h_e is needed. The error vector of the first-order prediction is
-`-sum_e c[k,e] (G_e - G_0)` up to `sum_e c[k,e] (h_e X_e + gamma_e + gamma_0)`: a bound from both sides.
+No ball has to be found: the deviation X_e is known before h_e is needed. The error vector of the first-order prediction
+is `-sum_e c[k,e] (G_e - G_0)` up to `sum_e c[k,e] (h_e X_e + gamma_e + gamma_0)`: a bound from both sides.
 
 The path may be the one that gradient descent takes in float64 (*simulated*: the certificate then costs as many
 gradients as the epochs it speaks about, knows everything that float64 knows, and only rounding is left to bound), or
-the weights of a recorded run (*a posteriori*). Either way `X_k` also bounds how far those weights are from what exact
-arithmetic would have given.
+the weights of a recorded run. Either way `X_k` also bounds how far those weights are from those of exact arithmetic.
 """
 
 from __future__ import annotations
@@ -24,16 +23,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from tvgrad.bounds.certificates.coefficients import NoCertificate, Plan
-from tvgrad.bounds.certificates.expansion_point import decayed, weighted
+from tvgrad.bounds.certificates.closed_form import Start
+from tvgrad.bounds.certificates.coefficients import NoCertificate, StepCoefficients
+from tvgrad.bounds.certificates.form import CertificateForm, Form
+from tvgrad.bounds.certificates.vector_sums import decayed, scaled_sum, weighted
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
 from tvgrad.update_rules.base import Array
 
 TUBE_STEPS = 1000  # a gradient each
@@ -44,206 +46,182 @@ EASY_GROWTH = 0.1
 EASY_SHARE = 1e-5
 
 
+class TubeForm(CertificateForm[Start]):
+    """The two-sided form round the path that the rule takes in float64."""
+
+    simulates: ClassVar[bool] = True
+    cost: ClassVar[str] = "a gradient"
+    most_steps: ClassVar[float] = TUBE_STEPS
+
+    def attempt(self, case: Start) -> Form:
+        """Find the bounds.
+
+        Args:
+            case: what is known at theta_0.
+
+        Returns:
+            The bounds, from both sides.
+        """
+        tube = TubeBuilder([case.problem], case.coefficients).build()
+        return Form.of_error(self.name, *tube.error(case.coefficients.steps), radius=tube.furthest)
+
+
 @dataclass
 class Tube:
     """A path and how far the exact iterates can be from it.
 
     Attributes:
-        plan: the rule's coefficients.
+        coefficients: of the rule's steps.
         centres: c_e, e < k.
         gradients: G_e with their errors, decay included.
-        strays: X_e, e < k.
+        deviations: X_e, e < k.
         hessian_norms: h_e, e < k.
-        end_stray: X_k for the path's end `-shrunk_k theta_0 - sum_e c[k,e] G_e`, or for the recorded one, rounding
+        end_deviation: X_k for the path's end `-shrunk_k theta_0 - sum_e c[k,e] G_e`, or for the recorded one, rounding
             included.
         furthest: the largest distance of the tube from theta_0.
     """
 
-    plan: Plan
+    coefficients: StepCoefficients
     centres: list[torch.Tensor] = field(default_factory=list)
     gradients: list[BoundedVector] = field(default_factory=list)
-    strays: list[float] = field(default_factory=list)
+    deviations: list[float] = field(default_factory=list)
     hessian_norms: list[float] = field(default_factory=list)
-    end_stray: float = math.nan
+    end_deviation: float = math.nan
     furthest: float = 0.0
 
-    def error(self, step: int | None = None) -> tuple[BoundedVector, float]:
+    def error(self, step: int) -> tuple[BoundedVector, float]:
         """The error of the first-order prediction.
 
         Args:
-            step: s, at most as many as there are centres; None: k.
+            step: s, at most as many as there are centres.
 
         Returns:
             `-sum_e c[s,e] (G_e - G_0)` with all rounding, and how far the tube's width lets the exact one be off.
         """
-        step = self.plan.steps if step is None else step
-        steps = self.plan.coefficients[step, :step]
-        start = self.gradients[0]
-        differences = [one.value - start.value for one in self.gradients[:step]]
-        norms = np.array([float(d.norm()) * (1 + 1e-9) for d in differences])
-        errors = np.array([
-            one.error + start.error + 2 * UNIT_ROUNDOFF * n for one, n in zip(self.gradients[:step], norms, strict=True)
-        ])
-        errors[0] = 0.0
-        total = weighted(steps, lambda e: differences[e], errors, norms, self.plan.rounding)
-        spread = np.array(self.hessian_norms[:step]) * np.array(self.strays[:step])
-        width = float(steps @ spread) * (1 + 1e-9)
-        return BoundedVector(-total.value, total.error), width
+        row = self.coefficients.matrix[step, :step]
+        start, *later = self.gradients[:step]
+        differences = [BoundedVector(torch.zeros_like(start.value), 0.0)]
+        for one in later:
+            value = one.value - start.value
+            rounding = 2 * UNIT_ROUNDOFF * round_up(float(value.norm()))
+            differences.append(BoundedVector(value, one.error + start.error + rounding))
+        norms: Array = np.array([round_up(difference.norm) for difference in differences])
+        total = weighted(row, differences, self.coefficients.rounding, norms=norms)
+        # Where a training runs away, the widths overflow to infinity: then there is no bound.
+        with np.errstate(over="ignore"):
+            widths = np.array(self.hessian_norms[:step]) * np.array(self.deviations[:step])
+        return BoundedVector(-total.value, total.error), round_up(float(row @ widths))
 
 
-def simulated_tube(problem: DerivativeBounds, plan: Plan) -> Tube:
-    """Make a tube round the path that the rule takes in float64.
+class TubeBuilder:
+    """Makes a tube round the path of a rule on the sum of losses, every gradient times a factor.
 
-    Args:
-        problem: the network with its data.
-        plan: the rule's coefficients.
-
-    Returns:
-        The tube.
+    Attributes:
+        tube: what is known of it so far; its gradients and Hessian bounds carry the factor.
+        gradients: for each loss its own gradients at the centres.
+        hessian_norms: for each loss its own Hessian bounds round them.
     """
-    return _Builder([problem], plan).build(None)
 
+    def __init__(
+        self, problems: Sequence[DerivativeBounds], coefficients: StepCoefficients, factor: float | None = None
+    ) -> None:
+        """Begin at theta_0.
 
-def tube_round(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Tensor]) -> Tube:
-    """Make a tube round recorded weights.
-
-    Args:
-        problem: the network with its data, at theta_0.
-        plan: the rule's coefficients.
-        weights: flat weights theta_0 .. theta_{k-1}, like `network.flat`.
-
-    Returns:
-        The tube.
-    """
-    return _Builder([problem], plan).build(list(weights[: plan.steps]))
-
-
-def tube_along(problem: DerivativeBounds, plan: Plan, weights: Sequence[torch.Tensor]) -> tuple[Tube, list[float], str]:
-    """Make a tube round recorded weights, as far as it goes.
-
-    Args:
-        problem: the network with its data, at theta_0.
-        plan: the rule's coefficients, k steps.
-        weights: flat weights theta_0 .. theta_k, like `network.flat`.
-
-    Returns:
-        The tube, X_1 .. X_k of the recorded weights or fewer, and why there are no more.
-    """
-    builder = _Builder([problem], plan)
-    try:
-        tube = builder.build(list(weights))
-    except NoCertificate as reason:
-        return builder.tube, builder.tube.strays[1:], str(reason)
-    return tube, [*tube.strays[1:], tube.end_stray], ""
-
-
-def summed_tube(
-    problems: Sequence[DerivativeBounds], plan: Plan, factor: float
-) -> tuple[Tube, list[tuple[list[BoundedVector], list[float]]]]:
-    """Make a tube round the path of the rule on the sum of several losses, every gradient times a factor.
-
-    Args:
-        problems: the losses, all at the same weights.
-        plan: the rule's coefficients, without decay.
-        factor: of the rate.
-
-    Returns:
-        The tube, whose gradients and Hessian bounds carry the factor, and for each loss its own gradients at the
-        centres and Hessian bounds round them.
-    """
-    builder = _Builder(problems, plan, factor)
-    tube = builder.build(None)
-    return tube, list(zip(builder.gradients, builder.hessians, strict=True))
-
-
-class _Builder:
-    def __init__(self, problems: Sequence[DerivativeBounds], plan: Plan, factor: float | None = None) -> None:
+        Args:
+            problems: the losses, all at the same weights.
+            coefficients: of the rule's steps, without decay where there is a factor.
+            factor: of the sum's gradient; None for one loss as it is.
+        """
         self.problems = problems
         self.summed = factor is not None
         self.factor = 1.0 if factor is None else factor
         self.theta = problems[0].network.flat
-        self.size = float(self.theta.norm()) * (1 + 1e-9)
-        self.tube = Tube(plan)
+        self.size = round_up(float(self.theta.norm()))
+        self.tube = Tube(coefficients)
         self.gradients: list[list[BoundedVector]] = [[] for _ in problems]
-        self.hessians: list[list[float]] = [[] for _ in problems]
+        self.hessian_norms: list[list[float]] = [[] for _ in problems]
         self._anchors = list(problems)
         self._anchor_at = self.theta
 
-    def build(self, recorded: list[torch.Tensor] | None) -> Tube:
-        tube, plan = self.tube, self.tube.plan
-        for step in range(plan.steps + 1):
+    def build(self, recorded: Sequence[torch.Tensor] | None = None) -> Tube:
+        """Follow the path.
+
+        Args:
+            recorded: flat weights theta_0 .. theta_k, like `network.flat`; None for the path that float64 takes.
+
+        Returns:
+            The tube.
+
+        Raises:
+            NoCertificate: it grows beyond all bounds, or the path itself runs away.
+        """
+        tube, steps = self.tube, self.tube.coefficients.steps
+        self._enter(self.theta, 0.0)
+        for step in range(1, steps + 1):
             predicted, rounding = self._predicted(step)
-            spread = self._spread(step)
-            if step == plan.steps and (recorded is None or len(recorded) <= step):
-                tube.end_stray = spread + rounding
-                break
-            if step == 0 or recorded is None:
-                centre, defect = self.theta + predicted, 0.0
-            else:
+            deviation = self._spread(step) + rounding
+            if recorded is not None:
                 centre = recorded[step].double()
-                defect = float((predicted - (centre - self.theta)).norm()) * (1 + 1e-9)
-            # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
-            placing = 0.0 if step == 0 else 4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()) * (1 + 1e-9)
-            stray = 0.0 if step == 0 else spread + rounding + defect + placing
-            if step == plan.steps:
-                tube.end_stray = stray
+                deviation += round_up(float((predicted - (centre - self.theta)).norm()))
+            elif step < steps:
+                centre = self.theta + predicted
+            else:
+                tube.end_deviation = deviation
                 break
-            if not math.isfinite(stray):
+            # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
+            deviation += round_up(4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()))
+            if step == steps:
+                tube.end_deviation = deviation
+                break
+            if not math.isfinite(deviation):
                 raise NoCertificate(f"the tube grows beyond all bounds at step {step}")
-            tube.furthest = max(tube.furthest, float((centre - self.theta).norm()) * (1 + 1e-9) + stray)
-            self._enter(centre, stray)
+            tube.furthest = max(tube.furthest, round_up(float((centre - self.theta).norm())) + deviation)
+            self._enter(centre, deviation)
         return tube
 
     def _predicted(self, step: int) -> tuple[torch.Tensor, float]:
         """`-shrunk theta_0 - sum c G_e`, computed, and its rounding."""
-        tube, plan = self.tube, self.tube.plan
-        if step == 0:
-            return torch.zeros_like(self.theta), 0.0
-        norms = np.array([one.norm for one in tube.gradients])
-        zeros = np.zeros(step)
-        total = weighted(plan.coefficients[step, :step], lambda e: tube.gradients[e].value, zeros, norms, plan.rounding)
-        shrunk = float(plan.shrunk[step])
-        rounding = total.error + (plan.rounding + 4 * UNIT_ROUNDOFF) * (shrunk * self.size + total.norm) * (1 + 1e-9)
+        rule = self.tube.coefficients
+        # the errors of the gradients are part of the spread
+        gradients = [BoundedVector(one.value, 0.0) for one in self.tube.gradients]
+        total = weighted(rule.matrix[step, :step], gradients, rule.rounding)
+        shrunk = float(rule.shrunk[step])
+        rounding = total.error + round_up((rule.rounding + 4 * UNIT_ROUNDOFF) * (shrunk * self.size + total.norm))
         return -total.value - shrunk * self.theta, rounding
 
     def _spread(self, step: int) -> float:
         """`sum_e c[s,e] (h_e X_e + gamma_e)`."""
         tube = self.tube
         each: Array = np.array([
-            h * x + g.error for h, x, g in zip(tube.hessian_norms, tube.strays, tube.gradients, strict=True)
+            h * x + g.error for h, x, g in zip(tube.hessian_norms, tube.deviations, tube.gradients, strict=True)
         ])
-        return float(tube.plan.coefficients[step, :step] @ each) * (1 + 1e-9) if step else 0.0
+        return round_up(float(tube.coefficients.matrix[step, :step] @ each))
 
-    def _enter(self, centre: torch.Tensor, stray: float) -> None:
+    def _enter(self, centre: torch.Tensor, deviation: float) -> None:
         """Evaluate gradients and Hessian bounds at a new centre."""
-        tube, factor, coupled = self.tube, self.factor, self.tube.plan.coupled
+        tube, factor, coupled = self.tube, self.factor, self.tube.coefficients.coupled
         here = [one.at(centre) if tube.centres else one for one in self.problems]
         try:
             found = [one.gradient for one in here]
         except UnknownLoss:  # the targets were checked: it is the logits that are not finite
             reason = f"the training itself runs away: its logits are not finite at step {len(tube.centres)}"
             raise NoCertificate(reason) from None
-        bounds = self._hessian_norms(here, centre, stray) if stray else [0.0 for _ in here]
-        for gradients, gradient, hessians, bound in zip(self.gradients, found, self.hessians, bounds, strict=True):
+        bounds = self._hessian_norms_round(here, centre, deviation) if deviation else [0.0 for _ in here]
+        for gradients, gradient, hessians, bound in zip(self.gradients, found, self.hessian_norms, bounds, strict=True):
             gradients.append(gradient)
             hessians.append(bound)
-        total = found[0]
-        if self.summed:
-            value = factor * torch.stack([one.value for one in found]).sum(0)
-            sizes = sum(one.norm for one in found)
-            error = sum(one.error for one in found) + gamma(len(found) + 4) * sizes
-            total = BoundedVector(value, abs(factor) * error * (1 + 1e-9))
+        total = scaled_sum(found, factor, roundings=4) if self.summed else found[0]
         tube.centres.append(centre)
         tube.gradients.append(decayed(total, centre, coupled))
-        tube.strays.append(stray)
-        tube.hessian_norms.append(abs(factor) * sum(bounds) * (1 + 1e-12) + coupled)
+        tube.deviations.append(deviation)
+        tube.hessian_norms.append(round_up(abs(factor) * sum(bounds), 1e-12) + coupled)
 
-    def _hessian_norms(self, here: list[DerivativeBounds], centre: torch.Tensor, stray: float) -> list[float]:
+    def _hessian_norms_round(self, here: list[DerivativeBounds], centre: torch.Tensor, deviation: float) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
-        distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + 1e-9) + stray
+        distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + SUM_MARGIN) + deviation
         bounds = [one.hessian_norm(distance) for one in self._anchors]
-        growth = abs(self.factor) * sum(bounds) * float(self.tube.plan.totals[-1])
-        if growth > EASY_GROWTH and growth * stray > EASY_SHARE * float((centre - self.theta).norm()):
+        growth = abs(self.factor) * sum(bounds) * float(self.tube.coefficients.totals[-1])
+        if growth > EASY_GROWTH and growth * deviation > EASY_SHARE * float((centre - self.theta).norm()):
             self._anchors, self._anchor_at = here, centre
-            bounds = [min(bound, one.hessian_norm(stray)) for bound, one in zip(bounds, here, strict=True)]
+            bounds = [min(bound, one.hessian_norm(deviation)) for bound, one in zip(bounds, here, strict=True)]
         return bounds

@@ -1,0 +1,147 @@
+"""Form: one sound way of bounding an error, what it found, and how all forms of a certificate are tried."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from tvgrad.bounds.certificates.coefficients import NoCertificate
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
+from tvgrad.results import Result
+
+Case = TypeVar("Case")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one form of a certificate found: bounds of an error, or the reason why there are none.
+
+    Attributes:
+        name: of the form.
+        upper: an upper bound of the error's norm; infinity where the form does not exist.
+        lower: a lower bound of it.
+        radius: of the verified ball round theta_0 (for a tube: the largest distance of the tube from theta_0).
+        reason: why the form does not exist; empty where it does.
+    """
+
+    name: str
+    upper: float = math.inf
+    lower: float = 0.0
+    radius: float = math.nan
+    reason: str = ""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a bound."""
+        return math.isfinite(self.upper)
+
+    @classmethod
+    def of_error(cls, name: str, error: BoundedVector, rest: float, *, radius: float) -> Form:
+        """Bound the error from both sides by a known part of it.
+
+        Args:
+            name: of the form.
+            error: the known part.
+            rest: the norm of the unknown part at most.
+            radius: of the verified ball.
+
+        Returns:
+            The form.
+        """
+        return cls(name, error.upper + rest, max(0.0, error.lower - rest), radius)
+
+
+@dataclass(frozen=True)
+class CertificateForm(ABC, Generic[Case]):
+    """A way of bounding an error. A certificate has a tuple of them and keeps the best of what they find.
+
+    Attributes:
+        name: of the form.
+        needs_data: whether it needs samples and targets, not their norms alone.
+        simulates: whether it follows the training in float64.
+        cost: what it computes in every epoch, for the reason why it was left out.
+        most_steps: with more steps it is left out.
+    """
+
+    name: str
+
+    needs_data: ClassVar[bool] = True
+    simulates: ClassVar[bool] = False
+    cost: ClassVar[str] = ""
+    most_steps: ClassVar[float] = math.inf
+
+    @abstractmethod
+    def attempt(self, case: Case) -> Form:
+        """Find the bounds.
+
+        Args:
+            case: what is known: losses, and coefficients of the steps.
+
+        Returns:
+            The bounds.
+
+        Raises:
+            NoCertificate: there are none; the message says why.
+        """
+
+
+def attempt_all(
+    forms: Sequence[CertificateForm[Case]], case: Case, *, steps: int, has_data: bool, simulate: bool
+) -> tuple[Form, ...]:
+    """Try every form that applies.
+
+    Args:
+        forms: the forms.
+        case: what is known.
+        steps: k.
+        has_data: whether samples and targets are known.
+        simulate: whether the training may be followed in float64.
+
+    Returns:
+        What each of them found.
+    """
+    found = []
+    for form in forms:
+        if (form.needs_data and not has_data) or (form.simulates and not simulate):
+            continue
+        if steps > form.most_steps:
+            found.append(Form(form.name, reason=f"left out: it takes {form.cost} an epoch, at most {form.most_steps}"))
+            continue
+        try:
+            found.append(form.attempt(case))
+        except NoCertificate as reason:
+            found.append(Form(form.name, reason=str(reason)))
+    return tuple(found)
+
+
+def best_of(forms: Sequence[Form]) -> tuple[Form, float]:
+    """Choose the best bounds.
+
+    Args:
+        forms: what all forms found.
+
+    Returns:
+        The form with the least upper bound, and the largest lower bound of all.
+
+    Raises:
+        NoCertificate: no form gives a bound; the message has every form's reason, each of them told once.
+    """
+    found = [form for form in forms if form.exists]
+    if found:
+        return min(found, key=lambda form: form.upper), max(form.lower for form in found)
+    reasons: dict[str, list[str]] = {}
+    for form in forms:
+        reasons.setdefault(form.reason, []).append(form.name)
+    told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    raise NoCertificate(f"there is no certificate, lower the learning rate or the number of epochs: {told}")
+
+
+class ResultOfForms(Result):
+    """A result that also keeps what every form found, in an attribute `forms`."""
+
+    def row(self) -> dict[str, Any]:
+        """The numbers and words by name; the forms are left out."""
+        return {name: value for name, value in super().row().items() if name != "forms"}
