@@ -8,7 +8,8 @@ quadratic model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pandas as pd
 import seaborn as sns
@@ -16,18 +17,16 @@ import torch
 from matplotlib.axes import Axes
 
 from tvgrad.problem.objective import Objective
-from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.record.options import TraceOptions
-from tvgrad.record.training_loop import batches_of, prepare
+from tvgrad.record.training_loop import batches_of
 from tvgrad.theory.batch_predictions import batch_view, predict_batches
-from tvgrad.theory.expansion import expand
 from tvgrad.theory.second_order import predict
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD, SGD, Momentum, Nesterov
 from tvgrad.vectors.algebra import combination, difference
 from tvgrad.vectors.parameters import Weights, norm
 
-from .analysis_result import Finding, fitted_order, guide_line
+from .analysis_result import AnalysisResult
+from .falling_rates import draw_falling, falling_rates, fitted_orders, objectives_of
 
 STEPS, HALVINGS = 4, 5
 FACTORS = (1.0, 0.3, 1.6, 0.7)  # a schedule that goes down and up
@@ -51,7 +50,7 @@ RULES: dict[str, Callable[[float], LinearRule]] = {
 }
 
 
-def analyse(target: str = "digits", rates: int = HALVINGS, samples: int = 400) -> Finding:
+def analyse(target: str = "digits", rates: int = HALVINGS, samples: int = 400) -> AnalysisResult:
     """Train with every rule at falling rates, and fit the orders of what the predictions leave.
 
     Args:
@@ -60,58 +59,52 @@ def analyse(target: str = "digits", rates: int = HALVINGS, samples: int = 400) -
         samples: the most training samples.
 
     Returns:
-        The finding.
+        The result.
     """
-    recipe = load_recipes(target)[0]
-    whole = prepare(recipe, TraceOptions(optimizer="gd", dtype="float64", target=target)).objective
+    whole = next(iter(objectives_of(target).values()))
     objective = whole.subset(range(min(samples, len(whole.samples))))
-    # As many batches as steps, so that one schedule serves both; the last one is short.
-    size = -(-len(objective.samples) // STEPS) + 1
-    batches = list(batches_of(len(objective.samples), size, seed=0, epoch=0))
-    rows = []
-    for name, rule_of in RULES.items():
-        expansion = expand(objective, rule_of(1e-3))
-        largest = 1e-3 * expansion.rate_factor_within(rule_of(1e-3), STEPS, LARGEST_ERROR)
-        scale = norm(_trained(objective, rule_of(largest), None))
-        for halving in range(rates):
-            rule = rule_of(largest / 2**halving)
-            made = predict(objective, rule, STEPS)
-            *_, cut = predict_batches(objective, rule, [batches], quadratic=True)
-            for training, found, order in ((FULL, made, None), (BATCHES, cut, batches)):
-                tau = _trained(objective, rule, order)
-                predicted = dict(zip(THEOREM, (found.order1, found.order2, found.quadratic), strict=True))
-                known = {which: vector for which, vector in predicted.items() if vector is not None}
-                residuals = {which: norm(difference(tau, vector)) / scale for which, vector in known.items()}
-                rows.append({"rule": name, "training": training, "lr": 1 / 2**halving, **residuals})
-    table = pd.DataFrame(rows)
-    orders = pd.DataFrame([
-        {"rule": rule, "training": training, **{which: fitted_order(part["lr"], part[which]) for which in THEOREM}}
-        for (rule, training), part in table.groupby(["rule", "training"], sort=False)
-    ])
+    table = pd.DataFrame([row for name in RULES for row in _residuals(objective, name, rates)])
+    orders = fitted_orders(table, ("rule", "training"), THEOREM)
     off = {which: float((orders[which] - theorem).abs().max()) for which, theorem in THEOREM.items()}
     evidence = f"over {rates} rates of {len(RULES)} rules, full batch and mini-batches, " + "; ".join(
         f"{which}: fitted {orders[which].min():.2f} to {orders[which].max():.2f} (theorem {theorem})"
         for which, theorem in THEOREM.items()
     )
-
-    def draw(ax: Axes) -> None:
-        long = table[table["training"] == FULL].melt(["rule", "lr"], list(THEOREM), "residual of")
-        sns.lineplot(
-            long, x="lr", y="value", hue="residual of", style="residual of", units="rule", estimator=None, ax=ax,
-            markers=True, dashes=False, palette="colorblind", linewidth=0.9, markersize=4,
-        )  # fmt: skip
-        ax.set_xscale("log", base=2)
-        ax.set(yscale="log", xlabel="learning rate / largest", ylabel="residual / task vector at the largest")
-        ax.set_title(f"What predictions leave: {len(RULES)} update rules, {STEPS} epochs, {target}")
-        for order, which in ((2, "order 1"), (3, "quadratic")):
-            guide_line(ax, long[long["residual of"] == which], order)
-        sns.move_legend(ax, "upper left", title=None, frameon=False)
-
     claim = (
         "What order 1 leaves of the task vector falls with the second power of the learning rate, what order 2 and the "
         f"quadratic model leave with the third, for every linear rule and in recorded batch order, on {target}."
     )
-    return Finding(claim, all(one <= SLACK for one in off.values()), evidence, orders, draw)
+    held = all(one <= SLACK for one in off.values())
+    return AnalysisResult(claim, held, evidence, orders, partial(_draw, table, target))
+
+
+def _residuals(objective: Objective, name: str, count: int) -> Iterator[dict[str, object]]:
+    """What the predictions of one rule leave of task vectors at falling rates, full batch and in mini-batches."""
+    # As many batches as steps, so that one schedule serves both; the last one is short.
+    size = -(-len(objective.samples) // STEPS) + 1
+    batches = list(batches_of(len(objective.samples), size, seed=0, epoch=0))
+    rates = falling_rates([objective], RULES[name], STEPS, relative_error=LARGEST_ERROR, count=count)
+    scale = norm(_trained(objective, RULES[name](rates[0]), None))
+    for halving, rate in enumerate(rates):
+        rule = RULES[name](rate)
+        made = predict(objective, rule, STEPS)
+        *_, cut = predict_batches(objective, rule, [batches], quadratic=True)
+        for training, found, order in ((FULL, made, None), (BATCHES, cut, batches)):
+            tau = _trained(objective, rule, order)
+            predicted = dict(zip(THEOREM, (found.order1, found.order2, found.quadratic), strict=True))
+            known = {which: vector for which, vector in predicted.items() if vector is not None}
+            residuals = {which: norm(difference(tau, vector)) / scale for which, vector in known.items()}
+            yield {"rule": name, "training": training, "lr": 1 / 2**halving, **residuals}
+
+
+def _draw(table: pd.DataFrame, target: str, ax: Axes) -> None:
+    long = table[table["training"] == FULL].melt(["rule", "lr"], list(THEOREM))
+    shared = {"units": "rule", "estimator": None, "linewidth": 0.9, "markersize": 4}
+    draw_falling(ax, long, {"order 1": 2, "quadratic": 3}, **shared)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="learning rate / largest", ylabel="residual / task vector at the largest")
+    ax.set_title(f"What predictions leave: {len(RULES)} update rules, {STEPS} epochs, {target}")
+    sns.move_legend(ax, "upper left", title=None, frameon=False)
 
 
 def _trained(objective: Objective, rule: LinearRule, batches: Sequence[torch.Tensor] | None) -> Weights:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tvgrad.wording import counted
+
 POINTS = 2.0
 COSINE = 0.5
 CONFIDENCE = 0.95
@@ -52,7 +54,7 @@ def interval(values: Sequence[float] | pd.Series) -> Interval:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """What became of a claim.
 
     Attributes:
@@ -71,9 +73,9 @@ class Verdict:
         return f"{self.optimizer}: {self.claim}: {self.outcome} ({self.numbers})"
 
 
-def verdicts(
+def claim_verdicts(
     scores: pd.DataFrame, norms: pd.DataFrame, points: float = POINTS, cosine: float = COSINE
-) -> list[Verdict]:
+) -> list[ClaimVerdict]:
     """Judge every claim for every optimizer.
 
     Args:
@@ -115,100 +117,94 @@ def curve(scores: pd.DataFrame, method: str, column: str) -> pd.DataFrame:
     return pd.DataFrame(chosen.pivot_table(index="seed", columns="epochs", values=column, aggfunc="mean"))
 
 
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
+def _outcome(holds: bool, fails: bool = True) -> str:
+    return "holds" if holds else "fails" if fails else "undecided"
 
 
-def _largest(optimizer: str, norms: pd.DataFrame) -> Verdict:
+def _largest(optimizer: str, norms: pd.DataFrame) -> ClaimVerdict:
     count, total = int(norms["first_largest"].sum()), len(norms)
     share = interval(norms.groupby("seed")["first_share"].mean())
     even = 1 / float(norms["epochs_run"].iloc[0])
-    outcome = "holds" if count == total else "fails"
+    outcome = _outcome(count == total)
     numbers = f"in {count} of {total} trainings; its share of the sum is {share}, an even share {even:.3f}"
-    return Verdict(optimizer, "the first epoch's gradient norm is the largest", outcome, numbers)
+    return ClaimVerdict(optimizer, "the first epoch's gradient norm is the largest", outcome, numbers)
 
 
-def _direction(optimizer: str, norms: pd.DataFrame, cosine: float) -> Verdict:
+def _direction(optimizer: str, norms: pd.DataFrame, cosine: float) -> ClaimVerdict:
     last = norms["cos_last"]
     numbers = (
         f"smallest {last.min():.3f}, mean {interval(norms.groupby('seed')['cos_last'].mean())}; after one epoch "
         f"smallest {norms['cos_first'].min():.3f}"
     )
     claim = f"the last task vector's cosine to minus the first gradient is above {cosine:g}"
-    return Verdict(optimizer, claim, "holds" if bool((last > cosine).all()) else "fails", numbers)
+    return ClaimVerdict(optimizer, claim, _outcome(bool((last > cosine).all())), numbers)
 
 
-def _one_epoch(optimizer: str, scores: pd.DataFrame, points: float, column: str) -> Verdict:
+def _one_epoch(optimizer: str, scores: pd.DataFrame, points: float, column: str) -> ClaimVerdict:
     table = curve(scores, "task_arithmetic", column)
     loss = interval(table[table.columns[-1]] - table[table.columns[0]])
     bound = points / 100
-    outcome = "holds" if loss.high <= bound else "fails" if loss.low > bound else "undecided"
+    outcome = _outcome(loss.high <= bound, loss.low > bound)
     what = "accuracy" if column == "accuracy" else "accuracy relative to single-task models of the same epoch"
     numbers = f"{table.columns[-1]} epochs minus one: {loss.points()}"
-    return Verdict(optimizer, f"merging after one epoch is within {points:g} points in {what}", outcome, numbers)
+    return ClaimVerdict(optimizer, f"merging after one epoch is within {points:g} points in {what}", outcome, numbers)
 
 
-def _best_epoch(optimizer: str, scores: pd.DataFrame) -> Verdict:
+def _best_epoch(optimizer: str, scores: pd.DataFrame) -> ClaimVerdict:
     table = curve(scores, "task_arithmetic", "accuracy")
     best = table.mean().idxmax()
     lost = interval(table[best] - table[table.columns[0]])
     significant = "not above 0" if not lost.low > 0 else "above 0"
-    outcome = "holds" if best == table.columns[0] or not lost.low > 0 else "fails"
-    numbers = f"best after {_epochs(best)}, {lost.points()} over one, {significant} with 95 % confidence"
-    return Verdict(optimizer, "no later epoch merges significantly better than the first", outcome, numbers)
+    outcome = _outcome(best == table.columns[0] or not lost.low > 0)
+    numbers = f"best after {counted(best, 'epoch')}, {lost.points()} over one, {significant} with 95 % confidence"
+    return ClaimVerdict(optimizer, "no later epoch merges significantly better than the first", outcome, numbers)
 
 
-def _gain(optimizer: str, scores: pd.DataFrame, place: int) -> Verdict:
+def _gain(optimizer: str, scores: pd.DataFrame, place: int) -> ClaimVerdict:
     """Whether there is anything to keep: a merged model near the pretrained one is as good after any epoch."""
     merged, single, before = (
         curve(scores, name, "accuracy").iloc[:, place] for name in ("task_arithmetic", "single", "pretrained")
     )
     epochs = int(scores["epochs"].min() if place == 0 else scores["epochs"].max())
     gain, possible = interval(merged - before), interval(single - before)
-    outcome = "holds" if gain.low > 0 else "fails" if gain.high <= 0 else "undecided"
-    claim = f"the model merged after {_epochs(epochs)} is better than the pretrained one"
-    return Verdict(optimizer, claim, outcome, f"{gain.points()}; single-task models {possible.points()}")
+    outcome = _outcome(gain.low > 0, gain.high <= 0)
+    claim = f"the model merged after {counted(epochs, 'epoch')} is better than the pretrained one"
+    return ClaimVerdict(optimizer, claim, outcome, f"{gain.points()}; single-task models {possible.points()}")
 
 
-def _joint(optimizer: str, scores: pd.DataFrame, points: float) -> list[Verdict]:
+def _joint(optimizer: str, scores: pd.DataFrame, points: float) -> list[ClaimVerdict]:
     joint, mean = (curve(scores, name, "accuracy") for name in ("joint", "mean"))
     gaps = {epochs: interval(joint[epochs] - mean[epochs]) for epochs in joint.columns}
-    first, last = gaps[joint.columns[0]], gaps[joint.columns[-1]]
     widest = max(gaps, key=lambda epochs: abs(gaps[epochs].mean))
     bound = points / 100
-    found = []
-    for claim, gap in ((f"after {_epochs(joint.columns[0])}", first), (f"after {_epochs(joint.columns[-1])}", last)):
-        low, high = gap.low, gap.high
-        inside = -bound <= low and high <= bound
-        outside = low > bound or high < -bound
-        found.append(
-            Verdict(
-                optimizer,
-                f"the merged mean is within {points:g} points of joint training {claim}",
-                "holds" if inside else "fails" if outside else "undecided",
-                f"joint minus merged {gap.points()}; widest {gaps[widest].points()} after {_epochs(widest)}",
-            )
+    return [
+        ClaimVerdict(
+            optimizer,
+            f"the merged mean is within {points:g} points of joint training after {counted(epochs, 'epoch')}",
+            _outcome(-bound <= gap.low and gap.high <= bound, gap.low > bound or gap.high < -bound),
+            f"joint minus merged {gap.points()}; widest {gaps[widest].points()} after {counted(widest, 'epoch')}",
         )
-    return found
+        for epochs, gap in ((epochs, gaps[epochs]) for epochs in (joint.columns[0], joint.columns[-1]))
+    ]
 
 
-def _correlation(optimizer: str, scores: pd.DataFrame) -> Verdict:
+def _correlation(optimizer: str, scores: pd.DataFrame) -> ClaimVerdict:
     claim = "the predicted second-order error goes with the accuracy lost by merging late"
     table = lost_by_merging_late(scores)
     if table["predicted_error"].isna().all():
         reason = "there is no prediction for a rule that is not linear in the gradients"
-        return Verdict(optimizer, claim, "does not apply", reason)
+        return ClaimVerdict(optimizer, claim, "does not apply", reason)
     found = interval([_spearman(part) for _, part in table.groupby("seed")])
     equal = pd.DataFrame([
         {"seed": seed, "rank": _spearman(one)} for (seed, _), one in table.groupby(["seed", "epochs"])
     ])
     within = interval(equal.groupby("seed")["rank"].mean())  # without those that are not defined
-    outcome = "holds" if found.low > 0 else "fails" if found.high <= 0 else "undecided"
+    outcome = _outcome(found.low > 0, found.high <= 0)
     numbers = (
         f"rank correlation over tasks and epochs {found}; over the tasks at equal epochs {within}, "
         f"which the number of epochs cannot explain"
     )
-    return Verdict(optimizer, claim, outcome, numbers)
+    return ClaimVerdict(optimizer, claim, outcome, numbers)
 
 
 def lost_by_merging_late(scores: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ the training samples; intervals are 95 % confidence intervals over seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -21,16 +21,18 @@ from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import make_rule
+from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import Weights, cosine, norm
 
-from .analysis_result import Finding
-from .merge_claims import POINTS, interval, verdicts
+from .analysis_result import AnalysisResult
+from .merge_claims import POINTS, claim_verdicts, interval
 from .merge_figures import draw_accuracy, draw_direction, draw_prediction
 from .merge_rates import SEARCH, best_rate, read_optimizer
-from .resumable_cache import Cells, Rows
+from .resumable_cache import ResumableCache, Rows
 from .task_training import FEWEST, MOST_TRAIN, Course, Task, tasks_of, train_alone, train_jointly
 
 SEARCHED = ("task_arithmetic", "ties", "dare", "median", "tsv_m")
+LEAST = {"seeds": 2, "epochs": 2, "batch_size": 1, "images": FEWEST, "test_images": 2, "alphas": 1}
 
 
 def analyse(
@@ -45,7 +47,7 @@ def analyse(
     tasks: str = "",
     points: float = POINTS,
     cells: str = "",
-) -> Finding:
+) -> AnalysisResult:
     """Run the study.
 
     Args:
@@ -63,21 +65,13 @@ def analyse(
         cells: a folder that keeps what is finished, for a study that may be stopped; empty keeps nothing.
 
     Returns:
-        The finding: the main claim's verdict, those of all others, the table, and the figures.
+        The result: the main claim's verdict, those of all others, the table, and the figures.
 
     Raises:
         TvgradError: there are fewer than two tasks, or an option is out of range.
     """
-    for name, value, least in (
-        ("seeds", seeds, 2),
-        ("epochs", epochs, 2),
-        ("batch_size", batch_size, 1),
-        ("images", images, FEWEST),
-        ("test_images", test_images, 2),
-        ("alphas", alphas, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise TvgradError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    sizes = {"epochs": epochs, "batch_size": batch_size, "images": images, "test_images": test_images, "alphas": alphas}
+    _check_sizes({"seeds": seeds, **sizes})
     wanted = [read_optimizer(text) for text in optimizers]
     if len({name for name, _ in wanted}) < len(wanted) or not wanted:
         raise TvgradError("optimizers must name at least one optimizer, and each once")
@@ -86,30 +80,30 @@ def analyse(
         raise TvgradError(f"{target} has one task: merging needs at least two that share a pretrained model")
     keep = sorted({2**power for power in range(epochs.bit_length())} | {epochs})
     tried = tuple(step / alphas for step in range(alphas + 1))
-    sizes = {"epochs": epochs, "batch_size": batch_size, "images": images, "test_images": test_images, "alphas": alphas}
-    store = Cells(cells, {"target": target, "tasks": tasks, **sizes})
-
-    def cut(seed: int) -> list[Task]:
-        return tasks_of(recipes, seed, images, test_images)
-
+    store = ResumableCache(cells, {"target": target, "tasks": tasks, **sizes})
+    cut = partial(tasks_of, recipes, most=images, most_test=test_images)
     scores: Rows = []
     courses: Rows = []
     for name, given in wanted:
         size = None if name == "gd" else batch_size
         rate = given if given is not None else _searched(store, cut, name, epochs, size, seeds)
         for seed in range(seeds):
-            cell = store.rows(
-                {"optimizer": name, "lr": rate, "seed": seed},
-                partial(_cell, cut, make_rule(name, rate), size, keep, seed, tried),
-            )
             label = {"optimizer": name, "lr": rate, "seed": seed}
+            cell = store.rows(label, partial(_cell, cut, make_rule(name, rate), size, keep, seed, tried))
             scores += [{**label, **row} for row in cell[0]]
             courses += [{**label, **row} for row in cell[1]]
-    return _finding(pd.DataFrame(scores), pd.DataFrame(courses), target, points)
+    return _result(pd.DataFrame(scores), pd.DataFrame(courses), target, points)
+
+
+def _check_sizes(sizes: Mapping[str, object]) -> None:
+    for name, least in LEAST.items():
+        value = sizes[name]
+        if not isinstance(value, int) or value < least:
+            raise TvgradError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _searched(
-    store: Cells, cut: Callable[[int], list[Task]], name: str, epochs: int, batch_size: int | None, seed: int
+    store: ResumableCache, cut: Callable[[int], list[Task]], name: str, epochs: int, batch_size: int | None, seed: int
 ) -> float:
     """The best rate on the validation samples of a seed that is not reported."""
 
@@ -120,16 +114,16 @@ def _searched(
     return float(row["lr"])
 
 
-def _finding(scores: pd.DataFrame, courses: pd.DataFrame, target: str, points: float) -> Finding:
+def _result(scores: pd.DataFrame, courses: pd.DataFrame, target: str, points: float) -> AnalysisResult:
     norms = courses.drop_duplicates(["optimizer", "seed", "task"]).merge(
         courses[courses["epochs"] == courses["epochs"].max()][["optimizer", "seed", "task", "cosine"]].rename(
             columns={"cosine": "cos_last"}
         ),
         on=["optimizer", "seed", "task"],
     )
-    found = verdicts(scores, norms.rename(columns={"cosine": "cos_first"}), points)
+    found = claim_verdicts(scores, norms.rename(columns={"cosine": "cos_first"}), points)
     main = [verdict for verdict in found if verdict.claim.endswith("in accuracy")]
-    return Finding(
+    return AnalysisResult(
         claim=f"On {target}, merging after one epoch is within {points:g} points of merging after the last.",
         held=all(verdict.outcome == "holds" for verdict in main),
         evidence="; ".join(f"{verdict.optimizer}: {verdict.outcome}, {verdict.numbers}" for verdict in main),
@@ -180,7 +174,7 @@ def _cell(
     errors = [_predicted(task, rule, gradient, batch_size, keep) for task, gradient in zip(tasks, first, strict=True)]
     scores = []
     for epochs in keep:
-        vectors = [_difference(course.weights[epochs], start) for course in alone]
+        vectors = [difference(course.weights[epochs], start) for course in alone]
         single = [task.scorer.score(course.weights[epochs]) for task, course in zip(tasks, alone, strict=True)]
         models = {"pretrained": (start, 0.0), "joint": (joint.weights[epochs], math.nan), "atm": (rounds[epochs], 1.0)}
         models |= _merged(tasks, start, vectors, alphas)
@@ -190,13 +184,8 @@ def _cell(
             for method, (weights, alpha) in models_of_task.items():
                 accuracy = single[place] if method == "single" else task.scorer.score(weights)
                 relative = accuracy / single[place] if single[place] else math.nan
-                scores.append({
-                    **common,
-                    "method": method,
-                    "alpha": alpha,
-                    "accuracy": accuracy,
-                    "normalised": relative,
-                })
+                row = {"method": method, "alpha": alpha, "accuracy": accuracy, "normalised": relative}
+                scores.append({**common, **row})
     return scores, [
         row
         for task, course, gradient in zip(tasks, alone, first, strict=True)
@@ -260,11 +249,7 @@ def _course_rows(task: Task, course: Course, gradient: Weights, start: Weights, 
             **common,
             "epochs": epochs,
             "gradient_norm": norms[epochs - 1] / norms[0],
-            "cosine": cosine(_difference(course.weights[epochs], start), descent),
+            "cosine": cosine(difference(course.weights[epochs], start), descent),
         }
         for epochs in keep
     ]
-
-
-def _difference(weights: Weights, start: Weights) -> Weights:
-    return {name: tensor.double() - start[name].double() for name, tensor in weights.items()}

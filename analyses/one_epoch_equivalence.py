@@ -8,6 +8,7 @@ make, for three number formats. What is left of the task vector in bfloat16 is s
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,12 +23,12 @@ from tvgrad.theory.equivalence import EXACT, check_one_epoch
 from tvgrad.vectors.algebra import combination
 from tvgrad.vectors.parameters import norm
 
-from .analysis_result import Finding
+from .analysis_result import AnalysisResult
 
 DTYPES = ("float64", "float32", "bfloat16")
 
 
-def analyse(target: str = "digits", lr: float = 0.1) -> Finding:
+def analyse(target: str = "digits", lr: float = 0.1) -> AnalysisResult:
     """Trace one epoch of every task in three dtypes, and check each coordinate.
 
     Args:
@@ -35,7 +36,7 @@ def analyse(target: str = "digits", lr: float = 0.1) -> Finding:
         lr: the learning rate.
 
     Returns:
-        The finding.
+        The result.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,15 +68,16 @@ def analyse(target: str = "digits", lr: float = 0.1) -> Finding:
         f"{narrow['frozen_share'].max():.0%} of the coordinates where they were"
     )
 
-    def draw(ax: Axes) -> None:
-        shared = {"x": "dtype", "hue": "task", "ax": ax, "jitter": False, "dodge": True, "palette": "colorblind"}
-        sns.stripplot(table, y="relative_half_ulp", marker="_", size=9, linewidth=1.5, legend=False, **shared)
-        sns.stripplot(table, y="relative_deviation", size=4.5, **shared)
-        ax.set(yscale="log", xlabel="", ylabel=r"$\|\tau_1 + \eta g_0\| \;/\; \|\eta g_0\|$")
-        ax.set_title("What one epoch leaves (dots), and half an ulp of the weights (bars)")
-        sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False)
-
     claim = (
         f"After one epoch of full-batch gradient descent, tau = -lr g_0 in every coordinate, on all tasks of {target}."
     )
-    return Finding(claim, held, evidence, table, draw)
+    return AnalysisResult(claim, held, evidence, table, partial(_draw, table))
+
+
+def _draw(table: pd.DataFrame, ax: Axes) -> None:
+    shared = {"x": "dtype", "hue": "task", "ax": ax, "jitter": False, "dodge": True, "palette": "colorblind"}
+    sns.stripplot(table, y="relative_half_ulp", marker="_", size=9, linewidth=1.5, legend=False, **shared)
+    sns.stripplot(table, y="relative_deviation", size=4.5, **shared)
+    ax.set(yscale="log", xlabel="", ylabel=r"$\|\tau_1 + \eta g_0\| \;/\; \|\eta g_0\|$")
+    ax.set_title("What one epoch leaves (dots), and half an ulp of the weights (bars)")
+    sns.move_legend(ax, "upper left", bbox_to_anchor=(1.0, 1.0), title=None, frameon=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.atomic import write_text_atomically
+from tvgrad.json_text import json_text
 
 Rows = list[dict[str, Any]]
 
 
-class Cells:
+class ResumableCache:
     """A folder with one file for each finished part, or nothing that is kept.
 
     Several processes may fill one folder: a file appears whole.
@@ -59,11 +61,9 @@ class Cells:
         if path.exists():
             return _read(path, settings)
         tables = make()
-        content = json.dumps({"settings": settings, "tables": tables}, indent=None)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        content = json_text({"settings": settings, "tables": tables}, indent=None)
         try:
-            temporary.write_text(content)
-            os.replace(temporary, path)
+            write_text_atomically(path, content)
         except OSError as error:
             raise TvgradError(f"cells: {path} cannot be written: {error.strerror}") from None
         return tables
@@ -72,8 +72,12 @@ class Cells:
 def _read(path: Path, settings: Mapping[str, Any]) -> tuple[Rows, ...]:
     try:
         content = json.loads(path.read_text())
-        found, tables = content["settings"], tuple(content["tables"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = content["settings"]
+        tables = tuple(
+            [{name: math.nan if value is None else value for name, value in row.items()} for row in table]
+            for table in content["tables"]
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TvgradError(f"cells: {path} cannot be read ({error}): delete it") from None
     other = [name for name in settings if found.get(name) != settings[name]]
     if other:

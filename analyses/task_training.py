@@ -125,7 +125,7 @@ def train_alone(
     Returns:
         Weights and gradient norms.
     """
-    return _train([task], rule, start, keep, batch_size, seed)
+    return train_jointly([task], rule, start, keep, batch_size, seed)
 
 
 def train_jointly(
@@ -152,17 +152,6 @@ def train_jointly(
     Returns:
         Weights and gradient norms.
     """
-    return _train(tasks, rule, start, keep, batch_size, seed)
-
-
-def _train(
-    tasks: Sequence[Task],
-    rule: UpdateRule,
-    start: Mapping[str, torch.Tensor],
-    keep: Sequence[int],
-    batch_size: int | None,
-    seed: int,
-) -> Course:
     weights = {name: tensor.detach().clone() for name, tensor in start.items()}
     optimizer = rule.make_optimizer(list(weights.values()))
     kept, norms, steps = {}, [], 0

@@ -54,7 +54,7 @@ def explain(
 
     from tvgrad.errors import TvgradError
     from tvgrad.recipes.of_run import objective_of, recipe_of
-    from tvgrad.report.tables import COLUMNS
+    from tvgrad.report.columns import COLUMNS
     from tvgrad.results import frame_of
     from tvgrad.store.run import open_runs
     from tvgrad.theory.certified import bounds_of_run

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvgrad.analyses.analysis_result import Finding, fitted_order
+from tvgrad.analyses.analysis_result import AnalysisResult
+from tvgrad.analyses.falling_rates import fitted_order
 from tvgrad.cli.analyse import ANALYSES
 from tvgrad.cli.main import main
 
@@ -30,11 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def _checked(finding: Finding, folder: Path) -> None:
-    assert finding.held, finding.evidence
-    assert len(finding.table)
-    assert finding.claim.endswith(".")
-    finding.save(folder / "figure.png")
+def _checked(result: AnalysisResult, folder: Path) -> None:
+    assert result.held, result.evidence
+    assert len(result.table)
+    assert result.claim.endswith(".")
+    result.save(folder / "figure.png")
     assert (folder / "figure.png").stat().st_size > 5000
 
 
@@ -58,11 +59,11 @@ def test_orders_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verdicts_count_every_case() -> None:
-    finding = importlib.import_module("tvgrad.analyses.second_order_error").analyse(
+    result = importlib.import_module("tvgrad.analyses.second_order_error").analyse(
         "digits", **SMALL["second_order_error"]
     )
-    counted = [int(number) for line in finding.verdicts for number in re.findall(r"of (\d+) cases", line)]
-    assert sum(counted) == len(finding.table)
+    counted = [int(number) for line in result.verdicts for number in re.findall(r"of (\d+) cases", line)]
+    assert sum(counted) == len(result.table)
 
 
 def test_task_arithmetic_needs_several_tasks(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from tvgrad.analyses.merge_claims import interval, lost_by_merging_late, verdicts
+from tvgrad.analyses.merge_claims import claim_verdicts, interval, lost_by_merging_late
 from tvgrad.analyses.merge_epochs import analyse, summary
 from tvgrad.analyses.merge_figures import SPREAD, dodged, draw_accuracy
 from tvgrad.analyses.merge_rates import best_rate, grid
@@ -161,10 +161,10 @@ def norms(cos_last: float, largest: bool) -> pd.DataFrame:
 
 
 def test_verdicts_hold_and_fail_with_their_numbers():
-    held = {v.claim: v for v in verdicts(scores(late=0.1, joint=0.0), norms(0.9, True))}
+    held = {v.claim: v for v in claim_verdicts(scores(late=0.1, joint=0.0), norms(0.9, True))}
     assert len(held) == 10
     assert {v.outcome for v in held.values()} == {"holds"}
-    failed = {v.claim: v for v in verdicts(scores(late=-0.1, joint=0.1), norms(0.3, False))}
+    failed = {v.claim: v for v in claim_verdicts(scores(late=-0.1, joint=0.1), norms(0.3, False))}
     for claim, words in {
         "the first epoch's gradient norm is the largest": "in 10 of 15",
         "the last task vector's cosine to minus the first gradient is above 0.5": "smallest 0.300",
@@ -210,7 +210,7 @@ def test_the_accuracy_figure_shows_the_tables_means_side_by_side():
 
 def test_no_prediction_for_adam_is_said():
     table = scores(0.1, 0.0).assign(predicted_error=math.nan)
-    assert [v.outcome for v in verdicts(table, norms(0.9, True)) if "predicted" in v.claim] == ["does not apply"]
+    assert [v.outcome for v in claim_verdicts(table, norms(0.9, True)) if "predicted" in v.claim] == ["does not apply"]
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,8 @@ def test_options_are_checked_before_anything_is_trained(options, words):
 
 
 def test_the_reduced_study_on_digits(tmp_path):
-    finding = analyse("digits", optimizers=("gd:0.1", "adam:1e-3"), seeds=2, epochs=2, batch_size=256)
-    table = finding.table.set_index(["optimizer", "method", "epochs"])
+    result = analyse("digits", optimizers=("gd:0.1", "adam:1e-3"), seeds=2, epochs=2, batch_size=256)
+    table = result.table.set_index(["optimizer", "method", "epochs"])
     assert set(table.index.get_level_values("method")) == {
         "pretrained",
         "single",
@@ -251,16 +251,16 @@ def test_the_reduced_study_on_digits(tmp_path):
     # one full-batch epoch: the merged mean is joint training
     for method in ("mean", "atm"):
         assert table.loc[("gd", method, 1), "accuracy"] == pytest.approx(table.loc[("gd", "joint", 1), "accuracy"])
-    assert len(finding.verdicts) == 20
+    assert len(result.verdicts) == 20
     assert all(
         any(word in verdict for word in ("holds", "fails", "undecided", "does not apply"))
-        for verdict in finding.verdicts
+        for verdict in result.verdicts
     )
-    for name, draw in {"accuracy": finding.draw, **finding.others}.items():
+    for name, draw in {"accuracy": result.draw, **result.others}.items():
         figure = Figure()
         draw(figure.subplots())
         assert any(axes.has_data() or axes.texts for axes in figure.axes), name
-    finding.save(tmp_path / "figure.png")
+    result.save(tmp_path / "figure.png")
 
 
 def test_a_study_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ MOBILE = {"optimizers": ("gd:3e-4", "sgd:3e-4", "adam:3e-5"), "seeds": 2, "epoch
     ids=["suite", "suite-vit", "mobilenet"],
 )
 def test_the_full_study(target, options, tmp_path):
-    finding = analyse(target, **options)
-    print(finding.table.to_string(), *finding.verdicts, sep="\n")
-    assert len(finding.verdicts) == 30
-    finding.save(tmp_path / "figure.png")
+    result = analyse(target, **options)
+    print(result.table.to_string(), *result.verdicts, sep="\n")
+    assert len(result.verdicts) == 30
+    result.save(tmp_path / "figure.png")

@@ -17,14 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.traced_runs import Traced
+from tvgrad.report.columns import COLUMNS
 from tvgrad.report.figures import (
+    captioned_figures,
     cross_task_cosines,
     descent_cosines,
     gradient_shares,
-    save_figures,
 )
 from tvgrad.report.style import MOST_MARKED
-from tvgrad.report.tables import COLUMNS, run_tables
+from tvgrad.report.tables import run_tables
 
 TASKS = ("low", "high", "parity", "rotated")
 
@@ -32,6 +33,10 @@ TASKS = ("low", "high", "parity", "rotated")
 @pytest.fixture(scope="module")
 def tables(traced: Traced) -> dict[str, pd.DataFrame]:
     return run_tables([traced(task) for task in TASKS]).tables
+
+
+def paths_of(tables: dict[str, pd.DataFrame], directory: Path) -> list[Path]:
+    return [path for path, _ in captioned_figures(tables, directory)]
 
 
 def lines_of(ax: Axes) -> list[np.ndarray]:
@@ -97,13 +102,13 @@ def test_pyplot_and_the_users_style_are_left_alone(tables: dict[str, pd.DataFram
     before = dict(mpl.rcParams)
     for draw, table in DRAWN:
         draw(tables[table])
-    save_figures(tables, tmp_path)
+    paths_of(tables, tmp_path)
     assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == before
 
 
 def test_files(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    written = save_figures(tables, tmp_path / "figures")
+    written = paths_of(tables, tmp_path / "figures")
     assert {path.name for path in written} >= {f"{name}.{ending}" for name in NAMES for ending in ("png", "svg")}
     for path in written:
         content = path.read_bytes()
@@ -112,15 +117,15 @@ def test_files(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
 
 
 def test_svg_files_are_the_same_each_time(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in save_figures(tables, tmp_path / "a") if path.suffix == ".svg"]
-    second = [path.read_bytes() for path in save_figures(tables, tmp_path / "b") if path.suffix == ".svg"]
+    first = [path.read_bytes() for path in paths_of(tables, tmp_path / "a") if path.suffix == ".svg"]
+    second = [path.read_bytes() for path in paths_of(tables, tmp_path / "b") if path.suffix == ".svg"]
     assert first == second
     assert not any(re.search(rb"<dc:date>", content) for content in first)
 
 
 def test_no_label_is_cut_off(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     """The margins of every picture are white."""
-    for path in save_figures(tables, tmp_path):
+    for path in paths_of(tables, tmp_path):
         if path.suffix == ".png":
             pixels = mpl.image.imread(path)[..., :3]
             edges = [pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]]
@@ -129,11 +134,11 @@ def test_no_label_is_cut_off(tables: dict[str, pd.DataFrame], tmp_path: Path) ->
 
 def test_figures_without_anything_to_show_are_left_out(traced: Traced, tmp_path: Path) -> None:
     alone = run_tables([traced("rotated")]).tables
-    assert {path.stem for path in save_figures(alone, tmp_path / "a")} & NAMES == NAMES - {"cross_task_cosines"}
+    assert {path.stem for path in paths_of(alone, tmp_path / "a")} & NAMES == NAMES - {"cross_task_cosines"}
     weights = run_tables([traced("rotated", record=())]).tables
-    assert not {path.stem for path in save_figures(weights, tmp_path / "b")} & NAMES
+    assert not {path.stem for path in paths_of(weights, tmp_path / "b")} & NAMES
     empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in COLUMNS.items()}
-    assert save_figures(empty, tmp_path / "c") == []
+    assert paths_of(empty, tmp_path / "c") == []
 
 
 def synthetic(runs: int, epochs: int) -> pd.DataFrame:

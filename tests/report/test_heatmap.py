@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tvgrad.report.heatmap import Scale, cosine_scale, heat, size_scale
+from tvgrad.report.heatmap import Scale, cosine_scale, heatmap, size_scale
 from tvgrad.report.maps import epoch_cosine_map, first_epoch_dominance, layer_map
 
 
@@ -46,7 +46,7 @@ def test_scale_of_sizes(values: list[float], low: float, high: float) -> None:
 def test_numbers_stand_out_from_their_cells(scale: Scale) -> None:
     values = np.linspace(scale.low, scale.high, 12).reshape(3, 4)
     values[1, 2] = np.nan
-    ax = heat(pd.DataFrame(values), Figure().subplots(), scale)
+    ax = heatmap(pd.DataFrame(values), Figure().subplots(), scale)
     cells = ax.collections[0]
     colours = cells.get_facecolor()[~np.isnan(values.ravel())]
     assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in values.ravel() if value == value]
@@ -57,9 +57,9 @@ def test_numbers_stand_out_from_their_cells(scale: Scale) -> None:
 def test_long_names_are_turned() -> None:
     names = [f"a task with a long name {number}" for number in range(6)]
     figure = Figure(figsize=(5, 4))
-    ax = heat(pd.DataFrame(np.eye(6), index=names, columns=names), figure.subplots(), cosine_scale(np.eye(6)))
+    ax = heatmap(pd.DataFrame(np.eye(6), index=names, columns=names), figure.subplots(), cosine_scale(np.eye(6)))
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {35.0}
-    ax = heat(pd.DataFrame(np.eye(6)), Figure().subplots(), cosine_scale(np.eye(6)))
+    ax = heatmap(pd.DataFrame(np.eye(6)), Figure().subplots(), cosine_scale(np.eye(6)))
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {0.0}
 
 

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import missing_results
-from tvgrad.report.latex import CAPTIONS, escaped, latex_table
+from tvgrad.report.latex import caption_of, latex_table
 from tvgrad.report.page import html_page
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.summary import summary_of
-from tvgrad.report.tables import COLUMNS
 
 HARM = "<script>alert(1)</script>&\"'"
 
@@ -141,17 +141,22 @@ def test_latex_tables_are_balanced_and_captioned(name):
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert rule in text
-    assert CAPTIONS[name] in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     shown = tables()[name].dropna(axis="columns", how="all")
     columns = shown.shape[1] - ("group" in shown) - ("reason" in shown)
+    assert caption_of(name, list(shown.drop(columns="reason", errors="ignore"))) in text
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
     plain = re.sub(r"\$[^$]*\$", "", text)
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", plain.replace(r"\label{tab:cross-task}", ""))
 
 
 def test_latex_escapes_what_comes_from_a_run():
-    assert escaped(r"50%_#&{}$\~^") == (r"50\%\_\#\&\{\}\$\textbackslash{}\textasciitilde{}\textasciicircum{}")
+    text = latex_table(pd.DataFrame([{"run": r"50%_#&{}$\~^|<>$x$", "epoch": 1}]), "norms")
+    signs = (
+        r"50\%\_\#\&\{\}\$\textbackslash \textasciitilde \textasciicircum "
+        r"\textbar{}\textless{}\textgreater{}\$x\$"
+    )
+    assert f"\n{signs} & 1 \\\\\n" in text
 
 
 def test_latex_of_many_epochs_and_of_none():
@@ -178,7 +183,7 @@ def test_a_report_names_the_command_that_makes_what_it_lacks():
     found = missing_results(made)
     assert [sentence.split(":")[0] for sentence in found] == [
         "second_order has no rows of b",
-        "error_budget has no rows of a, b",
+        "error_budget has no rows of a and b",
     ]
     assert all("`tvgrad explain RUN`" in sentence for sentence in found)
     page = html_page(made, [], [], "t", "l")

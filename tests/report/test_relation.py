@@ -18,8 +18,8 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
+from tvgrad.report.columns import COLUMNS
 from tvgrad.report.relation import relate_runs
-from tvgrad.report.tables import COLUMNS
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import Weights
 

@@ -22,7 +22,8 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
-from tvgrad.report.tables import COLUMNS, distinct_runs, run_names, run_tables
+from tvgrad.report.columns import COLUMNS
+from tvgrad.report.tables import distinct_runs, run_names, run_tables
 from tvgrad.store.run import Run
 
 Vector = NDArray[np.longdouble]

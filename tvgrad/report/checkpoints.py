@@ -22,14 +22,14 @@ from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
 from tvgrad.integrations.checkpoints import PREFIXES, checkpoint_file, read_checkpoint
-from tvgrad.report.tables import COLUMNS
+from tvgrad.report.columns import COLUMNS, FURTHER_COLUMNS
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
 from tvgrad.vectors.parameters import ALL, group_names
 
 CHECKPOINT_COLUMNS = {
-    "norms": (*COLUMNS["norms"], "pretrained_norm", "relative_norm"),
-    "directions": (*COLUMNS["directions"], "cos_task_vector_pretrained", "cos_task_vector_mean"),
+    "norms": COLUMNS["norms"] + FURTHER_COLUMNS["norms"],
+    "directions": COLUMNS["directions"] + FURTHER_COLUMNS["directions"],
     "cross_task": COLUMNS["cross_task"],
 }
 """Table -> its columns: those of runs, where what a checkpoint does not know (epoch, gradients) is empty, and more."""
@@ -58,7 +58,7 @@ class CheckpointTables:
 
 
 @dataclass
-class _Opened:
+class _Checkpoint:
     """A checkpoint as a safetensors file, and which of its names share memory."""
 
     path: Path
@@ -134,11 +134,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _open(path: Path, folder: Path, stack: ExitStack) -> _Opened:
+def _open(path: Path, folder: Path, stack: ExitStack) -> _Checkpoint:
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
         file = stack.enter_context(TensorFile(path))
         if not any(all(name.startswith(prefix) for name in file.names) for prefix in PREFIXES):
-            return _Opened(path, file)
+            return _Checkpoint(path, file)
     content = read_checkpoint(path)
     memory: dict[tuple[int, tuple[int, ...]], str] = {}
     tied = {
@@ -148,10 +148,10 @@ def _open(path: Path, folder: Path, stack: ExitStack) -> _Opened:
     }
     folder.mkdir()
     written = write_tensors(content, folder / "model.safetensors")
-    return _Opened(path, stack.enter_context(TensorFile(written)), tied)
+    return _Checkpoint(path, stack.enter_context(TensorFile(written)), tied)
 
 
-def _shared_names(opened: Sequence[_Opened]) -> tuple[list[str], list[str]]:
+def _shared_names(opened: Sequence[_Checkpoint]) -> tuple[list[str], list[str]]:
     """The parameters that all checkpoints have, in the order of the pretrained one, and sentences on the others."""
     base = opened[0].file
     order = sorted(base.places, key=_natural)

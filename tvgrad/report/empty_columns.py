@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from tvgrad.wording import listed
+
 COMPUTED_BY = {
     "second_order": "`tvgrad explain RUN`",
     "error_budget": "`tvgrad explain RUN`",
@@ -31,9 +33,8 @@ def missing_results(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         present = set(tables[name]["run"])
         without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in present]
         if without:
-            more = f" and {len(without) - MOST_NAMES} more" if len(without) > MOST_NAMES else ""
             sentences.append(
-                f"{name} has no rows of {', '.join(without[:MOST_NAMES])}{more}: {command} makes them "
+                f"{name} has no rows of {listed(without, MOST_NAMES)}: {command} makes them "
                 "(with `--recipe TARGET` where the recipe is your own), then report again."
             )
     return sentences

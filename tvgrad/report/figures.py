@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tvgrad.report.budget_figure import budget_shares
-from tvgrad.report.heatmap import cosine_scale, heat
+from tvgrad.report.heatmap import cosine_scale, heatmap
 from tvgrad.report.maps import block_norms, epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
 from tvgrad.report.published import DIFFERENCE, SOURCE
 from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
@@ -78,7 +78,7 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     matrix = pd.DataFrame(values, index=names, columns=names)
     side = min(1.6 + 0.55 * len(names), 6.3)
     ax = new_axes(ax, side + 0.8, side - 0.3)
-    heat(matrix, ax, cosine_scale(values), square=True)
+    heatmap(matrix, ax, cosine_scale(values), square=True)
     ax.set_title(f"Cosine between task vectors{when}")
     return ax
 
@@ -172,19 +172,6 @@ FIGURES = {
 
 MOST_RUNS = 12
 """Figures of one run each are drawn for so many runs."""
-
-
-def save_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[Path]:
-    """Draw every figure whose table has something to show, as PNG and SVG.
-
-    Args:
-        tables: the tables of a report.
-        directory: where to; it is made.
-
-    Returns:
-        The files.
-    """
-    return [path for path, _ in captioned_figures(tables, directory)]
 
 
 def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[tuple[Path, str]]:

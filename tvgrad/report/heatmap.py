@@ -58,7 +58,7 @@ def size_scale(values: npt.ArrayLike) -> Scale:
     return Scale(0.0, largest or 1.0, "crest")
 
 
-def heat(matrix: pd.DataFrame, ax: Axes, scale: Scale, square: bool = False, most_numbers: int = 144) -> Axes:
+def heatmap(matrix: pd.DataFrame, ax: Axes, scale: Scale, square: bool = False, most_numbers: int = 144) -> Axes:
     """Draw a matrix as colours, with its numbers where there are few enough to read.
 
     Args:

@@ -3,98 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
 
+from tvgrad.report.columns import TABLES, Column, defined, sentences
 from tvgrad.report.empty_columns import COMPUTED_BY, without_empty_columns
 from tvgrad.vectors.parameters import ALL
+from tvgrad.wording import listed
 
 TOO_WIDE = ("reason", "nodes", "predicted_norm_order2")
 """Columns for which a page has no room: sentences, names of nodes, and the second of two estimates of one norm."""
 MOST_ROWS = 40
 """Rows that a page holds beside its caption."""
 
-HEADINGS = {
-    "gradient_norm": r"$\lVert g_e \rVert$",
-    "task_vector_norm": r"$\lVert \tau_e \rVert$",
-    "displacement_norm": r"$\lVert \delta_e \rVert$",
-    "gradient_norm_share": "share",
-    "mean_batch_gradient_norm": r"$\bar b_e$",
-    "mean_batch_gradient_norm_share": "batch share",
-    "cos_task_vector_descent": r"$\cos(\tau_e, -g_0)$",
-    "cos_gradient_first": r"$\cos(g_e, g_0)$",
-    "cos_task_vector_first": r"$\cos(\tau_e, \tau_1)$",
-    "cos_successive_displacements": r"$\cos(\delta_e, \delta_{e-1})$",
-    "relative_residual": r"$\lVert \tau_e^\perp \rVert / \lVert \tau_e \rVert$",
-    "cos_task_vectors": r"$\cos(\tau_e^a, \tau_e^b)$",
-    "cos_gradients": r"$\cos(g_e^a, g_e^b)$",
-    "sign_agreement": "sign agreement",
-    "pretrained_norm": r"$\lVert \theta_0 \rVert$",
-    "relative_norm": r"$\lVert \tau \rVert / \lVert \theta_0 \rVert$",
-    "cos_task_vector_pretrained": r"$\cos(\tau, \theta_0)$",
-    "cos_task_vector_mean": r"$\cos(\tau, \bar\tau)$",
-    "worst_ratio_to_budget": "worst / budget",
-    "frozen_share": "frozen",
-    "error_norm": "error",
-    "predicted_norm": "predicted",
-    "residual_order1": "order 1",
-    "residual_order2": "order 2",
-    "residual_quadratic": "quadratic",
-    "gradient_relative_error": r"$\lVert \hat g - g_0 \rVert / \lVert g_0 \rVert$",
-}
-"""Column -> its heading, where that is a formula."""
-
-_SYMBOLS = (
-    r"$\theta_e$: weights after $e$ epochs, $\tau_e = \theta_e - \theta_0$: task vector, $g_e$: full-batch gradient at "
-    r"$\theta_e$"
-)
-CAPTIONS = {
-    "norms": (
-        f"Norms over epochs. {_SYMBOLS}; $\\delta_e = \\theta_e - \\theta_{{e-1}}$; share: of $\\lVert g_e \\rVert$ in "
-        r"its sum over epochs $0$ to $K-1$, $K$ the last; $\bar b_e$: mean norm of the gradients that the steps of the "
-        r"epoch beginning at $\theta_e$ consumed, and its share likewise, where recorded."
-    ),
-    "directions": (
-        f"Directions over epochs. {_SYMBOLS}; $\\delta_e = \\theta_e - \\theta_{{e-1}}$; $\\tau_e^\\perp$: what is "
-        r"left of $\tau_e$ after its projection on $-g_0$; $\bar\tau$: the tasks' mean."
-    ),
-    "equivalence": (
-        r"One-epoch equivalence. Worst / budget: largest deviation of a coordinate from the formula over the bound on "
-        r"its rounding; at most 1 when exact. Frozen: share of the coordinates with a gradient that the step left "
-        r"unchanged. $\hat g$: gradient that the optimizer consumed, $g_0$: full-batch gradient at $\theta_0$. Why a "
-        r"form fails or does not apply stands in the report's other formats."
-    ),
-    "cross_task": f"Tasks $a$ and $b$ compared. {_SYMBOLS}; sign agreement: of the coordinates where neither is 0.",
-    "second_order": (
-        r"Second-order error after $k$ epochs. Error: $\lVert \tau_k + S_k g_0 \rVert$, measured, $S_k$ the sum of the "
-        r"rule's coefficients; predicted: an estimate of it from $g_0$ and one product with the Hessian $H_0$ at "
-        r"$\theta_0$. Order 1, order 2, quadratic: what each prediction of $\tau_k$ leaves, relative to "
-        r"$\lVert \tau_k \rVert$. Bound: an upper bound on the error, where one exists."
-    ),
-    "error_budget": (
-        r"Error budget: terms whose sum is the residual $\tau + \kappa S g_0$ ($S$ the sum of the rule's "
-        r"coefficients, $\kappa$ the scale of a preconditioner, 1 without one). Cosine: of a term to the residual. "
-        r"Shares sum to one, may be negative, and depend on the order of the terms."
-    ),
-}
-"""Table -> caption."""
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "_": r"\_",
-    "%": r"\%",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_OUTSIDE_ASCII_FONTS = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"})
+"""What pandas does not escape, and TeX's oldest font encoding prints as other signs."""
 
 
 def latex_table(table: pd.DataFrame, name: str) -> str:
@@ -112,17 +38,20 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     shown = table
     if "group" in shown:
         shown = shown[shown["group"] == ALL].drop(columns="group")
-    caption = CAPTIONS.get(name, escaped(name))
     if not len(shown):
         return f"% {name} has no rows{f': {COMPUTED_BY[name]} makes them' if name in COMPUTED_BY else ''}\n"
     shown, kept = _chosen_epochs(without_empty_columns(shown))
-    caption += kept
-    shown = shown.drop(columns=list(TOO_WIDE), errors="ignore")
+    wide = [column for column in TOO_WIDE if column in shown]
+    shown = shown.drop(columns=wide)
+    caption = caption_of(name, list(shown)) + kept
+    if wide:
+        caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
+    headings = {column.name: _formulas(_heading(column)) for column in defined(name, list(shown))}
     long = len(shown) > MOST_ROWS
-    styled = shown.rename(columns={column: HEADINGS.get(str(column), escaped(str(column))) for column in shown}).style
-    styled = styled.hide(axis="index").format(_cell)
+    # latex-math leaves formulas alone; a name in a cell must not be able to start one
+    styled = shown.rename(columns=headings).style.hide(axis="index").format(_cell, escape="latex")
     text = str(
-        styled.to_latex(
+        styled.format_index(axis="columns", escape="latex-math").to_latex(
             hrules=True,
             position="t",
             position_float=None if long else "centering",
@@ -134,6 +63,38 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     )
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
     return f"{{{small}{text}}}\n" if long else text.replace("\\centering\n", f"\\centering\n{small}", 1)
+
+
+def caption_of(name: str, shown: Collection[object]) -> str:
+    """Write the caption of a table: its title, its symbols, and what the headings mean that are no formulas.
+
+    Args:
+        name: the table's name.
+        shown: names of the columns that are shown.
+
+    Returns:
+        LaTeX.
+    """
+    if name not in TABLES:
+        return f"{name.replace('_', ' ').capitalize()}."
+    text = TABLES[name]
+    meanings = [f"{_heading(column)}: {column.meaning}" for column in defined(name, shown) if not column.is_formula]
+    return _formulas(sentences(text.title, text.symbols, *meanings, text.note))
+
+
+def _heading(column: Column) -> str:
+    return column.heading or (column.meaning if column.is_formula else column.name.replace("_", " "))
+
+
+def _formulas(text: str) -> str:
+    """The formulas between backquotes as LaTeX."""
+    return re.sub(r"`([^`]+)`", lambda found: f"${_math(found[1])}$", text)
+
+
+def _math(formula: str) -> str:
+    formula = re.sub(r"\|\|(.+?)\|\|", r"\\lVert \1 \\rVert", formula)
+    formula = re.sub(r"(?<![a-z])(tau|theta|delta|kappa|cos|hat|bar|perp)(?![a-z])", r"\\\1", formula)
+    return re.sub(r"_\((.+?)\)", r"_{\1}", formula)
 
 
 def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -149,26 +110,15 @@ def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[last], " Epoch shown: the last."
 
 
-def escaped(text: str) -> str:
-    """Make any text safe for LaTeX.
-
-    Args:
-        text: the text.
-
-    Returns:
-        It, with special characters escaped.
-    """
-    return "".join(_SPECIAL.get(sign, sign) for sign in str(text))
-
-
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        if math.isnan(value):
-            return ""
-        if math.isinf(value):
-            return r"$\infty$" if value > 0 else r"$-\infty$"
-        if value and not 1e-3 <= abs(value) < 1e5:
-            mantissa, exponent = f"{value:.2e}".split("e")
-            return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
-        return f"{value:.4g}" if value >= 0 else f"${value:.4g}$"  # outside formulas - is a hyphen
-    return escaped(value)
+    """A number as a page shows it; words come escaped."""
+    if not isinstance(value, float):
+        return str(value).translate(_OUTSIDE_ASCII_FONTS)
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        return r"$\infty$" if value > 0 else r"$-\infty$"
+    if value and not 1e-3 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
+    return f"{value:.4g}" if value >= 0 else f"${value:.4g}$"  # outside formulas - is a hyphen

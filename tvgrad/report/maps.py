@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from tvgrad.report.heatmap import cosine_scale, heat, size_scale
+from tvgrad.report.heatmap import cosine_scale, heatmap, size_scale
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
 from tvgrad.vectors.parameters import ALL
@@ -86,7 +86,7 @@ def epoch_cosine_map(
     chosen = cosines[(cosines["run"] == run) & (cosines["kind"] == kind)]
     matrix = chosen.pivot_table(index="epoch_a", columns="epoch_b", values="cosine")
     ax = new_axes(ax, 4.2, 3.4)
-    heat(matrix, ax, cosine_scale(cosines.loc[cosines["kind"] == kind, "cosine"]), square=True, most_numbers=64)
+    heatmap(matrix, ax, cosine_scale(cosines.loc[cosines["kind"] == kind, "cosine"]), square=True, most_numbers=64)
     symbol = "g" if kind == "gradient" else r"\tau"
     ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos({symbol}_e,\, {symbol}_f)$, {run}")
     return ax
@@ -113,7 +113,7 @@ def layer_map(
     matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
     ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
     everything = directions.loc[directions["group"] != ALL, column]
-    heat(matrix, ax, (cosine_scale if column.startswith("cos") else size_scale)(everything), most_numbers=80)
+    heatmap(matrix, ax, (cosine_scale if column.startswith("cos") else size_scale)(everything), most_numbers=80)
     names = {"cos_task_vector_descent": r"$\cos(\tau_e,\, -g_0)$", "gradient_norm": r"$\|g_e\|$"}
     ax.set(xlabel="epoch e", ylabel="", title=f"{names.get(column, column)} by block, {run}")
     return ax
@@ -134,7 +134,7 @@ def block_norms(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     depth, runs = (list(dict.fromkeys(chosen[column])) for column in ("group", "run"))
     matrix = chosen.pivot_table(index="group", columns="run", values="relative_norm").reindex(depth)[runs]
     ax = new_axes(ax, min(2.6 + 0.6 * len(runs), 6.3), 1.6 + 0.22 * len(depth))
-    heat(matrix, ax, size_scale(matrix), most_numbers=0)
+    heatmap(matrix, ax, size_scale(matrix), most_numbers=0)
     ax.set(xlabel="", ylabel="", title=r"$\|\tau\| \;/\; \|\theta_0\|$ by block")
     return ax
 

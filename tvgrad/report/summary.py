@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 from tvgrad.vectors.parameters import ALL
+from tvgrad.wording import counted, listed
 
 ALIGNED = 0.95
 """A cosine from which a task vector is called aligned with the first gradient: an angle of 18 degrees."""
@@ -58,7 +59,7 @@ def summary_of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         )
     still = [run for run, length in far.items() if length == 0]
     if still:
-        moved += f" {_listed(still)} did not move at all: is it the pretrained checkpoint?"
+        moved += f" {listed(still)} did not move at all: is it the pretrained checkpoint?"
     return [
         moved,
         *_between_tasks(tables["cross_task"]),
@@ -74,10 +75,10 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
     by_run = {str(run): list(group["holds"]) for run, group in verdicts.groupby("run", sort=False)}
     exact = [run for run, found in by_run.items() if "exact" in found and "fails" not in found]
     if exact:
-        every = "every run" if len(exact) == len(by_run) else _listed(exact)
+        every = "every run" if len(exact) == len(by_run) else listed(exact)
         formulas = verdicts[(verdicts["holds"] == "exact")]["rule"].drop_duplicates()
         sentences.append(
-            f"The first epoch of {every} is exact: {_listed(list(formulas))} holds in every coordinate within the "
+            f"The first epoch of {every} is exact: {listed(list(formulas))} holds in every coordinate within the "
             "rounding of one optimizer step."
         )
     shares = dict(zip(verdicts["run"].astype(str), verdicts["frozen_share"].astype(float), strict=True))
@@ -97,10 +98,10 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
             if holds != "fails" and set(names) <= set(exact):
                 continue
             if group["reason"].nunique() == 1:
-                sentences.append(f"{opening} for {_listed(names)}: {group['reason'].iloc[0]}.")
+                sentences.append(f"{opening} for {listed(names)}: {group['reason'].iloc[0]}.")
             else:
                 sentences.append(
-                    f"{opening} for {_listed(names)}. Of {names[0]}: {group['reason'].iloc[0]}; of the others "
+                    f"{opening} for {listed(names)}. Of {names[0]}: {group['reason'].iloc[0]}; of the others "
                     "likewise, with the numbers in the table."
                 )
     return sentences
@@ -121,7 +122,7 @@ def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
     batches = _shares(norms, "mean_batch_gradient_norm_share")
     if batches:
         sentences.append(
-            f"By the published measure, recorded for {_counted(len(batches))}, the first epoch's share "
+            f"By the published measure, recorded for {counted(len(batches), 'run')}, the first epoch's share "
             f"{_range_of_first(batches)}; it is the largest in {_how_many_begin_largest(batches)}."
         )
     return sentences
@@ -135,7 +136,7 @@ def _shares(norms: pd.DataFrame, column: str) -> dict[str, pd.Series]:
 
 
 def _how_many_begin_largest(shares: Mapping[str, pd.Series]) -> str:
-    return f"{sum(share.idxmax() == 0 for share in shares.values())} of {_counted(len(shares))}"
+    return f"{sum(share.idxmax() == 0 for share in shares.values())} of {counted(len(shares), 'run')}"
 
 
 def _range_of_first(shares: Mapping[str, pd.Series]) -> str:
@@ -148,10 +149,6 @@ def _range_of_first(shares: Mapping[str, pd.Series]) -> str:
         f"lies between {first[low]:.3f} ({low}) and {first[high]:.3f} ({high}), that is {min(times):.2f} to "
         f"{max(times):.2f} times an even share"
     )
-
-
-def _counted(runs: int) -> str:
-    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def _growth(norms: pd.DataFrame) -> list[str]:
@@ -168,7 +165,7 @@ def _growth(norms: pd.DataFrame) -> list[str]:
     worst = max(grown, key=lambda run: grown[run])
     return [
         f"The full-batch gradient at the end is more than {GROWN:g} times as long as at the start for "
-        f"{_listed(list(grown))} (up to {grown[worst]:.3g} times): the learning rate may be too large "
+        f"{listed(list(grown))} (up to {grown[worst]:.3g} times): the learning rate may be too large "
         "(`tvgrad predict` prints the limit of gradient descent)."
     ]
 
@@ -188,7 +185,7 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
             f"{cosines[high]:.3f} ({high})"
         )
     within = sum(cosine >= ALIGNED for cosine in cosines.values())
-    return [f"{text}; it is at least {ALIGNED:g} in {within} of {_counted(len(cosines))}."]
+    return [f"{text}; it is at least {ALIGNED:g} in {within} of {counted(len(cosines), 'run')}."]
 
 
 def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
@@ -225,9 +222,3 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
             "epoch with merging after the last."
         )
     return "Next: the first epoch stands for the whole trajectory here; merging after one epoch is worth trying first."
-
-
-def _listed(words: Sequence[str]) -> str:
-    if len(words) <= 1:
-        return "".join(map(str, words))
-    return f"{', '.join(map(str, words[:-1]))} and {words[-1]}"

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.report.columns import COLUMNS
 from tvgrad.results import Result, frame_of
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
@@ -27,60 +28,8 @@ from tvgrad.theory.equivalence import check_one_epoch
 from tvgrad.theory.explain import read_results
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
 
-COLUMNS = {
-    "norms": (
-        "run",
-        "epoch",
-        "group",
-        "gradient_norm",
-        "task_vector_norm",
-        "displacement_norm",
-        "gradient_norm_share",
-        "mean_batch_gradient_norm",
-        "mean_batch_gradient_norm_share",
-    ),
-    "directions": (
-        "run",
-        "epoch",
-        "group",
-        "cos_task_vector_descent",
-        "cos_gradient_first",
-        "cos_task_vector_first",
-        "cos_successive_displacements",
-        "relative_residual",
-    ),
-    "equivalence": (
-        "run",
-        "rule",
-        "holds",
-        "worst_ratio_to_budget",
-        "frozen_share",
-        "gradient_relative_error",
-        "reason",
-    ),
-    "cross_task": (
-        "run_a",
-        "run_b",
-        "epoch",
-        "group",
-        "cos_task_vectors",
-        "cos_gradients",
-        "sign_agreement",
-    ),
-    "second_order": (
-        "run",
-        "epoch",
-        "error_norm",
-        "predicted_norm",
-        "residual_order1",
-        "residual_order2",
-        "residual_quadratic",
-        "bound",
-        "predicted_norm_order2",
-    ),
-    "error_budget": ("run", "epoch", "term", "norm", "cosine", "share", "nodes"),
-}
-"""Table -> its columns, in order."""
+COMPARED = ("task_vector", "gradient")
+"""Kinds of vectors that tasks are compared by."""
 
 
 @dataclass(frozen=True)
@@ -243,11 +192,7 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     keys = found.keys
     first_gradient = keys.get(("gradient", 0))
     first_vector = keys.get(("task_vector", 1))
-    epochs = sorted({epoch for kind, epoch in keys if kind in {"gradient", "task_vector"}})
-
-    def cosine(left: VectorKey | None, right: VectorKey | None, group: str) -> float:
-        return math.nan if left is None or right is None else gram.cosine(left, right, group)
-
+    epochs = sorted({epoch for kind, epoch in keys if kind in COMPARED})
     for group in _groups(gram):
         for epoch in epochs:
             vector = keys.get(("task_vector", epoch))
@@ -257,10 +202,10 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
                 "run": found.name,
                 "epoch": epoch,
                 "group": group,
-                "cos_task_vector_descent": -cosine(vector, first_gradient, group),
-                "cos_gradient_first": cosine(keys.get(("gradient", epoch)), first_gradient, group),
-                "cos_task_vector_first": cosine(vector, first_vector, group),
-                "cos_successive_displacements": cosine(moved, before, group),
+                "cos_task_vector_descent": -_cosine(gram, vector, first_gradient, group),
+                "cos_gradient_first": _cosine(gram, keys.get(("gradient", epoch)), first_gradient, group),
+                "cos_task_vector_first": _cosine(gram, vector, first_vector, group),
+                "cos_successive_displacements": _cosine(gram, moved, before, group),
                 "relative_residual": _relative_residual(gram, vector, first_gradient, group),
             })
     return rows
@@ -284,26 +229,28 @@ def _task_pairs(found: Sequence[RunVectors]) -> list[tuple[VectorKey, VectorKey]
     ]
 
 
-def _compared(found: RunVectors) -> list[tuple[str, int]]:
-    return [key for key in found.keys if key[0] in {"task_vector", "gradient"}]
-
-
 def _cross_task(found: Sequence[RunVectors], gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for left, right in combinations(found, 2):
-        shared = sorted({epoch for _, epoch in _compared(left)} & {epoch for _, epoch in _compared(right)})
+        shared = {epoch for kind, epoch in left.keys if kind in COMPARED} & {
+            epoch for kind, epoch in right.keys if kind in COMPARED
+        }
         for group in _groups(gram):
-            for epoch in shared:
-                row: dict[str, object] = {"run_a": left.name, "run_b": right.name, "epoch": epoch, "group": group}
-                for kind, column in (("task_vector", "cos_task_vectors"), ("gradient", "cos_gradients")):
-                    both = left.keys.get((kind, epoch)), right.keys.get((kind, epoch))
-                    row[column] = (
-                        math.nan if both[0] is None or both[1] is None else gram.cosine(both[0], both[1], group)
-                    )
-                    if kind == "task_vector":
-                        signs = (
-                            None if both[0] is None or both[1] is None else (gram.index(both[0]), gram.index(both[1]))
-                        )
-                        row["sign_agreement"] = math.nan if signs is None else gram.sign_agreement[signs][group]
-                rows.append(row)
+            for epoch in sorted(shared):
+                tau = left.keys.get(("task_vector", epoch)), right.keys.get(("task_vector", epoch))
+                gradients = left.keys.get(("gradient", epoch)), right.keys.get(("gradient", epoch))
+                both = None if tau[0] is None or tau[1] is None else (gram.index(tau[0]), gram.index(tau[1]))
+                rows.append({
+                    "run_a": left.name,
+                    "run_b": right.name,
+                    "epoch": epoch,
+                    "group": group,
+                    "cos_task_vectors": _cosine(gram, *tau, group),
+                    "cos_gradients": _cosine(gram, *gradients, group),
+                    "sign_agreement": math.nan if both is None else gram.sign_agreement[both][group],
+                })
     return rows
+
+
+def _cosine(gram: GramResult, left: VectorKey | None, right: VectorKey | None, group: str) -> float:
+    return math.nan if left is None or right is None else gram.cosine(left, right, group)
