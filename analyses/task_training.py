@@ -8,7 +8,6 @@ them the pretrained model looks better than it is, and every alpha and rate too 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,15 +90,7 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
             raise TvgradError(f"task {recipe.name!r} needs two test samples: one to search alpha on and one to test on")
         middle = len(held_out) // 2
         validation, scorer.test = scorer.test.subset(held_out[:middle]), scorer.test.subset(held_out[middle:])
-        objective = Objective(
-            copy.deepcopy(recipe.model),
-            recipe.loss,
-            recipe.train.subset(order),
-            chunk_size=CHUNK,
-            count=recipe.count,
-            forward=recipe.forward,
-            allow=recipe.allow,
-        )
+        objective = recipe.objective(samples=recipe.train.subset(order), chunk_size=CHUNK)
         tasks.append(Task(recipe.name, objective, validation, scorer))
     return tasks
 

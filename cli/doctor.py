@@ -24,7 +24,7 @@ def doctor(device: str, as_json: bool) -> None:
     """
     from tvgrad.errors import CheckFailed
     from tvgrad.installation import FAILED, examine
-    from tvgrad.problem.objective import resolve_device
+    from tvgrad.numerics.device import resolve_device
     from tvgrad.results import to_json
 
     checks = examine(resolve_device(device), Path.cwd())

@@ -130,7 +130,6 @@ def products(
     competitors: Competitors = {
         GRADIENT: objective.gradient,
         HVP: lambda: objective.hvp(vectors[0]),
-        "tvgrad forward_hvp": lambda: objective.forward_hvp(vectors[0]),
     }
     for count in counts:
         some = vectors[:count]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -30,7 +31,10 @@ from tests.cases import (
     objective_parts,
 )
 from tvgrad.errors import TvgradError, UnsupportedModel
-from tvgrad.problem.objective import Objective, resolve_device
+from tvgrad.numerics.device import resolve_device
+from tvgrad.numerics.precision import full_precision
+from tvgrad.problem.chunk_size import fastest_chunk_size
+from tvgrad.problem.objective import Evaluations, Objective
 
 Weights = dict[str, torch.Tensor]
 
@@ -165,6 +169,22 @@ def test_agrees_with_finite_differences(case: Case) -> None:
     falls_with_the_square(product_error, case.step, float(torch.linalg.vector_norm(product)))
 
 
+def functional_loss(objective: Objective, theta: Weights) -> torch.Tensor:
+    """The mean loss at given weights for torch.func, in one chunk; buffers go in as copies."""
+    state = {name: buffer.clone() for name, buffer in objective.batch_loss.named_buffers()}
+    state |= {f"model.{name}": tensor for name, tensor in theta.items()}
+    batch = objective.samples.batch(0, len(objective.samples))
+    return torch.func.functional_call(objective.batch_loss, state, (batch,))
+
+
+def forward_over_reverse(objective: Objective, vector: Weights, at: Weights) -> Weights:
+    """A Hessian-vector product by forward over reverse differentiation: it shares no graph with the objective's."""
+    with full_precision(objective.device, second_order=True):
+        slope = torch.func.grad(lambda theta: functional_loss(objective, theta))
+        product: Weights = torch.func.jvp(slope, (dict(at),), (dict(vector),))[1]
+    return product
+
+
 @every_case
 def test_engines_agree(case: Case) -> None:
     """Double backward against forward over reverse, and autograd against torch.func."""
@@ -172,15 +192,12 @@ def test_engines_agree(case: Case) -> None:
     at = somewhere(objective)
     vector = direction(at)
     if not case.forward_mode:
-        with pytest.raises(UnsupportedModel, match=r"use hvp, or switch checkpointing off"):
-            objective.forward_hvp(vector, at)
         return
-    assert relative(objective.forward_hvp(vector, at), objective.hvp(vector, at)) <= ROUNDING[case.dtype]
-    chunk = objective.samples.batch(0, 3)
-    plain, value = objective._chunk_gradient(at, chunk)
-    functional, other = objective._chunk_gradient(at, chunk, functional=True)
+    assert relative(forward_over_reverse(objective, vector, at), objective.hvp(vector, at)) <= ROUNDING[case.dtype]
+    value, plain = objective.value_and_gradient(at)
+    functional, other = torch.func.grad_and_value(lambda theta: functional_loss(objective, theta))(dict(at))
     assert relative(plain, functional) <= ROUNDING[case.dtype]
-    assert torch.allclose(value, other, rtol=ROUNDING[case.dtype], atol=0)
+    assert value == pytest.approx(float(other), rel=ROUNDING[case.dtype], abs=0)
     assert all(list(one) == list(at) for one in (plain, functional))
 
 
@@ -266,7 +283,7 @@ def test_nothing_of_the_user_is_touched(case: Case, around: Callable[[], Any]) -
                 lambda: objective.value(at),
                 lambda: objective.gradient(at),
                 lambda: objective.hvps([vector, at], at),
-                lambda: case.forward_mode and objective.forward_hvp(vector, at),
+                lambda: objective.hessian_operator(at) @ np.ones(sum(tensor.numel() for tensor in at.values())),
                 lambda: objective_of(problem).gradient(at),
                 lambda: objective.subset([1, 0]).value_and_gradient(),
             ):
@@ -281,12 +298,12 @@ def test_autocast_and_reduced_precision_do_not_reach_recorded_numbers(name: str)
     case = next(case for case in CASES if case.name == name)
     plain = objective_of(case.build(), chunk_size=3)
     vector = direction(plain.initial)
-    expected = [plain.gradient(), plain.hvp(vector), plain.forward_hvp(vector)]
+    expected = [plain.gradient(), plain.hvp(vector)]
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-            inside = objective_of(case.build(), chunk_size=3)  # bfloat16 would fail the probe's recombination
-            found = [inside.gradient(), inside.hvp(vector), inside.forward_hvp(vector)]
+            inside = objective_of(case.build(), chunk_size=3)  # bfloat16 would fail the check of the mean
+            found = [inside.gradient(), inside.hvp(vector)]
             assert inside.value() == plain.value()
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -330,7 +347,7 @@ def test_layer_norm_products_are_right_where_jvp_of_jacrev_is_not() -> None:
     objective = objective_of(case.build(), chunk_size=3)
     vector = direction(objective.initial)
     truth = Truth(case, objective.initial).hvp(vector)
-    for product in (objective.hvp(vector), objective.forward_hvp(vector)):
+    for product in (objective.hvp(vector), forward_over_reverse(objective, vector, objective.initial)):
         for name in ("before.weight", "before.bias", "after.weight", "after.bias"):
             assert torch.allclose(product[name], truth[name], rtol=1e-10, atol=1e-13)
 
@@ -347,7 +364,49 @@ def test_weight_norm_products_are_right_where_double_backward_is_not() -> None:
         difference = (flat(objective.gradient(ahead)) - flat(objective.gradient(behind))) / (2 * step)
         # The difference's own error: h^2 of the third derivative, and rounding over h.
         assert torch.allclose(flat(objective.hvp(vector)), difference, rtol=1e-6, atol=1e-8)
-        assert torch.allclose(flat(objective.forward_hvp(vector)), difference, rtol=1e-6, atol=1e-8)
+        assert torch.allclose(flat(forward_over_reverse(objective, vector, at)), difference, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_hessian_operator_is_the_dense_hessian(dtype: torch.dtype) -> None:
+    """Columns against torch.func.hessian over flat weights, one at a time and together."""
+    x, y = torch.randn(N, FEATURES, dtype=dtype), torch.arange(N) % CLASSES
+    model = nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), nn.Linear(3, CLASSES)).to(dtype)
+    objective = Objective(model, F.cross_entropy, (x, y), chunk_size=3)
+    at = somewhere(objective)
+    names = list(at)
+    shapes, sizes = [at[name].shape for name in names], [at[name].numel() for name in names]
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        parts = [part.reshape(shape) for part, shape in zip(theta.split(sizes), shapes, strict=True)]
+        return functional_loss(objective, dict(zip(names, parts, strict=True)))
+
+    dense = torch.func.hessian(loss)(torch.cat([at[name].flatten() for name in names])).double().numpy()
+    operator = objective.hessian_operator(at)
+    size = sum(sizes)
+    assert (operator.shape, operator.dtype) == ((size, size), np.float64)
+    for matrix in (
+        operator @ np.eye(size),
+        np.stack([operator.matvec(row) for row in np.eye(size)]),
+        operator.T @ np.eye(size),
+    ):
+        np.testing.assert_allclose(matrix, dense, rtol=0, atol=ROUNDING[dtype] * np.abs(dense).max())
+    assert operator.matvec(np.ones((size, 1))).shape == (size, 1)
+    largest = eigsh(operator, k=2, which="LA", return_eigenvectors=False)
+    np.testing.assert_allclose(np.sort(largest), np.linalg.eigvalsh(dense)[-2:], rtol=1e2 * ROUNDING[dtype])
+
+
+def test_the_hessian_operator_keeps_its_weights_and_refuses_what_is_not_finite() -> None:
+    objective = Objective(**objective_parts(), chunk_size=3)
+    at = {name: tensor.clone() for name, tensor in objective.initial.items()}
+    operator = objective.hessian_operator(at)
+    ones = np.ones(operator.shape[0])
+    before = operator @ ones
+    for tensor in at.values():
+        tensor.add_(1.0)
+    np.testing.assert_array_equal(operator @ ones, before)
+    with pytest.raises(TvgradError, match="the Hessian is not finite"):
+        operator @ np.full_like(ones, np.inf)
 
 
 def test_unequal_batches_weigh_by_their_samples() -> None:
@@ -442,10 +501,13 @@ def test_evaluations_count_passes_over_the_data() -> None:
     objective.gradient()
     objective.value_and_gradient()
     objective.hvp(objective.initial)
-    objective.forward_hvp(objective.initial)
     objective.hvps([objective.initial] * 4)
     objective.subset([1, 2]).gradient()
-    assert vars(objective.evaluations) == {"values": 1, "gradients": 3, "hvps": 6}
+    assert vars(objective.evaluations) == {"values": 1, "gradients": 3, "hvps": 5}
+    before = objective.evaluations.copy()
+    objective.hessian_operator() @ np.zeros((sum(tensor.numel() for tensor in objective.initial.values()), 2))
+    assert objective.evaluations - before == Evaluations(hvps=2)
+    assert before + (objective.evaluations - before) == objective.evaluations
 
 
 def test_subset_is_the_objective_of_those_samples() -> None:
@@ -461,8 +523,9 @@ def test_subset_is_the_objective_of_those_samples() -> None:
 
 def test_chunk_size_is_measured_once_and_shared_with_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    measure = Objective._measure_chunk_size
-    monkeypatch.setattr(Objective, "_measure_chunk_size", lambda self: calls.append(1) or measure(self))
+    monkeypatch.setattr(
+        "tvgrad.problem.objective.fastest_chunk_size", lambda *given: calls.append(1) or fastest_chunk_size(*given)
+    )
     objective = Objective(**objective_parts())
     for index in range(4):
         objective.subset([index]).gradient()
@@ -479,16 +542,20 @@ def test_chunk_size_is_measured_once_and_shared_with_subsets(monkeypatch: pytest
 def test_measuring_stops_where_memory_ends(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     x, y = torch.randn(400, FEATURES), torch.arange(400) % CLASSES
     objective = Objective(**objective_parts(data=(x, y)))
-    plain = Objective._time
+    plain = Objective._chunk_gradient
 
-    def limited(self: Objective, chunk: Any) -> float:
+    def limited(self: Objective, weights: Weights, chunk: Any) -> tuple[Weights, torch.Tensor]:
         if len(chunk[1]) > 16:
             raise error
-        return plain(self, chunk)
+        return plain(self, weights, chunk)
 
-    monkeypatch.setattr(Objective, "_time", limited)
+    monkeypatch.setattr(Objective, "_chunk_gradient", limited)
     assert objective.chunk_size == 16
-    monkeypatch.setattr(Objective, "_time", lambda self, chunk: (_ for _ in ()).throw(RuntimeError("something else")))
+
+    def broken(self: Objective, weights: Weights, chunk: Any) -> tuple[Weights, torch.Tensor]:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Objective, "_chunk_gradient", broken)
     with pytest.raises(RuntimeError, match="something else"):
         Objective(**objective_parts()).value()
 
@@ -558,7 +625,6 @@ def test_a_loss_linear_in_the_weights_has_no_curvature() -> None:
     parts = objective_parts(nn.Linear(FEATURES, CLASSES), loss=lambda out, y: out.mean())
     objective = Objective(**parts, chunk_size=3)
     assert all(not product.any() for product in objective.hvp(objective.initial).values())
-    assert all(not product.any() for product in objective.forward_hvp(objective.initial).values())
     assert not any(product.any() for one in objective.hvps([objective.initial] * 2) for product in one.values())
 
 

@@ -85,6 +85,20 @@ def test_what_an_objective_refuses_a_recipe_refuses(wanted: MustFail) -> None:
         Recipe(**given)
 
 
+def test_an_objective_is_on_a_copy_of_the_model_in_the_type_asked_for() -> None:
+    recipe = Recipe(**parts(allow=("dropout",)))
+    plain, wide = recipe.objective(), recipe.objective(torch.float64, "cpu", chunk_size=2)
+    assert plain.model is not recipe.model
+    assert plain.allowed == ("dropout",)
+    assert {tensor.dtype for tensor in plain.initial.values()} == {next(recipe.model.parameters()).dtype}
+    assert {tensor.dtype for tensor in wide.gradient().values()} == {torch.float64}
+    assert wide.chunk_size == 2
+    some = recipe.objective(samples=recipe.train.subset([0, 2]), allow=())
+    assert (len(some.samples), some.allowed) == (2, ())
+    given = copy.deepcopy(recipe.model)
+    assert recipe.objective(model=given, device="cpu").model is given
+
+
 def test_accuracy() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 1.0]])
     assert accuracy(logits, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Derivatives that PyTorch cannot take, or would take wrongly without a word: found, and told with the remedy."""
+"""Derivatives that PyTorch cannot take, or would silently take wrongly: each is an error that says what to do."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 import torch
 
 from tvgrad.errors import UnsupportedModel
-
-FORWARD_LACKS = ("saved tensor hooks", "setup_context", "forward AD", "ZeroTensors")
-"""What PyTorch says where forward mode stops: checkpoints, custom functions, odd kernels, the MSE of a linear layer."""
 
 
 def gradients(
@@ -57,11 +54,8 @@ def refuse_broken_graph(gradient: Sequence[torch.Tensor]) -> None:
 
 
 @contextmanager
-def translate_errors(forward_mode: bool = False) -> Generator[None]:
+def translate_errors() -> Generator[None]:
     """Turn PyTorch's errors about derivatives that a model does not have into cause and remedy.
-
-    Args:
-        forward_mode: whether forward-mode derivatives are taken inside, which more operations lack.
 
     Yields:
         Nothing.
@@ -74,11 +68,6 @@ def translate_errors(forward_mode: bool = False) -> Generator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if forward_mode and any(sign in text for sign in FORWARD_LACKS):
-            raise UnsupportedModel(
-                f"forward_hvp does not go through an operation of this model ({text.splitlines()[0]}): use hvp, or "
-                "switch checkpointing off (Hugging Face: model.gradient_checkpointing_disable())"
-            ) from error
         if "use_reentrant=True" in text:
             raise UnsupportedModel(
                 "the model checkpoints activations with use_reentrant=True, which has no gradient at given weights: "

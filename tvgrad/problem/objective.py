@@ -7,26 +7,30 @@ the result does not depend on how the data is cut (a mean of batch means would).
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator
 from torch import nn
-from torch.func import functional_call, grad, grad_and_value, jvp
+from torch.func import functional_call
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_errors
+from tvgrad.numerics.device import resolve_device
 from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem
+from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.samples import Batch, Samples, map_tensors
+from tvgrad.problem.weighted_sum import WeightedSum, nonzero
+from tvgrad.vectors.algebra import flatten, unflatten
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
 
-CHUNK_CANDIDATES = (16, 64, 256, 1024, 4096)
-CHUNK_SECONDS = 1.0
 PREFIX = "model."  # where BatchLoss keeps the user's model
 
 
@@ -126,7 +130,13 @@ class Objective:
     def chunk_size(self) -> int:
         """Samples that are evaluated at once, measured when it was not given."""
         if self._chunk_size is None:
-            self._chunk_size = self._measure_chunk_size()
+
+            def evaluate(size: int) -> float:
+                chunk = self._moved(self.samples.batch(0, size))
+                return timed(lambda: self._chunk_gradient(self._initial, chunk)[1])
+
+            with full_precision(self.device), translate_errors():
+                self._chunk_size = fastest_chunk_size(evaluate, len(self.samples))
         return self._chunk_size
 
     def use_chunk_size(self, size: int | None) -> None:
@@ -168,7 +178,7 @@ class Objective:
                 total += weight * self._loss(weights, chunk).double()
                 divisor += weight
         self.evaluations.values += 1
-        return float(total) / self._nonzero(divisor)
+        return float(total) / nonzero(divisor)
 
     def gradient(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Compute the full-batch gradient.
@@ -191,7 +201,7 @@ class Objective:
             The mean loss, and name -> gradient.
         """
         weights = self._check(at)
-        sums = _Sums(weights)
+        sums = WeightedSum(weights)
         with full_precision(self.device), translate_errors():
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
@@ -199,7 +209,7 @@ class Objective:
                 sums.add(gradient, weight)
                 total += weight * value.double()
         self.evaluations.gradients += 1
-        return float(total) / self._nonzero(sums.weight), sums.mean()
+        return float(total) / nonzero(sums.weight), sums.mean()
 
     def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Multiply the full-batch Hessian with a vector.
@@ -230,7 +240,7 @@ class Objective:
         """
         weights = self._check(at)
         directions = [self._check(vector) for vector in vectors]
-        sums = [_Sums(weights) for _ in directions]
+        sums = [WeightedSum(weights) for _ in directions]
         if not directions:
             return []
         with full_precision(self.device, second_order=True), translate_errors():
@@ -239,24 +249,44 @@ class Objective:
         self.evaluations.hvps += len(directions)
         return [accumulated.mean() for accumulated in sums]
 
-    def forward_hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
-        """The same product as `hvp` by forward over reverse differentiation: a second opinion that shares no graph.
+    def hessian_operator(self, at: Mapping[str, torch.Tensor] | None = None) -> LinearOperator:
+        """The full-batch Hessian as an operator of scipy, for its eigenvalue solvers and for estimators of a trace.
+
+        Vectors are flat and in float64; their coordinates are those of the trainable parameters, in the model's order
+        (`tvgrad.vectors.algebra.flatten`). A product has the precision of the parameters' dtype.
 
         Args:
-            vector: name -> tensor, shaped like the weights.
-            at: weights; by default those at construction.
+            at: weights; by default those at construction. They are copied.
 
         Returns:
-            Name -> tensor in the parameter's dtype.
-        """
-        weights, direction = self._check(at), self._check(vector)
-        sums = _Sums(weights)
-        with full_precision(self.device, second_order=True), translate_errors(forward_mode=True):
-            for chunk, weight in self._chunks():
-                gradient = grad(lambda theta, chunk=chunk: self._loss(theta, chunk))
-                sums.add(jvp(gradient, (weights,), (direction,))[1], weight)
-        self.evaluations.hvps += 1
-        return sums.mean()
+            A symmetric operator; a matrix of columns is multiplied with one graph for each chunk of the data.
+
+        Raises:
+            TvgradError: in a product, where the Hessian is not finite.
+
+        Example:
+            >>> import torch, tvgrad
+            >>> from scipy.sparse.linalg import eigsh
+            >>> inputs = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
+            >>> model = torch.nn.Linear(3, 1, bias=False).double()
+            >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (inputs, torch.zeros(3, 1).double()))
+            >>> operator = objective.hessian_operator()
+            >>> operator.shape
+            (3, 3)
+            >>> round(float(eigsh(operator, k=1, which="LA", return_eigenvectors=False)[0]), 6)
+            6.0
+        """  # noqa: DOC502 - raised by the product
+        weights = {name: tensor.clone() for name, tensor in self._check(at).items()}
+        size = sum(tensor.numel() for tensor in weights.values())
+
+        def multiply(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+            products = self.hvps([unflatten(column, weights) for column in columns.reshape(size, -1).T], weights)
+            images = np.stack([flatten(product) for product in products], axis=1)
+            if not np.isfinite(images).all():
+                raise TvgradError("the Hessian is not finite at these weights: check the model, the loss and the data")
+            return images.reshape(columns.shape)
+
+        return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=np.float64)
 
     def _loss(
         self,
@@ -271,13 +301,10 @@ class Objective:
         state |= {PREFIX + name: tensor for name, tensor in weights.items()}
         return functional_call(self._batch_loss, state, (chunk,), {"then": then})
 
-    def _chunk_gradient(self, weights: Weights, chunk: Batch, functional: bool = False) -> tuple[Weights, torch.Tensor]:
-        """Gradient and loss of a chunk by one of two engines; the functional one is kept as a second opinion."""
+    def _chunk_gradient(self, weights: Weights, chunk: Batch) -> tuple[Weights, torch.Tensor]:
+        """Gradient and loss of a chunk."""
         # torch.autograd.grad was faster than torch.func.grad (2 % on an MLP, 10 % on a ViT), peaked at 0.6 to 0.8 of
         # its memory, and works with gradient checkpointing.
-        if functional:
-            gradient, value = grad_and_value(lambda theta: self._loss(theta, chunk))(weights)
-            return gradient, value
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
 
         def differentiate(loss: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -287,7 +314,7 @@ class Objective:
         return dict(zip(leaves, parts, strict=True)), value
 
     def _add_chunk_hvps(
-        self, weights: Weights, directions: Sequence[Weights], chunk: Batch, sums: Sequence[_Sums], weight: float
+        self, weights: Weights, directions: Sequence[Weights], chunk: Batch, sums: Sequence[WeightedSum], weight: float
     ) -> None:
         """Add a chunk's products to the sums, one at a time, from one graph."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
@@ -326,12 +353,6 @@ class Objective:
                 with self._noise(start):
                     yield chunk, 1.0 if single else weight
 
-    @staticmethod
-    def _nonzero(weight: float) -> float:
-        if weight == 0:
-            raise TvgradError("count(batch) is 0 over the whole data set: the mean loss is undefined")
-        return weight
-
     @contextmanager
     def _noise(self, start: int) -> Generator[None]:
         """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
@@ -358,91 +379,3 @@ class Objective:
                 name: (plain[name].clone() if plain[name].is_inference() else plain[name]).to(self.device, tensor.dtype)
                 for name, tensor in self._initial.items()
             }
-
-    def _measure_chunk_size(self) -> int:
-        """The smallest chunk within 5 % of the fastest, found in about a second.
-
-        Larger chunks are tried while they pay; a chunk that does not fit the memory ends the search.
-        """  # noqa: DOC201, DOC501 - private
-        best: dict[int, float] = {}
-        with full_precision(self.device), translate_errors():
-            for size in CHUNK_CANDIDATES:
-                size = min(size, len(self.samples))
-                try:
-                    chunk = self._moved(self.samples.batch(0, size))
-                    seconds = min(self._time(chunk) for _ in range(2))
-                except (RuntimeError, MemoryError) as error:
-                    if not _means_no_memory(error):
-                        raise
-                    break
-                best[size] = seconds / size
-                if size == len(self.samples) or seconds > CHUNK_SECONDS / 4 or best[size] > 1.2 * min(best.values()):
-                    break
-        if not best:
-            return 1
-        limit = 1.05 * min(best.values())
-        return min(size for size, cost in best.items() if cost <= limit)
-
-    def _time(self, chunk: Batch) -> float:
-        begin = time.perf_counter()
-        _, value = self._chunk_gradient(self._initial, chunk)
-        value.item()  # waits for the device
-        return time.perf_counter() - begin
-
-
-def _means_no_memory(error: Exception) -> bool:
-    """Whether a computation did not fit (the CPU's allocator raises a plain RuntimeError)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-class _Sums:
-    """Weighted sums of gradients in float64, one tensor for each parameter, divided once at the end."""
-
-    def __init__(self, like: Weights) -> None:
-        self.dtypes = {name: tensor.dtype for name, tensor in like.items()}
-        self.sums: Weights = {}
-        self.weight = 0.0
-
-    def add(self, part: Mapping[str, torch.Tensor], weight: float) -> None:
-        self.weight += weight
-        for name, tensor in part.items():
-            plain = tensor.detach()
-            if name in self.sums:
-                self.sums[name].add_(plain, alpha=weight)
-            else:
-                self.sums[name] = plain.to(torch.float64, copy=True).mul_(weight)
-
-    def mean(self) -> Weights:
-        weight = Objective._nonzero(self.weight)
-        return {name: self.sums[name].div_(weight).to(dtype) for name, dtype in self.dtypes.items()}
-
-
-def resolve_device(device: str | torch.device, model: nn.Module | None = None) -> torch.device:
-    """Turn a device option into a device that exists.
-
-    Args:
-        device: `auto`, or anything `torch.device` takes.
-        model: with `auto`, a model that is already on an accelerator keeps it.
-
-    Returns:
-        The device, with its index.
-
-    Raises:
-        TvgradError: the name is not a device, or there is none such here.
-    """
-    if str(device) == "auto":
-        first = next(iter(model.parameters())).device if model is not None else torch.device("cpu")
-        if first.type != "cpu" or not torch.cuda.is_available():
-            return first
-        return torch.device("cuda", torch.cuda.current_device())
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TvgradError(f"device {str(device)!r} is not available here ({reason}): choose auto or cpu") from None
-    if chosen.type == "meta":
-        raise TvgradError(
-            "tensors on device 'meta' have no values: load the model's weights, and choose another device"
-        )
-    return torch.empty(0, device=chosen).device

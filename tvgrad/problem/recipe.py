@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Collection, Sequence
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.device import resolve_device
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import same_names_and_shapes, trainable_parameters
 
@@ -31,6 +34,16 @@ class Recipe:
         test: samples for `metric`, or None.
         name: the task's name, used for its run directory.
         about: one line on where the task comes from.
+
+    Example:
+        >>> import torch, tvgrad
+        >>> inputs, targets = torch.randn(12, 4), torch.arange(12) % 3
+        >>> model = torch.nn.Linear(4, 3)
+        >>> recipe = tvgrad.Recipe(model, torch.nn.CrossEntropyLoss(), (inputs, targets), name="mine", lr=0.1, epochs=2)
+        >>> len(recipe.train), recipe.optimizer
+        (12, 'gd')
+        >>> sorted(recipe.objective(torch.float64).gradient())
+        ['bias', 'weight']
     """
 
     def __init__(
@@ -74,13 +87,7 @@ class Recipe:
         Raises:
             TvgradError: the parts do not fit together; the sentence says which and what to do.
         """
-        if not isinstance(model, nn.Module):
-            raise TvgradError(f"a recipe's model must be an nn.Module, not {type(model).__name__}")
-        if loss is not None and not callable(loss):
-            raise TvgradError(f"a recipe's loss must be callable(output, target), not {type(loss).__name__}")
-        trainable_parameters(model)
-        if optimizer not in OPTIMIZERS:
-            raise TvgradError(f"unknown optimizer {optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+        _check_parts(model, loss, optimizer)
         self.model = model
         self.loss = loss
         self.train = train if isinstance(train, Samples) else Samples(train, collate)
@@ -108,6 +115,55 @@ class Recipe:
             A module that maps a batch to its mean loss.
         """
         return BatchLoss(self.model if model is None else model, self.loss, self.forward, self.count)
+
+    def objective(
+        self,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "auto",
+        *,
+        samples: Samples | None = None,
+        model: nn.Module | None = None,
+        chunk_size: int | None = None,
+        allow: Collection[str] | None = None,
+    ) -> Objective:
+        """Build the full-batch loss of the task on a copy of its model.
+
+        Args:
+            dtype: of the model, and of floating-point data; by default they stay as they are.
+            device: a torch device; `auto` stays where the model is, or takes a GPU where there is one.
+            samples: the data; by default `train`.
+            model: used, and cast, in the place of the copy.
+            chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
+            allow: checks to switch off; by default the recipe's own.
+
+        Returns:
+            The objective; training its model leaves the recipe's as it is.
+
+        Raises:
+            TvgradError: the device is not available, or the objective refuses a part.
+        """  # noqa: DOC502 - raised by what it calls
+        model = copy.deepcopy(self.model) if model is None else model
+        place = resolve_device(device, model)
+        return Objective(
+            model.to(place, dtype),
+            self.loss,
+            (self.train if samples is None else samples).with_dtype(dtype),
+            chunk_size=chunk_size,
+            device=place,
+            count=self.count,
+            forward=self.forward,
+            allow=self.allow if allow is None else allow,
+        )
+
+
+def _check_parts(model: Any, loss: Any, optimizer: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TvgradError(f"a recipe's model must be an nn.Module, not {type(model).__name__}")
+    if loss is not None and not callable(loss):
+        raise TvgradError(f"a recipe's loss must be callable(output, target), not {type(loss).__name__}")
+    trainable_parameters(model)
+    if optimizer not in OPTIMIZERS:
+        raise TvgradError(f"unknown optimizer {optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
 
 
 def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

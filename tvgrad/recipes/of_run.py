@@ -65,15 +65,12 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, dev
         raise TvgradError(
             f"the recipe's model holds other frozen parameters or buffers than {run.root}: give the recipe that made it"
         ) from None
-    wanted = dtype or own
-    return Objective(
-        model.to(wanted),
-        recipe.loss,
-        samples.with_dtype(wanted),
+    return recipe.objective(
+        dtype or own,
+        device,
+        samples=samples,
+        model=model,
         chunk_size=run.info.get("chunk_size"),
-        device=device,
-        count=recipe.count,
-        forward=recipe.forward,
         allow=run.info.get("allowed", ()),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import random
@@ -18,7 +17,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss, target_of
-from tvgrad.problem.objective import Objective, resolve_device
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import OPTIMIZERS, Recipe, positive, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.record.options import DTYPES, TraceOptions, check_moments
@@ -95,28 +94,15 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
     keeps(options.keep, 0, [0])
     if not options.resume:
         check_moments(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
-    model = copy.deepcopy(recipe.model)
-    samples = recipe.train
-    if options.dtype is not None:
-        if options.dtype not in DTYPES:
-            raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
-        model = model.to(DTYPES[options.dtype])
-        samples = samples.with_dtype(DTYPES[options.dtype])
-    device = resolve_device(options.device, model)
-    model = model.to(device)
-    allow = {*recipe.allow, *options.allow}
-    chunk_size = options.chunk_size
-    objective = Objective(
-        model,
-        recipe.loss,
-        samples,
-        chunk_size=chunk_size,
-        device=device,
-        count=recipe.count,
-        forward=recipe.forward,
-        allow=sorted(allow),
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
+    objective = recipe.objective(
+        None if options.dtype is None else DTYPES[options.dtype],
+        options.device,
+        chunk_size=options.chunk_size,
+        allow={*recipe.allow, *options.allow},
     )
-    return Prepared(recipe, model, samples, objective, rule, epochs, batch_size, options)
+    return Prepared(recipe, objective.model, objective.samples, objective, rule, epochs, batch_size, options)
 
 
 def check_directory(directory: Path, resume: bool) -> None:

@@ -15,10 +15,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
-from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.results import Result
-from tvgrad.vectors.parameters import Weights
 
 DENSE_UP_TO = 3
 """Below this many parameters Lanczos has no room: the Hessian is formed column by column."""
@@ -71,34 +69,25 @@ def estimate_curvature(
     Raises:
         TvgradError: the Hessian is not finite there.
     """
-    shapes = {name: tensor.shape for name, tensor in objective.initial.items()}
-    size = sum(tensor.numel() for tensor in objective.initial.values())
+    operator = objective.hessian_operator(at)
     before = objective.evaluations.hvps
-
-    def product(column: Vector) -> Vector:
-        flat = _flat(objective.hvp(_shaped(np.asarray(column).reshape(-1), shapes), at))
-        if not np.isfinite(flat).all():
-            raise TvgradError("the Hessian is not finite at these weights: check the model, the loss and the data")
-        return flat
-
+    size = operator.shape[0]
     if size <= DENSE_UP_TO:
-        values = np.linalg.eigvalsh(np.stack([product(row) for row in np.eye(size)]))
-        hvps = objective.evaluations.hvps - before
+        values = np.linalg.eigvalsh(np.stack([operator.matvec(row) for row in np.eye(size)]))
         low = float(values[0]) if smallest else math.nan
-        return Curvature(float(values[-1]), low, 0.0, 0.0 if smallest else math.nan, True, hvps)
-    high, high_residual, converged = _end(product, size, "LA", tolerance, most_hvps)
+        residuals = (0.0, 0.0 if smallest else math.nan)
+        return Curvature(float(values[-1]), low, *residuals, True, objective.evaluations.hvps - before)
+    high, high_residual, converged = _end(operator, "LA", tolerance, most_hvps)
     low = low_residual = math.nan
     if smallest:
-        low, low_residual, also = _end(product, size, "SA", tolerance, most_hvps)
+        low, low_residual, also = _end(operator, "SA", tolerance, most_hvps)
         converged = converged and also
     return Curvature(high, low, high_residual, low_residual, converged, objective.evaluations.hvps - before)
 
 
-def _end(
-    product: Callable[[Vector], Vector], size: int, which: str, tolerance: float, most: int
-) -> tuple[float, float, bool]:
+def _end(operator: LinearOperator, which: str, tolerance: float, most: int) -> tuple[float, float, bool]:
     """One end of the spectrum: eigenvalue, residual, and whether ARPACK met its tolerance."""
-    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    size = operator.shape[0]
     start = np.random.default_rng(SEED).standard_normal(size)
     basis = min(size, 20)
     # ARPACK counts restarts, each of which fills the basis again.
@@ -110,9 +99,9 @@ def _end(
     except (ArpackNoConvergence, ArpackError):
         converged = False
     if vector is None:
-        vector = _krylov(product, start, which, min(size, basis))
+        vector = _krylov(operator.matvec, start, which, min(size, basis))
     # The Rayleigh quotient is an eigenvalue estimate of its own, from inside the spectrum.
-    image = product(vector)
+    image = operator.matvec(vector)
     value = float(vector @ image)
     return value, float(np.linalg.norm(image - value * vector)), converged
 
@@ -136,16 +125,3 @@ def _krylov(product: Callable[[Vector], Vector], start: Vector, which: str, step
     _, rotations = np.linalg.eigh((small + small.T) / 2)
     best = columns @ rotations[:, -1 if which == "LA" else 0]
     return np.asarray(best / np.linalg.norm(best))
-
-
-def _flat(vector: Weights) -> Vector:
-    return np.concatenate([tensor.detach().cpu().double().reshape(-1).numpy() for tensor in vector.values()])
-
-
-def _shaped(flat: Vector, shapes: Mapping[str, torch.Size]) -> Weights:
-    whole, start, shaped = torch.from_numpy(np.ascontiguousarray(flat)), 0, {}
-    for name, shape in shapes.items():
-        count = shape.numel()
-        shaped[name] = whole[start : start + count].reshape(shape)
-        start += count
-    return shaped

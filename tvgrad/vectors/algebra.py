@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tvgrad.vectors.parameters import Weights
 
@@ -73,3 +75,29 @@ def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: 
     """
     for name, tensor in total.items():
         tensor.add_(vector[name].detach().to(tensor), alpha=coefficient)
+
+
+def flatten(vector: Mapping[str, torch.Tensor]) -> NDArray[np.float64]:
+    """Write a weight vector as one array.
+
+    Args:
+        vector: name -> tensor.
+
+    Returns:
+        All coordinates in float64, tensor by tensor in the vector's order.
+    """
+    return np.concatenate([tensor.detach().cpu().double().reshape(-1).numpy() for tensor in vector.values()])
+
+
+def unflatten(flat: NDArray[np.float64], like: Mapping[str, torch.Tensor]) -> Weights:
+    """Read a weight vector from one array.
+
+    Args:
+        flat: all coordinates, as `flatten` writes them.
+        like: name -> tensor, for names, shapes and order.
+
+    Returns:
+        Name -> float64 tensor on the CPU.
+    """
+    parts = torch.from_numpy(np.ascontiguousarray(flat)).split([tensor.numel() for tensor in like.values()])
+    return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}

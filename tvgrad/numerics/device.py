@@ -1,0 +1,39 @@
+"""Devices: a device option becomes a device that exists."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError
+
+
+def resolve_device(device: str | torch.device, model: nn.Module | None = None) -> torch.device:
+    """Turn a device option into a device that exists.
+
+    Args:
+        device: `auto`, or anything `torch.device` takes.
+        model: with `auto`, a model that is already on an accelerator keeps it.
+
+    Returns:
+        The device, with its index.
+
+    Raises:
+        TvgradError: the name is not a device, or there is none such here.
+    """
+    if str(device) == "auto":
+        first = next(iter(model.parameters())).device if model is not None else torch.device("cpu")
+        if first.type != "cpu" or not torch.cuda.is_available():
+            return first
+        return torch.device("cuda", torch.cuda.current_device())
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TvgradError(f"device {str(device)!r} is not available here ({reason}): choose auto or cpu") from None
+    if chosen.type == "meta":
+        raise TvgradError(
+            "tensors on device 'meta' have no values: load the model's weights, and choose another device"
+        )
+    return torch.empty(0, device=chosen).device

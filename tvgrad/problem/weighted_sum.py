@@ -1,0 +1,69 @@
+"""WeightedSum: gradients of chunks, weighed and added in float64, and divided once by the weight of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.vectors.parameters import Weights
+
+
+class WeightedSum:
+    """A weighted sum of vectors in parameter space, one float64 tensor for each parameter.
+
+    Attributes:
+        weight: the sum of the weights so far.
+    """
+
+    def __init__(self, like: Weights) -> None:
+        """Begin with nothing.
+
+        Args:
+            like: name -> tensor, whose dtypes the mean has.
+        """
+        self.weight = 0.0
+        self._dtypes = {name: tensor.dtype for name, tensor in like.items()}
+        self._sums: Weights = {}
+
+    def add(self, part: Mapping[str, torch.Tensor], weight: float) -> None:
+        """Add a vector.
+
+        Args:
+            part: name -> tensor.
+            weight: times this.
+        """
+        self.weight += weight
+        for name, tensor in part.items():
+            plain = tensor.detach()
+            if name in self._sums:
+                self._sums[name].add_(plain, alpha=weight)
+            else:
+                self._sums[name] = plain.to(torch.float64, copy=True).mul_(weight)
+
+    def mean(self) -> Weights:
+        """Divide by the weight; the sums are used up.
+
+        Returns:
+            Name -> tensor.
+        """
+        weight = nonzero(self.weight)
+        return {name: self._sums[name].div_(weight).to(dtype) for name, dtype in self._dtypes.items()}
+
+
+def nonzero(weight: float) -> float:
+    """Refuse a data set without weight.
+
+    Args:
+        weight: of all its samples.
+
+    Returns:
+        It.
+
+    Raises:
+        TvgradError: it is 0.
+    """
+    if weight == 0:
+        raise TvgradError("count(batch) is 0 over the whole data set: the mean loss is undefined")
+    return weight
