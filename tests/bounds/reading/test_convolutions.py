@@ -14,7 +14,7 @@ from tests.bounds.oracles import Case
 from tests.bounds.test_feedforward import assert_refused
 from tests.bounds.test_soundness import check, check_training, problem_of
 from tvgrad.bounds import FeedForward
-from tvgrad.bounds.network.shared_kernel import SharedKernel, pooling_matrix, shared_kernel
+from tvgrad.bounds.network.shared_kernel import SharedKernel, Windows, pooling_matrix, shared_kernel
 
 Build = Callable[[], nn.Sequential]
 
@@ -132,7 +132,7 @@ def operator(shared: SharedKernel, steps: int = 60) -> tuple[float, torch.Tensor
 def test_the_gain_of_a_shared_kernel_cannot_be_smaller(
     image: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], overlap: int
 ) -> None:
-    shared, _ = shared_kernel((1, 1), image, kernel, stride, (0, 0), (1, 1), 1)
+    shared = shared_kernel((1, 1), image, Windows(kernel, stride))
     assert shared.overlap == overlap
     found, _ = operator(shared)
     assert 0.99 * shared.weight_gain < found <= shared.weight_gain
@@ -156,12 +156,13 @@ def test_gains_and_adjoints_of_any_convolution(seed: int) -> None:
         (pick(1, 3), 1),
     )
     image = (pick(7, 9), pick(7, 9))  # fmt: skip
-    shared, size = shared_kernel(channels, image, kernel, stride, padding, dilation, groups)
+    windows = Windows(kernel, stride, padding, dilation)
+    shared = shared_kernel(channels, image, windows, groups)
     weight = torch.randn(channels[1], channels[0] // groups, *kernel, generator=generator, dtype=torch.float64)
     inputs = torch.randn(1, channels[0], *image, generator=generator, dtype=torch.float64)
     expected = nn.functional.conv2d(inputs, weight, None, stride, padding, dilation, groups)
     torch.testing.assert_close(shared.matrix(weight) @ inputs.flatten(), expected.flatten(), rtol=1e-12, atol=1e-12)
-    assert tuple(expected.shape[2:]) == size
+    assert tuple(expected.shape[2:]) == windows.count(image)
     norm = float(torch.linalg.matrix_norm(shared.matrix(weight), ord=2))
     assert norm <= shared.weight_gain * float(weight.norm())
     assert operator(shared, 20)[0] <= shared.weight_gain * (1 + 1e-12)
@@ -172,11 +173,12 @@ def test_gains_and_adjoints_of_any_convolution(seed: int) -> None:
 
 
 def test_pooling_averages() -> None:
-    matrix, size = pooling_matrix(2, (6, 6), (3, 3), (2, 2))
+    windows = Windows((3, 3), (2, 2))
+    matrix = pooling_matrix(2, (6, 6), windows)
     inputs = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     expected = nn.functional.avg_pool2d(inputs, 3, 2)
     torch.testing.assert_close(matrix @ inputs.flatten(), expected.flatten())
-    assert size == tuple(expected.shape[2:])
+    assert windows.count((6, 6)) == tuple(expected.shape[2:])
 
 
 IMAGES = torch.ones(2, 2, 6, 6)

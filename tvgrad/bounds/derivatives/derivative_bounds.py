@@ -22,7 +22,8 @@ from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
-from tvgrad.bounds.reading.module_reader import read_matrices, read_module
+from tvgrad.bounds.reading.matrix_reader import read_matrices
+from tvgrad.bounds.reading.module_reader import read_module
 from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass

@@ -20,8 +20,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-UP = 1 + 1e-15
+from tvgrad.numerics.floats import round_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,12 @@ class SharedKernel:
     @property
     def weight_gain(self) -> float:
         """An upper bound of `||M(U)||_2 / ||U||_F`."""
-        return math.sqrt(self.overlap) * UP
+        return round_up(math.sqrt(self.overlap), 1e-15)
 
     @property
     def bias_gain(self) -> float:
         """An upper bound of `||beta everywhere|| / ||beta||`, and of the norms of both adjoints."""
-        return math.sqrt(self.positions) * UP
+        return round_up(math.sqrt(self.positions), 1e-15)
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """Fill the matrix.
@@ -100,64 +101,79 @@ class SharedKernel:
         return offset.new_zeros(self.biases).index_add_(0, self.channels, offset)
 
 
-def shared_kernel(
-    channels: tuple[int, int],
-    image: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> tuple[SharedKernel, tuple[int, int]]:
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a convolution or a pooling stand; each pair is (height, width).
+
+    Attributes:
+        kernel: sizes of a window.
+        stride: steps between windows.
+        padding: zeros on each side.
+        dilation: steps between the numbers of a window.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def count(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Count the windows.
+
+        Args:
+            image: height and width of the input.
+
+        Returns:
+            Height and width of the output; below 1 where no window fits.
+        """
+        height, width = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, padding, dilation in zip(
+                image, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return height, width
+
+
+def shared_kernel(channels: tuple[int, int], image: tuple[int, int], windows: Windows, groups: int = 1) -> SharedKernel:
     """Lay a convolution out as a matrix.
 
     Args:
         channels: input and output channels.
         image: height and width of the input.
-        kernel: height and width.
-        stride: in both directions.
-        padding: zeros on each side.
-        dilation: in both directions.
+        windows: at least one.
         groups: of channels.
 
     Returns:
-        The shared kernel, and height and width of the output.
+        The shared kernel.
     """
-    height, width = ((image[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2))
+    pixels = torch.arange(1.0, image[0] * image[1] + 1, dtype=torch.float64).reshape(1, 1, *image)
+    # (numbers of a window, positions): which pixel stands there, from 1; 0 for padding
+    patches = nn.functional.unfold(pixels, windows.kernel, windows.dilation, windows.padding, windows.stride)[0].long()
+    positions = patches.shape[1]
     inputs, outputs = channels[0] // groups, channels[1] // groups
-    size = channels[1] * inputs * kernel[0] * kernel[1]
-    index = torch.full((channels[1], height, width, channels[0], *image), size)
-    touched = torch.zeros(image, dtype=torch.long)
-    numbers = torch.arange(size).reshape(channels[1], inputs, *kernel)
-    for row, column, y, x in itertools.product(range(height), range(width), range(kernel[0]), range(kernel[1])):
-        at_y = row * stride[0] - padding[0] + y * dilation[0]
-        at_x = column * stride[1] - padding[1] + x * dilation[1]
-        if not (0 <= at_y < image[0] and 0 <= at_x < image[1]):
-            continue
-        touched[at_y, at_x] += 1  # a pixel lies in a patch at one place of it
-        for group in range(groups):
-            to, since = slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
-            index[to, row, column, since, at_y, at_x] = numbers[to, :, y, x]
-    positions = height * width
+    size = channels[1] * inputs * len(patches)
+    numbers = torch.arange(size).reshape(channels[1], inputs, len(patches))
+    index = torch.full((channels[1], positions, channels[0], pixels.numel() + 1), size)
+    for group, (place, at) in itertools.product(range(groups), enumerate(patches)):
+        to, since = slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
+        index[to, :, since][:, torch.arange(positions), :, at] = numbers[to, :, place]
+    overlap = int(torch.bincount(patches.flatten(), minlength=2)[1:].max())
+    flat = index[..., 1:].reshape(channels[1] * positions, -1)
     where = torch.arange(channels[1]).repeat_interleave(positions)
-    flat = index.reshape(channels[1] * positions, channels[0] * image[0] * image[1])
-    return SharedKernel(flat, where, size, channels[1], positions, int(touched.max())), (height, width)
+    return SharedKernel(flat, where, size, channels[1], positions, overlap)
 
 
-def pooling_matrix(
-    channels: int, image: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int]
-) -> tuple[torch.Tensor, tuple[int, int]]:
+def pooling_matrix(channels: int, image: tuple[int, int], windows: Windows) -> torch.Tensor:
     """Average pooling without padding, as a matrix.
 
     Args:
         channels: of the image.
         image: height and width of the input.
-        kernel: height and width.
-        stride: in both directions.
+        windows: without padding.
 
     Returns:
-        (outputs, inputs), whose entries are rounded once, and height and width of the output.
+        (outputs, inputs), whose entries are rounded once.
     """
-    shared, size = shared_kernel((channels, channels), image, kernel, stride, (0, 0), (1, 1), channels)
-    share = torch.full((shared.kernel,), 1 / (kernel[0] * kernel[1]), dtype=torch.float64)
-    return shared.matrix(share), size
+    shared = shared_kernel((channels, channels), image, windows, channels)
+    return shared.matrix(torch.full((shared.kernel,), 1 / math.prod(windows.kernel), dtype=torch.float64))

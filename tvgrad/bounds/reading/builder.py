@@ -10,12 +10,17 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from tvgrad.bounds.activations.registry import activation_of
 from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
+from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
-from tvgrad.bounds.reading.convolutions import Shape
+from tvgrad.numerics.floats import round_up
+
+Shape = tuple[int, ...]
+"""Channels and sizes of one sample."""
 
 IDENTITY = "identity"
 LINEAR_FORM = (
@@ -204,18 +209,33 @@ class NetworkBuilder:
         return self.affine(Layer(unit, zero, activation_of(IDENTITY), None, None), value, value.shape)
 
 
+def layer_of(module: nn.Linear | nn.Conv1d | nn.Conv2d, prefix: str, shared: SharedKernel | None = None) -> Layer:
+    """Read weight and bias.
+
+    Args:
+        module: a Linear or a convolution.
+        prefix: of its parameters' names.
+        shared: how the kernel of a convolution fills its matrix.
+
+    Returns:
+        The layer, with the identity as its activation.
+    """
+    weight = module.weight.detach().double().cpu()
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu()
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    weight_name, bias_name = (f"{prefix}{name}" if name in trainable else None for name in ("weight", "bias"))
+    return Layer(weight, bias, activation_of(IDENTITY), weight_name, bias_name, shared=shared)
+
+
 def _scaled(inner: Activation, scale: torch.Tensor, shift: torch.Tensor) -> Activation:
     """`scale * s + shift`, element by element: an activation whose constants are the largest among the units."""
     largest, offset = float(scale.abs().max()), float(shift.abs().max())
-    up = 1 + 1e-15
+    bounds = {name: round_up(getattr(inner, name) * largest, 1e-15) for name in ("b1", "b2", "b3", "b4")}
     return Activation(
         name=f"{inner.name} then BatchNorm",
-        b1=inner.b1 * largest * up,
-        b2=inner.b2 * largest * up,
-        b3=inner.b3 * largest * up,
-        b4=inner.b4 * largest * up,
-        supremum=(inner.supremum * largest + offset) * up,
-        at_zero=(inner.at_zero * largest + offset) * up,
+        **bounds,
+        supremum=round_up(inner.supremum * largest + offset, 1e-15),
+        at_zero=round_up(inner.at_zero * largest + offset, 1e-15),
         value=lambda x: scale * inner.value(x) + shift,
         d1=lambda x: scale * inner.d1(x),
         d2=lambda x: scale * inner.d2(x),
