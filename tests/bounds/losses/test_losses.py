@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tvgrad.bounds.losses import cross_entropy, elementwise, softmax
+from tvgrad.bounds.losses import elementwise, softmax
 from tvgrad.bounds.losses.base import Loss, UnknownLoss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.losses.softmax import THIRD, largest_curvature, widened_curvature, widened_gradient
@@ -220,8 +220,7 @@ def test_constants_are_rounded_up() -> None:
         root = mpmath.sqrt
         for constant, exact_value in (
             (THIRD, root(6) / 9),
-            (cross_entropy.SQRT_2, root(2)),
-            (softmax._SQRT_2, root(2)),
+            (softmax.SQRT_2, root(2)),
             (elementwise._BCE_THIRD, 1 / (6 * root(3))),
         ):
             assert exact_value <= constant <= exact_value * (1 + mpmath.mpf("3e-16"))

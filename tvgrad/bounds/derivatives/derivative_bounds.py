@@ -28,7 +28,7 @@ from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import gamma
+from tvgrad.numerics.floats import gamma, round_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -149,7 +149,7 @@ class DerivativeBounds:
                     f"the inputs have {inputs.shape[1]} features and the first layer takes {network.inputs}: "
                     "give data of the model's shape"
                 )
-            input_norms = inputs.norm(dim=1) * (1 + gamma(inputs.shape[1] + 8))
+            input_norms = round_up(inputs.norm(dim=1), gamma(inputs.shape[1] + 8))
         if input_norms is None or not len(input_norms):
             raise TvgradError("the data is empty: give at least one sample")
         if not bool(torch.isfinite(input_norms).all()) or bool((input_norms < 0).any()):
@@ -334,7 +334,7 @@ class DerivativeBounds:
         found = [self.worst_case(radius, third=False).gradient_norm]
         if self.has_data:
             found.append(self.local(radius, third=False).gradient_norm)
-            found.append(self.gradient.upper + radius * self.hessian_norm(radius) * (1 + 1e-12))
+            found.append(self.gradient.upper + round_up(radius * self.hessian_norm(radius), 1e-12))
         return min(found)
 
     def hessian_norm(self, radius: float = 0.0) -> float:
@@ -377,7 +377,7 @@ class DerivativeBounds:
         norms = self.input_norms.max()[None]
         norm = self._target_norm
         if self.targets is not None and self.targets.is_floating_point():
-            norm = max(norm, float(self.targets.flatten(1).norm(dim=1).max()) * (1 + 1e-9))
+            norm = max(norm, round_up(float(self.targets.flatten(1).norm(dim=1).max())))
         checked = _checked_radius(radius)
         found = worst_case(self.network, self.loss, norms, None, checked, True, norm, self.samples)
         return UniformBounds(found.gradient_norm, found.hessian_norm, found.hessian_lipschitz)

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.bounds.losses.base import Loss, LossBounds
-from tvgrad.bounds.network.network import Network, inflated
+from tvgrad.bounds.network.network import Network
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
 
 CHUNK = 4096
 
@@ -36,7 +37,7 @@ CHUNK = 4096
 class LayerBounds:
     """Bounds of the mean loss over a ball, layer by layer: entry l is about directions of unit norm in layer l alone.
 
-    All entries are nonnegative, computed without cancellation and not yet inflated: the methods inflate.
+    All entries are nonnegative, computed without cancellation and not yet rounded up: the methods round up.
 
     Attributes:
         gradient: (L,), norms of the gradient's parts.
@@ -53,17 +54,17 @@ class LayerBounds:
     @property
     def gradient_norm(self) -> float:
         """An upper bound of the gradient's norm."""
-        return inflated(float(self.gradient.norm()), self.margin)
+        return self._outward(float(self.gradient.norm()))
 
     @property
     def hessian_norm(self) -> float:
         """An upper bound of the Hessian's spectral norm: that of the small matrix of block norms."""
-        return inflated(spectral_bound(self.hessian), self.margin)
+        return self._outward(spectral_bound(self.hessian))
 
     @property
     def hessian_lipschitz(self) -> float:
         """An upper bound of the Hessian's Lipschitz constant."""
-        return inflated(tensor_bound(self.thirds), self.margin)
+        return self._outward(tensor_bound(self.thirds))
 
     def along(self, norms: torch.Tensor) -> tuple[float, float]:
         """Bound the third derivative D3 in one or two slots that are filled with a known direction d.
@@ -75,7 +76,11 @@ class LayerBounds:
             Upper bounds of `||D3[., d, d]||` and of `||D3[., ., d]||_2`.
         """
         once = self.thirds @ norms
-        return inflated(float((once @ norms).norm()), self.margin), inflated(spectral_bound(once), self.margin)
+        return self._outward(float((once @ norms).norm())), self._outward(spectral_bound(once))
+
+    def _outward(self, bound: float) -> float:
+        """Round up by the margin, and by 8 u for the rounding of this product."""
+        return round_up(bound, self.margin + 8 * UNIT_ROUNDOFF)
 
     @property
     def thirds(self) -> torch.Tensor:

@@ -14,11 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-
-U = 2.0**-53
-# Every closing formula of a loss takes fewer than 30 roundings beside those that are counted.
-OUTWARD = 1 + 64 * U
-SQRT_2 = 1.4142135623730952  # rounded up
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, Number, round_up
 
 
 class UnknownLoss(TvgradError):
@@ -30,9 +26,9 @@ class LossBounds:
     """Bounds of l_i, one entry a sample, not divided by the divisor.
 
     Attributes:
-        gradient: at least the gradient's Euclidean norm, (n,).
-        hessian: at least the Hessian's spectral norm, (n,).
-        third: at least the norm of the third derivative as a trilinear form, (n,).
+        gradient: upper bounds on the gradient's Euclidean norm, (n,).
+        hessian: upper bounds on the Hessian's spectral norm, (n,).
+        third: upper bounds on the norm of the third derivative as a trilinear form, (n,).
     """
 
     gradient: torch.Tensor
@@ -46,8 +42,8 @@ class LocalLoss(LossBounds):
 
     Attributes:
         residual: the computed gradient of l_i at the given logits, (n, C).
-        residual_norm: at least the norm of the exact gradient there, (n,).
-        residual_error: at least the norm of computed minus exact gradient there, (n,).
+        residual_norm: upper bounds on the norm of the exact gradient there, (n,).
+        residual_error: upper bounds on the norm of computed minus exact gradient there, (n,).
     """
 
     residual: torch.Tensor
@@ -82,7 +78,6 @@ class Loss(ABC):
             UnknownLoss: shape, type or values do not fit.
         """
 
-    @abstractmethod
     def divisor(self, targets: torch.Tensor) -> float:
         """What the sum of the l_i is divided by.
 
@@ -92,6 +87,7 @@ class Loss(ABC):
         Returns:
             A lower bound on the divisor, tight to rounding.
         """
+        return 1.0 if self.reduction == "sum" else float(targets.shape[0])
 
     @abstractmethod
     def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,6 +171,17 @@ class Loss(ABC):
         Returns:
             Gradient, Hessian and third derivative.
         """
+
+
+def outward(bound: Number) -> Number:
+    """Round up what a closing formula gives: it takes fewer than 30 roundings beside those that are counted."""
+    return round_up(bound, 64 * UNIT_ROUNDOFF)
+
+
+def row_norms(rows: torch.Tensor, roundings: int = 8) -> torch.Tensor:
+    """Upper bounds on the Euclidean norms of rows, (n, C) -> (n,), whose numbers carry a few roundings."""
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return round_up(norms, (rows.shape[1] + roundings) * UNIT_ROUNDOFF)
 
 
 def choice(name: str, option: str, value: str) -> str:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import torch
 
 from tvgrad.bounds.losses.base import (
-    OUTWARD,
-    SQRT_2,
     LocalLoss,
     Loss,
     LossBounds,
-    U,
     UnknownLoss,
     check_finite,
     check_shape,
     checked_weights,
     choice,
+    outward,
+    row_norms,
 )
-from tvgrad.bounds.losses.softmax import HALVINGS, THIRD, largest_curvature, widened_curvature, widened_gradient
+from tvgrad.bounds.losses.softmax import (
+    HALVINGS,
+    SQRT_2,
+    THIRD,
+    largest_curvature,
+    widened_curvature,
+    widened_gradient,
+)
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
 
 
 class CrossEntropy(Loss):
@@ -77,14 +84,12 @@ class CrossEntropy(Loss):
 
     def divisor(self, targets: torch.Tensor) -> float:
         """See `Loss.divisor`."""
-        if self.reduction == "sum":
-            return 1.0
-        if targets.is_floating_point():
-            return float(targets.shape[0])
+        if self.reduction == "sum" or targets.is_floating_point():
+            return super().divisor(targets)
         used = targets[targets != self.ignore_index]
         if self.weight is None:
             return float(used.numel())
-        total = float(self.weight[used].sum()) * (1 - (used.numel() + 4) * U)
+        total = float(self.weight[used].sum()) * (1 - (used.numel() + 4) * UNIT_ROUNDOFF)
         if total <= 0:
             raise UnknownLoss(f"{self.name}: the class weights of all targets are zero, so their mean does not exist.")
         return total
@@ -95,7 +100,7 @@ class CrossEntropy(Loss):
         # sum p_i t_i <= C/e because Z >= 1; forming m p - q adds a few u of each.
         outputs = logits.shape[1]
         wanted, mass = self._distribution(targets, outputs)
-        return mass[:, None] * torch.softmax(logits, dim=1) - wanted, mass * ((4 * outputs + 64) * U)
+        return mass[:, None] * torch.softmax(logits, dim=1) - wanted, mass * ((4 * outputs + 64) * UNIT_ROUNDOFF)
 
     def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
         """See `Loss.curvature`: of log-sum-exp, which the mass of the target multiplies."""
@@ -113,7 +118,7 @@ class CrossEntropy(Loss):
         outputs = logits.shape[1]
         wanted, mass = self._distribution(targets, outputs)
         residual, error = self.residual(logits, targets)
-        norm = (torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 8) * U) + error) * OUTWARD
+        norm = outward(row_norms(residual) + error)
         moved = torch.as_tensor(radius, dtype=torch.float64)
         if curvature is None:
             curvature = self.curvature(logits, targets)
@@ -121,9 +126,9 @@ class CrossEntropy(Loss):
         third = (SQRT_2 * widened).clamp(max=THIRD)
         gradient = torch.minimum(norm + mass * widened_gradient(curvature, moved), self._steepest(wanted, mass))
         return LocalLoss(
-            gradient=gradient * OUTWARD,
-            hessian=mass * widened * OUTWARD,
-            third=mass * third * OUTWARD,
+            gradient=outward(gradient),
+            hessian=outward(mass * widened),
+            third=outward(mass * third),
             residual=residual,
             residual_norm=norm,
             residual_error=error,
@@ -132,11 +137,11 @@ class CrossEntropy(Loss):
     def uniform(self, targets: torch.Tensor, outputs: int, logit_norms: torch.Tensor | float) -> LossBounds:
         """See `Loss.uniform`; the logits' norms do not matter."""
         wanted, mass = self._distribution(targets, outputs)
-        return LossBounds(self._steepest(wanted, mass), mass * 0.5 * OUTWARD, mass * THIRD * OUTWARD)
+        return LossBounds(self._steepest(wanted, mass), outward(mass * 0.5), outward(mass * THIRD))
 
     def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         """See `Loss.fourth`: that of log-sum-exp is at most 1/2, as is its Hessian, and twice the Hessian."""
-        return torch.minimum(largest, 2 * hessian) * OUTWARD
+        return outward(torch.minimum(largest, 2 * hessian))
 
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""
@@ -147,8 +152,8 @@ class CrossEntropy(Loss):
                 raise UnknownLoss(f"{self.name}: a class weight is zero, so bounds need the targets; pass targets.")
             ratio = float(self.weight.mean() / self.weight.min())
             smoothed = 1 - self.label_smoothing + self.label_smoothing * ratio if self.reduction == "mean" else 0.0
-            mass = max(float(self.weight.max()), smoothed) * (1 + (outputs + 8) * U)
-        return SQRT_2 * mass * OUTWARD, mass / 2 * OUTWARD, mass * THIRD * OUTWARD
+            mass = round_up(max(float(self.weight.max()), smoothed), (outputs + 8) * UNIT_ROUNDOFF)
+        return outward(SQRT_2 * mass), outward(mass / 2), outward(mass * THIRD)
 
     def _distribution(self, targets: torch.Tensor, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors q, (n, C), and upper bounds on their sums m, (n,), tight to rounding."""
@@ -163,11 +168,11 @@ class CrossEntropy(Loss):
         if not targets.is_floating_point():
             wanted = wanted * counted[:, None]
         hard = self.label_smoothing == 0 and self.weight is None and not targets.is_floating_point()
-        return wanted, wanted.sum(dim=1) * (1.0 if hard else 1 + (outputs + 8) * U)
+        return wanted, round_up(wanted.sum(dim=1), 0.0 if hard else (outputs + 8) * UNIT_ROUNDOFF)
 
     def _steepest(self, wanted: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
         """The largest gradient norm over all logits."""
         outputs = wanted.shape[1]
         square = mass**2 - 2 * mass * wanted.amin(dim=1) + (wanted**2).sum(dim=1)
         # the difference may cancel: its rounding is relative to its terms, at most 4 m^2
-        return (square.clamp(min=0) + (4 * outputs + 64) * U * mass**2).sqrt() * OUTWARD
+        return outward((square.clamp(min=0) + (4 * outputs + 64) * UNIT_ROUNDOFF * mass**2).sqrt())

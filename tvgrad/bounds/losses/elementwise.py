@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 
 from tvgrad.bounds.losses.base import (
-    OUTWARD,
     LocalLoss,
     Loss,
     LossBounds,
-    U,
     UnknownLoss,
     check_finite,
     checked_weights,
     choice,
     columns,
+    outward,
+    row_norms,
 )
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
 
 _BCE_THIRD = 0.09622504486493764  # 1 / (6 sqrt 3), rounded up
 _BCE_TURN = 1.3169578969248166  # log(2 + sqrt 3), where |sigmoid''| is largest and flat
@@ -61,15 +62,11 @@ class BinaryCrossEntropy(Loss):
             raise UnknownLoss(f"{self.name}: targets must lie between 0 and 1.")
         return targets
 
-    def divisor(self, targets: torch.Tensor) -> float:
-        """See `Loss.divisor`."""
-        return 1.0 if self.reduction == "sum" else float(targets.shape[0])
-
     def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Loss.residual`."""
         up, down = self._slopes(targets)
         # each sigmoid is within 8 u; two products, one difference
-        error = torch.linalg.vector_norm(up + down, dim=1) * ((logits.shape[1] + 32) * U)
+        error = torch.linalg.vector_norm(up + down, dim=1) * ((logits.shape[1] + 32) * UNIT_ROUNDOFF)
         return up * torch.sigmoid(logits) - down * torch.sigmoid(-logits), error
 
     def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
@@ -85,31 +82,30 @@ class BinaryCrossEntropy(Loss):
     ) -> LocalLoss:
         """See `Loss.local`."""
         check_finite(self.name, logits)
-        outputs = logits.shape[1]
         up, down = self._slopes(targets)
         moved = torch.as_tensor(radius, dtype=torch.float64).reshape(-1, 1)
         residual, error = self.residual(logits, targets)
-        norm = (torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 8) * U) + error) * OUTWARD
+        norm = outward(row_norms(residual) + error)
         size = logits.abs()
-        nearest, farthest = (size - moved).clamp(min=0) * (1 - 4 * U), (size + moved) * (1 + 4 * U)
+        nearest = (size - moved).clamp(min=0) * (1 - 4 * UNIT_ROUNDOFF)
+        farthest = round_up(size + moved, 4 * UNIT_ROUNDOFF)
         # sigmoid'(f) and sigmoid''(f) underflow to zero, the bounds must not
-        slope = torch.sigmoid(-nearest) * torch.sigmoid(nearest) * (1 + 64 * U) + _TINY
+        slope = outward(torch.sigmoid(-nearest) * torch.sigmoid(nearest)) + _TINY
         hessian = ((up + down) * slope.clamp(max=0.25)).amax(dim=1)
         turn = torch.maximum(nearest, torch.full_like(nearest, _BCE_TURN)).minimum(farthest)
-        bent = torch.sigmoid(-turn) * torch.sigmoid(turn) * torch.tanh(turn / 2) * (1 + 64 * U) + _TINY
+        bent = outward(torch.sigmoid(-turn) * torch.sigmoid(turn) * torch.tanh(turn / 2)) + _TINY
         third = ((up + down) * bent.clamp(max=_BCE_THIRD)).amax(dim=1)
         # either every output moves to its own worst place, or the gradient moves by the curvature times the distance
         rise = up * torch.sigmoid(logits + moved) - down * torch.sigmoid(-logits - moved)
         fall = up * torch.sigmoid(logits - moved) - down * torch.sigmoid(moved - logits)
-        corner = torch.linalg.vector_norm(torch.maximum(rise.abs(), fall.abs()), dim=1)
-        corner = corner * (1 + (outputs + 8) * U) + error
+        corner = row_norms(torch.maximum(rise.abs(), fall.abs())) + error
         # logits +- moved are rounded: both sums move by u of their size, so the slope by a quarter of that
-        corner = corner + (up + down).sum(dim=1) * (size + moved).amax(dim=1) * U
+        corner = corner + (up + down).sum(dim=1) * (size + moved).amax(dim=1) * UNIT_ROUNDOFF
         gradient = torch.minimum(corner, norm + hessian * moved[:, 0])
         return LocalLoss(
-            gradient=gradient * OUTWARD,
-            hessian=hessian * OUTWARD,
-            third=third * OUTWARD,
+            gradient=outward(gradient),
+            hessian=outward(hessian),
+            third=outward(third),
             residual=residual,
             residual_norm=norm,
             residual_error=error,
@@ -118,13 +114,13 @@ class BinaryCrossEntropy(Loss):
     def uniform(self, targets: torch.Tensor, outputs: int, logit_norms: torch.Tensor | float) -> LossBounds:
         """See `Loss.uniform`; the logits' norms do not matter."""
         up, down = self._slopes(targets)
-        steepest = torch.linalg.vector_norm(torch.maximum(up, down), dim=1) * (1 + (outputs + 8) * U)
+        steepest = row_norms(torch.maximum(up, down))
         bend = (up + down).amax(dim=1)
-        return LossBounds(steepest * OUTWARD, bend / 4 * OUTWARD, bend * _BCE_THIRD * OUTWARD)
+        return LossBounds(outward(steepest), outward(bend / 4), outward(bend * _BCE_THIRD))
 
     def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         """See `Loss.fourth`: |sigmoid'''| is at most 1/8, half of what sigmoid' can be."""
-        return largest / 2 * OUTWARD
+        return outward(largest / 2)
 
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""
@@ -132,8 +128,8 @@ class BinaryCrossEntropy(Loss):
         corners = torch.stack([torch.zeros(outputs, dtype=torch.float64), torch.ones(outputs, dtype=torch.float64)])
         up, down = self._slopes(corners)
         largest = torch.maximum(up, down).amax(dim=0)
-        gradient = float(torch.linalg.vector_norm(largest)) * (1 + (outputs + 8) * U) * OUTWARD
-        bend = float(largest.max()) * OUTWARD
+        gradient = outward(float(row_norms(largest[None])))
+        bend = outward(float(largest.max()))
         return gradient, bend / 4, bend * _BCE_THIRD
 
     def _slopes(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,18 +163,14 @@ class SquaredError(Loss):
         """See `Loss.check`: numbers (n, C), or (n,) for one output."""
         return columns(self.name, targets, samples, outputs)
 
-    def divisor(self, targets: torch.Tensor) -> float:
-        """See `Loss.divisor`."""
-        return 1.0 if self.reduction == "sum" else float(targets.shape[0])
-
     def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Loss.residual`."""
         residual = self._scale(logits.shape[1]) * (logits - targets)
-        return residual, torch.linalg.vector_norm(residual, dim=1) * (8 * U)
+        return residual, torch.linalg.vector_norm(residual, dim=1) * (8 * UNIT_ROUNDOFF)
 
     def curvature(self, logits: torch.Tensor, targets: torch.Tensor, rough: bool = False) -> torch.Tensor:
         """See `Loss.curvature`: a constant."""
-        return torch.full((len(logits),), self._scale(logits.shape[1]) * OUTWARD, dtype=torch.float64)
+        return torch.full((len(logits),), outward(self._scale(logits.shape[1])), dtype=torch.float64)
 
     def local(
         self,
@@ -189,13 +181,12 @@ class SquaredError(Loss):
     ) -> LocalLoss:
         """See `Loss.local`; both differ by rounding only from the exact values."""
         check_finite(self.name, logits)
-        outputs = logits.shape[1]
         residual, error = self.residual(logits, targets)
-        norm = torch.linalg.vector_norm(residual, dim=1) * (1 + (outputs + 16) * U)
+        norm = row_norms(residual, 16)
         curvature = self.curvature(logits, targets)
         moved = torch.as_tensor(radius, dtype=torch.float64)
         return LocalLoss(
-            gradient=(norm + curvature * moved) * OUTWARD,
+            gradient=outward(norm + curvature * moved),
             hessian=curvature,
             third=torch.zeros_like(norm),
             residual=residual,
@@ -206,9 +197,9 @@ class SquaredError(Loss):
     def uniform(self, targets: torch.Tensor, outputs: int, logit_norms: torch.Tensor | float) -> LossBounds:
         """See `Loss.uniform`."""
         scale = self._scale(outputs)
-        norms = torch.linalg.vector_norm(targets, dim=1) * (1 + (outputs + 8) * U)
-        curvature = torch.full_like(norms, scale * OUTWARD)
-        return LossBounds(curvature * (norms + logit_norms) * OUTWARD, curvature, torch.zeros_like(norms))
+        norms = row_norms(targets)
+        curvature = torch.full_like(norms, outward(scale))
+        return LossBounds(outward(curvature * (norms + logit_norms)), curvature, torch.zeros_like(norms))
 
     def fourth(self, hessian: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         """See `Loss.fourth`: there is none."""
@@ -216,8 +207,8 @@ class SquaredError(Loss):
 
     def worst(self, outputs: int, logit_norm: float, target_norm: float = 0.0) -> tuple[float, float, float]:
         """See `Loss.worst`."""
-        scale = self._scale(outputs) * OUTWARD
-        return scale * (logit_norm + target_norm) * OUTWARD, scale, 0.0
+        scale = outward(self._scale(outputs))
+        return outward(scale * (logit_norm + target_norm)), scale, 0.0
 
     def _scale(self, outputs: int) -> float:
         if self.half:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import torch
 
-_U = 2.0**-53
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
+
 THIRD = 0.2721655269759087  # sqrt 6 / 9, rounded up
-_SQRT_2 = 1.4142135623730952  # rounded up
+SQRT_2 = 1.4142135623730952  # rounded up
 # The bracket holds its root within a factor of two, so this many halvings leave 1e-9 of it.
 HALVINGS = 30
 
@@ -46,7 +47,7 @@ def largest_curvature(p: torch.Tensor, halvings: int = HALVINGS) -> torch.Tensor
         Upper bounds (n,) for the exact probabilities.
     """
     classes = p.shape[1]
-    margin = 1 + (4 * classes + 64) * _U
+    margin = 1 + (4 * classes + 64) * UNIT_ROUNDOFF
     top, index = p.max(dim=1)
     rest = p.scatter(1, index[:, None], 0.0)
     others = rest.sum(dim=1) * margin
@@ -62,7 +63,7 @@ def largest_curvature(p: torch.Tensor, halvings: int = HALVINGS) -> torch.Tensor
         proven &= (middle > low) & (middle < top) & (middle > rest.amax(dim=1))
         high = torch.where(proven, middle, high)
         low = torch.where(proven, low, middle)
-    bound = high * margin * (1 + 4 * (classes + 1000) * _U) + 1e-300
+    bound = round_up(high * margin, 4 * (classes + 1000) * UNIT_ROUNDOFF) + 1e-300
     return bound.clamp(max=0.5)
 
 
@@ -77,9 +78,9 @@ def widened_curvature(curvature: torch.Tensor, distance: torch.Tensor) -> torch.
         The least of 1/2, k + sqrt 6 / 9 z and k e^(sqrt 2 z), rounded up.
     """
     linear = curvature + THIRD * distance
-    multiple = curvature * torch.exp(_SQRT_2 * (1 + 4 * _U) * distance)
+    multiple = curvature * torch.exp(round_up(SQRT_2, 4 * UNIT_ROUNDOFF) * distance)
     # the rounded exponent is off by at most 4 u of itself, which is included, and exp by a few u
-    return (torch.minimum(linear, multiple) * (1 + 16 * _U)).clamp(max=0.5)
+    return round_up(torch.minimum(linear, multiple), 16 * UNIT_ROUNDOFF).clamp(max=0.5)
 
 
 def widened_gradient(curvature: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
@@ -93,5 +94,6 @@ def widened_gradient(curvature: torch.Tensor, distance: torch.Tensor) -> torch.T
         The least of z/2, k z + sqrt 6 / 18 z^2 and k (e^(sqrt 2 z) - 1) / sqrt 2, rounded up.
     """
     linear = curvature * distance + THIRD / 2 * distance**2
-    multiple = curvature * torch.expm1(_SQRT_2 * (1 + 4 * _U) * distance) / _SQRT_2 * (1 + 4 * _U)
-    return torch.minimum(torch.minimum(linear, multiple), distance / 2) * (1 + 16 * _U)
+    grown = torch.expm1(round_up(SQRT_2, 4 * UNIT_ROUNDOFF) * distance)
+    multiple = round_up(curvature * grown / SQRT_2, 4 * UNIT_ROUNDOFF)
+    return round_up(torch.minimum(torch.minimum(linear, multiple), distance / 2), 16 * UNIT_ROUNDOFF)

@@ -19,24 +19,11 @@ from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
 from tvgrad.bounds.network.spectral_norm import spectral_norm
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
 
 
 class UnsupportedNetwork(TvgradError):
     """The model is not one of the feed-forward networks for which bounds are known."""
-
-
-def inflated(value: float, margin: float) -> float:
-    """Round a bound outward.
-
-    Args:
-        value: a bound, computed without cancellation.
-        margin: its relative rounding error at most.
-
-    Returns:
-        A float at least `value (1 + margin)`.
-    """
-    return float(value) * (1 + margin) * (1 + 4 * UNIT_ROUNDOFF)
 
 
 @dataclass(frozen=True)
@@ -78,35 +65,35 @@ class Layer:
 
     @cached_property
     def gain(self) -> float:
-        """An upper bound of ||G||_2: how much a change of W or b grows."""
+        """||G||_2: a change of W or b is multiplied by so much at most."""
         return 1.0 if self.gains is None else float(self.gains.abs().max())
 
     @cached_property
     def spectral_norm(self) -> float:
         """A certified upper bound of ||G W||_2, the rounding of G W (or of a pooling's W) included."""
         rounding = 2 * UNIT_ROUNDOFF * float(torch.linalg.vector_norm(self.matrix))
-        return inflated(float(spectral_norm(self.matrix).bound) + rounding, 4 * UNIT_ROUNDOFF)
+        return round_up(spectral_norm(self.matrix).bound + rounding, 16 * UNIT_ROUNDOFF)
 
     @cached_property
     def frobenius_norm(self) -> float:
         """The Frobenius norm of [G W, G b + t], rounded up."""
         size = torch.cat([self.matrix, self.offset[:, None]], dim=1)
-        return inflated(float(torch.linalg.vector_norm(size)), gamma(size.numel() + 4))
+        return round_up(float(torch.linalg.vector_norm(size)), gamma(size.numel() + 16))
 
     @cached_property
     def offset_norm(self) -> float:
         """||G b + t||, rounded up."""
-        return inflated(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 8))
+        return round_up(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 16))
 
     @property
     def moves_weight(self) -> float:
-        """How much a step of the weights grows in the spectral norm of G W: the gain; 0 where they are frozen."""
+        """Factor from `||dW||_F` to `||d(G W)||_2`; 0 where W is frozen."""
         shared = 1.0 if self.shared is None else self.shared.weight_gain
         return self.gain * shared if self.weight_name is not None else 0.0
 
     @property
     def moves_bias(self) -> float:
-        """How much a step of the bias grows in the norm of the offset: the gain; 0 where it is frozen."""
+        """Factor from `||db||` to `||d(G b)||`; 0 where b is frozen."""
         shared = 1.0 if self.shared is None else self.shared.bias_gain
         return self.gain * shared if self.bias_name is not None else 0.0
 
@@ -220,7 +207,7 @@ class Network:
         squares = torch.zeros(self.depth, dtype=torch.float64)
         for index, _, where in self.parts:
             squares[index] += flat[where].square().sum()
-        return squares.sqrt() * (1 + gamma(len(flat) + 8))
+        return round_up(squares.sqrt(), gamma(len(flat) + 8))
 
     def margin(self, samples: int) -> float:
         """The relative rounding error of a bound that is computed from n samples without cancellation.
@@ -228,7 +215,7 @@ class Network:
         Every bound here is built from certified norms and measured magnitudes by sums, products, roots, minima and
         maxima of nonnegative numbers: a polynomial of degree at most about 6 L in quantities that carry a relative
         error of (widest + 16) u each, plus one sum over the samples and, where skips meet, a few more terms a layer.
-        1000 L (widest + 64) u + 4 n u exceeds that many times over; 1e-9 is the least that is used.
+        1000 L (widest + 64) u + 4 n u exceeds that many times over; SUM_MARGIN is the least that is used.
 
         Args:
             samples: n.
@@ -236,4 +223,5 @@ class Network:
         Returns:
             The margin.
         """
-        return max(1e-9, (1000.0 * self.depth * (self.widest + 64 + self.skips.extra) + 4.0 * samples) * UNIT_ROUNDOFF)
+        growth = 1000.0 * self.depth * (self.widest + 64 + self.skips.extra) + 4.0 * samples
+        return max(SUM_MARGIN, growth * UNIT_ROUNDOFF)

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.activations.smooth import Elementwise
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ErrorVectors:
     def size(self) -> torch.Tensor:
         """An upper bound of the computed norms; with the error, of the exact ones."""
         norms: torch.Tensor = self.value.norm(dim=1)
-        return norms * (1 + 1e-9)
+        return round_up(norms)
 
     @cached_property
     def largest(self) -> torch.Tensor:

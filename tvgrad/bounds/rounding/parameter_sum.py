@@ -12,7 +12,7 @@ import torch
 
 from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.rounding.error_vectors import ErrorVectors
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,19 @@ class ParameterSum:
         """
         self.network = network
         self.value = torch.zeros(network.parameters, dtype=torch.float64)
-        self.square_errors = 0.0
         self.errors = torch.zeros(len(network.parts), dtype=torch.float64)
 
-    def add(self, index: int, is_weight: bool, p: ErrorVectors, h: ErrorVectors | None, rounding: float) -> None:
+    def add(self, index: int, p: ErrorVectors, h: ErrorVectors | None, rounding: float) -> None:
         """Add the sum of `p h'` (or of p) to the part of one parameter.
 
         Args:
             index: its layer.
-            is_weight: whether it is the weight.
             p: what multiplies the change of z, (n, outputs).
             h: what multiplies that of the weight, (n, inputs); None for a bias.
             rounding: relative error of a sum over the samples.
         """
         for number, (layer, weight, where) in enumerate(self.network.parts):
-            if (layer, weight) != (index, is_weight):
+            if (layer, weight) != (index, h is not None):
                 continue
             g = self.network.layers[index]
             share, gain = g.shared, g.gain
@@ -97,5 +95,5 @@ class ParameterSum:
             The mean.
         """
         value = self.value / divisor
-        error = float(self.errors.norm()) / divisor * (1 + 1e-9)
+        error = round_up(float(self.errors.norm()) / divisor)
         return BoundedVector(value, error + gamma(samples + 8) * float(value.norm()))

@@ -6,8 +6,9 @@ summed over the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.network.network import Layer, Network
 from tvgrad.bounds.rounding.error_vectors import ErrorVectors, applied, nothing_like, total_of
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector, ParameterSum
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
 
 CHUNK_NUMBERS = 1_000_000
 
@@ -51,11 +52,7 @@ def gradient(network: Network, chunks: Iterable[Pass], divisor: float) -> Bounde
     Returns:
         The gradient in the trainable parameters.
     """
-    total, samples = ParameterSum(network), 0
-    for chunk in chunks:
-        chunk.add_gradient(total)
-        samples += chunk.samples
-    return total.mean(divisor, samples)
+    return _summed(network, chunks, [Pass.add_gradient], divisor)[0]
 
 
 def products(
@@ -72,13 +69,8 @@ def products(
     Returns:
         One product for each direction.
     """
-    totals, samples = [ParameterSum(network) for _ in directions], 0
-    moves = [_steps(network, direction) for direction in directions]
-    for chunk in chunks:
-        for total, steps in zip(totals, moves, strict=True):
-            chunk.add_product(total, steps)
-        samples += chunk.samples
-    return [total.mean(divisor, samples) for total in totals]
+    adding = [partial(Pass.add_product, steps=_steps(network, direction)) for direction in directions]
+    return _summed(network, chunks, adding, divisor)
 
 
 def twice_along(network: Network, chunks: Iterable[Pass], direction: torch.Tensor, divisor: float) -> BoundedVector:
@@ -93,40 +85,59 @@ def twice_along(network: Network, chunks: Iterable[Pass], direction: torch.Tenso
     Returns:
         `D3[., d, d]`, the second derivative of the gradient along d.
     """
-    total, samples, steps = ParameterSum(network), 0, _steps(network, direction)
+    return _summed(network, chunks, [partial(Pass.add_second, steps=_steps(network, direction))], divisor)[0]
+
+
+def _summed(
+    network: Network, chunks: Iterable[Pass], adding: Sequence[Callable[[Pass, ParameterSum], None]], divisor: float
+) -> list[BoundedVector]:
+    """Several means over the data in one pass over it."""
+    totals, samples = [ParameterSum(network) for _ in adding], 0
     for chunk in chunks:
-        chunk.add_second(total, steps)
+        for total, add in zip(totals, adding, strict=True):
+            add(chunk, total)
         samples += chunk.samples
-    return total.mean(divisor, samples)
+    return [total.mean(divisor, samples) for total in totals]
 
 
-Steps = list[tuple[torch.Tensor, torch.Tensor, float, float]]
+class LayerStep(NamedTuple):
+    """A direction's part in one layer, gains included, with upper bounds of its Frobenius norms."""
+
+    matrix: torch.Tensor
+    offset: torch.Tensor
+    matrix_norm: float
+    offset_norm: float
+
+    def forward(self, h: ErrorVectors) -> ErrorVectors:
+        """The matrix times vectors."""
+        return h.through(self.matrix, self.matrix_norm, self.matrix_norm)
+
+    def backward(self, p: ErrorVectors) -> ErrorVectors:
+        """The transposed matrix times vectors."""
+        return p.through(self.matrix.T, self.matrix_norm, self.matrix_norm)
 
 
-def _steps(network: Network, direction: torch.Tensor) -> Steps:
-    """For each layer: the direction's matrix and offset, gains included, a bound of its norms."""
+def _steps(network: Network, direction: torch.Tensor) -> list[LayerStep]:
     found = []
-    moved = network.at(direction)
-    for layer, step in zip(network.layers, moved.layers, strict=True):
-        weight = step.weight if layer.weight_name is not None else torch.zeros_like(layer.weight)
-        bias = step.bias if layer.bias_name is not None else torch.zeros_like(layer.bias)
-        if layer.shared is not None:
-            weight, bias = layer.shared.matrix(weight), layer.shared.offset(bias)
-        if layer.gains is not None:
-            weight, bias = layer.gains[:, None] * weight, layer.gains * bias
-        frobenius = float(weight.norm()) * (1 + 1e-9)
-        found.append((weight, bias, frobenius, float(bias.norm()) * (1 + 1e-9)))
+    for layer, moved in zip(network.layers, network.at(direction).layers, strict=True):
+        weight = moved.weight if layer.weight_name is not None else torch.zeros_like(layer.weight)
+        bias = moved.bias if layer.bias_name is not None else torch.zeros_like(layer.bias)
+        step = Layer(weight, bias, layer.activation, None, None, layer.gains, None, layer.shared)
+        norms = (round_up(float(part.norm())) for part in (step.matrix, step.offset))
+        found.append(LayerStep(step.matrix, step.offset, *norms))
     return found
 
 
-def _affine(h: ErrorVectors, layer: Layer) -> ErrorVectors:
-    z = h.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm)
-    return ErrorVectors(z.value + layer.offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + layer.offset_norm))
+def _forward(h: ErrorVectors, layer: Layer) -> ErrorVectors:
+    return h.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm)
 
 
-def _pulled(p: ErrorVectors, layer: Layer) -> ErrorVectors:
-    """What a layer's p sends to the h that it reads."""
+def _backward(p: ErrorVectors, layer: Layer) -> ErrorVectors:
     return p.through(layer.matrix.T, layer.spectral_norm, layer.frobenius_norm)
+
+
+def _shifted(z: ErrorVectors, offset: torch.Tensor, norm: float) -> ErrorVectors:
+    return ErrorVectors(z.value + offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + norm))
 
 
 class Pass:
@@ -148,33 +159,25 @@ class Pass:
         self.samples = len(inputs)
         self._network, self._loss, self._targets = network, loss, targets
         self._rounding = gamma(len(inputs) + 8)
-        layers, last = network.layers, network.depth - 1
-        skips = network.skips
-        self._made = [ErrorVectors(inputs, torch.zeros(len(inputs), dtype=torch.float64))]  # h_k
+        self._last, skips = network.depth - 1, network.skips
+        self._h = [ErrorVectors(inputs, torch.zeros(len(inputs), dtype=torch.float64))]
         self._z: list[ErrorVectors] = []
-        self._first: list[ErrorVectors] = []
-        for index, layer in enumerate(layers):
-            z = _affine(self._made[skips.reads[index]], layer)
-            self._z.append(total_of([z, *(self._made[k] for k in skips.adds[index])]))
-            if index < last:
+        for index, layer in enumerate(network.layers):
+            z = _shifted(_forward(self._h[skips.reads[index]], layer), layer.offset, layer.offset_norm)
+            self._z.append(total_of([z, *(self._h[k] for k in skips.adds[index])]))
+            if index < self._last:
                 s = layer.activation
-                self._made.append(applied(s.value, self._z[-1], s.b1, 0.0))
-                self._first.append(applied(s.d1, self._z[-1], s.b2, s.b1))
+                self._h.append(applied(s.value, self._z[-1], s.b1, 0.0))
+        self._first = self._derivatives(1)
         logits = self._z[-1]
         # constants here only multiply rounding errors: rough ones do
         curvature = loss.curvature(logits.value, targets, rough=True)
         self._local = loss.local(logits.value, targets, logits.error, curvature)
         error = self._local.residual_error + self._local.hessian * logits.error
-        self._backward = [ErrorVectors(self._local.residual, error)]  # p_l
-        self._pulled: list[ErrorVectors] = []  # q_l
-        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(len(layers))}  # what reads or adds h_k sends there
-        for index in range(last, 0, -1):
-            p = self._backward[0]
-            sent[skips.reads[index]].append(_pulled(p, layers[index]))
-            for k in skips.adds[index]:
-                sent[k].append(p)
-            self._pulled.insert(0, total_of(sent.pop(index)))
-            self._backward.insert(0, self._pulled[0].times(self._first[index - 1]))
+        self._p, self._q = {self._last: ErrorVectors(self._local.residual, error)}, dict[int, ErrorVectors]()
+        for hidden in reversed(range(self._last)):
+            self._q[hidden] = self._received(hidden, self._p)
+            self._p[hidden] = self._q[hidden].times(self._first[hidden])
 
     @property
     def logits(self) -> torch.Tensor:
@@ -186,21 +189,49 @@ class Pass:
         """Bounds on the logits' distance from exact ones, (n,)."""
         return self._z[-1].error
 
+    def _derivatives(self, order: int) -> list[ErrorVectors]:
+        """A derivative of each hidden layer's activation at its z."""
+        found = []
+        for layer, z in zip(self._network.layers, self._z[:-1], strict=False):
+            s = layer.activation
+            functions, bounds = (s.d1, s.d2, s.d3), (s.b1, s.b2, s.b3, s.b4)
+            found.append(applied(functions[order - 1], z, bounds[order], bounds[order - 1]))
+        return found
+
     @cached_property
     def _second(self) -> list[ErrorVectors]:
-        hidden = zip(self._network.layers, self._z[:-1], strict=False)
-        return [applied(layer.activation.d2, z, layer.activation.b3, layer.activation.b2) for layer, z in hidden]
+        return self._derivatives(2)
 
     @cached_property
     def _third(self) -> list[ErrorVectors]:
-        hidden = zip(self._network.layers, self._z[:-1], strict=False)
-        return [applied(layer.activation.d3, z, layer.activation.b4, layer.activation.b3) for layer, z in hidden]
+        return self._derivatives(3)
 
-    @cached_property
-    def _residual_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.enable_grad():
-            leaf = self._z[-1].value.detach().requires_grad_()
-            return leaf, self._loss.residual(leaf, self._targets)[0]
+    def _received(
+        self, hidden: int, p: dict[int, ErrorVectors], beside: Callable[[int], ErrorVectors] | None = None
+    ) -> ErrorVectors:
+        """What a hidden layer's h receives from the layers that read or add it: their p carried back.
+
+        Args:
+            hidden: the layer.
+            p: of all layers behind it, or a derivative of it along a direction.
+            beside: what a layer that reads it sends besides, where its weight moves along the direction.
+
+        Returns:
+            The sum.
+        """
+
+        def read(m: int) -> ErrorVectors:
+            sent = _backward(p[m], self._network.layers[m])
+            return sent if beside is None else sent.plus(beside(m))
+
+        return total_of(self._network.skips.collect(hidden + 1, read, p.__getitem__))
+
+    def _add(self, total: ParameterSum, index: int, terms: list[tuple[ErrorVectors, ErrorVectors | None]]) -> None:
+        """Add the sums of `p h'` to a layer's weight, and that of the first p to its bias."""
+        for p, h in terms:
+            if h is not None:
+                total.add(index, p, h, self._rounding)
+        total.add(index, terms[0][0], None, self._rounding)
 
     def add_gradient(self, total: ParameterSum) -> None:
         """Add the chunk's gradient.
@@ -208,30 +239,22 @@ class Pass:
         Args:
             total: the sum over the data.
         """
-        for index in range(self._network.depth):
-            entering = self._made[self._network.skips.reads[index]]
-            total.add(index, True, self._backward[index], entering, self._rounding)
-            total.add(index, False, self._backward[index], None, self._rounding)
+        for index, source in enumerate(self._network.skips.reads):
+            self._add(total, index, [(self._p[index], self._h[source])])
 
-    def add_product(self, total: ParameterSum, steps: Steps) -> None:
+    def add_product(self, total: ParameterSum, steps: list[LayerStep]) -> None:
         """Add the chunk's Hessian times a direction: differentiate both passes along it.
 
         Args:
             total: the sum over the data.
             steps: the direction, layer by layer.
         """
-        skips = self._network.skips
         zdots, hdots = self._forward_along(steps)
         pdots, _ = self._backward_along(steps, zdots)
-        for index in range(self._network.depth - 1, -1, -1):
-            source = skips.reads[index]
-            total.add(index, True, pdots[index], self._made[source], self._rounding)
-            total.add(index, False, pdots[index], None, self._rounding)
-            before = hdots[source]
-            if before is not None:
-                total.add(index, True, self._backward[index], before, self._rounding)
+        for index, source in enumerate(self._network.skips.reads):
+            self._add(total, index, [(pdots[index], self._h[source]), (self._p[index], hdots[source])])
 
-    def add_second(self, total: ParameterSum, steps: Steps) -> None:
+    def add_second(self, total: ParameterSum, steps: list[LayerStep]) -> None:
         """Add the second derivative of the chunk's gradient along a direction: differentiate both passes twice.
 
         With dots for derivatives along the direction, `zddot = W hddot + 2 dW hdot`, `hddot = s'' zdot^2 + s' zddot`;
@@ -243,86 +266,75 @@ class Pass:
             total: the sum over the data.
             steps: the direction, layer by layer.
         """
-        layers, depth, skips = self._network.layers, self._network.depth, self._network.skips
         zdots, hdots = self._forward_along(steps)
         pdots, qdots = self._backward_along(steps, zdots)
-        zddots: list[ErrorVectors] = []
-        hddots: list[ErrorVectors | None] = [None]
-        for index, layer in enumerate(layers):
-            weight, _, frobenius, _ = steps[index]
-            source = skips.reads[index]
-            terms = [hddots[k] for k in skips.adds[index]]
-            once, twice = hdots[source], hddots[source]
-            if once is not None and twice is not None:
-                terms.append(once.through(weight, frobenius, frobenius).doubled())
-                terms.append(twice.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
-            found = [one for one in terms if one is not None]
-            zddots.append(total_of(found) if found else nothing_like(zdots[index]))
-            if index < depth - 1:
-                bend = self._second[index].times(zdots[index].times(zdots[index]))
-                hddots.append(bend.plus(self._first[index].times(zddots[index])))
-        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(depth)}
-        pddot = self._loss_second(zdots[-1]).plus(self._loss_product(zddots[-1]))
-        for index in range(depth - 1, -1, -1):
-            weight, _, frobenius, _ = steps[index]
-            source = skips.reads[index]
-            total.add(index, True, pddot, self._made[source], self._rounding)
-            total.add(index, False, pddot, None, self._rounding)
-            once, twice = hdots[source], hddots[source]
-            if once is not None and twice is not None:
-                total.add(index, True, pdots[index].doubled(), once, self._rounding)
-                total.add(index, True, self._backward[index], twice, self._rounding)
-                through = pdots[index].through(weight.T, frobenius, frobenius).doubled()
-                sent[source].append(_pulled(pddot, layers[index]).plus(through))
-            for k in skips.adds[index]:
-                sent[k].append(pddot)
-            if index:
-                hidden = index - 1
-                zdot, second = zdots[hidden], self._second[hidden]
-                bent = self._third[hidden].times(zdot.times(zdot)).plus(second.times(zddots[hidden]))
-                pddot = total_of([
-                    total_of(sent.pop(index)).times(self._first[hidden]),
-                    second.times(zdot).times(qdots[index]).doubled(),
-                    bent.times(self._pulled[hidden]),
-                ])
+        zddots, hddots = self._forward_twice(steps, zdots, hdots)
+        pddots = {self._last: self._loss_second(zdots[-1]).plus(self._loss_product(zddots[-1]))}
+        for hidden in reversed(range(self._last)):
+            zdot, second = zdots[hidden], self._second[hidden]
+            qddot = self._received(hidden, pddots, lambda m: steps[m].backward(pdots[m]).doubled())
+            bent = self._third[hidden].times(zdot.times(zdot)).plus(second.times(zddots[hidden]))
+            pddots[hidden] = total_of([
+                qddot.times(self._first[hidden]),
+                second.times(zdot).times(qdots[hidden]).doubled(),
+                bent.times(self._q[hidden]),
+            ])
+        for index, source in enumerate(self._network.skips.reads):
+            terms = [(pddots[index], self._h[source]), (pdots[index].doubled(), hdots[source])]
+            self._add(total, index, [*terms, (self._p[index], hddots[source])])
 
-    def _forward_along(self, steps: Steps) -> tuple[list[ErrorVectors], list[ErrorVectors | None]]:
+    def _forward_along(self, steps: list[LayerStep]) -> tuple[list[ErrorVectors], list[ErrorVectors | None]]:
         """Derivatives of each z_l and h_k along a direction; None for the input."""
-        skips = self._network.skips
         zdots: list[ErrorVectors] = []
         hdots: list[ErrorVectors | None] = [None]
-        for index, layer in enumerate(self._network.layers):
-            weight, bias, frobenius, offset = steps[index]
-            zdot = self._made[skips.reads[index]].through(weight, frobenius, frobenius)
-            terms = [ErrorVectors(zdot.value + bias, zdot.error + 4 * UNIT_ROUNDOFF * (zdot.size + offset))]
+        skips = self._network.skips
+        for index, (layer, step) in enumerate(zip(self._network.layers, steps, strict=True)):
+            moved = step.forward(self._h[skips.reads[index]])
+            terms = [_shifted(moved, step.offset, step.offset_norm)]
             before = hdots[skips.reads[index]]
             if before is not None:
-                terms.append(before.through(layer.matrix, layer.spectral_norm, layer.frobenius_norm))
+                terms.append(_forward(before, layer))
             terms += [added for added in (hdots[k] for k in skips.adds[index]) if added is not None]
             zdots.append(total_of(terms))
-            if index < self._network.depth - 1:
+            if index < self._last:
                 hdots.append(self._first[index].times(zdots[-1]))
         return zdots, hdots
 
+    def _forward_twice(
+        self, steps: list[LayerStep], zdots: list[ErrorVectors], hdots: list[ErrorVectors | None]
+    ) -> tuple[list[ErrorVectors], list[ErrorVectors | None]]:
+        """Second derivatives of each z_l and h_k along a direction; None for the input."""
+        zddots: list[ErrorVectors] = []
+        hddots: list[ErrorVectors | None] = [None]
+        skips = self._network.skips
+        for index, (layer, step) in enumerate(zip(self._network.layers, steps, strict=True)):
+            terms = [added for added in (hddots[k] for k in skips.adds[index]) if added is not None]
+            once, twice = hdots[skips.reads[index]], hddots[skips.reads[index]]
+            if once is not None and twice is not None:
+                terms.append(step.forward(once).doubled())
+                terms.append(_forward(twice, layer))
+            zddots.append(total_of(terms) if terms else nothing_like(zdots[index]))
+            if index < self._last:
+                bend = self._second[index].times(zdots[index].times(zdots[index]))
+                hddots.append(bend.plus(self._first[index].times(zddots[index])))
+        return zddots, hddots
+
     def _backward_along(
-        self, steps: Steps, zdots: list[ErrorVectors]
+        self, steps: list[LayerStep], zdots: list[ErrorVectors]
     ) -> tuple[dict[int, ErrorVectors], dict[int, ErrorVectors]]:
-        """Derivatives of each p_l, and of the q that arrives at each h_k, along a direction."""
-        layers, depth, skips = self._network.layers, self._network.depth, self._network.skips
-        sent: dict[int, list[ErrorVectors]] = {k: [] for k in range(depth)}
-        pdots: dict[int, ErrorVectors] = {depth - 1: self._loss_product(zdots[-1])}
-        qdots: dict[int, ErrorVectors] = {}
-        for index in range(depth - 1, 0, -1):
-            weight, _, frobenius, _ = steps[index]
-            if skips.reads[index]:
-                through = self._backward[index].through(weight.T, frobenius, frobenius)
-                sent[skips.reads[index]].append(_pulled(pdots[index], layers[index]).plus(through))
-            for k in skips.adds[index]:
-                sent[k].append(pdots[index])
-            qdots[index] = total_of(sent.pop(index))
-            bend = self._second[index - 1].times(zdots[index - 1])
-            pdots[index - 1] = qdots[index].times(self._first[index - 1]).plus(self._pulled[index - 1].times(bend))
+        """Derivatives of each p_l, and of the q of each hidden layer, along a direction."""
+        pdots, qdots = {self._last: self._loss_product(zdots[-1])}, dict[int, ErrorVectors]()
+        for hidden in reversed(range(self._last)):
+            qdots[hidden] = self._received(hidden, pdots, lambda m: steps[m].backward(self._p[m]))
+            bend = self._second[hidden].times(zdots[hidden])
+            pdots[hidden] = qdots[hidden].times(self._first[hidden]).plus(self._q[hidden].times(bend))
         return pdots, qdots
+
+    @cached_property
+    def _residual_graph(self) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            leaf = self._z[-1].value.detach().requires_grad_()
+            return leaf, self._loss.residual(leaf, self._targets)[0]
 
     def _loss_product(self, direction: ErrorVectors) -> ErrorVectors:
         """The loss's Hessian in the logits times a direction, by differentiating the residual."""
