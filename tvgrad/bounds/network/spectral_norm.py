@@ -1,10 +1,13 @@
 """Spectral norms with a certificate: an upper bound that stays one after every rounding, and an estimate beside it.
 
 Power iteration and Lanczos approach a norm from below, and even a singular value decomposition is right only up to a
-rounding error of either sign, so neither is an upper bound. Here an estimate only proposes a number; a Cholesky
-factorisation, or the Frobenius norm of a repeatedly squared Gram matrix, proves that the norm is not above it.
+rounding error of either sign, so neither is an upper bound. Here an estimate only proposes a number. The proof that the
+norm is not above it is a Cholesky factorisation (S. M. Rump, Verification of positive definiteness, BIT 46, 2006) or
+the Frobenius norm of a repeatedly squared Gram matrix (B. Delattre, Q. Barthelemy, A. Araujo, A. Allauzen, Efficient
+bound of Lipschitz constant for convolutional layers by Gram iteration, ICML 2023), both with their rounding.
 
-Rounding model: u = 2^-53, gamma_j = j u / (1 - j u); sums of products in any order and blocking, fused or not, but no
+Rounding model: u = 2^-53, gamma_j = j u / (1 - j u) (N. J. Higham, Accuracy and Stability of Numerical Algorithms,
+2002, sections 3.1 and 10.1); sums of products in any order and blocking, fused or not, but no
 Strassen-like products, which no BLAS uses unasked. Matrices whose largest entry is not between 2^-11 and 2^10 are
 scaled by a power of two to one in [1/2, 1), so nothing overflows, and what underflows is below m n 2^-1022, which one
 unit added to the index of a gamma that multiplies ||W||_F^2 >= 2^-22 covers many times.
@@ -19,16 +22,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
 
-_U = 2.0**-53
-_DUST = 1e-150
+_NEGLIGIBLE = 1e-150
 _FEW, _CLEAN = 3, 2.0**-37  # so few squarings of entries that are no smaller neither over- nor underflow
 _NEAR = 10  # binary exponents of largest entries that need no scaling
-# At most this small a side, all eigenvalues of the Gram matrix cost less than a Lanczos run.
+# At most this small a side, all eigenvalues of the Gram matrix cost less than a run of ARPACK.
 _DENSE = 192
-_LANCZOS_STEPS = 160
 # Rows of a Gram matrix computed in one product; blocks above the diagonal are not computed at all.
 _GRAM_BLOCKS = 4
 
@@ -116,10 +119,6 @@ def spectral_norms(matrices: torch.Tensor, squarings: int = 8) -> torch.Tensor:
     return torch.from_numpy(_rescaled(bounds.numpy(), exponents)).reshape(batch)
 
 
-def _gamma(terms: int) -> float:
-    return terms * _U / (1 - terms * _U)
-
-
 def _scaled(matrices: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
     """Float64 matrices (b, m, n) with largest entries in [2^-11, 2^10), and the exponents taken out."""
     if not matrices.is_floating_point():
@@ -160,7 +159,7 @@ def _vector_norm(row: torch.Tensor) -> tuple[float, float, str]:
     """The norm of one row: its n squares and their sum are off by at most gamma_(n+1), relatively."""
     square = float(row[0] @ row[0])
     estimate = math.sqrt(square)
-    return estimate * (1 + _gamma(row.shape[1] + 8)), estimate, "vector"
+    return round_up(estimate, gamma(row.shape[1] + 8)), estimate, "vector"
 
 
 def _gram(scaled: torch.Tensor) -> torch.Tensor:
@@ -199,70 +198,49 @@ def _cholesky_bound(scaled: torch.Tensor, tightness: float) -> tuple[float, floa
     rows, columns = scaled.shape
     gram = _gram(scaled)
     diagonal = gram.diagonal()
-    trace = float(diagonal.sum()) * (1 + 4 * (rows + columns + 8) * _U)
+    trace = round_up(float(diagonal.sum()), 4 * (rows + columns + 8) * UNIT_ROUNDOFF)
     largest = float(diagonal.max())
     dense = rows <= _DENSE
-    top = 0.0 if dense else _lanczos(gram, 0.2 * tightness)
+    top = 0.0 if dense else _estimated(gram, 0.2 * tightness)
     if not top > 0:
         dense, top = True, float(torch.linalg.eigvalsh(gram)[-1])
-    excess = max(1.2 * tightness, 16 * rows * _U)
+    excess = max(1.2 * tightness, 16 * rows * UNIT_ROUNDOFF)
     for _ in range(64):
         candidate = top * (1 + excess)
         shifted = -gram
         shifted.diagonal().add_(candidate)
         _, failure = torch.linalg.cholesky_ex(shifted)
         if int(failure) == 0:
-            gamma = _gamma(2 * (rows + 4))
-            shift = float(shifted.diagonal().sum()) * (1 + 2 * (rows + 4) * _U)
-            square = candidate + gamma / (1 - gamma) * shift + _gamma(columns + 1) * trace
-            square += 2 * _U * (candidate + largest)
-            return math.sqrt(square * (1 + 16 * _U)) * (1 + 4 * _U), math.sqrt(top), "cholesky"
+            error = gamma(2 * (rows + 4))
+            shift = round_up(float(shifted.diagonal().sum()), 2 * (rows + 4) * UNIT_ROUNDOFF)
+            square = candidate + error / (1 - error) * shift + gamma(columns + 1) * trace
+            square += 2 * UNIT_ROUNDOFF * (candidate + largest)
+            return round_up(math.sqrt(square), 16 * UNIT_ROUNDOFF), math.sqrt(top), "cholesky"
         if dense:
             excess *= 4
         else:
             dense, top = True, float(torch.linalg.eigvalsh(gram)[-1])
     # not reached with finite numbers; the Frobenius norm is a bound whatever happened
-    return math.sqrt(trace) * (1 + 4 * _U), math.sqrt(top), "frobenius"
+    return round_up(math.sqrt(trace), 4 * UNIT_ROUNDOFF), math.sqrt(top), "frobenius"
 
 
-def _lanczos(gram: torch.Tensor, accuracy: float) -> float:
-    """Estimate the largest eigenvalue from below, to about the asked relative accuracy; 0 where it did not settle.
-
-    Full reorthogonalisation. The Ritz value is close once its residual r satisfies r^2 / gap <= accuracy (the gap to
-    the next Ritz value) or r <= accuracy, relatively; both are signs, not proofs: the factorisation decides.
+def _estimated(gram: torch.Tensor, accuracy: float) -> float:
+    """Estimate the largest eigenvalue by ARPACK, from below; 0 where it did not converge.
 
     Args:
         gram: symmetric, (m, m).
-        accuracy: relative.
+        accuracy: relative. It is a sign, not a proof: the factorisation decides.
 
     Returns:
         The estimate.
     """
-    size = gram.shape[0]
-    steps = min(_LANCZOS_STEPS, size)
-    basis = torch.zeros(steps + 1, size, dtype=torch.float64)
     # fixed, so that a bound is the same number every time
-    start = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    basis[0] = start / torch.linalg.vector_norm(start)
-    alphas: list[float] = []
-    betas: list[float] = []
-    for step in range(steps):
-        vector = gram @ basis[step]
-        alphas.append(float(vector @ basis[step]))
-        known = basis[: step + 1]
-        vector -= known.mT @ (known @ vector)
-        vector -= known.mT @ (known @ vector)
-        betas.append(float(torch.linalg.vector_norm(vector)))
-        exhausted = betas[-1] <= 1e-13 * max(alphas)
-        if exhausted or step % 6 == 5 or step == steps - 1:
-            off = np.array(betas[:-1])
-            values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(off, 1) + np.diag(off, -1))
-            top, residual = float(values[-1]), betas[-1] * abs(float(vectors[-1, -1]))
-            gap = top - float(values[-2]) if len(values) > 1 else top
-            if exhausted or residual <= accuracy * top or residual**2 <= accuracy * top * gap:
-                return top
-        basis[step + 1] = vector / betas[-1]
-    return 0.0
+    start = torch.randn(len(gram), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    try:
+        values = eigsh(gram.numpy(), k=1, which="LA", v0=start.numpy(), tol=accuracy, return_eigenvectors=False)
+    except ArpackNoConvergence:
+        return 0.0
+    return float(values[0])
 
 
 def _squarings_for(rows: int, tightness: float) -> int:
@@ -270,8 +248,13 @@ def _squarings_for(rows: int, tightness: float) -> int:
     return max(0, math.ceil(math.log2(math.log(rows) / math.log1p(tightness)) - 2)) if rows > 1 else 0
 
 
-def _without_dust(matrices: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.hardshrink(matrices, _DUST)
+def _without_negligible(matrices: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.hardshrink(matrices, _NEGLIGIBLE)
+
+
+def _sizes(matrices: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2))
+    return norms
 
 
 def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
@@ -296,25 +279,25 @@ def _gram_bound(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
         The bounds (b,); of a zero matrix, a tiny number.
     """
     _, rows, columns = scaled.shape
-    growth = 1 + 2 * _gamma(rows * rows + 4)
+    growth = 1 + 2 * gamma(rows * rows + 4)
     if squarings <= _FEW and float(scaled.abs().amin()) > _CLEAN:
         return _few_squarings(scaled, squarings)
-    scaled = _without_dust(scaled)
+    scaled = _without_negligible(scaled)
     current = scaled @ scaled.mT
     norms = []
     for _ in range(squarings):
-        size = torch.linalg.vector_norm(current, dim=(1, 2))
+        size = _sizes(current)
         size = torch.where(size > 0, size, 1.0)
         norms.append(size)
-        ratio = _without_dust(current / size[:, None, None])
+        ratio = _without_negligible(current / size[:, None, None])
         current = ratio @ ratio.mT
-    bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
+    bound = round_up(_sizes(current), 2 * gamma(rows * rows + 4))
     for size in reversed(norms):
-        bound = size * (1 + 2 * _U) * ((bound + _gamma(rows + 3) * growth**2).sqrt() + _U * growth) * (1 + 8 * _U)
-    square: torch.Tensor = torch.linalg.vector_norm(scaled, dim=(1, 2)) ** 2
-    square = square * (1 + 4 * _gamma(rows * columns + 8))
-    total: torch.Tensor = bound + _gamma(columns + 2) * square * (1 + 4 * _U)
-    return total.sqrt() * (1 + 8 * _U)
+        root = (bound + gamma(rows + 3) * growth**2).sqrt() + UNIT_ROUNDOFF * growth
+        bound = round_up(size * root, 16 * UNIT_ROUNDOFF)
+    square = round_up(_sizes(scaled) ** 2, 4 * gamma(rows * columns + 8))
+    total = bound + round_up(gamma(columns + 2) * square, 4 * UNIT_ROUNDOFF)
+    return round_up(total.sqrt(), 8 * UNIT_ROUNDOFF)
 
 
 def _few_squarings(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
@@ -335,8 +318,8 @@ def _few_squarings(scaled: torch.Tensor, squarings: int) -> torch.Tensor:
     current = scaled @ scaled.mT
     for _ in range(squarings):
         current = current @ current.mT
-    bound = torch.linalg.vector_norm(current, dim=(1, 2)) * (1 + 2 * _gamma(rows * rows + 4))
+    bound = round_up(_sizes(current), 2 * gamma(rows * rows + 4))
     for _ in range(squarings):
-        bound = (bound / (1 - rows * _gamma(rows + 2))).sqrt() * (1 + 8 * _U)
-    total: torch.Tensor = bound / (1 - rows * _gamma(columns + 2))
-    return total.sqrt() * (1 + 8 * _U)
+        bound = round_up((bound / (1 - rows * gamma(rows + 2))).sqrt(), 8 * UNIT_ROUNDOFF)
+    total = bound / (1 - rows * gamma(columns + 2))
+    return round_up(total.sqrt(), 8 * UNIT_ROUNDOFF)
