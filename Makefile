@@ -51,8 +51,11 @@ $(VENV)/.bench: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-docs: $(VENV)/.dev
-	$(PIP) -c constraints.txt -e '.[docs]'
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+import tvgrad
+
+# `tvgrad.cli` and `tvgrad.analyses` are the folders of this checkout, whether the package is installed from it or not.
+tvgrad.__path__.append(str(Path(__file__).parents[1]))
 
 SECONDS, SLOW_SECONDS = 120, 1800
 
