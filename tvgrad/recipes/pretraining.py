@@ -1,10 +1,13 @@
-"""What the built-in recipes share: a cache of pretrained encoders, and frozen heads made from their features."""
+"""What the built-in recipes share: a cache of pretrained encoders, frozen heads on their features, and the recipe."""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -13,6 +16,9 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
+from tvgrad.problem.recipe import Recipe, accuracy
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 SHARPNESS = 1.0  # of a head of class means
 
@@ -81,11 +87,7 @@ def fitted_head(features: torch.Tensor, labels: torch.Tensor, strength: float = 
     bias = torch.from_numpy(fitted.intercept_) - weight @ mean
     if len(weight) == 1:  # two classes have one row of coefficients: half of it for each logit
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    # Without initial values, which would be drawn from the caller's random numbers.
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], len(weight), dtype=torch.float64)
-    head.weight.copy_(weight)
-    head.bias.copy_(bias)
-    return head.requires_grad_(False)
+    return _frozen_linear(weight, bias)
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> nn.Linear:
@@ -108,9 +110,62 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> n
     spread = (wide - means[labels]).pow(2).sum(dim=1).mean()
     centre = wide.mean(dim=0)
     weight = SHARPNESS * (means - centre) / spread  # without the centre's part, which all classes share
+    return _frozen_linear(weight.float(), (-(weight * (means + centre)).sum(dim=1) / 2).float())
+
+
+def _frozen_linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     # Without initial values, which would be drawn from the caller's random numbers.
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(-(weight * (means + centre)).sum(dim=1) / 2)
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), dtype=weight.dtype)
+    head.load_state_dict({"weight": weight, "bias": bias})
     return head.requires_grad_(False)
+
+
+def classification(
+    layers: Mapping[str, nn.Module],
+    train: Pair,
+    test: Pair,
+    *,
+    name: str,
+    lr: float,
+    about: str,
+) -> Recipe:
+    """Make the recipe of an image classifier: cross-entropy, accuracy, ten epochs of full-batch gradient descent.
+
+    Args:
+        layers: name -> layer, from the pixels over the encoder to the head; copied, in the encoder's mode.
+        train: training samples and labels.
+        test: test samples and labels.
+        name: the task's name.
+        lr: learning rate.
+        about: one line on where the task comes from.
+
+    Returns:
+        The recipe, in float32.
+    """
+    model = copy.deepcopy(nn.Sequential(OrderedDict(layers))).float()
+    return Recipe(
+        model.train(layers["encoder"].training),
+        nn.CrossEntropyLoss(),
+        train,
+        test=test,
+        name=name,
+        metric=accuracy,
+        lr=lr,
+        epochs=10,
+        about=about,
+    )
+
+
+def normalised(images: torch.Tensor, mean: Sequence[float], spread: Sequence[float]) -> torch.Tensor:
+    """Shift and scale the channels of images.
+
+    Args:
+        images: shape (..., channels, height, width).
+        mean: one number a channel, which is subtracted.
+        spread: one number a channel, by which the rest is divided.
+
+    Returns:
+        The same shape.
+    """
+    shift, scale = (images.new_tensor(values)[:, None, None] for values in (mean, spread))
+    return (images - shift) / scale

@@ -8,19 +8,18 @@ something to gain. See `suite_data` for the data.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import nn
 
-from tvgrad.problem.recipe import Recipe, accuracy
-from tvgrad.recipes.pretraining import cached_encoder, class_means, fitted_head
+from tvgrad.problem.recipe import Recipe
+from tvgrad.recipes.pretraining import cached_encoder, class_means, classification, fitted_head
 from tvgrad.recipes.suite_data import DATA_SETS, Split, load
 
 SEED = 20250905
-BATCH = 64
+BATCH, PASSES = 64, 12  # of the pretraining
 PIXELS = 28
 LR = 2e-3
 """One rate for all tasks, so that the sum of their first task vectors is a step of joint training. Full-batch descent
@@ -33,7 +32,7 @@ def suite() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-mlp", _mlp, width=96, passes=12)
+    return _recipes("suite-mlp", _mlp)
 
 
 def suite_vit() -> list[Recipe]:
@@ -42,7 +41,7 @@ def suite_vit() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12)
+    return _recipes("suite-vit", VisionTransformer)
 
 
 def suite_means() -> list[Recipe]:
@@ -51,7 +50,7 @@ def suite_means() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-mlp", _mlp, width=96, passes=12, fitted=False)
+    return _recipes("suite-mlp", _mlp, fitted=False)
 
 
 def suite_vit_means() -> list[Recipe]:
@@ -60,7 +59,7 @@ def suite_vit_means() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-vit", VisionTransformer, width=VisionTransformer.WIDTH, passes=12, fitted=False)
+    return _recipes("suite-vit", VisionTransformer, fitted=False)
 
 
 def _mlp() -> nn.Module:
@@ -132,48 +131,30 @@ class VisionTransformer(nn.Module):
         return features
 
 
-def _recipes(key: str, build: Callable[[], nn.Module], width: int, passes: int, fitted: bool = True) -> list[Recipe]:
+def _recipes(key: str, build: Callable[[], nn.Module], *, fitted: bool = True) -> list[Recipe]:
     splits = {name: load(name) for name in DATA_SETS}
-
-    def pretrain(encoder: nn.Module) -> None:
-        _pretrain(encoder, splits, width, passes)
-
-    encoder = cached_encoder(f"{key}-{passes}-passes", build, pretrain, SEED)
+    encoder = cached_encoder(f"{key}-{PASSES}-passes", build, lambda encoder: _pretrain(encoder, splits), SEED)
     recipes = []
     for name, split in splits.items():
         images, labels = split.train if fitted else split.base
         with torch.no_grad():
             features = encoder(images)
         head = fitted_head(features, labels) if fitted else class_means(features, labels, split.classes)
-        model = nn.Sequential(OrderedDict(encoder=copy.deepcopy(encoder), head=head))
-        recipes.append(
-            Recipe(
-                model.float(),
-                nn.CrossEntropyLoss(),
-                train=split.train,
-                test=split.test,
-                name=name,
-                metric=accuracy,
-                optimizer="gd",
-                lr=LR,
-                epochs=10,
-                about=DATA_SETS[name].about,
-            )
-        )
+        layers, about = {"encoder": encoder, "head": head}, DATA_SETS[name].about
+        recipes.append(classification(layers, split.train, split.test, name=name, lr=LR, about=about))
     return recipes
 
 
-def _pretrain(encoder: nn.Module, splits: dict[str, Split], width: int, passes: int) -> None:
+def _pretrain(encoder: nn.Module, splits: dict[str, Split]) -> None:
     """Adam on the base samples of all data sets, over the union of their classes."""
     images = torch.cat([split.base[0] for split in splits.values()])
-    offsets, total = [], 0
-    for split in splits.values():
-        offsets.append(total)
-        total += split.classes
+    *offsets, total = accumulate((split.classes for split in splits.values()), initial=0)
     labels = torch.cat([split.base[1] + offset for split, offset in zip(splits.values(), offsets, strict=True)])
+    with torch.no_grad():
+        width = encoder(images[:1]).shape[1]
     head = nn.Linear(width, total)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
-    for _ in range(passes):
+    for _ in range(PASSES):
         for batch in torch.randperm(len(images)).split(BATCH):
             optimizer.zero_grad()
             nn.functional.cross_entropy(head(encoder(images[batch])), labels[batch]).backward()
