@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from packaging.requirements import Requirement
 from torch.nn.functional import scaled_dot_product_attention
 
 from tvgrad.numerics.precision import full_precision
@@ -30,8 +29,6 @@ OK, NOTE, WARNING, FAILED = "ok", "note", "warning", "failed"
 LITTLE_ROOM = 1_000_000_000
 WRONG = 1e-8
 """Rounding leaves a second derivative in float64 right to 1e-13 or so; a missing or wrong term is off by percents."""
-
-Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,14 +58,14 @@ def examine(device: torch.device, folder: Path) -> list[Check]:
     """
     return [
         _versions(),
-        *_required(),
+        *map(_package, _requirements()),
         _device(device),
         _attention(device),
         *(_one_step(dtype, device) for dtype in (torch.float64, torch.float32, torch.bfloat16)),
         _fused(device),
         _room("disk", folder),
         _room("cache", cache_folder()),
-        *_optional(),
+        *map(_extra, metadata.metadata("tvgrad").get_all("Provides-Extra", [])),
     ]
 
 
@@ -77,45 +74,27 @@ def _versions() -> Check:
     return Check("versions", OK, f"tvgrad {metadata.version('tvgrad')}, {system}")
 
 
-def _requirements() -> list[tuple[str, str, str | None]]:
-    """(package, oldest version or nothing, extra that asks for it or None), as the installed metadata has them."""
-    found = []
-    for line in metadata.requires("tvgrad") or ():
-        name = re.match(r"[\w.-]+", line)
-        oldest = re.search(r">=\s*([\d.]+)", line.partition(";")[0])
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
-        if name is not None:
-            found.append((name[0], oldest[1] if oldest else "", extra[1] if extra else None))
-    return found
+def _requirements(extra: str = "") -> list[Requirement]:
+    """What the installed metadata asks for in any case, or for an extra alone."""
+    every = [Requirement(line) for line in metadata.requires("tvgrad") or ()]
+    return [one for one in every if (one.marker.evaluate({"extra": extra}) if one.marker else not extra)]
 
 
-def _required() -> list[Check]:
-    checks = []
-    for name, oldest, extra in _requirements():
-        if extra is None:
-            version = _version(name)
-            if version is None:
-                checks.append(Check(name, FAILED, f"is not installed: pip install {name}"))
-            elif _numbers(version) < _numbers(oldest):
-                checks.append(Check(name, FAILED, f"{version} is too old: pip install '{name}>={oldest}'"))
-            else:
-                checks.append(Check(name, OK, version))
-    return checks
+def _package(required: Requirement) -> Check:
+    name, version = required.name, _version(required.name)
+    if version is None:
+        return Check(name, FAILED, f"is not installed: pip install {name}")
+    if not required.specifier.contains(version, prereleases=True):
+        return Check(name, FAILED, f"{version} is too old: pip install '{name}{required.specifier}'")
+    return Check(name, OK, version)
 
 
-def _optional() -> list[Check]:
-    extras: dict[str, list[str]] = {}
-    for name, _, extra in _requirements():
-        if extra is not None:
-            extras.setdefault(extra, []).append(name)
-    checks = []
-    for extra, names in extras.items():
-        missing = [name for name in names if _version(name) is None]
-        present = ", ".join(f"{name} {_version(name)}" for name in names if name not in missing)
-        lacking = f"not installed: {', '.join(missing)} (pip install 'tvgrad[{extra}]')" if missing else ""
-        words = "; ".join(part for part in (present, lacking) if part)
-        checks.append(Check(f"extra {extra}", NOTE if missing else OK, words))
-    return checks
+def _extra(extra: str) -> Check:
+    versions = {one.name: _version(one.name) for one in _requirements(extra)}
+    missing = ", ".join(name for name, version in versions.items() if version is None)
+    present = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+    lacking = f"not installed: {missing} (pip install 'tvgrad[{extra}]')" if missing else ""
+    return Check(f"extra {extra}", NOTE if missing else OK, "; ".join(part for part in (present, lacking) if part))
 
 
 def _version(name: str) -> str | None:
@@ -123,10 +102,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 def _device(device: torch.device) -> Check:
@@ -215,25 +190,22 @@ def _fused(device: torch.device) -> Check:
 
 
 def _room(what: str, folder: Path) -> Check:
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    place = folder.absolute()
+    existing = next(one for one in (place, *place.parents) if one.exists())
     free = shutil.disk_usage(existing).free
-    words = f"{bytes_in_words(free)} free in {folder.absolute()}"
+    words = f"{bytes_in_words(free)} free in {place}"
     if not _writable(existing):
-        return Check(what, WARNING, f"{folder.absolute()} cannot be written: choose another folder")
+        return Check(what, WARNING, f"{place} cannot be written: choose another folder")
     if free < LITTLE_ROOM:
         return Check(what, WARNING, f"{words}: little for runs of a large model")
     return Check(what, OK, words)
 
 
 def _writable(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
     try:
         with tempfile.TemporaryFile(dir=folder) as handle:
             handle.write(b"tvgrad")
             handle.flush()
-    except OSError:
+    except OSError:  # it is a file, say
         return False
     return os.access(folder, os.W_OK)
