@@ -197,7 +197,7 @@ def _merged(
     tasks: Sequence[Task], start: Weights, vectors: Sequence[Weights], alphas: Sequence[float]
 ) -> dict[str, tuple[Weights, float]]:
     """Method -> merged weights and alpha, searched on validation samples where the method has one."""
-    models = {"mean": (merge_vectors(METHODS["mean"](), vectors, 1.0, start), 1.0)}
+    models = {"mean": (merge_vectors(METHODS["mean"](), vectors, base=start), 1.0)}
     for name in SEARCHED:
         vector = merge_vectors(METHODS[name](), vectors)
 

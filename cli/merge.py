@@ -11,10 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tvgrad.merging import Method
-    from tvgrad.merging.evaluation import Scorer
     from tvgrad.merging.runs import MergedFile
     from tvgrad.store.run import Run
-    from tvgrad.vectors.parameters import Weights
 
 SEARCH = "search"
 
@@ -61,15 +59,15 @@ def merge(
       tvgrad merge runs/digits --method task_arithmetic --alpha search --recipe digits --evaluate --out m.safetensors
     """
     from tvgrad.errors import TvgradError
-    from tvgrad.merging.runs import common_epoch, merge_runs, stack_of
-    from tvgrad.merging.streaming import merged_vector
+    from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.run import open_runs
+    from tvgrad.wording import counted
 
-    method = _method(name, density, seed)
-    fixed = None if alpha == SEARCH else _number(alpha)
-    if target is None and (evaluate or fixed is None):
+    method = _method(name, density=density, seed=seed)
+    factor = None if alpha == SEARCH else _number(alpha)
+    if target is None and (evaluate or factor is None):
         raise TvgradError("evaluating and searching alpha need the tasks' data: give --recipe TARGET")
-    if target is not None and not evaluate and fixed is not None:
+    if target is not None and not evaluate and factor is not None:
         raise TvgradError("--recipe is for --evaluate and --alpha search: give one of them, or leave it out")
     _check_out(out)
     opened = open_runs(runs)
@@ -77,35 +75,20 @@ def merge(
     method.check_tasks(len(opened))
     chosen = common_epoch(opened) if epoch is None else epoch
     if target is not None:
-        scorers = _scorers(opened, target)
-        vector = merged_vector(method, stack_of(opened, chosen))
-        base = opened[0].weights(0)
-        if fixed is None:
-            fixed, validation = _searched(scorers, base, vector)
-            click.echo(f"alpha {fixed:g}: {validation:.4f} on the validation half, mean over {len(opened)} tasks")
-        if evaluate:
-            from tvgrad.cli.terminal import print_table
-
-            print_table(
-                f"{method.name}, {opened[0].unit} {chosen}, alpha {fixed:g}"
-                + (", test half of the samples" if alpha == SEARCH else ""),
-                _evaluated(opened, scorers, base, vector, chosen, fixed, alpha == SEARCH),
-            )
-    assert fixed is not None
-    made = merge_runs(opened, chosen, method, fixed, out)
+        factor = _evaluated(opened, chosen, method, alpha=factor, target=target, show=evaluate)
+    assert factor is not None
+    made = merge_runs(opened, chosen, method, alpha=factor, out=out)
     click.echo(
-        f"{made.path}: {_counted(len(made.merged), 'tensor')} merged from {_counted(len(opened), 'run')} by "
-        f"{method.name} at {opened[0].unit} {chosen}, alpha {fixed:g}; {_beside(made, len(opened))}"
+        f"{made.path}: {counted(len(made.merged), 'tensor')} merged from {counted(len(opened), 'run')} by "
+        f"{method.name} at {opened[0].unit} {chosen}, alpha {factor:g}; {_beside(made, len(opened))}"
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _beside(made: MergedFile, runs: int) -> str:
     """What stands in the file beside the merged tensors, and what is left to each run."""
-    frozen = _counted(len(made.shared), "frozen tensor")
+    from tvgrad.wording import counted
+
+    frozen = counted(len(made.shared), "frozen tensor")
     if runs == 1:
         return f"{frozen} beside them" if made.shared else "no other tensor"
     shared = f"{frozen} that all runs have alike" if made.shared else "no frozen tensor is alike in all runs"
@@ -130,15 +113,13 @@ def _check_out(out: Path) -> None:
 def _check_different(runs: list[Run]) -> None:
     from tvgrad.errors import TvgradError
 
-    seen = set()
-    for run in runs:
-        place = run.root.resolve()
-        if place in seen:
+    places = [run.root.resolve() for run in runs]
+    for number, run in enumerate(runs):
+        if places[number] in places[:number]:
             raise TvgradError(f"{run.root} is given twice, and would count twice: give each run once")
-        seen.add(place)
 
 
-def _method(name: str, density: float | None, seed: int | None) -> Method:
+def _method(name: str, **options: float | None) -> Method:
     from dataclasses import fields
 
     from tvgrad.errors import TvgradError
@@ -148,16 +129,15 @@ def _method(name: str, density: float | None, seed: int | None) -> Method:
     if chosen not in METHODS:
         raise TvgradError(f"there is no merging method {name!r}: choose one of {', '.join(METHODS)}")
     kind = METHODS[chosen]
-    options = {option: value for option, value in (("density", density), ("seed", seed)) if value is not None}
-    for option in options:
-        if option not in {field.name for field in fields(kind)}:
-            raise TvgradError(f"{chosen} has no {option}: leave --{option} out")
-    return kind(**options)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given.keys() - {field.name for field in fields(kind)}:
+        raise TvgradError(f"{chosen} has no {option}: leave --{option} out")
+    return kind(**given)
 
 
 def _number(alpha: str) -> float:
     from tvgrad.errors import TvgradError
-    from tvgrad.merging.streaming import checked_alpha
+    from tvgrad.merging.method import checked_alpha
 
     try:
         value = float(alpha)
@@ -166,47 +146,45 @@ def _number(alpha: str) -> float:
     return checked_alpha(value)
 
 
-def _scorers(runs: list[Run], target: str) -> list[Scorer]:
-    from tvgrad.merging.evaluation import Scorer
+def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | None, target: str, show: bool) -> float:
+    """Search alpha on one half of the test samples where it is not given, print the table, and return alpha."""
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.merging.evaluation import Scorer, halves, search_alpha, shifted
+    from tvgrad.merging.merge import combine_stack
+    from tvgrad.merging.runs import stack_of
     from tvgrad.recipes.of_run import recipe_of
 
-    return [Scorer(recipe_of(run, target), run.complete(0)) for run in runs]
+    scorers = [Scorer(recipe_of(run, target), run.complete(0)) for run in runs]
+    base, vector = runs[0].weights(0), combine_stack(method, stack_of(runs, epoch), add_base=False)
+    samples, title = [scorer.test for scorer in scorers], f"{method.name}, {runs[0].unit} {epoch}, alpha "
+    if alpha is None:
+        parts = [halves(scorer.test) for scorer in scorers]
+        samples, which = [test for _, test in parts], ", test half of the samples"
+
+        def mean_score(alpha: float) -> float:
+            weights = shifted(base, vector, alpha)
+            return sum(one.score(weights, half) for one, (half, _) in zip(scorers, parts, strict=True)) / len(scorers)
+
+        alpha, validation = search_alpha(mean_score)
+        click.echo(f"alpha {alpha:g}: {validation:.4f} on the validation half, mean over {len(runs)} tasks")
+    else:
+        which = ""
+    if show:
+        merged = shifted(base, vector, alpha)
+        rows = [
+            [run.name, len(part), *(one.score(weights, part) for weights in (base, run.weights(epoch), merged))]
+            for run, one, part in zip(runs, scorers, samples, strict=True)
+        ]
+        print_table(f"{title}{alpha:g}{which}", _table(rows))
+    return alpha
 
 
-def _searched(scorers: list[Scorer], base: Weights, vector: Weights) -> tuple[float, float]:
-    from tvgrad.merging.evaluation import halves, search_alpha, shifted
-
-    parts = [halves(scorer.test)[0] for scorer in scorers]
-
-    def mean_score(alpha: float) -> float:
-        weights = shifted(base, vector, alpha)
-        return sum(one.score(weights, part) for one, part in zip(scorers, parts, strict=True)) / len(scorers)
-
-    return search_alpha(mean_score)
-
-
-def _evaluated(
-    runs: list[Run], scorers: list[Scorer], base: Weights, vector: Weights, epoch: int, alpha: float, searched: bool
-) -> pd.DataFrame:
-    import math
-
+def _table(rows: list[list[object]]) -> pd.DataFrame:
+    """Scores of each run, with the share of the single task's score that merging keeps, and the means."""
     import pandas as pd
 
-    from tvgrad.merging.evaluation import halves, shifted
-
-    weights = shifted(base, vector, alpha)
-    rows = []
-    for run, scorer in zip(runs, scorers, strict=True):
-        samples = halves(scorer.test)[1] if searched else scorer.test
-        single, merged = scorer.score(run.weights(epoch), samples), scorer.score(weights, samples)
-        rows.append({
-            "run": run.name,
-            "samples": len(samples),
-            "pretrained": scorer.score(base, samples),
-            "single_task": single,
-            "merged": merged,
-            "normalised": merged / single if single else math.nan,
-        })
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["run", "samples", "pretrained", "single_task", "merged"])
+    table["normalised"] = table["merged"] / table["single_task"].where(table["single_task"] != 0)
     mean = {"run": "mean", "samples": int(table["samples"].sum()), **table.drop(columns=["run", "samples"]).mean()}
     return pd.concat([table, pd.DataFrame([mean])], ignore_index=True).round(4)

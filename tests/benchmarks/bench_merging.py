@@ -64,7 +64,7 @@ def copy_bytes(folder: Path) -> None:
 def merge(folder: Path, method: str) -> None:
     """Merge all models into one file."""
     pretrained, *tuned = (TensorFile(path) for path in files_of(folder))
-    out = merge_files(METHODS[method](), pretrained, tuned, 0.3, folder / "merged.safetensors")
+    out = merge_files(METHODS[method](), pretrained, tuned, alpha=0.3, out=folder / "merged.safetensors")
     out.unlink()
 
 

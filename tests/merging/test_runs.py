@@ -18,7 +18,7 @@ from tvgrad.files.writing import write_stream, write_tensors
 from tvgrad.merging import METHODS, merge_files
 from tvgrad.merging.evaluation import ALPHAS, Scorer, halves, search_alpha, shifted
 from tvgrad.merging.runs import common_epoch, merge_runs
-from tvgrad.merging.stack import equal_files
+from tvgrad.merging.stack import first_difference
 from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.problem.samples import Samples
 from tvgrad.record.options import TraceOptions
@@ -73,7 +73,7 @@ def runs(folder):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "analogy"])
 def test_files_merge_as_vectors_do(folder, name):
     opened = runs(folder)
-    made = merge_runs(opened, 2, METHODS[name](), 0.4, folder / f"{name}.safetensors")
+    made = merge_runs(opened, 2, METHODS[name](), alpha=0.4, out=folder / f"{name}.safetensors")
     written = TensorFile(made.path).read_all()
     base = opened[0].weights(0)
     from tvgrad import merging
@@ -177,7 +177,7 @@ def test_what_a_user_may_get_wrong_is_one_sentence_and_exit_code_2(folder, tmp_p
     assert out.read_bytes() == before
     assert (first / "run.json").read_bytes() == manifest
     with pytest.raises(TvgradError, match="is a folder"):
-        merge_runs(runs(folder), 1, METHODS["mean"](), 1.0, tmp_path)
+        merge_runs(runs(folder), 1, METHODS["mean"](), alpha=1.0, out=tmp_path)
 
 
 def test_the_last_line_counts_what_the_file_holds(folder, capsys):
@@ -200,7 +200,7 @@ def test_different_pretrained_weights_are_refused(tmp_path):
         recipe = Recipe(model, nn.CrossEntropyLoss(), (torch.randn(6, 3), torch.arange(6) % 2), name=f"t{seed}")
         made.append(trace(prepare(recipe, TraceOptions(epochs=1)), tmp_path / f"t{seed}"))
     with pytest.raises(TvgradError, match="different pretrained weights"):
-        merge_runs(made, 1, METHODS["mean"](), 1.0, tmp_path / "m.safetensors")
+        merge_runs(made, 1, METHODS["mean"](), alpha=1.0, out=tmp_path / "m.safetensors")
     assert common_epoch(made) == 1
 
 
@@ -237,9 +237,10 @@ def test_a_streamed_file_is_read_back_by_the_library(tmp_path):
     assert index.name == "s.safetensors.index.json"
     shards = TensorFile(index)
     assert all(torch.equal(shards.read(name), tensors[name]) for name in tensors)
-    assert equal_files(TensorFile(made), shards) is None
+    assert first_difference(TensorFile(made), shards) is None
     assert (
-        equal_files(TensorFile(made), TensorFile(write_tensors({"a": tensors["a"]}, tmp_path / "a.safetensors"))) == "b"
+        first_difference(TensorFile(made), TensorFile(write_tensors({"a": tensors["a"]}, tmp_path / "a.safetensors")))
+        == "b"
     )
 
 
@@ -250,11 +251,15 @@ def test_the_merged_model_has_the_pretrained_weights_types(tmp_path):
     for number in range(2):
         weights = {name: (tensor + 0.1 * number).to(tensor.dtype) for name, tensor in start.items()}
         tuned.append(TensorFile(write_tensors(weights, tmp_path / f"{number}.safetensors")))
-    out = merge_files(METHODS["mean"](), TensorFile(tmp_path / "p.safetensors"), tuned, 1.0, tmp_path / "m.safetensors")
+    out = merge_files(
+        METHODS["mean"](), TensorFile(tmp_path / "p.safetensors"), tuned, alpha=1.0, out=tmp_path / "m.safetensors"
+    )
     merged = TensorFile(out).read_all()
     assert {name: tensor.dtype for name, tensor in merged.items()} == {n: t.dtype for n, t in start.items()}
     with pytest.raises(TvgradError, match="no fine-tuned model"):
-        merge_files(METHODS["mean"](), TensorFile(tmp_path / "p.safetensors"), [], 1.0, tmp_path / "m.safetensors")
+        merge_files(
+            METHODS["mean"](), TensorFile(tmp_path / "p.safetensors"), [], alpha=1.0, out=tmp_path / "m.safetensors"
+        )
 
 
 def test_alpha_is_the_best_of_the_grid_and_the_smallest_among_equals():

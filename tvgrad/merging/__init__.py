@@ -20,8 +20,8 @@ from tvgrad.merging.functions import (
     tsv_m,
 )
 from tvgrad.merging.iteration import tune_and_merge
+from tvgrad.merging.merge import merge_files, merge_vectors
 from tvgrad.merging.method import Method
-from tvgrad.merging.streaming import merge_files, merge_vectors
 from tvgrad.merging.tsv_m import interference
 
 __all__ = [

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.method import Method, share
+from tvgrad.merging.method import Method, checked_share
 from tvgrad.merging.ties import largest
 
 
@@ -23,24 +24,14 @@ class Breadcrumbs(Method):
     outliers: float = 0.01
 
     name: ClassVar[str] = "breadcrumbs"
-    about: ClassVar[str] = "the sum of task vectors without each tensor's largest and smallest entries"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", share(self.density, "density"))
+        object.__setattr__(self, "density", checked_share(self.density, "density"))
         if not 0 <= self.outliers < self.density:
             raise TvgradError(f"outliers must be at least 0 and below the density, not {self.outliers!r}")
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Mask and add.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            The sum of what was kept.
-        """
         total = torch.zeros_like(rows[0])
         for row in rows:
             kept = largest(row, self.density)

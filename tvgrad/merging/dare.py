@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.method import Method, share
+from tvgrad.merging.method import Method, checked_share
 from tvgrad.merging.workers import workers
 
 SHORT, LONG = 2**16, 2**48
@@ -43,24 +44,14 @@ class Dare(Method):
     seed: int = 0
 
     name: ClassVar[str] = "dare"
-    about: ClassVar[str] = "the sum of task vectors whose entries are dropped at random and rescaled"
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", share(self.density, "density"))
+        object.__setattr__(self, "density", checked_share(self.density, "density"))
         object.__setattr__(self, "seed", _whole(self.seed))
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Drop, add and rescale.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: chooses the random numbers.
-            start: a place in the tensor that is a multiple of 64.
-
-        Returns:
-            The sum of what was kept, over the density.
-        """
         total = torch.zeros_like(rows[0])
         # Drawing takes longer than all the rest, and numpy lets go of the interpreter's lock while it draws.
         # Single bits are drawn faster than a thread is woken.

@@ -9,8 +9,8 @@ import torch
 from tvgrad.merging.breadcrumbs import Breadcrumbs
 from tvgrad.merging.dare import Dare
 from tvgrad.merging.median import Median
+from tvgrad.merging.merge import merge_vectors
 from tvgrad.merging.method import Method
-from tvgrad.merging.streaming import merge_vectors
 from tvgrad.merging.task_arithmetic import Analogy, Mean, Negation, TaskArithmetic
 from tvgrad.merging.ties import Ties
 from tvgrad.merging.tsv_m import TsvM
@@ -35,8 +35,15 @@ def task_arithmetic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None
 
     Returns:
         Name -> alpha (tau_1 + ... + tau_T), or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import task_arithmetic
+        >>> vectors = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 4.0])}]
+        >>> task_arithmetic(vectors, alpha=0.5)["w"].tolist()
+        [2.0, 1.0]
     """
-    return merge_vectors(TaskArithmetic(), task_vectors, alpha, base)
+    return merge_vectors(TaskArithmetic(), task_vectors, alpha, base=base)
 
 
 def mean(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -49,8 +56,17 @@ def mean(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weight
 
     Returns:
         Name -> alpha (tau_1 + ... + tau_T) / T, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import mean
+        >>> vectors = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 4.0])}]
+        >>> mean(vectors)["w"].tolist()
+        [2.0, 1.0]
+        >>> mean(vectors, base={"w": torch.tensor([10.0, 10.0])})["w"].tolist()
+        [12.0, 11.0]
     """
-    return merge_vectors(Mean(), task_vectors, alpha, base)
+    return merge_vectors(Mean(), task_vectors, alpha, base=base)
 
 
 def negation(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -63,8 +79,15 @@ def negation(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> We
 
     Returns:
         Name -> -alpha (tau_1 + ... + tau_T), or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import negation
+        >>> vectors = [{"w": torch.tensor([1.0, -2.0])}]
+        >>> negation(vectors)["w"].tolist()
+        [-1.0, 2.0]
     """
-    return merge_vectors(Negation(), task_vectors, alpha, base)
+    return merge_vectors(Negation(), task_vectors, alpha, base=base)
 
 
 def analogy(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -77,11 +100,18 @@ def analogy(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Wei
 
     Returns:
         Name -> alpha (tau_C + (tau_B - tau_A)), or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import analogy
+        >>> vectors = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}, {"w": torch.tensor([10.0])}]
+        >>> analogy(vectors)["w"].tolist()
+        [12.0]
     """
-    return merge_vectors(Analogy(), task_vectors, alpha, base)
+    return merge_vectors(Analogy(), task_vectors, alpha, base=base)
 
 
-def ties(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, density: float = 0.2) -> Weights:
+def ties(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, *, density: float = 0.2) -> Weights:
     """Trim, elect signs, and average what agrees (TIES).
 
     Args:
@@ -92,11 +122,20 @@ def ties(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, density: 
 
     Returns:
         Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import ties
+        >>> vectors = [{"w": torch.tensor([1.0, -4.0])}, {"w": torch.tensor([3.0, 2.0])}]
+        >>> ties(vectors, density=1.0)["w"].tolist()
+        [2.0, -4.0]
     """
-    return merge_vectors(Ties(density), task_vectors, alpha, base)
+    return merge_vectors(Ties(density), task_vectors, alpha, base=base)
 
 
-def dare(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, density: float = 0.5, seed: int = 0) -> Weights:
+def dare(
+    task_vectors: Vectors, alpha: float = 1.0, base: Base = None, *, density: float = 0.5, seed: int = 0
+) -> Weights:
     """Drop entries at random, rescale, and add (DARE).
 
     Args:
@@ -108,8 +147,15 @@ def dare(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, density: 
 
     Returns:
         Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import dare
+        >>> vectors = [{"w": torch.ones(8)}]
+        >>> sorted(set(dare(vectors, density=0.5, seed=1)["w"].tolist()))
+        [0.0, 2.0]
     """
-    return merge_vectors(Dare(density, seed), task_vectors, alpha, base)
+    return merge_vectors(Dare(density=density, seed=seed), task_vectors, alpha, base=base)
 
 
 def median(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -122,8 +168,15 @@ def median(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weig
 
     Returns:
         Name -> alpha times the median, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import median
+        >>> vectors = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([9.0])}, {"w": torch.tensor([2.0])}]
+        >>> median(vectors)["w"].tolist()
+        [2.0]
     """
-    return merge_vectors(Median(), task_vectors, alpha, base)
+    return merge_vectors(Median(), task_vectors, alpha, base=base)
 
 
 def tsv_m(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -136,12 +189,19 @@ def tsv_m(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weigh
 
     Returns:
         Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import tsv_m
+        >>> vectors = [{"w": torch.diag(torch.tensor([3.0, 0.0]))}, {"w": torch.diag(torch.tensor([0.0, 2.0]))}]
+        >>> tsv_m(vectors)["w"].abs().round(decimals=6).tolist()
+        [[3.0, 0.0], [0.0, 2.0]]
     """
-    return merge_vectors(TsvM(), task_vectors, alpha, base)
+    return merge_vectors(TsvM(), task_vectors, alpha, base=base)
 
 
 def breadcrumbs(
-    task_vectors: Vectors, alpha: float = 1.0, base: Base = None, density: float = 0.2, outliers: float = 0.01
+    task_vectors: Vectors, alpha: float = 1.0, base: Base = None, *, density: float = 0.2, outliers: float = 0.01
 ) -> Weights:
     """Leave out each tensor's largest and smallest entries, and add (model breadcrumbs).
 
@@ -154,5 +214,12 @@ def breadcrumbs(
 
     Returns:
         Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import breadcrumbs
+        >>> vectors = [{"w": torch.tensor([9.0, 3.0, 0.1, 2.0])}]
+        >>> breadcrumbs(vectors, density=0.75, outliers=0.25)["w"].tolist()
+        [0.0, 3.0, 0.0, 2.0]
     """
-    return merge_vectors(Breadcrumbs(density, outliers), task_vectors, alpha, base)
+    return merge_vectors(Breadcrumbs(density=density, outliers=outliers), task_vectors, alpha, base=base)

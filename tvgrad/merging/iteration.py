@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.method import Method
-from tvgrad.merging.streaming import checked_alpha, merge_vectors
+from tvgrad.merging.merge import merge_vectors
+from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.task_arithmetic import Mean
 from tvgrad.vectors.parameters import Weights
 
@@ -20,6 +20,7 @@ def tune_and_merge(
     start: Mapping[str, torch.Tensor],
     tasks: Sequence[Tune],
     rounds: int,
+    *,
     method: Method | None = None,
     alpha: float = 1.0,
 ) -> Iterator[Weights]:
@@ -40,6 +41,14 @@ def tune_and_merge(
 
     Raises:
         TvgradError: there is no task, rounds is below 1, or a round cannot be merged.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import tune_and_merge
+        >>> goals = (1.0, 3.0)
+        >>> tasks = [lambda weights, number, goal=goal: {"w": (weights["w"] + goal) / 2} for goal in goals]
+        >>> [weights["w"].item() for weights in tune_and_merge({"w": torch.zeros(1)}, tasks, rounds=3)]
+        [1.0, 1.5, 1.75]
     """
     chosen, factor = Mean() if method is None else method, checked_alpha(alpha)
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -52,5 +61,5 @@ def tune_and_merge(
         for tune in tasks:
             tuned = tune({name: tensor.clone() for name, tensor in weights.items()}, number)
             vectors.append({name: tuned[name].detach().double() - weights[name].double() for name in weights})
-        weights = merge_vectors(chosen, vectors, factor, weights)
+        weights = merge_vectors(chosen, vectors, factor, base=weights)
         yield dict(weights)

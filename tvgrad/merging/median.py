@@ -7,6 +7,7 @@ from functools import cache
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from tvgrad.merging.method import Method
 
@@ -16,21 +17,11 @@ class Median(Method):
     """The lower median: of an even number of tasks, the smaller of the two in the middle."""
 
     name: ClassVar[str] = "median"
-    about: ClassVar[str] = "the lower median of the task vectors, coordinate by coordinate"
     elementwise: ClassVar[bool] = True
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Find the middle of the rows by a sorting network, which takes whole rows at a time.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            Their lower median.
-        """
-        lines = list(rows.unbind())
+        lines = list(rows.unbind())  # a sorting network takes whole rows at a time
         spare = torch.empty_like(lines[0])
         for low, high in median_network(len(lines)):
             torch.minimum(lines[low], lines[high], out=spare)

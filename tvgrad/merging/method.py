@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    about: ClassVar[str]
     least: ClassVar[int] = 1
     """Fewest tasks that it is defined for."""
     most: ClassVar[int | None] = None
@@ -59,7 +59,7 @@ class Method(ABC):
         """
 
 
-def share(value: object, name: str) -> float:
+def checked_share(value: object, name: str) -> float:
     """Check a share: a number above 0 and at most 1.
 
     Args:
@@ -75,3 +75,20 @@ def share(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
         raise TvgradError(f"{name} must be a number above 0 and at most 1, not {value!r}")
     return float(value)
+
+
+def checked_alpha(alpha: object) -> float:
+    """Check a merging coefficient.
+
+    Args:
+        alpha: what the merged vector is multiplied with.
+
+    Returns:
+        It, as a float.
+
+    Raises:
+        TvgradError: it is no finite number.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
+        raise TvgradError(f"alpha must be a finite number, not {alpha!r}")
+    return float(alpha)

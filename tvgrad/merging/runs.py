@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
-from tvgrad.merging.method import Method
-from tvgrad.merging.stack import FileStack, equal_files
-from tvgrad.merging.streaming import checked_alpha, merge_stack
+from tvgrad.merging.merge import write_merged
+from tvgrad.merging.method import Method, checked_alpha
+from tvgrad.merging.stack import FileStack, first_difference, same_tensor
 from tvgrad.store.run import Run
 
 
@@ -77,7 +75,7 @@ def stack_of(runs: Sequence[Run], epoch: int) -> FileStack:
 
 
 def merge_runs(
-    runs: Sequence[Run], epoch: int, method: Method, alpha: float, out: str | os.PathLike[str]
+    runs: Sequence[Run], epoch: int, method: Method, *, alpha: float, out: str | os.PathLike[str]
 ) -> MergedFile:
     """Merge the trainable parameters of runs into one safetensors file.
 
@@ -101,7 +99,7 @@ def merge_runs(
     method.check_tasks(len(runs))
     stack = stack_of(runs, epoch)
     shared, own = _frozen(runs, epoch)
-    path = merge_stack(method, stack, alpha, out, shared)
+    path = write_merged(method, stack, out, alpha=alpha, also=shared)
     return MergedFile(path, tuple(stack.places), tuple(shared), tuple(own))
 
 
@@ -109,7 +107,7 @@ def _same_start(first: Run, other: Run, file: TensorFile) -> None:
     entries = [run.point(0).files["weights"] for run in (first, other)]
     if [digest for _, digest, _ in entries[0].parts] == [digest for _, digest, _ in entries[1].parts]:
         return  # the same bytes, as recorded
-    name = equal_files(file, other.file("weights", 0))
+    name = first_difference(file, other.file("weights", 0))
     if name is not None:
         raise TvgradError(
             f"{first.root} and {other.root} started from different pretrained weights ({name!r} differs): "
@@ -124,7 +122,7 @@ def _frozen(runs: Sequence[Run], epoch: int) -> tuple[dict[str, TensorFile], lis
     own = []
     for name in dict.fromkeys(name for table in tables for name in table):
         files = [table[name] for table in tables if name in table]
-        if len(files) == len(tables) and all(_alike(files[0], file, name) for file in files[1:]):
+        if len(files) == len(tables) and all(same_tensor(files[0], file, name) for file in files[1:]):
             shared[name] = files[0]
         else:
             own.append(name)
@@ -141,11 +139,3 @@ def _frozen_files(run: Run, epoch: int) -> dict[str, TensorFile]:
         buffers = run.file("buffers", changed[-1])
         table |= dict.fromkeys(buffers.places, buffers)
     return table
-
-
-def _alike(left: TensorFile, right: TensorFile, name: str) -> bool:
-    one, other = left.places[name], right.places[name]
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    # As bytes, so that a NaN equals itself.
-    return torch.equal(*(file.read(name).reshape(-1).view(torch.uint8) for file in (left, right)))

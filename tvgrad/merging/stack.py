@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from typing_extensions import override
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
@@ -64,15 +65,12 @@ class Stack(ABC):
             TvgradError: a value is an infinity or a NaN.
         """
         count = self.numel(name) if length is None else length
-        if self._rows.numel() < self.tasks * count:
-            self._rows = torch.empty(self.tasks * count, dtype=torch.float64)
+        self._rows = _at_least(self._rows, self.tasks * count)
         rows = self._rows[: self.tasks * count].view(self.tasks, count)
         self._fill(name, start, rows)
-        # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
-        if not math.isfinite(float(rows.sum())):
-            for label, row in zip(self.labels, rows, strict=True):
-                if not bool(torch.isfinite(row).all()):
-                    raise TvgradError(f"{name!r} of {label} holds a NaN or an infinity: leave that model out")
+        if not all_finite(rows):
+            label = next(one for one, row in zip(self.labels, rows, strict=True) if not all_finite(row))
+            raise TvgradError(f"{name!r} of {label} holds a NaN or an infinity: leave that model out")
         return rows if length is not None else rows.view(self.tasks, *self.places[name][0])
 
     @abstractmethod
@@ -111,49 +109,30 @@ class VectorStack(Stack):
         self._vectors, self._base = list(task_vectors) if listed else [], base
         if not self._vectors:
             raise TvgradError("there is no task vector to merge: give a list of them, each name -> tensor")
+        first = self._vectors[0]
         labels = [f"task vector {number}" for number in range(1, len(self._vectors) + 1)]
         for label, vector in zip(labels, self._vectors, strict=True):
             _check_tensors(label, vector)
+            _check_model(label, vector, first)
         if base is not None:
             _check_tensors("the base", base)
-        others = [*zip(labels, self._vectors, strict=True)]
-        if base is not None:
-            others.append(("the base", {name: base[name] for name in self._vectors[0] if name in base}))
-        first = self._vectors[0]
-        for label, vector in others:
-            difference = same_names_and_shapes(first, vector)
-            if difference is not None:
-                raise TvgradError(f"{label} is not of the same model as {labels[0]}: {difference}")
-            for name, tensor in vector.items():
-                if not tensor.is_floating_point():
-                    raise TvgradError(f"{name!r} of {label} holds {tensor.dtype} values: merge floating-point tensors")
+            _check_model("the base", {name: base[name] for name in first if name in base}, first)
         places = {
             name: (tuple(tensor.shape), torch.float64 if base is None else base[name].dtype)
             for name, tensor in first.items()
         }
         super().__init__(places, labels)
 
+    @override
     def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
-        """See `Stack.base`.
-
-        Args:
-            name: the tensor.
-            start: first element.
-            length: how many elements.
-
-        Returns:
-            The block in float64, or None.
-
-        Raises:
-            TvgradError: a value is an infinity or a NaN.
-        """
         if self._base is None:
             return None
         block = self._base[name].detach().flatten()[start : start + length].double()
-        if not math.isfinite(float(block.sum())) and not bool(torch.isfinite(block).all()):
+        if not all_finite(block):
             raise TvgradError(f"{name!r} of the base holds a NaN or an infinity: give finite weights")
         return block
 
+    @override
     def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
         for row, vector in zip(rows, self._vectors, strict=True):
             row.copy_(vector[name].detach().flatten()[start : start + row.numel()])
@@ -169,6 +148,15 @@ def _check_tensors(label: str, vector: object) -> None:
             raise TvgradError(
                 f"{name!r} of {label} is of type {type(value).__name__}: give tensors (`torch.as_tensor`)"
             )
+
+
+def _check_model(label: str, vector: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor]) -> None:
+    difference = same_names_and_shapes(first, vector)
+    if difference is not None:
+        raise TvgradError(f"{label} is not of the same model as task vector 1: {difference}")
+    for name, tensor in vector.items():
+        if not tensor.is_floating_point():
+            raise TvgradError(f"{name!r} of {label} holds {tensor.dtype} values: merge floating-point tensors")
 
 
 class FileStack(Stack):
@@ -195,24 +183,15 @@ class FileStack(Stack):
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._last: tuple[str, int, int] | None = None
 
+    @override
     def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
-        """See `Stack.base`; the block that `rows` read last is not read again.
-
-        Args:
-            name: the tensor.
-            start: first element.
-            length: how many elements.
-
-        Returns:
-            The block in float64; the next call overwrites it.
-        """
-        if self._last != (name, start, length):
-            if self._weights.numel() < length:
-                self._weights = torch.empty(length, dtype=torch.float64)
+        if self._last != (name, start, length):  # the block that `rows` read last is not read again
+            self._weights = _at_least(self._weights, length)
             self._weights[:length].copy_(self._read(0, name, start, length))
             self._last = name, start, length
         return self._weights[:length]
 
+    @override
     def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
         length = rows.shape[1]
         base = self.base(name, start, length)
@@ -223,29 +202,60 @@ class FileStack(Stack):
         """A block as it is stored, in one buffer for all files."""
         file = self._files[number]
         dtype = file.places[name].dtype
-        if self._staging.numel() < length * dtype.itemsize:
-            self._staging = torch.empty(length * dtype.itemsize, dtype=torch.uint8)
+        self._staging = _at_least(self._staging, length * dtype.itemsize)
         return file.read_into(name, start, self._staging[: length * dtype.itemsize].view(dtype))
 
 
-def equal_files(left: TensorFile, right: TensorFile, block: int = 1 << 16) -> str | None:
+def same_tensor(left: TensorFile, right: TensorFile, name: str, block: int = 1 << 16) -> bool:
+    """Compare a tensor of two files as bytes, so that a NaN equals itself.
+
+    Args:
+        left: a file.
+        right: another.
+        name: the tensor.
+        block: elements read at a time.
+
+    Returns:
+        Whether both hold it with the same shape, dtype and bits.
+    """
+    one, other = left.places.get(name), right.places.get(name)
+    if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    for start in range(0, one.numel, block):
+        length = min(block, one.numel - start)
+        parts = [file.read_into(name, start, torch.empty(length, dtype=one.dtype)) for file in (left, right)]
+        if not torch.equal(*(part.view(torch.uint8) for part in parts)):
+            return False
+    return True
+
+
+def first_difference(left: TensorFile, right: TensorFile) -> str | None:
     """Compare two files bit by bit.
 
     Args:
         left: a file.
         right: another.
-        block: elements read at a time.
 
     Returns:
         None where they hold the same tensors, or the name of the first that differs.
     """
-    for name in dict.fromkeys([*left.places, *right.places]):
-        one, other = left.places.get(name), right.places.get(name)
-        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
-            return name
-        for start in range(0, one.numel, block):
-            length = min(block, one.numel - start)
-            parts = [file.read_into(name, start, torch.empty(length, dtype=one.dtype)) for file in (left, right)]
-            if not torch.equal(*(part.view(torch.uint8) for part in parts)):
-                return name
-    return None
+    names = dict.fromkeys([*left.places, *right.places])
+    return next((name for name in names if not same_tensor(left, right, name)), None)
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether no value is a NaN or an infinity.
+
+    Args:
+        tensor: any shape.
+
+    Returns:
+        True where all values are finite.
+    """
+    # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _at_least(buffer: torch.Tensor, count: int) -> torch.Tensor:
+    """The buffer, or a new one where it is too short."""
+    return buffer if buffer.numel() >= count else torch.empty(count, dtype=buffer.dtype)

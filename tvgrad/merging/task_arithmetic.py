@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from tvgrad.merging.method import Method
 
@@ -15,20 +16,10 @@ class TaskArithmetic(Method):
     """The sum of the task vectors: theta_0 + alpha (tau_1 + ... + tau_T)."""
 
     name: ClassVar[str] = "task_arithmetic"
-    about: ClassVar[str] = "the sum of the task vectors"
     elementwise: ClassVar[bool] = True
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Add the rows.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            Their sum.
-        """
         return _sum(rows)
 
 
@@ -37,20 +28,10 @@ class Mean(Method):
     """The mean of the task vectors: task arithmetic with alpha / T."""
 
     name: ClassVar[str] = "mean"
-    about: ClassVar[str] = "the mean of the task vectors"
     elementwise: ClassVar[bool] = True
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Average the rows.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            Their mean.
-        """
         return _sum(rows).div_(len(rows))
 
 
@@ -59,20 +40,10 @@ class Negation(Method):
     """Unlearning: theta_0 - alpha (tau_1 + ... + tau_T), usually of one task."""
 
     name: ClassVar[str] = "negation"
-    about: ClassVar[str] = "minus the sum of the task vectors, to forget tasks"
     elementwise: ClassVar[bool] = True
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Add the rows and change the sign.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            Minus their sum.
-        """
         return _sum(rows).neg_()
 
 
@@ -81,22 +52,12 @@ class Analogy(Method):
     """A is to B as C is to the result: tau_C + (tau_B - tau_A), for the three tasks A, B, C in this order."""
 
     name: ClassVar[str] = "analogy"
-    about: ClassVar[str] = "tau_C + (tau_B - tau_A) of three tasks given in the order A B C"
     least: ClassVar[int] = 3
     most: ClassVar[int | None] = 3
     elementwise: ClassVar[bool] = True
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Complete the analogy.
-
-        Args:
-            rows: of A, B and C.
-            name: unused.
-            start: unused.
-
-        Returns:
-            C + (B - A).
-        """
         return (rows[1] - rows[0]).add_(rows[2])
 
 

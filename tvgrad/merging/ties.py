@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch.nn.functional import hardshrink
+from typing_extensions import override
 
-from tvgrad.merging.method import Method, share
+from tvgrad.merging.method import Method, checked_share
 from tvgrad.merging.workers import workers
 
 BLOCK = 1 << 14
@@ -28,23 +29,13 @@ class Ties(Method):
     density: float = 0.2
 
     name: ClassVar[str] = "ties"
-    about: ClassVar[str] = "the largest entries of each tensor, averaged over the tasks that agree on the sign"
     least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", share(self.density, "density"))
+        object.__setattr__(self, "density", checked_share(self.density, "density"))
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Merge one tensor.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            The mean over the tasks that agree; 0 where none has an entry left.
-        """
         flat = rows.reshape(len(rows), -1)
         edges = workers().map(lambda row: smallest_kept(row, self.density), flat)
         below = [math.nextafter(edge, 0.0) for edge in edges]  # hardshrink keeps what is larger, not what is as large

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from tvgrad.merging.method import Method
 from tvgrad.merging.stack import VectorStack
@@ -23,20 +24,10 @@ class TsvM(Method):
     """
 
     name: ClassVar[str] = "tsv_m"
-    about: ClassVar[str] = "leading singular vectors of each matrix, decorrelated; the mean of all other tensors"
     least: ClassVar[int] = 2
 
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        """Merge one tensor.
-
-        Args:
-            rows: as in `Method.combine`.
-            name: unused.
-            start: unused.
-
-        Returns:
-            The merged tensor.
-        """
         if not _is_decomposed(rows):
             return rows.mean(dim=0)
         left, values, right = _triplets(rows)
@@ -58,6 +49,13 @@ def interference(task_vectors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str
 
     Raises:
         TvgradError: there are fewer than two, they do not have the same tensors, or a value is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import interference
+        >>> vectors = [{"w": torch.diag(torch.tensor(row))} for row in ([3.0, 0.0], [0.0, 2.0])]
+        >>> interference(vectors)  # orthogonal directions
+        {'w': 0.0}
     """
     TsvM().check_tasks(len(task_vectors))
     stack = VectorStack(task_vectors)

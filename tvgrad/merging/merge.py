@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_stream
-from tvgrad.merging.method import Method
-from tvgrad.merging.stack import FileStack, Stack, VectorStack
+from tvgrad.merging.method import Method, checked_alpha
+from tvgrad.merging.stack import FileStack, Stack, VectorStack, all_finite
 from tvgrad.vectors.parameters import Weights
 
 BLOCK = 1 << 16
@@ -24,27 +22,11 @@ A multiple of 64, see `Dare`.
 """
 
 
-def checked_alpha(alpha: object) -> float:
-    """Check a merging coefficient.
-
-    Args:
-        alpha: what the merged vector is multiplied with.
-
-    Returns:
-        It, as a float.
-
-    Raises:
-        TvgradError: it is no finite number.
-    """
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
-        raise TvgradError(f"alpha must be a finite number, not {alpha!r}")
-    return float(alpha)
-
-
 def merge_vectors(
     method: Method,
     task_vectors: Sequence[Mapping[str, torch.Tensor]],
     alpha: float = 1.0,
+    *,
     base: Mapping[str, torch.Tensor] | None = None,
 ) -> Weights:
     """Merge task vectors in memory.
@@ -61,20 +43,22 @@ def merge_vectors(
     Raises:
         TvgradError: the vectors are too few or not of one model, a value is not finite, or alpha is no number or
             so large that the result is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import METHODS, merge_vectors
+        >>> vectors = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 4.0])}]
+        >>> merge_vectors(METHODS["mean"](), vectors, alpha=0.5)["w"].tolist()
+        [1.0, 0.5]
     """
-    factor = checked_alpha(alpha)
-    stack = VectorStack(task_vectors, base)
-    merged: Weights = {}
-    for name, (shape, dtype) in stack.places.items():
-        parts = [_rounded(part, dtype, name, factor) for part in _blocks(method, stack, name, factor)]
-        merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=dtype)
-    return merged
+    return combine_stack(method, VectorStack(task_vectors, base), alpha)
 
 
 def merge_files(
     method: Method,
     pretrained: TensorFile,
     tuned: Sequence[TensorFile],
+    *,
     alpha: float,
     out: str | os.PathLike[str],
     labels: Sequence[str] = (),
@@ -97,15 +81,29 @@ def merge_files(
     Raises:
         TvgradError: the models are too few or have different tensors, a value is not finite, or alpha is no number or
             so large that the result is not finite.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import load_file, save_file
+        >>> from tvgrad.files.tensors import TensorFile
+        >>> from tvgrad.merging import METHODS, merge_files
+        >>> folder = tempfile.mkdtemp()
+        >>> for name, value in {"pretrained": 1.0, "a": 2.0, "b": 4.0}.items():
+        ...     save_file({"w": torch.tensor([value])}, f"{folder}/{name}.safetensors")
+        >>> pretrained, *tuned = (TensorFile(f"{folder}/{name}.safetensors") for name in ("pretrained", "a", "b"))
+        >>> out = merge_files(METHODS["mean"](), pretrained, tuned, alpha=1.0, out=f"{folder}/merged.safetensors")
+        >>> load_file(out)["w"].tolist()
+        [3.0]
     """
-    return merge_stack(method, FileStack(pretrained, tuned, labels), alpha, out, also)
+    return write_merged(method, FileStack(pretrained, tuned, labels), out, alpha=alpha, also=also)
 
 
-def merge_stack(
+def write_merged(
     method: Method,
     stack: Stack,
-    alpha: float,
     out: str | os.PathLike[str],
+    *,
+    alpha: float,
     also: Mapping[str, TensorFile] | None = None,
 ) -> Path:
     """Merge a stack into a file.
@@ -113,8 +111,8 @@ def merge_stack(
     Args:
         method: how.
         stack: the task vectors.
-        alpha: what the merged vector is multiplied with.
         out: the safetensors file to make.
+        alpha: what the merged vector is multiplied with.
         also: name -> file of tensors to write beside the merged ones, as they are.
 
     Returns:
@@ -128,58 +126,58 @@ def merge_stack(
     if Path(out).is_dir():
         raise TvgradError(f"{out} is a folder: give the path of a safetensors file to make")
     method.check_tasks(stack.tasks)
-    places = dict(stack.places)
-    for name, file in beside.items():
-        places[name] = file.places[name].shape, file.places[name].dtype
+    kept = {name: (file.places[name].shape, file.places[name].dtype) for name, file in beside.items()}
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
         if name in beside:
             yield beside[name].read(name).flatten()
-            return
-        for part in _blocks(method, stack, name, factor):
-            yield _rounded(part, places[name][1], name, factor)
+        else:
+            yield from _blocks(method, stack, name, alpha=factor, dtype=stack.places[name][1])
 
-    return write_stream(places, blocks, Path(out))
-
-
-def _rounded(part: torch.Tensor, dtype: torch.dtype, name: str, alpha: float) -> torch.Tensor:
-    """The block in its final type, which must hold it."""
-    rounded = part.to(dtype)
-    # One sum is not finite where any value is not; the reverse (its own overflow) is settled by the second look.
-    if not math.isfinite(float(rounded.sum())) and not bool(torch.isfinite(rounded).all()):
-        kind = str(dtype).removeprefix("torch.")
-        raise TvgradError(f"the merged {name!r} does not fit into {kind} at alpha {alpha:g}: choose a smaller alpha")
-    return rounded
+    return write_stream({**stack.places, **kept}, blocks, Path(out))
 
 
-def merged_vector(method: Method, stack: Stack) -> Weights:
-    """Merge a stack in memory, without adding the result to anything.
+def combine_stack(method: Method, stack: Stack, alpha: float = 1.0, *, add_base: bool = True) -> Weights:
+    """Merge a stack in memory.
 
     Args:
         method: how.
         stack: the task vectors.
+        alpha: what the merged vector is multiplied with.
+        add_base: whether to add the weights that the stack starts from, if it has any.
 
     Returns:
-        Name -> merged tensor, in float64.
+        Name -> merged tensor, in the dtypes of the stack, or in float64 where no weights are added.
 
     Raises:
-        TvgradError: there are too few tasks, or a value is not finite.
+        TvgradError: there are too few tasks, a value is not finite, or alpha is no number or
+            so large that the result is not finite.
     """
+    factor = checked_alpha(alpha)
+    method.check_tasks(stack.tasks)
     merged: Weights = {}
-    for name, (shape, _) in stack.places.items():
-        parts = list(_blocks(method, stack, name, 1.0, add_base=False))
-        merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=torch.float64)
+    for name, (shape, kept) in stack.places.items():
+        dtype = kept if add_base else torch.float64
+        parts = list(_blocks(method, stack, name, alpha=factor, dtype=dtype, add_base=add_base))
+        merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=dtype)
     return merged
 
 
-def _blocks(method: Method, stack: Stack, name: str, alpha: float, add_base: bool = True) -> Iterator[torch.Tensor]:
-    """Blocks of base + alpha times the merged tensor, flat, in float64."""
-    method.check_tasks(stack.tasks)
+def _blocks(
+    method: Method, stack: Stack, name: str, *, alpha: float, dtype: torch.dtype, add_base: bool = True
+) -> Iterator[torch.Tensor]:
+    """Blocks of base + alpha times the merged tensor, flat, computed in float64 and rounded to a type that holds it."""
     numel = stack.numel(name)
     size = BLOCK if method.elementwise else max(numel, 1)
     for start in range(0, numel, size):
         length = min(size, numel - start)
         rows = stack.rows(name, start, length) if method.elementwise else stack.rows(name)
-        merged = method.combine(rows, name, start).reshape(-1).mul_(alpha)
+        part = method.combine(rows, name, start).reshape(-1).mul_(alpha)
         base = stack.base(name, start, length) if add_base else None
-        yield merged if base is None else merged.add_(base)
+        rounded = (part if base is None else part.add_(base)).to(dtype)
+        if not all_finite(rounded):
+            kind = str(dtype).removeprefix("torch.")
+            raise TvgradError(
+                f"the merged {name!r} does not fit into {kind} at alpha {alpha:g}: choose a smaller alpha"
+            )
+        yield rounded
