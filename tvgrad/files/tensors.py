@@ -96,11 +96,6 @@ class TensorFile:
         """Names of the tensors, sorted."""
         return sorted(self.places)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensor data in all shards."""
-        return sum(place.nbytes for place in self.places.values())
-
     def read_into(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
         """Read `out.numel()` consecutive elements of a flattened tensor into an existing buffer.
 

@@ -81,7 +81,7 @@ def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
-def write_stream(places: Places, blocks: Blocks, path: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+def write_stream(places: Places, blocks: Blocks, path: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
     """Write tensors block by block, so that they are never in memory together, as `write_tensors` does.
 
     Args:

@@ -56,14 +56,14 @@ class Dare(Method):
         # Drawing takes longer than all the rest, and numpy lets go of the interpreter's lock while it draws.
         # Single bits are drawn faster than a thread is woken.
         over = map if self._threshold() == HALF else workers().map
-        masks = over(lambda task: self.kept(task, name, start, rows[0].numel()), range(len(rows)))
+        masks = over(lambda task: self.kept(task, name, start, length=rows[0].numel()), range(len(rows)))
         for row, mask in zip(rows, masks, strict=True):
             entries = row.view(-1).numpy()
             np.multiply(entries, mask, out=entries)  # faster with a mask of truth values than PyTorch's product
             total.add_(row)
         return total.div_(self.density)
 
-    def kept(self, task: int, name: str, start: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def kept(self, task: int, name: str, start: int, *, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Draw which entries of a task's tensor are kept.
 
         An entry's 16 random bits decide, except where they are equal to the leading 16 bits of the density (one entry

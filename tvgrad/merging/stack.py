@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
-from tvgrad.streaming.blocks import matching_names
+from tvgrad.streaming.blocks import at_least, matching_names
 from tvgrad.vectors.parameters import same_names_and_shapes
 
 
@@ -65,7 +65,7 @@ class Stack(ABC):
             TvgradError: a value is an infinity or a NaN.
         """
         count = self.numel(name) if length is None else length
-        self._rows = _at_least(self._rows, self.tasks * count)
+        self._rows = at_least(self._rows, self.tasks * count)
         rows = self._rows[: self.tasks * count].view(self.tasks, count)
         self._fill(name, start, rows)
         if not all_finite(rows):
@@ -112,11 +112,9 @@ class VectorStack(Stack):
         first = self._vectors[0]
         labels = [f"task vector {number}" for number in range(1, len(self._vectors) + 1)]
         for label, vector in zip(labels, self._vectors, strict=True):
-            _check_tensors(label, vector)
-            _check_model(label, vector, first)
+            _check(label, vector, first)
         if base is not None:
-            _check_tensors("the base", base)
-            _check_model("the base", {name: base[name] for name in first if name in base}, first)
+            _check("the base", base, first, more=True)
         places = {
             name: (tuple(tensor.shape), torch.float64 if base is None else base[name].dtype)
             for name, tensor in first.items()
@@ -138,7 +136,8 @@ class VectorStack(Stack):
             row.copy_(vector[name].detach().flatten()[start : start + row.numel()])
 
 
-def _check_tensors(label: str, vector: object) -> None:
+def _check(label: str, vector: object, first: Mapping[str, torch.Tensor], *, more: bool = False) -> None:
+    """Refuse what is no vector of the first one's model; the base may have more tensors."""
     if not isinstance(vector, Mapping):
         raise TvgradError(
             f"{label} is of type {type(vector).__name__}: give name -> tensor, such as `run.task_vector(1)`"
@@ -148,13 +147,11 @@ def _check_tensors(label: str, vector: object) -> None:
             raise TvgradError(
                 f"{name!r} of {label} is of type {type(value).__name__}: give tensors (`torch.as_tensor`)"
             )
-
-
-def _check_model(label: str, vector: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor]) -> None:
-    difference = same_names_and_shapes(first, vector)
+    chosen = {name: value for name, value in vector.items() if name in first or not more}
+    difference = same_names_and_shapes(first, chosen)
     if difference is not None:
         raise TvgradError(f"{label} is not of the same model as task vector 1: {difference}")
-    for name, tensor in vector.items():
+    for name, tensor in chosen.items():
         if not tensor.is_floating_point():
             raise TvgradError(f"{name!r} of {label} holds {tensor.dtype} values: merge floating-point tensors")
 
@@ -186,7 +183,7 @@ class FileStack(Stack):
     @override
     def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
         if self._last != (name, start, length):  # the block that `rows` read last is not read again
-            self._weights = _at_least(self._weights, length)
+            self._weights = at_least(self._weights, length)
             self._weights[:length].copy_(self._read(0, name, start, length))
             self._last = name, start, length
         return self._weights[:length]
@@ -202,11 +199,11 @@ class FileStack(Stack):
         """A block as it is stored, in one buffer for all files."""
         file = self._files[number]
         dtype = file.places[name].dtype
-        self._staging = _at_least(self._staging, length * dtype.itemsize)
+        self._staging = at_least(self._staging, length * dtype.itemsize)
         return file.read_into(name, start, self._staging[: length * dtype.itemsize].view(dtype))
 
 
-def same_tensor(left: TensorFile, right: TensorFile, name: str, block: int = 1 << 16) -> bool:
+def same_tensor(left: TensorFile, right: TensorFile, name: str, *, block: int = 1 << 16) -> bool:
     """Compare a tensor of two files as bytes, so that a NaN equals itself.
 
     Args:
@@ -254,8 +251,3 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """
     # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def _at_least(buffer: torch.Tensor, count: int) -> torch.Tensor:
-    """The buffer, or a new one where it is too short."""
-    return buffer if buffer.numel() >= count else torch.empty(count, dtype=buffer.dtype)

@@ -77,6 +77,7 @@ def clip_recipes(
     model: str | Path = MODEL,
     sources: Mapping[str, str | Path] | None = None,
     names: Sequence[str] = tuple(BENCHMARKS),
+    *,
     most: int | None = None,
 ) -> list[Recipe]:
     """Make tasks from the hub, or from folders.

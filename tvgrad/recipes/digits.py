@@ -99,4 +99,4 @@ def pretrained_encoder(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
             nn.functional.cross_entropy(head(encoder(images)), labels).backward()
             optimizer.step()
 
-    return cached_encoder(f"digits-{PRETRAINING_STEPS}-steps", _encoder, pretrain, SEED)
+    return cached_encoder(f"digits-{PRETRAINING_STEPS}-steps", _encoder, pretrain, seed=SEED)

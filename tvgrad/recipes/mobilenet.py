@@ -85,7 +85,9 @@ class MobileNetV2(nn.Module):
         width = 32
         for expansion, channels, blocks, first_stride in STAGES:
             for block in range(blocks):
-                layers.append(InvertedResidual(width, channels, first_stride if block == 0 else 1, expansion))
+                layers.append(
+                    InvertedResidual(width, channels, stride=first_stride if block == 0 else 1, expansion=expansion)
+                )
                 width = channels
         layers.append(convolution(width, self.WIDTH))
         self.features = nn.Sequential(*layers)
@@ -107,7 +109,7 @@ class MobileNetV2(nn.Module):
 class InvertedResidual(nn.Module):
     """Widen by a 1x1 convolution, filter each channel alone, narrow by a linear 1x1 convolution; add the input."""
 
-    def __init__(self, width: int, channels: int, stride: int, expansion: int) -> None:
+    def __init__(self, width: int, channels: int, *, stride: int, expansion: int) -> None:
         """Make the block.
 
         Args:
@@ -137,7 +139,7 @@ class InvertedResidual(nn.Module):
         return images + result if self.adds_input else result
 
 
-def convolution(width: int, channels: int, side: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def convolution(width: int, channels: int, *, side: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution without bias, BatchNorm, and a ReLU capped at 6.
 
     Args:

@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def cached_encoder(
-    key: str, build: Callable[[], nn.Module], pretrain: Callable[[nn.Module], None], seed: int
+    key: str, build: Callable[[], nn.Module], pretrain: Callable[[nn.Module], None], *, seed: int
 ) -> nn.Module:
     """Read a pretrained encoder from the cache, or pretrain it and keep it there.
 

@@ -133,7 +133,7 @@ class VisionTransformer(nn.Module):
 
 def _recipes(key: str, build: Callable[[], nn.Module], *, fitted: bool = True) -> list[Recipe]:
     splits = {name: load(name) for name in DATA_SETS}
-    encoder = cached_encoder(f"{key}-{PASSES}-passes", build, lambda encoder: _pretrain(encoder, splits), SEED)
+    encoder = cached_encoder(f"{key}-{PASSES}-passes", build, lambda encoder: _pretrain(encoder, splits), seed=SEED)
     recipes = []
     for name, split in splits.items():
         images, labels = split.train if fitted else split.base

@@ -155,7 +155,9 @@ class BlockReader:
             if dtype == out.dtype:
                 file.read_into(segment.name, segment.start, out)
             else:
-                out.copy_(file.read_into(segment.name, segment.start, self._stage(segment.length, dtype)))
+                self._staging = at_least(self._staging, segment.length * dtype.itemsize)
+                stored = self._staging[: segment.length * dtype.itemsize].view(dtype)
+                out.copy_(file.read_into(segment.name, segment.start, stored))
 
     def not_finite(self, block: Block) -> tuple[TensorFile, str] | None:
         """Find where the block that was read last holds an infinity or a NaN.
@@ -179,8 +181,15 @@ class BlockReader:
                 yield file, segment, row[offset : offset + segment.length]
                 offset += segment.length
 
-    def _stage(self, length: int, dtype: torch.dtype) -> torch.Tensor:
-        needed = length * dtype.itemsize
-        if self._staging.numel() < needed:
-            self._staging = torch.empty(self._rows[0].numel() * 8, dtype=torch.uint8)
-        return self._staging[:needed].view(dtype)
+
+def at_least(buffer: torch.Tensor, count: int) -> torch.Tensor:
+    """Keep a buffer, or replace it where it is too short.
+
+    Args:
+        buffer: one-dimensional.
+        count: elements that are needed.
+
+    Returns:
+        The buffer, or a new one of this length.
+    """
+    return buffer if buffer.numel() >= count else torch.empty(count, dtype=buffer.dtype)
