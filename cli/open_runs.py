@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.store.manifest import MANIFEST
+from tvgrad.store.layout import MANIFEST
 
 if TYPE_CHECKING:
     from tvgrad.store.run import Run

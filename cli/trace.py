@@ -73,7 +73,7 @@ def trace(
     from tvgrad.record.options import TraceOptions, as_started
     from tvgrad.record.training_loop import check_directory, check_space, prepare
     from tvgrad.record.training_loop import trace as run_trace
-    from tvgrad.store.manifest import MANIFEST
+    from tvgrad.store.layout import MANIFEST
 
     options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
     chosen = load_recipes(target, _names(tasks))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tvgrad.errors import TvgradError
-from tvgrad.store.manifest import is_own
+from tvgrad.store.layout import is_own
 from tvgrad.store.run import Run
 
 Bits = Callable[[Path], dict[str, bytes]]

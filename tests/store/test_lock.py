@@ -101,7 +101,7 @@ def test_the_lock_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "write", full)
     with WriterLock(tmp_path), pytest.raises(TvgradError, match="another process"):
         WriterLock(tmp_path)
 

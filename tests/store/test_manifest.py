@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, is_own, read_manifest
+from tvgrad.store.layout import is_own
+from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
 from tvgrad.store.run import Run
 
 DIGEST = "0" * 64

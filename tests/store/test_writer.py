@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 import tvgrad
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.files import atomic, tensors
+from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.run import Run
-from tvgrad.store.writer import RunWriter, keeps, require_space
+from tvgrad.store.writer import RunWriter, require_space
 
 Bits = Callable[[Path], dict[str, bytes]]
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5), "c": torch.zeros(4)}
@@ -299,7 +300,7 @@ def test_shards_open_verify_and_stream(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, manifest(), STATIC, max_shard_bytes=24)
     for number in range(3):
         content = {"weights": shifted(number), "gradient": shifted(-1)}
-        writer.add(number, number, content, {}, keep="last:1")
+        writer.add(number, number, content, {}, keep=KeepPolicy("last:1"))
     writer.close()
     run = Run.open(tmp_path)
     assert run.problems() == []
@@ -340,20 +341,27 @@ def test_shards_open_verify_and_stream(tmp_path: Path) -> None:
     ],
 )
 def test_keep(policy: str, numbers: Any, kept: list[int]) -> None:
-    assert [number for number in numbers if keeps(policy, number, list(numbers))] == kept
+    assert sorted(KeepPolicy(policy).kept(list(numbers))) == kept
 
 
 @pytest.mark.parametrize("policy", ["", "none", "last", "last:", "last:0", "last:-1", "last:two", "epochs", "epochs:a"])
 def test_keep_that_is_not_understood(policy: str) -> None:
     with pytest.raises(TvgradError, match=r"--keep .* is not understood: use all, last:N or epochs:0,1,5"):
-        keeps(policy, 0, [0])
+        KeepPolicy(policy)
 
 
 def test_a_dropped_point_keeps_its_metrics(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, manifest(), {})
     for number in range(4):
         tensors = {"weights": shifted(number), "batches": {"order": torch.arange(3)}}
-        writer.add(number, number, tensors, {"loss": number / 3}, [{"step": number, "lr": 0.1}], keep="last:1")
+        writer.add(
+            number,
+            number,
+            tensors,
+            {"loss": number / 3},
+            step_rows=[{"step": number, "lr": 0.1}],
+            keep=KeepPolicy("last:1"),
+        )
     writer.close()
     run = Run.open(tmp_path)
     assert run.problems() == []

@@ -13,7 +13,8 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.recipes.of_run import objective_of, recipe_of
-from tvgrad.record.recorder import RECORDABLE, Recorder
+from tvgrad.record.recorder import Recorder
+from tvgrad.record.run_header import RECORDABLE, objective_facts
 from tvgrad.record.training_loop import Prepared
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter, cpu_copies
@@ -57,10 +58,7 @@ def add_gradients(directory: str | os.PathLike[str], target: str, device: str = 
         writer.update_info(
             recipe={"target": target, "task": recipe.name, "about": recipe.about},
             record=[kind for kind in RECORDABLE if kind in record],
-            samples=len(objective.samples),
-            fingerprint=objective.samples.fingerprint(),
-            chunk_size=objective.chunk_size,
-            allowed=list(objective.allowed),
+            **objective_facts(objective),
         )
     finally:
         writer.close()

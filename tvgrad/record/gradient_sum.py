@@ -23,8 +23,14 @@ script may have none to spare there; their additions are quick beside their matr
 class GradientSum:
     """A sum of gradients, by parameter. Its memory is reused from one sum to the next."""
 
-    def __init__(self) -> None:
-        """Start at nothing."""
+    def __init__(self, folding: bool = False) -> None:
+        """Start at nothing.
+
+        Args:
+            folding: spend little time at each step, beside a script that must not wait: see `FOLD`. Without it,
+                gradients narrower than float32 are summed in float32, all others in float64.
+        """
+        self._folding = folding
         self._near: Weights = {}
         self._far: Weights = {}
         self._counts: dict[str, int] = {}
@@ -52,7 +58,7 @@ class GradientSum:
             dense = gradient.to_dense() if gradient.layout != torch.strided else gradient
             if divisor is not None:
                 dense = dense / divisor
-            if self._counts.get(name, 0) >= FOLD and self._near[name].dtype != torch.float64:
+            if self._folding and self._counts.get(name, 0) >= FOLD and self._near[name].dtype != torch.float64:
                 self._fold(name)
             if not self._counts.get(name):
                 self._start(name, dense)
@@ -92,11 +98,18 @@ class GradientSum:
         return result
 
     def _start(self, name: str, gradient: torch.Tensor) -> None:
-        wide = _summed_in(gradient)
+        wide = self._summed_in(gradient)
         held = self._near.get(name)
         if held is None or held.shape != gradient.shape or held.dtype != wide or held.device != gradient.device:
             self._near[name] = torch.empty_like(gradient, dtype=wide, requires_grad=False)
         self._near[name].copy_(gradient)
+
+    def _summed_in(self, gradient: torch.Tensor) -> torch.dtype:
+        """The dtype in which the next gradients are added."""
+        narrow = gradient.dtype.itemsize < 4
+        if self._folding and gradient.device.type in FOLDING:
+            return torch.float32 if narrow else gradient.dtype
+        return torch.float32 if narrow and not self._folding else torch.float64
 
     def _fold(self, name: str) -> None:
         if name in self._folded:
@@ -109,13 +122,6 @@ class GradientSum:
                 held.copy_(self._near[name])
             self._folded.add(name)
         self._counts[name] = 0
-
-
-def _summed_in(gradient: torch.Tensor) -> torch.dtype:
-    """The dtype in which the next gradients are added."""
-    if gradient.device.type in FOLDING:
-        return torch.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
-    return torch.float64
 
 
 def _wide_sum(far: torch.Tensor, near: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The options of `tvgrad trace`: what the user says, what a resumed run said before."""
+"""TraceOptions: what the user of `tvgrad trace` says, or said when a resumed run was started."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from tvgrad.errors import TvgradError
-from tvgrad.record.recorder import moments_of
-from tvgrad.store.manifest import MANIFEST, read_manifest
+from tvgrad.record.record_at import AT_EPOCHS, RecordAt
+from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+from tvgrad.store.layout import MANIFEST
+from tvgrad.store.manifest import read_manifest
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -49,13 +50,18 @@ class TraceOptions:
     device: str = "auto"
     seed: int = 0
     record: Sequence[str] = ("gradients",)
-    record_at: str = "epochs"
-    keep: str = "all"
+    record_at: RecordAt = AT_EPOCHS
+    keep: KeepPolicy = KEEP_ALL
     groups: str | None = None
     chunk_size: int | None = None
     allow: Sequence[str] = ()
     resume: bool = False
     target: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values that come as text from a command line or a run.json."""
+        object.__setattr__(self, "record_at", RecordAt(self.record_at))
+        object.__setattr__(self, "keep", KeepPolicy(self.keep))
 
 
 def as_started(options: TraceOptions, directory: Path, given: Collection[str]) -> TraceOptions:
@@ -77,22 +83,3 @@ def as_started(options: TraceOptions, directory: Path, given: Collection[str]) -
     own = {"resume", "target", "device", "epochs"}  # the planned epochs are the run's business, see `trace`
     names = {field.name for field in fields(TraceOptions)} - own - set(given)
     return replace(options, **{name: value for name, value in started.items() if name in names})
-
-
-def check_moments(record_at: str, epochs: int, steps_per_epoch: int) -> None:
-    """Refuse moments of which none would come.
-
-    Args:
-        record_at: as in `TraceOptions`.
-        epochs: planned epochs.
-        steps_per_epoch: optimizer steps in each.
-
-    Raises:
-        TvgradError: the option is not understood, or names only steps after the last.
-    """
-    unit, steps = moments_of(record_at)
-    if unit == "step" and min(steps) > epochs * steps_per_epoch:
-        raise TvgradError(
-            f"--record-at {record_at} names no step that is reached: {epochs} epochs of {steps_per_epoch} steps are "
-            f"{epochs * steps_per_epoch}"
-        )

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.store.manifest import Manifest
+from tvgrad.store.run import Run
 from tvgrad.store.writer import cpu_copies
 from tvgrad.vectors.parameters import Weights
 
@@ -31,7 +33,7 @@ UNCHANGED = {
 
 
 def refuse_changes(manifest: Manifest, directory: Path, unit: str, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run in another way than it was begun.
+    """Refuse to resume a run with different options.
 
     Args:
         manifest: what the run says of itself.
@@ -53,6 +55,31 @@ def refuse_changes(manifest: Manifest, directory: Path, unit: str, facts: Mappin
                 f"{directory} was recorded with another {what} ({_words(theirs)}, now {_words(mine)}): "
                 "resume with the options it was started with"
             )
+
+
+def restore_weights(run: Run, model: nn.Module) -> None:
+    """Put a model's weights, frozen parameters and buffers back to a run's last point.
+
+    Args:
+        run: the run.
+        model: the model it was recorded of.
+
+    Raises:
+        TvgradError: the model is another one.
+    """
+    last = run.points[-1].number
+    present = dict(model.named_parameters()) | dict(model.named_buffers())
+    recorded = run.static() | run.buffers(last) | run.weights(last)
+    # What a module keeps as extra state is its own affair.
+    recorded = {name: tensor for name, tensor in recorded.items() if not name.endswith("_extra_state")}
+    for name, tensor in recorded.items():
+        if name not in present or present[name].shape != tensor.shape:
+            raise TvgradError(
+                f"{run.root} records another model ({name} differs): resume with the one it was started with"
+            )
+    with torch.no_grad():
+        for name, tensor in recorded.items():
+            present[name].copy_(tensor)
 
 
 def state_of(optimizer: torch.optim.Optimizer | None, scheduler: Any) -> tuple[Weights, dict[str, Any]]:

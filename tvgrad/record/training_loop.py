@@ -20,11 +20,12 @@ from tvgrad.problem.batch_loss import BatchLoss, target_of
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import OPTIMIZERS, Recipe, positive, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
-from tvgrad.record.options import DTYPES, TraceOptions, check_moments
+from tvgrad.record.options import DTYPES, TraceOptions
 from tvgrad.record.recorder import Recorder
-from tvgrad.store.manifest import MANIFEST, read_manifest
+from tvgrad.store.layout import MANIFEST, require_free
+from tvgrad.store.manifest import read_manifest
 from tvgrad.store.run import Run
-from tvgrad.store.writer import keeps, require_free, require_space
+from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import make_rule
 from tvgrad.vectors.parameters import Weights, cosine, trainable_parameters
@@ -91,9 +92,9 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         batch_size = None
     if "batches" in options.record and batch_size is None:
         raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
-    keeps(options.keep, 0, [0])
     if not options.resume:
-        check_moments(options.record_at, epochs, math.ceil(len(recipe.train) / (batch_size or len(recipe.train))))
+        steps = math.ceil(len(recipe.train) / (batch_size or len(recipe.train)))
+        options.record_at.require_reachable(epochs, steps)
     if options.dtype is not None and options.dtype not in DTYPES:
         raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
     objective = recipe.objective(
@@ -160,12 +161,12 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         model,
         optimizer,
         prepared.objective,
-        options.record_at,
-        options.record,
-        options.keep,
-        options.groups,
-        prepared.recipe.name,
-        prepared.rule,
+        record_at=options.record_at,
+        record=options.record,
+        keep=options.keep,
+        groups=options.groups,
+        name=prepared.recipe.name,
+        rule=prepared.rule,
         info=_facts(prepared),
         resume=options.resume,
         finite=True,
@@ -347,11 +348,8 @@ def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
     weights = sum(int(tensor.nbytes) for tensor in prepared.objective.initial.values())
     static = sum(int(tensor.nbytes) for tensor in prepared.model.state_dict().values()) - weights
     kinds = 1 + ("gradients" in options.record) + ("epoch-gradients" in options.record)
-    points = (len(options.record_at.split(",")) if options.record_at.startswith("steps:") else prepared.epochs) + 1
-    if options.keep.startswith("last:"):
-        points = min(points, int(options.keep.partition(":")[2]) + 1)
-    elif options.keep.startswith("epochs:"):
-        points = min(points, len(set(options.keep.partition(":")[2].split(","))) + 2)
+    numbers = sorted({0, *options.record_at.steps}) if options.record_at.steps else range(prepared.epochs + 1)
+    points = len(options.keep.kept(numbers))
     # While one point replaces another, both are on the disk; optimizer state is at most two copies of the weights.
     return max(0, max(static, 0) + weights * (kinds * (points + 1) + 4) - taken)
 

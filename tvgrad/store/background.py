@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.store.manifest import Manifest
-from tvgrad.store.writer import RunWriter
+from tvgrad.store.writer import Content, RunWriter
 from tvgrad.vectors.parameters import Weights
 
 
@@ -68,16 +68,9 @@ class BackgroundWriter:
         return {name: held[name] for name in tensors}
 
     def add(
-        self,
-        number: int,
-        steps: int,
-        tensors: Mapping[str, Weights | Callable[[], Weights]],
-        metrics: Mapping[str, float],
-        step_rows: Sequence[Mapping[str, Any]] = (),
-        state: tuple[Weights, dict[str, Any]] | None = None,
-        keep: str = "all",
+        self, number: int, steps: int, tensors: Mapping[str, Content], metrics: Mapping[str, float], **rest: Any
     ) -> None:
-        """Have a point recorded; arguments as for `RunWriter.add`.
+        """Have a point recorded.
 
         Args:
             number: epochs (or steps) done.
@@ -85,21 +78,9 @@ class BackgroundWriter:
             tensors: kind -> tensors that stay as they are until the next `wait`, or a function that makes them, which
                 the thread calls.
             metrics: name -> number.
-            step_rows: one mapping a step since the last point.
-            state: what a resume needs.
-            keep: which points keep their tensors.
+            **rest: as for `RunWriter.add`.
         """
-        self._submit(
-            lambda: self._writer().add(
-                number,
-                steps,
-                {kind: made() if callable(made) else made for kind, made in tensors.items()},
-                metrics,
-                step_rows,
-                state,
-                keep,
-            )
-        )
+        self._submit(lambda: self._writer().add(number, steps, tensors, metrics, **rest))
 
     def wait(self) -> None:
         """Return when all that was asked for is done."""
@@ -184,3 +165,16 @@ class BackgroundWriter:
                 task()
             except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
                 self._error, failed = error, True
+
+
+def start_writer(opened: Callable[[], RunWriter], background: bool) -> RunWriter | BackgroundWriter:
+    """Open a run for writing.
+
+    Args:
+        opened: makes the writer.
+        background: whether to write in a thread.
+
+    Returns:
+        The writer, or one that hands everything to it.
+    """
+    return BackgroundWriter(opened) if background else opened()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import socket
@@ -11,15 +11,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
+from filelock import FileLock, Timeout
+
 from tvgrad.errors import TvgradError
-from tvgrad.store.manifest import LOCK
+
+LOCK = "writer.lock"
+PATIENCE = 0.1  # seconds in which a holder that is just finishing has removed its file
 
 
 class WriterLock:
     """An advisory lock on a run directory that says who holds it.
 
-    The system drops the lock with the process, however it dies, so that there are no stale locks to remove by hand;
-    the file stays and tells who held it last.
+    The system drops the lock with the process, however it dies, so that there are no stale locks to remove by hand.
+    The file of a killed process stays and names it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -32,39 +36,24 @@ class WriterLock:
             TvgradError: another process is writing to the run, or the directory cannot be locked.
         """
         self._path = root / LOCK
-        self._handle: int | None = None
-        while self._handle is None:
-            try:
-                handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except OSError as error:
-                raise TvgradError(f"{root} cannot be written ({error.strerror}): choose another --out") from None
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another process"
-                os.close(handle)
-                raise TvgradError(f"{root} is being written by {_described(holder)}: wait for it or stop it") from None
-            except OSError as error:
-                os.close(handle)
-                raise TvgradError(f"{root} cannot be locked ({error.strerror}): choose another --out") from None
-            # A holder that finished between our opening and locking has removed the file we hold: take the new one.
-            if _same_file(handle, self._path):
-                self._handle = handle
-            else:
-                os.close(handle)
-        since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        identity = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        # The name of the holder is a courtesy: on a full disk the lock holds without it.
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, identity.encode(), 0)
+        if not root.is_dir():  # the library would make it
+            raise TvgradError(f"{root} cannot be written ({os.strerror(errno.ENOENT)}): choose another --out")
+        # Not thread-local: a background writer takes the lock in its thread, and the main thread gives it back.
+        self._lock = FileLock(self._path, timeout=PATIENCE, thread_local=False, on_acquired=_write_identity)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise TvgradError(f"{root} is being written by {_holder(self._path)}: wait for it or stop it") from None
+        except OSError as error:
+            what = "locked" if error.filename is None else "written"
+            raise TvgradError(f"{root} cannot be {what} ({error.strerror}): choose another --out") from None
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
-        if self._handle is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = None
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._lock.release()
 
     def __enter__(self) -> WriterLock:
         return self
@@ -75,16 +64,22 @@ class WriterLock:
         self.release()
 
 
-def _same_file(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
+def _write_identity(handle: int) -> None:
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    identity = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+    # The holder's name is a courtesy: on a full disk the lock holds without it.
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, identity.encode())
 
 
-def _described(holder: str) -> str:
+def _holder(path: Path) -> str:
+    """The process that a lock file names, in words."""
+    text = ""
     try:
-        content = json.loads(holder)
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        content = json.loads(text)
         return f"process {content['pid']} on {content['host']} since {content['since']}"
-    except (ValueError, KeyError, TypeError):
-        return holder
+    except (OSError, ValueError, KeyError, TypeError):
+        return text or "another process"

@@ -1,4 +1,4 @@
-"""The layout of a run directory, format version 1: names of files, and what run.json says of them.
+"""Manifest: what run.json says of a run and its files, format version 1.
 
 An epoch exists when run.json lists it. Everything that run.json lists was whole on the disk before run.json was
 replaced, so that a reader needs no lock and a killed writer loses nothing that was listed.
@@ -7,7 +7,6 @@ replaced, so that a reader needs no lock and a killed writer loses nothing that 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,30 +16,10 @@ from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import sha256_of
 from tvgrad.files.tensors import shard_paths
 from tvgrad.json_text import json_text, read_number
+from tvgrad.store.layout import CONTENTS, MANIFEST
 
 FORMAT = "tvgrad run"
 VERSION = 1
-MANIFEST = "run.json"
-LOCK = "writer.lock"
-METRICS = "metrics.csv"
-CONTENTS = {
-    "weights": "weights",
-    "gradient": "gradients",
-    "buffers": "buffers",
-    "epoch_gradient": "epoch_gradients",
-    "batches": "batches",
-    "steps": "steps",
-    "state": "state",
-}
-"""What a point may hold -> the folder it lies in."""
-
-OWN_FILES = re.compile(
-    r"static(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-    rf"|({'|'.join(CONTENTS.values())})"
-    r"/(epoch-\d{4,}|step-\d{6,})(-\d{5}-of-\d{5})?\.(safetensors|safetensors\.index\.json|csv|json)"
-)
-# Our own temporary names, and those under which the safetensors library writes before it renames to them.
-OWN_TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 @dataclass(frozen=True)
@@ -174,20 +153,6 @@ class Manifest:
         entries = [entry for point in self.points for entry in point.files.values()]
         entries += [entry for entry in (self.static, self.state) if entry is not None]
         return {relative for entry in entries for relative, _, _ in entry.parts}
-
-
-def is_own(relative: str) -> bool:
-    """Tell whether a file has a name that only a run's writer gives, so that it may be swept.
-
-    Args:
-        relative: its path in the run directory.
-
-    Returns:
-        Whether it is a point's, the frozen parameters' or a temporary file; anything else is somebody's own.
-    """
-    folder, _, name = relative.rpartition("/")
-    temporary = OWN_TEMPORARY.fullmatch(name) is not None and folder in {"", *CONTENTS.values()}
-    return temporary or OWN_FILES.fullmatch(relative) is not None
 
 
 def read_manifest(root: Path) -> Manifest:

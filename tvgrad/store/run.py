@@ -13,7 +13,8 @@ import torch
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.tensors import TensorFile
-from tvgrad.store.manifest import CONTENTS, MANIFEST, FileEntry, Manifest, Parameter, Point, read_manifest
+from tvgrad.store.layout import CONTENTS, MANIFEST
+from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,15 @@ from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import MAX_SHARD_BYTES, write_checked_tensors, write_tensors
+from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free
 from tvgrad.store.lock import WriterLock
-from tvgrad.store.manifest import (
-    CONTENTS,
-    LOCK,
-    MANIFEST,
-    METRICS,
-    FileEntry,
-    Manifest,
-    Point,
-    is_own,
-    read_manifest,
-)
+from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.vectors.parameters import Weights
 from tvgrad.wording import bytes_in_words
+
+Content = Weights | Callable[[], Weights]
+"""CPU tensors to write, or a function that makes them when they are written."""
 
 DROPPABLE = ("weights", "gradient", "epoch_gradient")
 STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skipped")
@@ -125,38 +120,39 @@ class RunWriter:
         self,
         number: int,
         steps: int,
-        tensors: Mapping[str, Weights],
+        tensors: Mapping[str, Content],
         metrics: Mapping[str, float],
+        *,
         step_rows: Sequence[Mapping[str, Any]] = (),
         state: tuple[Weights, dict[str, Any]] | None = None,
-        keep: str = "all",
+        keep: KeepPolicy = KEEP_ALL,
     ) -> None:
         """Record a point. It exists, whole, when this returns, and not at all if the process dies before.
 
         Args:
             number: epochs (or steps) done.
             steps: optimizer steps done.
-            tensors: weights, gradient, buffers, epoch_gradient or batches -> name -> CPU tensor.
+            tensors: weights, gradient, buffers, epoch_gradient or batches -> its tensors.
             metrics: name -> number.
             step_rows: one mapping a step since the last point.
             state: tensors and plain values that a resume needs.
-            keep: which points keep their tensors, as `keeps` reads it.
+            keep: which points keep their tensors.
 
         Raises:
             DiskFull: there is no room; all earlier points are whole.
         """
         stem = self.manifest.stem(number)
         try:
-            files = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items() if content}
+            files = {kind: self._written(kind, stem, content) for kind, content in tensors.items() if content}
             if step_rows:
-                path = self._folder(CONTENTS["steps"]) / f"{stem}.csv"
+                path = self._folder("steps") / f"{stem}.csv"
                 write_text_atomically(path, _csv(step_rows, STEP_COLUMNS))
                 files["steps"] = FileEntry.of(self.root, path)
             saved = None if state is None else self._state(stem, *state)
             point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
             points = [*self.manifest.points, point]
-            numbers = [one.number for one in points]
-            points = [one if keeps(keep, one.number, numbers) else _slim(one) for one in points]
+            kept = keep.kept([one.number for one in points])
+            points = [one if one.number in kept else _without_tensors(one) for one in points]
             self._publish(replace(self.manifest, points=tuple(points), state=saved, finished=False))
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -178,12 +174,14 @@ class RunWriter:
         if number not in {point.number for point in self.manifest.points}:
             raise TvgradError(f"{self.root} has no {self.manifest.unit} {number} to add to")
         stem = self.manifest.stem(number)
-        added = {kind: self._written(CONTENTS[kind], stem, content) for kind, content in tensors.items()}
+        files = {kind: self._written(kind, stem, content) for kind, content in tensors.items()}
         values = {name: float(value) for name, value in metrics.items()}
-        points = list(self.manifest.points)
-        place = [point.number for point in points].index(number)
-        old = points[place]
-        points[place] = replace(old, files={**old.files, **added}, metrics={**old.metrics, **values})
+        points = [
+            replace(one, files={**one.files, **files}, metrics={**one.metrics, **values})
+            if one.number == number
+            else one
+            for one in self.manifest.points
+        ]
         self._publish(replace(self.manifest, points=tuple(points)))
 
     def update_info(self, **facts: Any) -> None:
@@ -215,20 +213,33 @@ class RunWriter:
         with TensorFile(path.with_suffix(".safetensors")) as file:
             return file.read_all(), json.loads(path.read_text(encoding="utf-8"))
 
-    def _written(self, folder: str, stem: str, content: Weights) -> FileEntry:
-        path = self._folder(folder) / f"{stem}.safetensors"
-        return FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
+    def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:  # noqa: ARG002
+        """Copy tensors to the CPU.
+
+        Args:
+            kind: what they are; a writer in a thread has buffers for each kind.
+            tensors: name -> tensor on any device.
+
+        Returns:
+            Name -> CPU tensor, to be passed to `add`.
+        """
+        return cpu_copies(tensors)
+
+    def _written(self, kind: str, stem: str, content: Content) -> FileEntry:
+        path = self._folder(kind) / f"{stem}.safetensors"
+        tensors = content() if callable(content) else content
+        return FileEntry.of(self.root, *write_checked_tensors(tensors, path, self._max_shard_bytes))
 
     def _state(self, stem: str, tensors: Weights, values: dict[str, Any]) -> FileEntry:
         """Tensors and plain values, as two files of one entry."""
-        path = self._folder(CONTENTS["state"]) / f"{stem}.json"
+        path = self._folder("state") / f"{stem}.json"
         stored = write_tensors(tensors, path.with_suffix(".safetensors"), max_shard_bytes=2**62)
         write_text_atomically(path, json.dumps(values))
         both = FileEntry.of(self.root, path), FileEntry.of(self.root, stored)
         return FileEntry(both[0].path, both[0].parts + both[1].parts)
 
-    def _folder(self, name: str) -> Path:
-        folder = self.root / name
+    def _folder(self, kind: str) -> Path:
+        folder = self.root / CONTENTS[kind]
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -243,73 +254,9 @@ class RunWriter:
 
     def _sweep(self) -> None:
         """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors."""
-        listed = self.manifest.listed()
-        for relative in _files_in(self.root):
-            if is_own(relative) and relative not in listed:
+        for relative in set(files_in(self.root)) - self.manifest.listed():
+            if is_own(relative):
                 (self.root / relative).unlink(missing_ok=True)
-
-
-def require_free(root: Path) -> None:
-    """Refuse a directory where no new run can go.
-
-    Args:
-        root: the directory; it may be missing, empty, or hold only what a run killed at birth leaves behind.
-
-    Raises:
-        TvgradError: it is a file or lies in one, or holds a run or other files.
-    """
-    for place in (root, *root.parents):
-        if place.exists() and not place.is_dir():
-            raise TvgradError(f"{place} is a file: choose another --out")
-    if (root / MANIFEST).exists():
-        raise TvgradError(f"{root} already holds a run: choose another --out, or go on with it by --resume")
-    if not root.is_dir():
-        return
-    known = {*CONTENTS.values(), LOCK}
-    foreign = [child.name for child in root.iterdir() if child.name not in known and not is_own(child.name)]
-    # A folder called weights may be anybody's.
-    foreign += [relative for relative in _files_in(root) if "/" in relative and not is_own(relative)]
-    if foreign:
-        raise TvgradError(f"{root} holds other files ({min(foreign)}): choose an empty or new directory for --out")
-
-
-def _files_in(root: Path) -> list[str]:
-    """Relative paths of what lies in a run directory and in its folders of points."""
-    folders = [root, *(root / name for name in CONTENTS.values())]
-    return [
-        child.relative_to(root).as_posix()
-        for folder in folders
-        if folder.is_dir()
-        for child in folder.iterdir()
-        if folder != root or not child.is_dir()
-    ]
-
-
-def keeps(policy: str, number: int, numbers: Sequence[int]) -> bool:
-    """Decide whether a point keeps its tensors. The start and the last point always do.
-
-    Args:
-        policy: `all`, `last:N` or `epochs:0,1,5`.
-        number: the point.
-        numbers: all points so far, in order.
-
-    Returns:
-        Whether it does.
-
-    Raises:
-        TvgradError: the policy is none of these.
-    """
-    kind, _, rest = policy.partition(":")
-    try:
-        if kind == "all" and not rest:
-            return True
-        if kind == "last" and int(rest) >= 1:
-            return number in {0, *numbers[-int(rest) :]}
-        if kind == "epochs":
-            return number in {0, *numbers[-1:], *map(int, rest.split(","))}
-    except ValueError:
-        pass
-    raise TvgradError(f"--keep {policy!r} is not understood: use all, last:N or epochs:0,1,5")
 
 
 def require_space(directory: Path, nbytes: int) -> None:
@@ -333,7 +280,7 @@ def require_space(directory: Path, nbytes: int) -> None:
         )
 
 
-def _slim(point: Point) -> Point:
+def _without_tensors(point: Point) -> Point:
     return replace(point, files={kind: entry for kind, entry in point.files.items() if kind not in DROPPABLE})
 
 

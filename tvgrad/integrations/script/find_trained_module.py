@@ -1,4 +1,4 @@
-"""Owner: finds the module that an optimizer's parameters belong to, and so their names.
+"""Finds the module that an optimizer's parameters belong to, and so their names.
 
 An optimizer holds tensors without names. The module is found among the objects that Python's garbage collector tracks,
 once, at the first step. A global forward hook would see it being called, but `torch.compile` compiles such a hook into
@@ -23,7 +23,7 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module",
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModule:
     """What one optimizer trains.
 
     Attributes:
@@ -47,7 +47,7 @@ class Trained:
         return f"{self.label} ({count:,} parameters of a {type(self.root).__name__}, {type(self.optimizer).__name__})"
 
 
-def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = None) -> list[Trained]:
+def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = None) -> list[TrainedModule]:
     """Describe the optimizer that steps, and every other that could.
 
     Optimizers that hold the same tensors (one that wraps another, say) count as one.
@@ -77,7 +77,7 @@ def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = 
     return _with_own_labels([first, *(one for one in found if one is not None)])
 
 
-def choose(found: list[Trained], name: str | None) -> Trained | None:
+def choose(found: list[TrainedModule], name: str | None) -> TrainedModule | None:
     """Pick what is to be recorded.
 
     Args:
@@ -142,7 +142,7 @@ def _trained(
     modules: list[nn.Module],
     contents: Mapping[int, set[int]],
     frame: FrameType | None,
-) -> Trained | None:
+) -> TrainedModule | None:
     held = {key for key, tensor in held_by(optimizer).items() if tensor.requires_grad}
     if not held:
         return None
@@ -157,7 +157,7 @@ def _trained(
         root = getattr(root, WRAPPERS[type(root).__name__])
     nearest = min(owning, key=lambda one: len(contents[id(one)]))
     parameters = {name: tensor for name, tensor in root.named_parameters() if id(tensor) in held}
-    return Trained(optimizer, root, parameters, _label(root, owning, frame), _label(nearest, owning, frame))
+    return TrainedModule(optimizer, root, parameters, _label(root, owning, frame), _label(nearest, owning, frame))
 
 
 def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None) -> str:
@@ -179,9 +179,9 @@ def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None) 
     return type(module).__name__
 
 
-def _with_own_labels(found: list[Trained]) -> list[Trained]:
+def _with_own_labels(found: list[TrainedModule]) -> list[TrainedModule]:
     """Optimizers that share a module are told apart by their classes, or by numbers."""
-    result: list[Trained] = []
+    result: list[TrainedModule] = []
     for one in found:
         shared = sum(other.root is one.root for other in found) > 1
         label = one.part if shared else one.label
@@ -191,5 +191,5 @@ def _with_own_labels(found: list[Trained]) -> list[Trained]:
         plain = label
         while any(other.label == label for other in result):
             label, number = f"{plain}.{number}", number + 1
-        result.append(Trained(one.optimizer, one.root, one.parameters, label, one.part))
+        result.append(TrainedModule(one.optimizer, one.root, one.parameters, label, one.part))
     return result

@@ -1,4 +1,4 @@
-"""Canary: tells a signal that was sent to this process alone from one that its whole process group got.
+"""GroupSignalProbe: tells a signal sent to this process alone from one that its whole process group got.
 
 Job schedulers, `timeout` and terminals signal whole groups. The command is in the group and has such a signal already;
 passed on, it would come twice, and many scripts take a second interrupt for an order to drop everything.
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Canary:
+class GroupSignalProbe:
     """A process of the same group that blocks the signals in question, so that the kernel keeps them pending on it."""
 
     def __init__(self, signals: Collection[int]) -> None:

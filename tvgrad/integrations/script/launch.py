@@ -6,7 +6,6 @@ sent to this process go on to it; those that the whole process group gets reach 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,11 +20,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.group_signal_probe import Canary
+from tvgrad.integrations.script.group_signal_probe import GroupSignalProbe
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
+from tvgrad.store.layout import MANIFEST, require_free
+from tvgrad.store.lock import LOCK, WriterLock
 
-LOCK = "writer.lock"
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
 RECORDABLE = ("epoch-gradients", "gradient-norms")
@@ -44,12 +44,8 @@ def check(options: ScriptOptions) -> None:
         raise TvgradError("there is no command after `--`: give one, as in `tvgrad trace --out DIR -- python train.py`")
     if shutil.which(options.command[0]) is None:
         raise TvgradError(f"the command {options.command[0]!r} is not found: give one that your shell would find")
-    if not re.fullmatch(r"epochs|steps:[1-9]\d*(,[1-9]\d*)*", options.record_at):
-        raise TvgradError(f"--record-at {options.record_at!r} is not understood: use epochs, or steps:1,10,100")
     if options.steps_per_epoch is not None and options.record_at != "epochs":
         raise TvgradError("--steps-per-epoch is for --record-at epochs: leave one of them out")
-    if not re.fullmatch(r"all|last:[1-9]\d*|epochs:\d+(,\d+)*", options.keep):
-        raise TvgradError(f"--keep {options.keep!r} is not understood: use all, last:N or epochs:0,1,5")
     if options.groups is not None:
         try:
             re.compile(options.groups)
@@ -65,23 +61,12 @@ def check(options: ScriptOptions) -> None:
 
 
 def _check_directory(out: Path) -> None:
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise TvgradError(f"{place} is a file: choose another --out")
+    require_free(out, or_else="")
     nearest = next(place for place in (out, *out.parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise TvgradError(f"nothing can be written in {nearest}: choose another --out")
-    present = [child for child in out.iterdir() if child.name != LOCK] if out.is_dir() else []
-    if (out / "run.json").exists():
-        raise TvgradError(f"{out} already holds a run: choose another --out")
-    if present:
-        raise TvgradError(f"{out} holds other files ({present[0].name}): choose an empty or new directory for --out")
-    if out.is_dir() and (out / LOCK).exists():
-        with open(out / LOCK, "rb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                raise TvgradError(f"{out} is being written by another process: choose another --out") from None
+    if (out / LOCK).exists():
+        WriterLock(out).release()  # refuses a directory in use
 
 
 def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> int:
@@ -140,7 +125,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """Start the command with the usual signals and wait for it."""
     watched = {*FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    canary = Canary(FORWARDED)
+    probe = GroupSignalProbe(FORWARDED)
     try:
         try:
             # Python ignores these two, and a child would inherit that; a shell's child has the defaults.
@@ -152,23 +137,23 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
         while True:
             told = signal.sigwait(watched)
             if told != signal.SIGCHLD:
-                _pass_on(told, child, canary)
+                _pass_on(told, child, probe)
                 continue
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 return os.waitstatus_to_exitcode(status)
     finally:
-        canary.close()
+        probe.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pass_on(number: int, child: int, canary: Canary) -> None:
+def _pass_on(number: int, child: int, probe: GroupSignalProbe) -> None:
     """Send the command a signal that it has not got yet."""
     arrived = {number}
     time.sleep(TOGETHER)  # they are blocked, and wait
     while waiting := signal.sigpending().intersection(FORWARDED):
         arrived.add(signal.sigwait(waiting))
-    for one in sorted(arrived - canary.heard()):
+    for one in sorted(arrived - probe.heard()):
         os.kill(child, one)
 
 
@@ -208,7 +193,7 @@ def _ended(status: int) -> str:
 
 def _points(out: Path) -> list[int]:
     try:
-        content = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         return [int(point["number"]) for point in content["points"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []

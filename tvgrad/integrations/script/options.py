@@ -7,6 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from tvgrad.record.record_at import AT_EPOCHS, RecordAt
+from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+
 VARIABLE = "TVGRAD_TRACE"
 
 
@@ -33,14 +36,19 @@ class ScriptOptions:
     notes: str
     command: tuple[str, ...]
     record: tuple[str, ...] = ("epoch-gradients",)
-    record_at: str = "epochs"
-    keep: str = "all"
+    record_at: RecordAt = AT_EPOCHS
+    keep: KeepPolicy = KEEP_ALL
     groups: str | None = None
     steps_per_epoch: int | None = None
     model: str | None = None
     recipe: str | None = None
     strict: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values that come as text from a command line or the environment."""
+        object.__setattr__(self, "record_at", RecordAt(self.record_at))
+        object.__setattr__(self, "keep", KeepPolicy(self.keep))
 
     def to_environment(self) -> str:
         """Render the value of the environment variable."""

@@ -102,8 +102,7 @@ class Session:
         self._in_step = False
         recorder.note_step(**self._facts())
         self.epochs.after_step()
-        if recorder.took_step:
-            recorder.end_step()
+        recorder.end_step()
 
     def clipped(self, parameters: list[torch.Tensor], total: torch.Tensor, most: float) -> None:
         """Gradients were clipped.
@@ -169,7 +168,7 @@ class Session:
             except Exception:  # noqa: BLE001 - the first error is the one to tell
                 reached = ""
             try:
-                recorder.__exit__(type(error), error, None)
+                recorder.close(finished=False)
             except Exception:  # noqa: BLE001
                 reached = ""
             reached = f"; {self.options.out} keeps what was recorded before"
@@ -195,7 +194,7 @@ class Session:
                 return
             self.epochs.exit(clean, recorder.unchanged)
             self._stopped = True  # no iterator that goes now means anything
-            recorder.__exit__(None if clean else RuntimeError, None, None)
+            recorder.close(finished=clean)
 
         try:
             if self.active:
@@ -226,9 +225,7 @@ class Session:
         if self.epochs.backwards == 0:
             self.epochs.backward()
         self._check_epochs()
-        recorder = ScriptRecorder(trained, self.options, self.guard)
-        recorder.__enter__()
-        self._recorder = recorder
+        self._recorder = ScriptRecorder(trained, self.options, self.guard)
         leave_note(self.options.notes, event="step")
 
     def _meet(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,265 @@
+"""Collector: gathers what the next point of a run holds, from the hooks of an optimizer."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tvgrad.numerics.no_compile import eager
+from tvgrad.record.clock import Clock
+from tvgrad.record.gradient_sum import GradientSum
+from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.writer import Content, RunWriter, cpu_copies
+from tvgrad.vectors.parameters import Weights, norm
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is to be recorded of one moment, collected while the weights stand still."""
+
+    steps: int
+    tensors: dict[str, Content]
+    metrics: dict[str, float]
+    rows: list[Row]
+    buffers: Weights
+
+    def write(self, writer: RunWriter | BackgroundWriter, number: int, **rest: Any) -> None:
+        """Record the moment as a point.
+
+        Args:
+            writer: of the run.
+            number: the point's epochs (or steps).
+            **rest: as for `RunWriter.add`.
+        """
+        writer.add(number, self.steps, self.tensors, self.metrics, step_rows=self.rows, **rest)
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> Row:
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    return {"lr": rates.pop() if len(rates) == 1 else float("nan")}
+
+
+@dataclass(frozen=True)
+class StepWatch:
+    """What a recorder adds to the collector's view of a step.
+
+    Attributes:
+        row: facts for the row of a step that is about to be taken.
+        guard: runs what the collector does inside a hook.
+        on_gradients: called when a step's gradients are there.
+        after_step: called when a step was taken and counted.
+    """
+
+    row: Callable[[torch.optim.Optimizer], Row] = _rate
+    guard: Callable[[Callable[[], None]], None] = lambda action: action()
+    on_gradients: Callable[[torch.optim.Optimizer], None] = lambda _: None
+    after_step: Callable[[], None] = lambda: None
+
+
+class Collector:
+    """The rows of the steps, the sum of their gradients, and the batches since the last point.
+
+    Attributes:
+        rows: one mapping an attempt of a step since the last point.
+        parameters: name -> parameter, those that are recorded.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        record: Collection[str],
+        background: bool = False,
+        folding: bool = False,
+        watch: StepWatch = StepWatch(),
+    ) -> None:
+        """Start before the first step.
+
+        Args:
+            clock: counts the steps.
+            model: the module that is trained.
+            parameters: name -> parameter, those that are recorded.
+            record: any of epoch-gradients, gradient-norms, batches.
+            background: whether a thread writes one point while the next is collected.
+            folding: whether steps must not wait for the sum of gradients, as in `GradientSum`.
+            watch: what the recorder adds.
+        """
+        self.rows: list[Row] = []
+        self.parameters = parameters
+        self._clock = clock
+        self._model = model
+        self._record = record
+        self._folding = folding
+        self._watch = watch
+        self._sums = [GradientSum(folding) for _ in range(2 if background else 1)]
+        self._batches: list[torch.Tensor] = []
+        self._buffers: Weights = {}
+        self._began = time.perf_counter()
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def took_step(self) -> bool:
+        """Whether the optimizer's last attempt was a step."""
+        return bool(self.rows) and not self.rows[-1].get("skipped")
+
+    def restart(self) -> None:
+        """Take the present buffers and the present time for those of the last point."""
+        self._buffers = self._present_buffers()
+        self._began = time.perf_counter()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow an optimizer, instead of one that was followed before.
+
+        Args:
+            optimizer: the optimizer.
+        """
+        self.detach()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def add_row(self, optimizer: torch.optim.Optimizer, **facts: Any) -> None:
+        """Begin the row of a step that is about to be taken.
+
+        Args:
+            optimizer: which takes it.
+            facts: more for the row.
+        """
+        self.rows.append({"step": self._clock.steps + 1, **self._watch.row(optimizer), **facts})
+
+    def note_step(self, **facts: Any) -> None:
+        """Add facts to the row of the step just taken.
+
+        Args:
+            facts: batch_size, clip_factor, loss_scale or skipped.
+        """
+        if self.rows:
+            self.rows[-1].update(facts)
+
+    def note_batch(self, indices: torch.Tensor | Sequence[int]) -> None:
+        """Note which samples the next step uses, where batches are recorded.
+
+        Args:
+            indices: positions in the training samples.
+        """
+        if "batches" in self._record:
+            self._batches.append(torch.as_tensor(indices, dtype=torch.int64).cpu().clone())
+
+    def collect(self, tensors: Mapping[str, Content], metrics: Mapping[str, float]) -> Moment:
+        """Gather what a point recorded now holds.
+
+        Args:
+            tensors: kind -> copies of the weights, and what else was computed at them.
+            metrics: name -> number.
+
+        Returns:
+            The moment; it stays as it is until `clear`.
+        """
+        found = dict(tensors)
+        like, gathered = self.parameters, self._sums[0]
+        if gathered:
+            later = self._folding and gathered.on_cpu
+            found["epoch_gradient"] = (lambda: gathered.total(like)) if later else gathered.total(like)
+        if self._batches:
+            sizes = torch.tensor([len(batch) for batch in self._batches])
+            found["batches"] = {"order": torch.cat(self._batches), "sizes": sizes}
+        buffers = self._present_buffers()
+        if any(not torch.equal(buffers[name], self._buffers[name]) for name in buffers):
+            found["buffers"] = buffers
+        measured = dict(metrics)
+        measured.setdefault("seconds", time.perf_counter() - self._began)
+        return Moment(self._clock.steps, found, measured, self.rows, buffers)
+
+    def clear(self, moment: Moment) -> None:
+        """Begin the next point.
+
+        Args:
+            moment: the one that was handed to the writer.
+        """
+        self.rows, self._batches, self._buffers = [], [], moment.buffers
+        if self._sums[0].on_cpu:  # the writer's thread may read this sum while the next one grows
+            self._sums.append(self._sums.pop(0))
+        self._sums[0].clear()
+        self._began = time.perf_counter()
+
+    def _present_buffers(self) -> Weights:
+        """Persistent buffers that could differ from the start's."""
+        persistent = self._model.state_dict(keep_vars=True)
+        return cpu_copies({name: buffer for name, buffer in self._model.named_buffers() if name in persistent})
+
+    @eager
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        """Note the step; one that takes a closure has its gradients when the closure returns, not before."""
+        self._watch.guard(lambda: self.add_row(optimizer))
+        return _when_gradients_are_there(args, kwargs, lambda: self._watch.guard(lambda: self._consume(optimizer)))
+
+    @eager
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._watch.guard(self._count_step)
+
+    def _count_step(self) -> None:
+        if self.took_step:
+            self._clock.end_step()
+            self._watch.after_step()
+
+    @torch.no_grad()
+    def _consume(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradients that the step is about to consume (it may change them in place)."""
+        self._watch.on_gradients(optimizer)
+        # Fused optimizers take scaled gradients, and decide themselves whether to skip.
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None and float(found) > 0:
+            self.rows[-1]["skipped"] = 1
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        divisor = None if scale is None else float(scale)
+        present = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if "gradient-norms" in self._record:
+            self.rows[-1]["gradient_norm"] = norm(present) / (divisor or 1.0) if present else 0.0
+        if "epoch-gradients" in self._record:
+            self._sums[0].add(present, divisor)
+
+
+def _when_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> Any:
+    """Act on the gradients of a step: before it, or after each return of the closure that computes them.
+
+    Args:
+        args: the positional arguments of a pre-step hook: the optimizer and the arguments of `step`.
+        kwargs: the keyword arguments of `step`.
+        act: what to do.
+
+    Returns:
+        What the hook returns: None, or the arguments with another closure.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if not callable(closure):
+        act()
+        return None
+
+    @functools.wraps(closure)
+    def watched() -> Any:
+        loss = closure()
+        act()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], watched, *args[2:]), kwargs
+    return args, {**kwargs, "closure": watched}
