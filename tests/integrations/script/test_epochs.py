@@ -266,3 +266,12 @@ def test_two_zipped_loaders() -> None:
             world.train()
     world.epochs.exit(clean=True, unchanged=True)
     assert [steps for steps, _ in world.ends] == [4, 8]
+
+
+def test_a_fixed_number_of_steps_where_the_only_batch_is_fetched_ahead() -> None:
+    world = World(steps_per_epoch=3)
+    for _ in range(4):
+        for _ in one_ahead(world.batches(1, 1)):
+            world.train()
+    world.epochs.exit(clean=True, unchanged=True)
+    assert world.ends == [(3, "steps")]

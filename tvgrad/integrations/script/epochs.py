@@ -1,4 +1,4 @@
-"""Epochs: tells from what a script does with its DataLoaders where one epoch ends and the next begins.
+"""Epochs: finds the ends of a script's epochs in what the script does with its DataLoaders.
 
 The script's loop is not known, only its traces: batches fetched, iterations that end or are dropped, backward passes,
 optimizer steps. An epoch ends when the loader whose batches the steps consumed has no more. Three things make that
@@ -6,13 +6,23 @@ harder. Evaluation loaders end too: no backward pass follows their batches. A wr
 the end before the last step, and a last group of accumulated gradients may be flushed after the loop: then the end is
 held, its weights are taken again after each step that follows, and it stands when the next batch is fetched. A `break`
 never reaches the end: the iteration is dropped, which is held too, or a new one begins.
+
+    UNSEEN ---- a backward pass consumes a batch ----> RUNNING
+    RUNNING --- its loader has no more ----> ENDED        (or HELD, where batches were fetched ahead or gradients wait)
+    RUNNING --- its iteration is dropped ----> HELD
+    RUNNING --- a new pass over its loader begins ----> ENDED
+    HELD ------ a step ----> HELD, with its weights       (or ENDED, where the batch fetched ahead is consumed)
+    HELD ------ the next batch is fetched, or the script ends ----> ENDED
+    ENDED ----- a step ----> RUNNING
+    ENDED ----- a backward pass consumes the only batch of a pass, fetched ahead ----> HELD
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
 
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
@@ -74,9 +84,40 @@ class Iteration:
     waiting: deque[tuple[int, Alive]] = field(default_factory=deque)
 
     @property
+    def running(self) -> bool:
+        """Whether it may give another batch."""
+        return not self.exhausted and not self.dropped
+
+    @property
     def keeps_batches(self) -> bool:
         """Whether a batch that waits for its backward pass is certainly still in use."""
         return self.lead > 1 and any(alive() for _, alive in self.waiting)
+
+
+class State(Enum):
+    """Where the script is in its epochs, unless an end is `Held`; the module's description has the transitions."""
+
+    UNSEEN = auto()
+    """No backward pass has consumed a loader's batch."""
+    RUNNING = auto()
+    """Inside an epoch."""
+    ENDED = auto()
+    """An epoch has ended, and no step of the next was taken."""
+
+
+@dataclass
+class Held:
+    """The state in which the epoch may have ended: the listener holds its weights.
+
+    Attributes:
+        iteration: the pass that ended or was dropped.
+        how: loader or break.
+        steps: optimizer steps since then.
+    """
+
+    iteration: Iteration
+    how: str
+    steps: int = 0
 
 
 class Epochs:
@@ -86,6 +127,7 @@ class Epochs:
         steps: optimizer steps (and attempts that were skipped) since the last end of an epoch.
         backwards: backward passes since the last step.
         samples: samples in the batches consumed since the last step, 0 where they are not known.
+        state: where the script is.
     """
 
     def __init__(self, listener: Listener, steps_per_epoch: int | None = None) -> None:
@@ -100,15 +142,11 @@ class Epochs:
         self.steps = 0
         self.backwards = 0
         self.samples = 0
-        self._ended = 0
+        self.state: State | Held = State.UNSEEN
+        self._source: Iteration | None = None  # of the batch that was consumed last
         self._recent: list[Iteration] = []  # fetched from since the last backward pass that consumed a batch
         self._fresh = False  # whether a batch was fetched, or a loader ended, since the last backward pass
-        self._source: Iteration | None = None
-        self._held: Iteration | None = None
-        self._held_how = "loader"
-        self._tail = 0  # steps since the end that is held
-        self._feeds: dict[int, int] = {}
-        self._lengths: dict[int, int | None] = {}
+        self._feeds: Counter[tuple[int, int | None]] = Counter()  # loader and its length -> batches it gave to steps
 
     @property
     def telling(self) -> bool:
@@ -123,13 +161,13 @@ class Epochs:
             samples: its size, 0 where that is not known.
             alive: tells whether the batch is still in memory.
         """
-        if self._held is not None and not (self._held.loader == iteration.loader and self._held.keeps_batches):
-            self._end(self._held_how)
+        held = self.state
+        if isinstance(held, Held) and not (held.iteration.loader == iteration.loader and held.iteration.keeps_batches):
+            self._end(held.how)
         iteration.fetched += 1
         if iteration.lead == 1:
             iteration.waiting.clear()  # a batch without a backward pass was left out by the script
         iteration.waiting.append((samples, alive))
-        self._lengths[iteration.loader] = iteration.length
         if iteration not in self._recent:
             self._recent.append(iteration)
         self._fresh = True
@@ -144,12 +182,12 @@ class Epochs:
         self._fresh = True
         if not self.telling:
             return
-        self._check_feeds(iteration)
-        if not self._trains(iteration):
-            return
-        if iteration.lead > 1 or self.backwards:
+        self._require_one_length(iteration)
+        # Gradients accumulated over the whole pass and more: no step yet, but no other pass has had one either.
+        trains = iteration.steps or (iteration.consumed and iteration is self._source)
+        if trains and (iteration.lead > 1 or self.backwards):
             self._hold(iteration, "loader")
-        else:
+        elif trains:
             self._end("loader")
 
     def begin(self, loader: int) -> None:
@@ -195,12 +233,12 @@ class Epochs:
             source.waiting.popleft()  # the script left it out
         if source.waiting:
             self.samples += source.waiting.popleft()[0]
-        if source.exhausted and self._held is None:
-            self._held, self._held_how, self._tail = source, "loader", 0  # its only batch was fetched ahead
         self._source = source
-        for iteration in self._recent:
-            if not iteration.dropped and not iteration.exhausted:
-                self._feeds[iteration.loader] = self._feeds.get(iteration.loader, 0) + 1
+        if self.state is State.UNSEEN:
+            self.state = State.RUNNING
+        if source.exhausted and self.telling and not isinstance(self.state, Held):
+            self.state = Held(source, "loader")  # its only batch was fetched ahead
+        self._feeds.update((one.loader, one.length) for one in self._recent if one.running)
         self._recent.clear()
 
     def before_step(self) -> None:
@@ -216,9 +254,9 @@ class Epochs:
             raise CannotTell("its batches came from no torch.utils.data.DataLoader")
         if source.dropped and not source.exhausted and source.fetched == 1 and source.length != 1:
             raise CannotTell("each batch comes from a new iterator of its DataLoader, as in next(iter(loader))")
-        late = self._held is not None and self._tail >= max(self._held.lead, 1)
-        over = source.steps and (source.exhausted or source.dropped)
-        if late or (over and self._held is None and self._ended and not self.steps):
+        held = self.state
+        late = isinstance(held, Held) and held.steps >= max(held.iteration.lead, 1)
+        if late or (held is State.ENDED and source.steps and not source.running):
             raise CannotTell("steps go on after the DataLoader's end without a new batch, as with itertools.cycle")
 
     def after_step(self) -> None:
@@ -232,15 +270,15 @@ class Epochs:
             return
         if self._source is not None:
             self._source.steps += 1
-        if self._held is None:
+        held = self.state
+        if not isinstance(held, Held):
+            self.state = State.RUNNING
             return
-        self._tail += 1
-        begun = any(one.loader == self._held.loader and one is not self._held for one in self._recent)
-        if begun and not self._held.keeps_batches:
-            self._listener.hold()
-            self._end(self._held_how)  # the last batch fetched ahead is consumed
-        else:
-            self._listener.hold()
+        held.steps += 1
+        self._listener.hold()
+        begun = any(one.loader == held.iteration.loader and one is not held.iteration for one in self._recent)
+        if begun and not held.iteration.keeps_batches:
+            self._end(held.how)  # the last batch fetched ahead is consumed
 
     def exit(self, clean: bool, unchanged: bool) -> None:
         """The script is at its end.
@@ -249,48 +287,40 @@ class Epochs:
             clean: whether no exception ended it.
             unchanged: whether the weights are still those after the last step.
         """
-        if self._held is not None:
-            if clean or self._held_how == "loader":
-                self._end(self._held_how)
+        held = self.state
+        if isinstance(held, Held):
+            if clean or held.how == "loader":
+                self._end(held.how)
         elif self.telling and self.steps and clean and unchanged:
             self._end("exit")
 
     def _consumed_from(self) -> Iteration | None:
         """The pass whose batch a backward pass consumes: a held one first, then the last one fetched from."""
-        if self._held is not None and (self._held.waiting or not self._recent):
-            return self._held
-        running = [one for one in self._recent if not one.dropped and not one.exhausted]
+        held, source = self.state, self._source
+        if isinstance(held, Held) and (held.iteration.waiting or not self._recent):
+            return held.iteration
+        running = [one for one in self._recent if one.running]
         dropped = [one for one in self._recent if not one.exhausted]
-        ahead = [one for one in self._recent if one.fetched == 1 and (self._source is None or self._follows(one))]
+        ahead = [one for one in self._recent if one.fetched == 1 and (not source or one.loader == source.loader)]
         candidates = running or dropped or ahead
         return candidates[-1] if candidates else None
 
-    def _follows(self, iteration: Iteration) -> bool:
-        return self._source is not None and iteration.loader == self._source.loader
-
-    def _trains(self, iteration: Iteration) -> bool:
-        """Whether a pass that has ended was one of training."""
-        if iteration.steps:
-            return True
-        # Gradients accumulated over the whole pass and more: no step yet, but no other pass has had one either.
-        return bool(iteration.consumed) and iteration is self._source
-
-    def _check_feeds(self, iteration: Iteration) -> None:
-        mine = self._feeds.get(iteration.loader, 0)
+    def _require_one_length(self, iteration: Iteration) -> None:
+        """Refuse two loaders that feed the same steps and end at different times."""
+        mine = self._feeds[iteration.loader, iteration.length]
         if mine < 2 and not iteration.steps:
             return
-        for loader, times in self._feeds.items():
+        for (loader, length), times in self._feeds.items():
             rival = loader != iteration.loader and 2 * times >= mine and 2 * mine >= times > 1
-            if rival and self._lengths.get(loader) != iteration.length:
+            if rival and length != iteration.length:
                 raise CannotTell("its steps take batches from two DataLoaders of different lengths at once")
 
     def _hold(self, iteration: Iteration, how: str) -> None:
-        self._held, self._held_how, self._tail = iteration, how, 0
+        self.state = Held(iteration, how)
         self._listener.hold()
 
     def _end(self, how: str) -> None:
-        self._held = None
-        self._ended += 1
+        self.state = State.ENDED
         self.steps = 0
         self._feeds.clear()
         self._listener.end(how)
