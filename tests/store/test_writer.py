@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import tvgrad
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
-from tvgrad.files import atomic, tensors
+from tvgrad.files import atomic, writing
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.run import Run
@@ -142,14 +142,14 @@ def test_a_full_disk_at_any_instant(
 def test_errors_of_the_disk_are_one_sentence(
     tmp_path: Path, traced: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    plain = tensors.save_file
+    plain = writing.save_file
 
     def fail(tensors: Any, path: Path, *_: Any) -> None:
         if "epoch-0002" in path.name:
             raise error
         plain(tensors, path)
 
-    monkeypatch.setattr(tensors, "save_file", fail)
+    monkeypatch.setattr(writing, "save_file", fail)
     with pytest.raises(DiskFull, match=words) as caught:
         traced(tmp_path / "run")
     assert "\n" not in str(caught.value)
