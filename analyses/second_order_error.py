@@ -69,7 +69,7 @@ def _errors(objective: Objective, rates: Sequence[float], epochs: Sequence[int])
     expansion = expand(objective, GD(1.0))
     for rate in rates:
         rule = GD(rate)
-        for k, tau in _trained(objective, expansion.gradient, rate, epochs).items():
+        for k, tau in _trained(objective, expansion.loss_gradient, rate, epochs).items():
             error = difference(tau, expansion.order1(rule, k))
             yield {
                 "lr": rate,

@@ -81,7 +81,9 @@ def predict(
         return
     rows, said = [], []
     for one in prepared:
-        made = predicted(one.objective, one.rule, one.epochs, quadratic, curvature, threshold)
+        made = predicted(
+            one.objective, one.rule, one.epochs, quadratic=quadratic, curvature=curvature, threshold=threshold
+        )
         rows.append(made.row)
         said += [f"{one.recipe.name}: {sentence}" for sentence in (_plainly(made.row), *made.sentences)]
     if as_json:

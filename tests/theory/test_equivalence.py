@@ -53,7 +53,7 @@ def test_gradient_descent_is_exact(traced: Traced, dtype: str, task: str) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_frozen_share_is_a_count(traced: Traced, dtype: str) -> None:
+def test_the_share_of_unchanged_coordinates_is_a_count(traced: Traced, dtype: str) -> None:
     run = traced("rotated", dtype=dtype)
     before, after = flat(run, "weights", 0).numpy(), flat(run, "weights", 1).numpy()
     moving = flat(run, "gradients", 0).numpy() != 0
@@ -62,7 +62,7 @@ def test_frozen_share_is_a_count(traced: Traced, dtype: str) -> None:
     assert verdict.frozen_share == expected
     if dtype == "bfloat16":
         assert expected > 0.3
-        assert f"{expected:.1%} of the coordinates are frozen" in verdict.reason
+        assert f"{expected:.1%} of the coordinates are unchanged" in verdict.reason
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float64", np.float64), ("float32", np.float32)])

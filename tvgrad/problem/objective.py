@@ -61,6 +61,20 @@ class Objective:
         device: where it is computed.
         evaluations: passes over the data so far.
         allowed: names of the checks that the caller switched off; reports repeat them.
+
+    Example:
+        The mean of `(w_i - 1)^2` over three weights: gradient and Hessian are known.
+
+        >>> import torch, tvgrad
+        >>> model = torch.nn.Linear(3, 1, bias=False).double()
+        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (torch.eye(3).double(), torch.ones(3, 1).double()))
+        >>> at = {"weight": torch.tensor([[1.0, 2.0, 4.0]]).double()}
+        >>> round(objective.value(at), 6)
+        3.333333
+        >>> objective.gradient(at)["weight"].round(decimals=6)
+        tensor([[0.0000, 0.6667, 2.0000]], dtype=torch.float64)
+        >>> objective.hvp(at)["weight"].round(decimals=6)
+        tensor([[0.6667, 1.3333, 2.6667]], dtype=torch.float64)
     """
 
     def __init__(

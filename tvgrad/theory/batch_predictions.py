@@ -65,6 +65,7 @@ def predict_batches(
     objective: Objective,
     rule: UpdateRule,
     epochs: Iterable[Sequence[torch.Tensor]],
+    *,
     order2: bool = True,
     quadratic: bool = False,
     at: Mapping[str, torch.Tensor] | None = None,

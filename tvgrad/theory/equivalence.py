@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.checks import ALLOWABLE
@@ -30,8 +31,9 @@ from tvgrad.update_rules.rounding import (
 from tvgrad.update_rules.rules import Adam, Nesterov
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
+GRADIENT_FORM = "tau_1 = -lr g_0"
 
-Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
+Form = Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """(theta', theta, g, dtype) -> (predicted task vector, bound on its rounding), all in float64."""
 
 
@@ -85,28 +87,39 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
 
     Returns:
         One verdict for the gradient form, and one for the rule's own form where that is another.
+
+    Example:
+        >>> import torch, tvgrad
+        >>> model, loss = torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss()
+        >>> objective = tvgrad.Objective(model, loss, (torch.randn(12, 4), torch.arange(12) % 3))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tvgrad.Recorder("run", model, optimizer, objective) as recorder:
+        ...     for name, parameter in model.named_parameters():
+        ...         parameter.grad = recorder.gradient[name].clone()
+        ...     optimizer.step()
+        ...     recorder.note_step(batch_size=12)
+        ...     recorder.end_epoch()
+        >>> tvgrad.check_one_epoch(tvgrad.Run.open("run")).holds
+        'exact'
     """
-    first = f"{run.unit} 1"
-    missing = None
-    if 0 not in run.epochs or 1 not in run.epochs:
-        missing = f"the weights after {first} were not recorded or not kept"
     rule = run.rule
-    if missing is None and rule is None:
+    if not {0, 1} <= set(run.epochs):
+        missing = f"the weights after {run.unit} 1 were not recorded or not kept"
+        return OneEpochCheck((_verdict(run, GRADIENT_FORM, APPLIES_NOT, missing),))
+    if rule is None:
         missing = f"the update rule is not known: {run.info.get('rule_reason') or 'none was recorded'}"
-    if missing is not None or rule is None:
-        return OneEpochCheck((_verdict(run, "tau_1 = -lr g_0", APPLIES_NOT, missing or ""),))
+        return OneEpochCheck((_verdict(run, GRADIENT_FORM, APPLIES_NOT, missing),))
     steps = run.point(1).steps
     consumed, error = _consumed(run, steps)
     lr = _first_rate(run, rule)
-    decays = rule.coupled_decay or rule.decoupled_decay
-    plain = isinstance(rule, LinearRule) and not decays and not isinstance(rule, Nesterov)
+    plain = isinstance(rule, LinearRule) and not rule.decays and not isinstance(rule, Nesterov)
     obstacle = _obstacle(run, steps)
     kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
     verdicts = []
     if not plain or obstacle:
         why = obstacle or _other_form(rule)
         measured = None if kind is None else _compare(run, kind, _linear_form(lr))
-        verdicts.append(_verdict(run, "tau_1 = -lr g_0", APPLIES_NOT, _measured(why, measured), measured, error))
+        verdicts.append(_verdict(run, GRADIENT_FORM, APPLIES_NOT, _with_deviation(why, measured), measured, error))
     if obstacle:
         return OneEpochCheck(tuple(verdicts))
     formula, form = _own_form(rule, lr)
@@ -114,11 +127,11 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         why = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
         measured = None if kind is None else _compare(run, kind, form)
         if plain:
-            why = _measured(why, measured)
+            why = _with_deviation(why, measured)
         return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, why, measured)))
     found = _compare(run, consumed, form)
     exact = found.worst <= 1.0
-    reason = _explained(run, exact, found) + _meant(consumed, error)
+    reason = _reason(run, exact, found) + _which_gradient(consumed, error)
     verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, reason, found, error))
     return OneEpochCheck(tuple(verdicts))
 
@@ -126,17 +139,17 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
 @dataclass(frozen=True)
 class _Comparison:
     worst: float
-    worst_moved: float  # the same over the coordinates that are not frozen
-    frozen: float
+    worst_moved: float  # the same over the coordinates that the step changed
+    unchanged: float  # share of the coordinates with a gradient
     relative: float  # || tau - predicted || / || predicted ||
 
 
 def _verdict(
     run: Run, rule: str, holds: str, reason: str, found: _Comparison | None = None, error: float = math.nan
 ) -> StepVerdict:
-    worst, frozen = (math.nan, math.nan) if found is None else (found.worst, found.frozen)
+    worst, unchanged = (math.nan, math.nan) if found is None else (found.worst, found.unchanged)
     allowed = [ALLOWABLE[name] for name in run.info.get("allowed", ()) if name in ALLOWABLE]
-    return StepVerdict(run.name, rule, holds, worst, frozen, error, "; ".join([reason, *allowed]))
+    return StepVerdict(run.name, rule, holds, worst, unchanged, error, "; ".join([reason, *allowed]))
 
 
 def _first_rate(run: Run, rule: UpdateRule) -> float:
@@ -202,16 +215,14 @@ def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:
 
 
 def _linear_form(lr: float, momentum: float = 0.0, coupled: float = 0.0, decoupled: float = 0.0) -> Form:
-    def form(
-        after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def form(after: Tensor, before: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         along = (gradient + coupled * before) * (1 + momentum)
         step = lr * along
         extra = lr * direction_rounding_bound(gradient, before, momentum, coupled, dtype)
-        budget = gradient_step_rounding_bound(after, before, step.abs() + extra, along, dtype) + extra
+        bound = gradient_step_rounding_bound(after, before, step.abs() + extra, along, dtype) + extra
         if decoupled:
-            budget += shrinkage_rounding_bound(before, dtype)
-        return -step - lr * decoupled * before, budget
+            bound += shrinkage_rounding_bound(before, dtype)
+        return -step - lr * decoupled * before, bound
 
     return form
 
@@ -219,47 +230,45 @@ def _linear_form(lr: float, momentum: float = 0.0, coupled: float = 0.0, decoupl
 def _adam_form(lr: float, rule: Adam) -> Form:
     eps, coupled, decoupled = rule.eps, rule.coupled_decay, rule.decoupled_decay
 
-    def form(
-        after: torch.Tensor, before: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def form(after: Tensor, before: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         along = gradient + coupled * before
         root = along.abs() + eps
         predicted = torch.where(root > 0, -lr * along / root, 0.0)
-        budget = adam_rounding_bound(after, before, along, dtype, lr, rule.betas, eps, decoupled > 0)
+        bound = adam_rounding_bound(after, before, along, dtype, lr, rule.betas, eps, decoupled > 0)
         if coupled:
             # The error of g + lambda theta, relative to it, moves the quotient by at most the same share.
             error = direction_rounding_bound(gradient, before, 0.0, coupled, dtype)
-            budget += lr * torch.minimum(2 * error / root, torch.full_like(error, 2.0))
-        return predicted - lr * decoupled * before, budget
+            bound += lr * torch.minimum(2 * error / root, torch.full_like(error, 2.0))
+        return predicted - lr * decoupled * before, bound
 
     return form
 
 
 def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
     worst = worst_moved = difference = length = 0.0
-    frozen = moving = 0
+    unchanged = moving = 0
     for after, before, gradient in _coordinates(run, consumed):
         dtype = after.dtype
         wide_after, wide_before, wide = after.double(), before.double(), gradient.double()
         tau = wide_after - wide_before
-        predicted, budget = form(wide_after, wide_before, wide, dtype)
+        predicted, bound = form(wide_after, wide_before, wide, dtype)
         deviation = (tau - predicted).abs()
         still = after == before
         if deviation.numel():
             # NaN, from weights that are not finite, must not pass as exact
-            ratio = torch.nan_to_num(deviation / budget, nan=math.inf, posinf=math.inf)
+            ratio = torch.nan_to_num(deviation / bound, nan=math.inf, posinf=math.inf)
             worst = max(worst, float(ratio.max()))
             worst_moved = max(worst_moved, float(ratio.masked_fill(still, 0.0).max()))
         difference += float(deviation.square().sum())
         length += float(predicted.square().sum())
         has_gradient = gradient != 0
         moving += int(has_gradient.sum())
-        frozen += int((has_gradient & still).sum())
+        unchanged += int((has_gradient & still).sum())
     relative = math.sqrt(difference / length) if length else math.nan
-    return _Comparison(worst, worst_moved, frozen / moving if moving else math.nan, relative)
+    return _Comparison(worst, worst_moved, unchanged / moving if moving else math.nan, relative)
 
 
-def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _coordinates(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """theta_1, theta_0 and the gradient, one flattened tensor at a time."""
     with ExitStack() as stack:
         after = stack.enter_context(run.file("weights", 1))
@@ -271,13 +280,13 @@ def _coordinates(run: Run, consumed: str) -> Iterator[tuple[torch.Tensor, torch.
             yield after.read(name).flatten(), before.read(name).flatten(), gradient.read(name).flatten()
 
 
-def _measured(why: str, found: _Comparison | None) -> str:
+def _with_deviation(why: str, found: _Comparison | None) -> str:
     if found is None:
         return why
     return f"{why} (measured: the norm of tau_1 + lr g_0 is {found.relative:.2g} that of lr g_0)"
 
 
-def _meant(consumed: str, error: float) -> str:
+def _which_gradient(consumed: str, error: float) -> str:
     """What g_0 stands for where the optimizer consumed another tensor than the recorded full-batch gradient."""
     if consumed == "gradient":
         return ""
@@ -286,15 +295,15 @@ def _meant(consumed: str, error: float) -> str:
     return f"; g_0 is the gradient that the step consumed, off the full-batch gradient by {error:.2g} of its norm"
 
 
-def _explained(run: Run, exact: bool, found: _Comparison) -> str:
+def _reason(run: Run, exact: bool, found: _Comparison) -> str:
     dtype = run.info.get("dtype", "its dtype")
     if exact:
-        frozen = f"; {found.frozen:.1%} of the coordinates are frozen, their step being under half an ulp"
-        return f"every coordinate within the rounding of one {dtype} step" + (frozen if found.frozen >= 5e-4 else "")
+        unchanged = f"; {found.unchanged:.1%} of the coordinates are unchanged, their step being under half an ulp"
+        return f"every coordinate within the rounding of one {dtype} step" + unchanged * (found.unchanged >= 5e-4)
     if run.info.get("fused") and dtype in {"bfloat16", "float16"} and found.worst_moved <= 1.0:
         return (
-            f"the optimizer's fused kernel left {found.frozen:.1%} of the {dtype} coordinates untrained, whole blocks "
-            "of them (a defect of PyTorch on the CPU): use fused=False"
+            f"the optimizer's fused kernel left {found.unchanged:.1%} of the {dtype} coordinates untrained, whole "
+            "blocks of them (a defect of PyTorch on the CPU): use fused=False"
         )
     if not str(run.info.get("device", "cpu")).startswith("cpu"):
         where = run.info["device"]

@@ -22,12 +22,10 @@ multiple of `- sum c_s G_s` that lies nearest to V2; for linear rules it is 1. S
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
@@ -37,6 +35,7 @@ from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.budget_plan import BudgetPlan, Source, plan_budget
 from tvgrad.theory.budget_rows import BudgetTerm, Row, rows_between
+from tvgrad.theory.budget_sums import EpochSums, StepSum
 from tvgrad.theory.training_steps import (
     RecordedStep,
     Schedule,
@@ -48,7 +47,7 @@ from tvgrad.theory.training_steps import (
 )
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.trajectory import Trajectory
-from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64
+from tvgrad.vectors.algebra import combination, difference, to_float64
 from tvgrad.vectors.parameters import Weights, inner_product
 
 MOST_MISMATCH = 0.1
@@ -105,6 +104,19 @@ def error_budget(
 
     Raises:
         TvgradError: the run cannot be explained, an epoch was not kept, or the data is not what was recorded.
+
+    Example:
+        >>> import pathlib, torch, tvgrad
+        >>> from tvgrad.record.options import TraceOptions
+        >>> from tvgrad.record.training_loop import prepare, trace
+        >>> data = torch.randn(12, 4).double(), torch.arange(12) % 3
+        >>> recipe = tvgrad.Recipe(torch.nn.Linear(4, 3).double(), torch.nn.CrossEntropyLoss(), data, lr=0.1, epochs=3)
+        >>> run = trace(prepare(recipe, TraceOptions()), pathlib.Path("run"))
+        >>> budget = tvgrad.error_budget(run, recipe.objective())
+        >>> [row.term for row in budget.rows if abs(row.share) > 0.5]
+        ['curvature']
+        >>> abs(sum(row.share for row in budget.rows) - 1) < 1e-9
+        True
     """  # noqa: DOC502 - raised by what it calls
     check_data(run, objective)
     wanted = _epochs(run, epochs)
@@ -146,39 +158,6 @@ def _epochs(run: Run, epochs: Sequence[int] | None) -> list[int]:
     return wanted
 
 
-class _Sum(Enum):
-    """What is summed over the steps, each step's vector times a weight; gradients and Hessians at theta_0."""
-
-    CONSUMED = auto()  # gradients as consumed
-    UNCLIPPED = auto()  # the same before clipping
-    DISPLACEMENT = auto()  # theta_s - theta_0
-    BATCH_GRADIENT = auto()
-    EQUAL_BATCHES = auto()  # batch gradients, each step of an epoch weighed alike
-    BATCHES_BY_SIZE = auto()  # batch gradients, weighed by the batch's part of the data
-    BATCH_PRODUCT = auto()  # the batch's Hessian times the displacement
-    FULL_PRODUCT = auto()  # the full-batch Hessian times the summed displacement
-
-
-@dataclass
-class _EpochSums:
-    """Sums over the steps up to the end of one epoch, in float64."""
-
-    weights: np.ndarray  # c_s
-    equal: np.ndarray  # S_E / B_E
-    by_size: np.ndarray  # S_E n_s / N_E
-    vectors: dict[_Sum, Weights] = field(default_factory=dict)
-    nodes: dict[Row, Weights] = field(default_factory=dict)  # those that are no sums: of replay and rule
-    mismatch: float = 0.0
-
-    def add(self, name: _Sum, vector: Mapping[str, torch.Tensor], step: int) -> None:
-        """Add one step's vector, times the step's weight in this sum."""
-        weights = {_Sum.EQUAL_BATCHES: self.equal, _Sum.BATCHES_BY_SIZE: self.by_size}.get(name, self.weights)
-        if name in self.vectors:
-            add_scaled(self.vectors[name], vector, float(weights[step]))
-        else:
-            self.vectors[name] = combination((float(weights[step]), vector))
-
-
 class _BudgetMaker:
     """Goes through the steps once and makes the nodes of every epoch that is wanted."""
 
@@ -211,7 +190,7 @@ class _BudgetMaker:
             loss.weight(map_tensors(batch, lambda tensor: tensor.to(self.device))) for batch in batches
         ])  # fmt: skip
 
-    def _empty_sums(self, epoch: int, sizes: np.ndarray) -> _EpochSums:
+    def _empty_sums(self, epoch: int, sizes: np.ndarray) -> EpochSums:
         ends = self.schedule.ends
         weights = self.schedule.rule_until(epoch).momentum_weights(ends[epoch])
         equal, by_size = np.empty_like(weights), np.empty_like(weights)
@@ -219,7 +198,7 @@ class _BudgetMaker:
             total = weights[begin:end].sum()
             equal[begin:end] = total / (end - begin)
             by_size[begin:end] = total * sizes[begin:end] / sizes[begin:end].sum()
-        return _EpochSums(weights, equal, by_size)
+        return EpochSums(weights, equal, by_size)
 
     def follow_steps(self) -> float:
         """Go through the steps: the rule in float64, and every sum over steps.
@@ -242,11 +221,11 @@ class _BudgetMaker:
                 if without_decay is not full:
                     without_decay.step(step.consumed)
                 for sums in later:
-                    sums.add(_Sum.CONSUMED, step.consumed, index)
+                    sums.add(StepSum.CONSUMED, step.consumed, index)
                     if self.schedule.clipped:
-                        sums.add(_Sum.UNCLIPPED, step.unclipped, index)
+                        sums.add(StepSum.UNCLIPPED, step.unclipped, index)
             for sums in later:
-                sums.add(_Sum.DISPLACEMENT, moved, index)
+                sums.add(StepSum.DISPLACEMENT, moved, index)
             if self.plan.batches:
                 gradient = self._add_batch(index, moved, later)
                 if step is None:
@@ -263,16 +242,16 @@ class _BudgetMaker:
             return replayed_steps(self.run, self.objective, self.schedule)
         return [None] * len(self.batches if self.plan.batches else ())
 
-    def _add_batch(self, index: int, moved: Weights, later: list[_EpochSums]) -> Weights:
+    def _add_batch(self, index: int, moved: Weights, later: list[EpochSums]) -> Weights:
         """Add what one batch contributes at theta_0: its gradient, and its curvature where that is wanted."""
         view = batch_view(self.objective, self.batches[index], self.batch_counts)
         gradient = view.gradient(self.start)
         product = view.hvp(moved, self.start) if self.plan.remainder and index > 0 else None
         for sums in later:
-            for name in (_Sum.BATCH_GRADIENT, _Sum.EQUAL_BATCHES, _Sum.BATCHES_BY_SIZE):
+            for name in (StepSum.BATCH_GRADIENT, StepSum.EQUAL_BATCHES, StepSum.BATCHES_BY_SIZE):
                 sums.add(name, gradient, index)
             if product is not None:
-                sums.add(_Sum.BATCH_PRODUCT, product, index)
+                sums.add(StepSum.BATCH_PRODUCT, product, index)
         return gradient
 
     def _end_epoch(self, step: RecordedStep, after: Weights, full: Trajectory, without_decay: Trajectory) -> None:
@@ -291,7 +270,7 @@ class _BudgetMaker:
         if self.schedule.full:
             for epoch, sums in self.sums.items():
                 summed = combination((float(sums.weights.sum()), gradient))
-                for name in (_Sum.BATCH_GRADIENT, _Sum.EQUAL_BATCHES, _Sum.BATCHES_BY_SIZE):
+                for name in (StepSum.BATCH_GRADIENT, StepSum.EQUAL_BATCHES, StepSum.BATCHES_BY_SIZE):
                     sums.vectors[name] = summed
                 if self.plan.source is None:
                     self._predict_displacement(epoch, gradient)
@@ -327,41 +306,41 @@ class _BudgetMaker:
         """The displacements to first order, which is all that the curvature term needs."""
         predicted = Trajectory(self.schedule.rule_until(epoch), self.start)
         for index in range(len(self.sums[epoch].weights)):
-            self.sums[epoch].add(_Sum.DISPLACEMENT, predicted.task_vector, index)
+            self.sums[epoch].add(StepSum.DISPLACEMENT, predicted.task_vector, index)
             predicted.step(gradient)
 
     def _multiply_displacements(self) -> None:
         """H_0 times the summed displacement of every epoch, from one graph a chunk."""
-        both = {_Sum.DISPLACEMENT, _Sum.BATCH_GRADIENT}
+        both = {StepSum.DISPLACEMENT, StepSum.BATCH_GRADIENT}
         wanted = [sums for sums in self.sums.values() if both <= sums.vectors.keys()]
         if self.plan.curvature and wanted:
-            products = self.objective.hvps([sums.vectors[_Sum.DISPLACEMENT] for sums in wanted], self.start)
+            products = self.objective.hvps([sums.vectors[StepSum.DISPLACEMENT] for sums in wanted], self.start)
             for sums, product in zip(wanted, products, strict=True):
-                sums.vectors[_Sum.FULL_PRODUCT] = to_float64(product)
+                sums.vectors[StepSum.FULL_PRODUCT] = to_float64(product)
 
-    def _nodes(self, sums: _EpochSums, gradient: Weights) -> dict[Row, Weights]:
+    def _nodes(self, sums: EpochSums, gradient: Weights) -> dict[Row, Weights]:
         """The nodes that can be computed."""
         kappa = 1.0
         if not self.linear and Row.WEIGHT_DECAY in sums.nodes:
-            consumed = sums.vectors[_Sum.CONSUMED]
+            consumed = sums.vectors[StepSum.CONSUMED]
             size = inner_product(consumed, consumed)
             kappa = -inner_product(sums.nodes[Row.WEIGHT_DECAY], consumed) / size if size else 1.0
         scaled = {name: combination((-kappa, vector)) for name, vector in sums.vectors.items()}
         sum_of = {
-            Row.PRECONDITIONER: _Sum.CONSUMED,
-            Row.CLIPPING: _Sum.UNCLIPPED,
-            Row.CURVATURE: _Sum.BATCH_GRADIENT,
-            Row.BATCH_ORDER: _Sum.EQUAL_BATCHES,
-            Row.UNEQUAL_BATCHES: _Sum.BATCHES_BY_SIZE,
+            Row.PRECONDITIONER: StepSum.CONSUMED,
+            Row.CLIPPING: StepSum.UNCLIPPED,
+            Row.CURVATURE: StepSum.BATCH_GRADIENT,
+            Row.BATCH_ORDER: StepSum.EQUAL_BATCHES,
+            Row.UNEQUAL_BATCHES: StepSum.BATCHES_BY_SIZE,
         }
         nodes = sums.nodes | {row: scaled[name] for row, name in sum_of.items() if name in scaled}
-        if _Sum.FULL_PRODUCT in scaled:
-            at_start = (1.0, scaled[_Sum.BATCH_GRADIENT])
-            nodes[Row.BATCH_CURVATURE] = combination(at_start, (1.0, scaled[_Sum.FULL_PRODUCT]))
+        if StepSum.FULL_PRODUCT in scaled:
+            at_start = (1.0, scaled[StepSum.BATCH_GRADIENT])
+            nodes[Row.BATCH_CURVATURE] = combination(at_start, (1.0, scaled[StepSum.FULL_PRODUCT]))
             if self.schedule.full and self.plan.source is not None:  # every batch is the whole
                 nodes[Row.REMAINDER] = nodes[Row.BATCH_CURVATURE]
-            elif _Sum.BATCH_PRODUCT in scaled:
-                nodes[Row.REMAINDER] = combination(at_start, (1.0, scaled[_Sum.BATCH_PRODUCT]))
+            elif StepSum.BATCH_PRODUCT in scaled:
+                nodes[Row.REMAINDER] = combination(at_start, (1.0, scaled[StepSum.BATCH_PRODUCT]))
         nodes[Row.COVERAGE] = combination((-kappa * float(sums.weights.sum()), gradient))
         return nodes
 

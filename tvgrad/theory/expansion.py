@@ -9,8 +9,8 @@ decay lambda (v = g_0, w = H_0 g_0 without),
 so that one gradient and one Hessian-vector product serve all k and all rates; decoupled decay takes a second product.
 
 The order-2 term grows without end, while in training the curved directions are used up. The same two vectors give the
-curvature along the bend, `c = <w, w> / <v, w>`: if the gradient's curved part were an eigenvector, c would be its
-eigenvalue, and the quadratic model could be followed in closed form. The *saturated* norm does so: `q_k(c) ||w||`,
+curvature along w, `c = <w, w> / <v, w>`: if w were an eigenvector, c would be its eigenvalue, and the quadratic model
+could be followed in closed form. The *saturated* norm does so: `q_k(c) ||w||`,
 where `q_k(c) = sum_e c[k,e] y_e` and `y_e` follows the rule with gradient `1 - c y`; at c = 0 this is Q_k. It differs
 from order 2 in third order alone, and is the better estimate of a norm at the rates that people use.
 """
@@ -41,18 +41,18 @@ class Expansion:
 
     Attributes:
         start: theta_0, in float64.
-        slope: v, the gradient with coupled decay's part.
-        bend: w, the Hessian with coupled decay's part times v.
-        decay_bend: H_0 theta_0 under decoupled decay, else None.
-        gradient: g_0 alone, in the objective's dtype.
-        products: inner products of (slope, theta_0, bend, H_0 theta_0); rows that are not needed are zero.
+        gradient: v, the gradient with coupled decay's part.
+        hessian_gradient: w, the Hessian with coupled decay's part times v.
+        hessian_start: H_0 theta_0 under decoupled decay, else None.
+        loss_gradient: g_0 alone, in the objective's dtype.
+        products: inner products of (v, theta_0, w, H_0 theta_0); rows that are not needed are zero.
     """
 
     start: Weights
-    slope: Weights
-    bend: Weights
-    decay_bend: Weights | None
     gradient: Weights
+    hessian_gradient: Weights
+    hessian_start: Weights | None
+    loss_gradient: Weights
     products: tuple[tuple[float, ...], ...]
 
     @property
@@ -70,7 +70,7 @@ class Expansion:
         Returns:
             Name -> float64 tensor.
         """
-        return self._combined(self._coefficients(rule, epochs)[epochs, :2], (self.slope, self.start))
+        return self._combined(self._coefficients(rule, epochs)[epochs, :2], (self.gradient, self.start))
 
     def order2(self, rule: LinearRule, epochs: int) -> Weights:
         """Predict the task vector to second order.
@@ -82,7 +82,7 @@ class Expansion:
         Returns:
             Name -> float64 tensor.
         """
-        vectors = (self.slope, self.start, self.bend, self.decay_bend)
+        vectors = (self.gradient, self.start, self.hessian_gradient, self.hessian_start)
         return self._combined(self._coefficients(rule, epochs)[epochs], vectors)
 
     def error_norms(self, rule: LinearRule, epochs: int) -> Array:
@@ -95,9 +95,7 @@ class Expansion:
         Returns:
             `||Q_s w + D_s H_0 theta_0||` for s = 0 .. k.
         """
-        coefficients = self._coefficients(rule, epochs)
-        coefficients[:, :2] = 0
-        return self._norms(coefficients)
+        return self._norms(self._second_order(rule, epochs))
 
     def saturated_norms(self, rule: LinearRule, epochs: int) -> Array:
         """Predict the norm of the second-order error after every epoch, with saturation.
@@ -110,10 +108,8 @@ class Expansion:
             `||q_s w + D_s H_0 theta_0||` for s = 0 .. k; those of `error_norms` where the gradient does not point along
             positive curvature, or the rule is not stable on it.
         """
-        coefficients = self._coefficients(rule, epochs)
-        coefficients[:, :2] = 0
-        curvature = self._curvature
-        # coupled decay is in the slope and the bend already
+        coefficients, curvature = self._second_order(rule, epochs), self._curvature
+        # v and w contain coupled decay already
         stable = all(step_growth(rule, curvature - rule.coupled_decay, rate) <= 1 for rate in set(rule.rates(epochs)))
         if curvature > 0 and stable:
             coefficients[:, 2] = rule.weighted_sums(_saturating(rule, curvature, epochs))
@@ -121,9 +117,9 @@ class Expansion:
 
     @property
     def _curvature(self) -> float:
-        """`<w, w> / <v, w>`, or 0 where v and w stand too steeply on each other for one curvature to speak of."""
-        slopes, mixed, bends = self.products[0][0], self.products[0][2], self.products[2][2]
-        return bends / mixed if mixed > 0.1 * math.sqrt(slopes * bends) else 0.0
+        """`<w, w> / <v, w>`; 0 where v and w are nearly orthogonal, so that no one curvature describes them."""
+        vv, vw, ww = self.products[0][0], self.products[0][2], self.products[2][2]
+        return ww / vw if vw > 0.1 * math.sqrt(vv * ww) else 0.0
 
     def relative_errors(self, rule: LinearRule, epochs: int) -> Array:
         """Predict the second-order error over the norm of the first-order task vector, after every epoch.
@@ -192,16 +188,21 @@ class Expansion:
         return math.exp(brentq(excess, low, high, xtol=1e-9)) if excess(low) < 0 else 0.0
 
     def _coefficients(self, rule: LinearRule, epochs: int) -> Array:
-        """Coefficients of (slope, theta_0, bend, H_0 theta_0) in the order-2 prediction, one row for each epoch."""
+        """Coefficients of (v, theta_0, w, H_0 theta_0) in the order-2 prediction, one row for each epoch."""
         return np.stack(
             [
                 -rule.first_order_weights(epochs),
                 -rule.decay_shrinkages(epochs),
                 rule.second_order_weights(epochs),
-                rule.decay_weights(epochs) if self.decay_bend is not None else np.zeros(epochs + 1),
+                rule.decay_weights(epochs) if self.hessian_start is not None else np.zeros(epochs + 1),
             ],
             axis=1,
         )
+
+    def _second_order(self, rule: LinearRule, epochs: int) -> Array:
+        coefficients = self._coefficients(rule, epochs)
+        coefficients[:, :2] = 0
+        return coefficients
 
     def _norms(self, coefficients: Array) -> Array:
         squares = np.einsum("ki,ij,kj->k", coefficients, np.array(self.products), coefficients)
@@ -230,23 +231,21 @@ def expand(
     Returns:
         The expansion.
     """
-    device = objective.device
-    start = to_float64(objective.initial if at is None else at, device)
-    known = objective.gradient(at) if gradient is None else dict(gradient)
-    slope = to_float64(known, device)
+    start = to_float64(objective.initial if at is None else at, objective.device)
+    loss_gradient = objective.gradient(at) if gradient is None else dict(gradient)
+    v = to_float64(loss_gradient, objective.device)
     if rule.coupled_decay:
-        slope = combination((1.0, slope), (rule.coupled_decay, start))
-    directions = [slope, start] if rule.decoupled_decay else [slope]
-    bend, *others = (to_float64(product) for product in objective.hvps(directions, at))
+        v = combination((1.0, v), (rule.coupled_decay, start))
+    w, *others = (to_float64(one) for one in objective.hvps([v, start] if rule.decoupled_decay else [v], at))
     if rule.coupled_decay:
-        bend = combination((1.0, bend), (rule.coupled_decay, slope))
-    decay_bend = others[0] if others else None
-    vectors = (slope, start if rule.decoupled_decay else None, bend, decay_bend)
+        w = combination((1.0, w), (rule.coupled_decay, v))
+    hessian_start = others[0] if others else None
+    vectors = (v, start if rule.decoupled_decay else None, w, hessian_start)
     products = tuple(
         tuple(0.0 if one is None or other is None else inner_product(one, other) for other in vectors)
         for one in vectors
     )
-    return Expansion(start, slope, bend, decay_bend, known, products)
+    return Expansion(start, v, w, hessian_start, loss_gradient, products)
 
 
 def _saturating(rule: LinearRule, curvature: float, epochs: int) -> Array:

@@ -111,7 +111,7 @@ class MultitaskGap:
         rows: one for each alpha.
         predicted: alpha -> `-alpha eta^2 C_k`; empty where it was not asked for.
         measured: alpha -> `theta_TA - theta_MT`; empty where it was not asked for.
-        parts: C_k in parts, for alphas that nobody thought of; None where one alone was given, or none was predicted.
+        parts: C_k in parts, for other alphas; None where one alone was given, or none was predicted.
         prediction_counts: gradients and Hessian-vector products of the prediction alone.
         counts: of everything.
     """
@@ -133,6 +133,7 @@ def multitask_gap(
     lr: float,
     epochs: int,
     alpha: float | Sequence[float],
+    *,
     frozen: bool | None = None,
     measure: bool = True,
     predict: bool = True,
@@ -158,6 +159,15 @@ def multitask_gap(
 
     Raises:
         TvgradError: there is no task or alpha, the tasks do not share their weights, or a number is out of range.
+
+    Example:
+        >>> import torch, tvgrad
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
+        >>> inputs, targets = torch.eye(2).double(), torch.ones(2, 1).double()
+        >>> tasks = [tvgrad.Objective(model, loss, (scale * inputs, targets)) for scale in (1.0, 2.0)]
+        >>> gap = tvgrad.multitask_gap(tasks, lr=1e-3, epochs=3, alpha=[0.5, 1.0])
+        >>> [abs(row.predicted_norm / row.measured_norm - 1) < 0.02 for row in gap.rows]
+        [True, True]
     """
     positive(lr, "lr")
     positive_integer(epochs, "epochs")
@@ -173,18 +183,36 @@ def multitask_gap(
     parts = gap_parts(tasks, lr, epochs, path_alpha, first, single) if predict else None
     predicted = {} if parts is None else {one: parts.gap(one) for one in alphas}
     spent = _total(tasks) - before
-    measured, moved = {}, {}
-    if measure:
-        own = _task_arithmetic(tasks, lr, epochs, first)
-        for one in alphas:
-            multitask = _trained(tasks, one * lr, epochs, first)
-            measured[one], moved[one] = combination((one, own), (-1.0, multitask)), norm(multitask)
-    rows = tuple(
-        _row(one, lr, epochs, len(tasks), predicted.get(one), measured.get(one), moved.get(one)) for one in alphas
-    )
+    measured, moved = _measured(tasks, lr, epochs, alphas, first) if measure else ({}, {})
+    numbers = [_norms(measured.get(one), predicted.get(one), moved.get(one)) for one in alphas]
+    rows = tuple(GapRow(one, lr, epochs, len(tasks), *found) for one, found in zip(alphas, numbers, strict=True))
     # For a single alpha the parts were merged before they were multiplied, and hold for no other.
     kept = parts if single is None else None
     return MultitaskGap(rows, predicted, measured, kept, spent, _total(tasks) - before)
+
+
+def _norms(
+    measured: Weights | None, predicted: Weights | None, moved: float | None
+) -> tuple[float, float, float, float]:
+    """Norms of both gaps and of their difference, and the measured one over that of the multitask displacement."""
+    found = math.nan if measured is None else norm(measured)
+    expected = math.nan if predicted is None else norm(predicted)
+    apart = math.nan if measured is None or predicted is None else norm(difference(measured, predicted))
+    return found, expected, apart, found / moved if moved else math.nan
+
+
+def _measured(
+    tasks: list[Objective], lr: float, epochs: int, alphas: list[float], first: list[Weights]
+) -> tuple[dict[float, Weights], dict[float, float]]:
+    """The gap of each alpha, by training, and the norm of the multitask displacement."""
+    own = zeros_like(first[0])  # the sum of the task vectors
+    for task, gradient in zip(tasks, first, strict=True):
+        add_scaled(own, _trained([task], lr, epochs, [gradient]), 1.0)
+    gaps, moved = {}, {}
+    for one in alphas:
+        multitask = _trained(tasks, one * lr, epochs, first)
+        gaps[one], moved[one] = combination((one, own), (-1.0, multitask)), norm(multitask)
+    return gaps, moved
 
 
 def gap_parts(
@@ -256,14 +284,6 @@ def _prefixes(
             gradients = [to_float64(task.gradient(here)) for task in objectives]
 
 
-def _task_arithmetic(tasks: list[Objective], lr: float, epochs: int, first: list[Weights]) -> Weights:
-    """The sum of the task vectors."""
-    total = zeros_like(first[0])
-    for task, gradient in zip(tasks, first, strict=True):
-        add_scaled(total, _trained([task], lr, epochs, [gradient]), 1.0)
-    return total
-
-
 def _trained(tasks: list[Objective], rate: float, epochs: int, first: list[Weights]) -> Weights:
     """Displacement of gradient descent on the sum of the losses, kept in float64."""
     start = to_float64(tasks[0].initial, tasks[0].device)
@@ -273,22 +293,6 @@ def _trained(tasks: list[Objective], rate: float, epochs: int, first: list[Weigh
         for task, gradient in zip(tasks, first, strict=True):
             add_scaled(moved, gradient if epoch == 0 else task.gradient(here), -rate)
     return moved
-
-
-def _row(
-    alpha: float,
-    lr: float,
-    epochs: int,
-    tasks: int,
-    predicted: Weights | None,
-    measured: Weights | None,
-    moved: float | None,
-) -> GapRow:
-    found = math.nan if measured is None else norm(measured)
-    expected = math.nan if predicted is None else norm(predicted)
-    apart = math.nan if measured is None or predicted is None else norm(difference(measured, predicted))
-    relative = found / moved if moved else math.nan
-    return GapRow(alpha, lr, epochs, tasks, found, expected, apart, relative)
 
 
 def _check_shared(tasks: list[Objective]) -> None:

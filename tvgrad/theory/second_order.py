@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,11 +115,12 @@ class Prediction:
         return found
 
 
-@np.errstate(over="ignore", invalid="ignore")  # rates without measure give infinite norms, and sentences that say so
+@np.errstate(over="ignore", invalid="ignore")  # huge rates give infinite norms, and sentences that say so
 def predict(
     objective: Objective,
     rule: UpdateRule,
     epochs: int,
+    *,
     quadratic: bool = True,
     curvature: bool = False,
     threshold: float = THRESHOLD,
@@ -143,43 +145,66 @@ def predict(
 
     Raises:
         TvgradError: the rule is not linear, its schedule is too short, or a number is out of range.
+
+    Example:
+        >>> import torch, tvgrad
+        >>> model, data = torch.nn.Linear(3, 1, bias=False).double(), (torch.eye(3).double(), torch.ones(3, 1).double())
+        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), data)
+        >>> row = tvgrad.predict(objective, tvgrad.update_rules.GD(0.1), epochs=5).row
+        >>> round(row.relative_error, 3)  # the Hessian is 2/3 of the identity: (k - 1)/2 times 0.1 times 2/3
+        0.133
     """
     positive_integer(epochs, "epochs")
     positive(threshold, "the threshold")
     linear = linear_rule(rule)
-    linear.rates(epochs)
+    linear.rates(epochs)  # before any work, whether the schedule is long enough
     before = objective.evaluations.copy()
     expansion = expand(objective, linear, at)
     if not all(math.isfinite(value) for row in expansion.products for value in row):
         raise TvgradError("the gradient or the Hessian is not finite at these weights: check model, loss and data")
+    order1, order2 = expansion.order1(linear, epochs), expansion.order2(linear, epochs)
     path = quadratic_path(objective, linear, epochs, expansion, at) if quadratic else ()
     followed = next(iter(deque(path, maxlen=1)), None)
     found = estimate_curvature(objective, at, smallest=True) if curvature else None
     counts = objective.evaluations - before
-    order1, order2 = expansion.order1(linear, epochs), expansion.order2(linear, epochs)
-    rates = linear.rates(epochs)
-    within = expansion.epochs_within(linear, threshold)
     row = PredictionRow(
-        rule=linear.name,
-        lr=float(rates.max()),
-        epochs=epochs,
+        **_predicted_errors(linear, epochs, expansion, threshold),
+        **_spectral_numbers(linear, epochs, found),
         task_vector_norm=norm(order2),
-        error_norm=float(expansion.saturated_norms(linear, epochs)[epochs]),
-        order2_error_norm=float(expansion.error_norms(linear, epochs)[epochs]),
-        relative_error=float(expansion.relative_errors(linear, epochs)[epochs]),
         quadratic_error_norm=math.nan if followed is None else norm(difference(followed, order1)),
-        threshold=threshold,
-        epochs_within=math.nan if within is None else within,
-        lr_within=expansion.rate_factor_within(linear, epochs, threshold) * float(rates.max()),
-        largest_eigenvalue=math.nan if found is None else found.largest,
-        stability_limit=math.nan if found is None else stability_limit(linear, found.largest),
-        growth_factor=(math.nan if found is None else growth_factor(linear, (found.largest, found.smallest), epochs)),
         gradients=counts.gradients,
         hvps=counts.hvps,
     )
     said = (_divergence(linear, row, expansion, found), _unconverged(found), kink_sentence(objective))
-    sentences = tuple(sentence for sentence in said if sentence is not None)
-    return Prediction(rule, epochs, order1, order2, followed, row, counts, found, sentences)
+    return Prediction(rule, epochs, order1, order2, followed, row, counts, found, tuple(filter(None, said)))
+
+
+def _predicted_errors(rule: LinearRule, epochs: int, expansion: Expansion, threshold: float) -> dict[str, Any]:
+    """The numbers of a row that come from the expansion alone."""
+    largest = float(rule.rates(epochs).max())
+    within = expansion.epochs_within(rule, threshold)
+    return {
+        "rule": rule.name,
+        "lr": largest,
+        "epochs": epochs,
+        "error_norm": float(expansion.saturated_norms(rule, epochs)[epochs]),
+        "order2_error_norm": float(expansion.error_norms(rule, epochs)[epochs]),
+        "relative_error": float(expansion.relative_errors(rule, epochs)[epochs]),
+        "threshold": threshold,
+        "epochs_within": math.nan if within is None else within,
+        "lr_within": expansion.rate_factor_within(rule, epochs, threshold) * largest,
+    }
+
+
+def _spectral_numbers(rule: LinearRule, epochs: int, found: Curvature | None) -> dict[str, Any]:
+    """The numbers of a row that come from the ends of the spectrum; NaN where they were not asked for."""
+    if found is None:
+        return dict.fromkeys(("largest_eigenvalue", "stability_limit", "growth_factor"), math.nan)
+    return {
+        "largest_eigenvalue": found.largest,
+        "stability_limit": stability_limit(rule, found.largest),
+        "growth_factor": growth_factor(rule, (found.largest, found.smallest), epochs),
+    }
 
 
 def quadratic_path(
@@ -201,7 +226,7 @@ def quadratic_path(
     Yields:
         The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
     """
-    gradient = to_float64(expansion.gradient, objective.device)
+    gradient = to_float64(expansion.loss_gradient, objective.device)
     model = Trajectory(rule, expansion.start)
     for step in range(epochs):
         if step == 0:
@@ -217,11 +242,11 @@ def _first_product(rule: LinearRule, expansion: Expansion) -> Weights:
     # The first displacement is a combination of vectors whose products are known. Coupled decay's own part of the
     # expansion's product is subtracted, because the trajectory adds it.
     first = float(rule.first_order_weights(1)[1])
-    product = combination((-first, expansion.bend))
+    product = combination((-first, expansion.hessian_gradient))
     if rule.coupled_decay:
-        add_scaled(product, expansion.slope, first * rule.coupled_decay)
-    if expansion.decay_bend is not None:
-        add_scaled(product, expansion.decay_bend, -float(rule.decay_shrinkages(1)[1]))
+        add_scaled(product, expansion.gradient, first * rule.coupled_decay)
+    if expansion.hessian_start is not None:
+        add_scaled(product, expansion.hessian_start, -float(rule.decay_shrinkages(1)[1]))
     return product
 
 

@@ -26,6 +26,13 @@ class GD(LinearRule):
 
     Args:
         lr: rate or schedule.
+
+    Example:
+        >>> from tvgrad.update_rules import GD
+        >>> GD([0.5, 0.25]).coefficients(2).tolist()
+        [0.5, 0.25]
+        >>> GD(0.5).first_order_weights(3).tolist()  # S_k = k eta
+        [0.0, 0.5, 1.0, 1.5]
     """
 
     name: ClassVar[str] = "gd"
@@ -39,6 +46,11 @@ class SGD(LinearRule):
         lr: rate or schedule.
         weight_decay: lambda.
         decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+
+    Example:
+        >>> from tvgrad.update_rules import SGD
+        >>> SGD(0.5, weight_decay=1.0, decoupled=True).coefficients(2).tolist()
+        [0.25, 0.5]
     """
 
     weight_decay: float = 0.0
@@ -60,6 +72,11 @@ class Momentum(LinearRule):
 
     Raises:
         TvgradError: an option is out of its range.
+
+    Example:
+        >>> from tvgrad.update_rules import Momentum
+        >>> Momentum(1.0, 0.5).coefficients(3).tolist()
+        [1.75, 1.5, 1.0]
     """
 
     momentum: float
@@ -92,6 +109,11 @@ class Nesterov(LinearRule):
 
     Raises:
         TvgradError: an option is out of its range.
+
+    Example:
+        >>> from tvgrad.update_rules import Nesterov
+        >>> Nesterov(1.0, 0.5).coefficients(3).tolist()
+        [1.875, 1.75, 1.5]
     """
 
     momentum: float
@@ -121,6 +143,11 @@ class Adam(UpdateRule):
         eps: what is added to the root.
         weight_decay: lambda, added to the gradient as `lambda theta`.
         amsgrad: divide by the largest v so far.
+
+    Example:
+        >>> from tvgrad.update_rules import Adam
+        >>> Adam(0.1, betas=(0.0, 0.999)).momentum_weights(3).tolist()
+        [0.1, 0.1, 0.1]
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -194,6 +221,15 @@ class AdamW(Adam):
         eps: what is added to the root.
         weight_decay: lambda.
         amsgrad: divide by the largest v so far.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.update_rules import AdamW
+        >>> rule = AdamW(0.1, weight_decay=0.5)
+        >>> type(rule.make_optimizer([torch.nn.Parameter(torch.zeros(2))])).__name__
+        'AdamW'
+        >>> [round(factor, 4) for factor in rule.decay_factors(2).tolist()]
+        [0.9025, 0.95, 1.0]
     """
 
     weight_decay: float = 0.01
