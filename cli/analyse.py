@@ -8,6 +8,10 @@ from typing import Any
 
 import click
 
+from tvgrad.errors import CheckFailed, TvgradError
+
+from . import options
+
 ANALYSES = {
     "one_epoch_equivalence": "After one full-batch epoch the task vector is minus the rate times the gradient.",
     "second_order_error": "One Hessian-vector product predicts how far it drifts from the gradient afterwards.",
@@ -23,11 +27,7 @@ ANALYSES = {
 @click.argument("name", required=False)
 @click.option("--on", "target", default="digits", show_default=True, help="TARGET of the recipe to run it on.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("tvgrad-analyses"),
-    show_default=True,
-    help="Folder for the table and the figure.",
+    "--out", type=options.PATH, default="tvgrad-analyses", show_default=True, help="Folder for table and figure."
 )
 @click.option("--set", "given", multiple=True, help="NAME=VALUE: an option of the analysis; may be repeated.")
 def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) -> None:
@@ -45,8 +45,6 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     import importlib
     from dataclasses import replace
 
-    from tvgrad.errors import CheckFailed, TvgradError
-
     if name is None:
         for known, claim in ANALYSES.items():
             click.echo(f"{known:<{max(map(len, ANALYSES))}}  {claim}")
@@ -63,19 +61,19 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     except OSError as error:
         raise TvgradError(f"{out} cannot be made a folder: {error.strerror}") from None
     run = importlib.import_module(f"tvgrad.analyses.{chosen}").analyse
-    finding = run(target, **_options(given, run))
-    print_table(chosen, finding.table)
+    result = run(target, **_options(given, run))
+    print_table(chosen, result.table)
     figure = out / f"{chosen}.png"
-    finding.save(figure)
-    for other, draw in finding.others.items():
-        replace(finding, draw=draw).save(out / f"{chosen}_{other}.png")
-    written = write_tables({chosen: finding.table}, out, ("csv",))
-    click.echo(f"Claim: {finding.claim}")
-    click.echo(f"{'It held' if finding.held else 'It did not hold'}: {finding.evidence}.")
-    for verdict in finding.verdicts:
+    result.save(figure)
+    for other, draw in result.others.items():
+        replace(result, draw=draw).save(out / f"{chosen}_{other}.png")
+    written = write_tables({chosen: result.table}, out, ("csv",))
+    click.echo(f"Claim: {result.claim}")
+    click.echo(f"{'It held' if result.held else 'It did not hold'}: {result.evidence}.")
+    for verdict in result.verdicts:
         click.echo(f"  {verdict}.")
     click.echo(f"Figure: {figure}, table: {written[0]}")
-    if not finding.held:
+    if not result.held:
         raise CheckFailed(f"the claim of {chosen} did not hold on {target}")
 
 
@@ -83,14 +81,12 @@ def _options(given: tuple[str, ...], run: Callable[..., Any]) -> dict[str, Any]:
     """Options of an analysis from NAME=VALUE: numbers and words, as its function's own defaults are."""
     import inspect
 
-    from tvgrad.errors import TvgradError
-
     known = {
         name: option.default
         for name, option in inspect.signature(run).parameters.items()
         if name != "target" and isinstance(option.default, (int, float, str, tuple))
     }
-    options: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for text in given:
         name, sign, value = text.partition("=")
         if not sign or name not in known:
@@ -99,12 +95,12 @@ def _options(given: tuple[str, ...], run: Callable[..., Any]) -> dict[str, Any]:
         default = known[name]
         try:
             if isinstance(default, (int, float)):
-                options[name] = type(default)(value)
+                chosen[name] = type(default)(value)
             elif isinstance(default, tuple):
                 kind = type(default[0]) if default else str
-                options[name] = tuple(kind(part) for part in value.split(","))
+                chosen[name] = tuple(kind(part) for part in value.split(","))
             else:
-                options[name] = value
+                chosen[name] = value
         except ValueError:
             raise TvgradError(f"--set {text!r}: {name} is a {type(default).__name__} such as {default!r}") from None
-    return options
+    return chosen

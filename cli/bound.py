@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+from . import options
 
 if TYPE_CHECKING:
     from tvgrad.bounds import FeedForward
@@ -28,10 +28,10 @@ class _Planned(NamedTuple):
 
 @click.command()
 @click.argument("target")
-@click.option("--tasks", help="Only these tasks, separated by commas.")
+@options.tasks
 @click.option("--optimizer", type=click.Choice(LINEAR), help="A linear rule, one full-batch step an epoch.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+@options.lr
+@options.momentum
 @click.option("--weight-decay", type=float, help="Coupled; not for gd.")
 @click.option("--epochs", type=int, help="Full-batch epochs.")
 @click.option(
@@ -41,7 +41,7 @@ class _Planned(NamedTuple):
     help="Simulate the epochs in float64 and bound what rounding can have changed, or use theta_0 alone.",
 )
 @click.option("--forms", is_flag=True, help="Show every form of the bound, and why some give none.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; numbers that are infinite or unknown are null.")
+@options.as_json
 def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: bool, **given: Any) -> None:
     """Bound, before training, how far the task vectors of TARGET will be from the gradient, or say why there is none.
 
@@ -57,14 +57,13 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
       tvgrad bound digits --tasks rotated --lr 1e-5 --epochs 5 --forms
       tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 --epochs 10 --no-simulate
     """
+    from tvgrad.json_text import json_text
     from tvgrad.recipes.catalogue import load_recipes
 
-    names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
-    planned = [_plan(recipe, given) for recipe in load_recipes(target, names)]
+    planned = [_plan(recipe, given) for recipe in load_recipes(target, options.names_in(tasks))]
     rows, details, without = _certify(planned, simulate)
     if as_json:
-        found = {"bounds": _plain(rows), "none": without}
-        click.echo(json.dumps(found | ({"forms": _plain(details)} if forms else {}), indent=1))
+        click.echo(json_text({"bounds": rows, "none": without} | ({"forms": details} if forms else {})))
     else:
         _show(rows, details if forms else [], without)
 
@@ -125,11 +124,3 @@ def _show(rows: list[_Row], details: list[_Row], without: list[_Row]) -> None:
             print_table(name, pd.DataFrame(table), len(table))
     for one in without:
         click.echo(f"no bound for {one['task']}: {one['reason']}")
-
-
-def _plain(rows: list[_Row]) -> list[_Row]:
-    """Rows for JSON, which knows neither infinity nor NaN."""
-    return [
-        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        for row in rows
-    ]

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import click
 
+from tvgrad.errors import CheckFailed, TvgradError
+
+from . import options
+
 
 @click.command()
-@click.option(
-    "--out",
-    default="tvgrad-demo",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for runs and report.",
-)
+@click.option("--out", default="tvgrad-demo", show_default=True, type=options.PATH, help="Folder for runs and report.")
 @click.option("--epochs", default=10, show_default=True, help="Passes over the data.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def demo(out: Path, epochs: int, quiet: bool) -> None:
@@ -28,7 +26,6 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     """
     from tvgrad.cli.terminal import epochs_bar
 
-    from tvgrad.errors import CheckFailed, TvgradError
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
     from tvgrad.record.training_loop import prepare, trace
@@ -38,10 +35,9 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     from tvgrad.theory.equivalence import FAILS, check_one_epoch
 
     mark = out / "made-by-tvgrad-demo"
-    if out.exists() and not out.is_dir():
-        raise TvgradError(f"{out} is a file: choose an empty or new folder for --out")
-    if out.exists() and any(out.iterdir()) and not mark.exists():
-        raise TvgradError(f"{out} holds other files: choose an empty or new folder for --out")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.exists())):
+        what = "holds other files" if out.is_dir() else "is a file"
+        raise TvgradError(f"{out} {what}: choose an empty or new folder for --out")
     ready = [prepare(recipe, TraceOptions(epochs=epochs, target="digits")) for recipe in load_recipes("digits")]
     try:
         for own in ("runs", "report"):  # what else the user keeps in the folder stays

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import click
 
+from tvgrad.errors import CheckFailed
+
+from . import options
+
 
 @click.command()
 @click.option("--device", default="auto", show_default=True, help="Check the kernels of this torch device.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.as_json
 def doctor(device: str, as_json: bool) -> None:
     """Check this installation: versions, device, kernels, disk, cache, optional packages.
 
@@ -22,14 +26,13 @@ def doctor(device: str, as_json: bool) -> None:
       tvgrad doctor
       tvgrad doctor --device cpu --json
     """
-    from tvgrad.errors import CheckFailed
     from tvgrad.installation import FAILED, examine
+    from tvgrad.json_text import json_text
     from tvgrad.numerics.device import resolve_device
-    from tvgrad.results import to_json
 
     checks = examine(resolve_device(device), Path.cwd())
     if as_json:
-        click.echo(to_json(checks))
+        click.echo(json_text([check.row() for check in checks]))
     else:
         for check in checks:
             click.echo(f"{check.state:>7}  {check.what}: {check.words}")

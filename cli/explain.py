@@ -6,12 +6,16 @@ from pathlib import Path
 
 import click
 
+from tvgrad.errors import TvgradError
+
+from . import options
+
 ROUNDING = 1e-12
 """Rows of a budget that are smaller than this part of the residual are what float64 sums leave, and are not shown."""
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.runs
 @click.option("--recipe", "target", help="TARGET of the recipe that made the runs; built-in ones are found by name.")
 @click.option("--budget-seconds", type=float, help="Time for each run: leave out, by name, what does not fit.")
 @click.option("--remainder", is_flag=True, help="Split third order from batch curvature: a product for each batch.")
@@ -24,7 +28,7 @@ ROUNDING = 1e-12
     help="In which gradients at the pretrained weights are computed.",
 )
 @click.option("--bounds/--no-bounds", default=True, show_default=True, help="Certify the second-order error too.")
-@click.option("--device", default="auto", show_default=True, help="A torch device.")
+@options.device
 def explain(
     runs: tuple[Path, ...],
     target: str | None,
@@ -52,7 +56,6 @@ def explain(
     import torch
     from tvgrad.cli.terminal import print_table
 
-    from tvgrad.errors import TvgradError
     from tvgrad.recipes.of_run import objective_of, recipe_of
     from tvgrad.report.columns import COLUMNS
     from tvgrad.results import frame_of
@@ -95,7 +98,6 @@ def explain(
 
 def _own_target(recipe: dict[str, str] | None, root: Path) -> str:
     """A built-in recipe's name, as the run gives it; code of the user's is run only when it is named."""
-    from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import BUILT_IN
 
     found = (recipe or {}).get("target")

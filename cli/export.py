@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from . import options
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=options.PATH)
 @click.option("--epoch", type=int, help="Epoch (or recorded step) to export (default: the last).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--out", required=True, type=options.PATH, help="Folder to make.")
 @click.option(
     "--base", help="Name or path of the pretrained model, for mergekit.yaml (default: what config.json says)."
 )

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tvgrad.errors import TvgradError
+from tvgrad.wording import counted
+
+from . import options
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -18,7 +23,7 @@ SEARCH = "search"
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.runs
 @click.option("--epoch", type=int, help="Epoch to merge (default: the last that all runs keep).")
 @click.option(
     "--method",
@@ -58,10 +63,8 @@ def merge(
       tvgrad merge runs/digits --epoch 1 --method ties --alpha 0.4 --out merged.safetensors
       tvgrad merge runs/digits --method task_arithmetic --alpha search --recipe digits --evaluate --out m.safetensors
     """
-    from tvgrad.errors import TvgradError
     from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.run import open_runs
-    from tvgrad.wording import counted
 
     method = _method(name, density=density, seed=seed)
     factor = None if alpha == SEARCH else _number(alpha)
@@ -86,8 +89,6 @@ def merge(
 
 def _beside(made: MergedFile, runs: int) -> str:
     """What stands in the file beside the merged tensors, and what is left to each run."""
-    from tvgrad.wording import counted
-
     frozen = counted(len(made.shared), "frozen tensor")
     if runs == 1:
         return f"{frozen} beside them" if made.shared else "no other tensor"
@@ -97,8 +98,6 @@ def _beside(made: MergedFile, runs: int) -> str:
 
 def _check_out(out: Path) -> None:
     """Refuse a path that cannot be written, or that holds something, before any work."""
-    from tvgrad.errors import TvgradError
-
     if out.is_dir():
         raise TvgradError(f"{out} is a folder: give --out the path of a .safetensors file to make")
     if out.suffix != ".safetensors":
@@ -111,8 +110,6 @@ def _check_out(out: Path) -> None:
 
 
 def _check_different(runs: list[Run]) -> None:
-    from tvgrad.errors import TvgradError
-
     places = [run.root.resolve() for run in runs]
     for number, run in enumerate(runs):
         if places[number] in places[:number]:
@@ -122,7 +119,6 @@ def _check_different(runs: list[Run]) -> None:
 def _method(name: str, **options: float | None) -> Method:
     from dataclasses import fields
 
-    from tvgrad.errors import TvgradError
     from tvgrad.merging import METHODS
 
     chosen = name.replace("-", "_")
@@ -136,7 +132,6 @@ def _method(name: str, **options: float | None) -> Method:
 
 
 def _number(alpha: str) -> float:
-    from tvgrad.errors import TvgradError
     from tvgrad.merging.method import checked_alpha
 
     try:

@@ -43,6 +43,28 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
     return list(found.values())
 
 
+def whole_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """Open runs whose files are there, of the size and with the headers that run.json says.
+
+    Args:
+        paths: run directories, or directories whose subdirectories are runs.
+
+    Returns:
+        The whole runs, and the directory and first problem of each damaged one.
+
+    Raises:
+        TvgradError: a path is no run and no directory of runs, or a run has another format version.
+    """  # noqa: DOC502 - raised by open_each
+    whole, damaged = [], []
+    for directory, run, found in open_each(paths):
+        problems = found if run is None else problems_of(run, checksums=False)
+        if run is None or problems:
+            damaged.append((directory, problems[0]))
+        else:
+            whole.append(run)
+    return whole, damaged
+
+
 def single_run(path: Path) -> Run:
     """Open one run whose files are whole.
 

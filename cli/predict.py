@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvgrad.problem.recipe import OPTIMIZERS
+from tvgrad.wording import counted
+
+from . import options
+
+if TYPE_CHECKING:
+    from tvgrad.record.training_loop import Prepared
 
 
 @click.command()
 @click.argument("target")
-@click.option("--tasks", help="Only these tasks, separated by commas.")
+@options.tasks
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="A linear rule: gd, sgd, momentum or nesterov.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+@options.lr
+@options.momentum
 @click.option("--weight-decay", type=float, help="Coupled.")
 @click.option("--epochs", type=int, help="Full-batch epochs: one step each.")
 @click.option("--threshold", default=0.1, show_default=True, help="Relative error that is still the gradient.")
 @click.option("--quadratic", is_flag=True, help="Follow the quadratic model too: one product for each further epoch.")
 @click.option("--curvature", is_flag=True, help="Estimate lambda_max, and say whether the rate is over its limit.")
-@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
-@click.option("--device", default="auto", show_default=True, help="A torch device.")
-@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+@options.dtype
+@options.device
+@options.chunk_size
 @click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count.")
 @click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.as_json
 def predict(
     target: str,
     tasks: str | None,
@@ -50,34 +56,25 @@ def predict(
     """
     from tvgrad.cli.terminal import print_table
 
+    from tvgrad.json_text import json_text
     from tvgrad.problem.recipe import positive
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
     from tvgrad.record.training_loop import prepare
-    from tvgrad.results import frame_of, to_json
-    from tvgrad.theory.budget_plan import measured_costs
-    from tvgrad.theory.second_order import planned_cost
+    from tvgrad.results import frame_of
     from tvgrad.theory.second_order import predict as predicted
     from tvgrad.update_rules.rules import linear_rule
 
     positive(threshold, "--threshold")
-    names = tuple(part.strip() for part in (tasks or "").split(",") if part.strip())
-    allowed = tuple(part.strip() for part in (allow or "").split(",") if part.strip())
-    chosen = load_recipes(target, names)
+    allowed = options.names_in(allow)
+    chosen = load_recipes(target, options.names_in(tasks))
     # The recipe's own mini-batches play no part: one step an epoch is predicted.
     prepared = [prepare(recipe, TraceOptions(target=target, allow=allowed, **given)) for recipe in chosen]
     for one in prepared:
         linear_rule(one.rule).rates(one.epochs)
     if cost:
         for one in prepared:
-            counts, seconds = planned_cost(one.rule, one.epochs, quadratic), measured_costs(one.objective)
-            total = counts.gradients * seconds.gradient + counts.hvps * seconds.hvp
-            click.echo(
-                f"{one.recipe.name}: {_counted(counts.gradients, 'gradient')} and "
-                f"{_counted(counts.hvps, 'Hessian-vector product')} over {len(one.samples)} samples, about "
-                f"{total:.2g} s"
-                + (f"; lambda_max takes 40 to 400 products more, {seconds.hvp:.2g} s each" if curvature else "")
-            )
+            click.echo(_cost(one, quadratic, curvature))
         return
     rows, said = [], []
     for one in prepared:
@@ -85,9 +82,9 @@ def predict(
             one.objective, one.rule, one.epochs, quadratic=quadratic, curvature=curvature, threshold=threshold
         )
         rows.append(made.row)
-        said += [f"{one.recipe.name}: {sentence}" for sentence in (_plainly(made.row), *made.sentences)]
+        said += [f"{one.recipe.name}: {sentence}" for sentence in (_in_words(made.row), *made.sentences)]
     if as_json:
-        click.echo(to_json(rows))
+        click.echo(json_text([row.row() for row in rows]))
         return
     table = frame_of(rows).dropna(axis="columns", how="all").drop(columns=["threshold", "kind"])
     table.insert(0, "task", [one.recipe.name for one in prepared])
@@ -96,11 +93,21 @@ def predict(
         click.echo(sentence)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
+    """What a prediction takes, in one sentence."""
+    from tvgrad.theory.budget_plan import measured_costs
+    from tvgrad.theory.second_order import planned_cost
+
+    counts, seconds = planned_cost(one.rule, one.epochs, quadratic), measured_costs(one.objective)
+    total = counts.gradients * seconds.gradient + counts.hvps * seconds.hvp
+    return (
+        f"{one.recipe.name}: {counted(counts.gradients, 'gradient')} and "
+        f"{counted(counts.hvps, 'Hessian-vector product')} over {len(one.samples)} samples, about {total:.2g} s"
+        + (f"; lambda_max takes 40 to 400 products more, {seconds.hvp:.2g} s each" if curvature else "")
+    )
 
 
-def _plainly(row: Any) -> str:
+def _in_words(row: Any) -> str:
     """The prediction in one sentence."""
     within, threshold = row.epochs_within, f"{row.threshold:.0%}"
     if within != within:

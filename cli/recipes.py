@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from . import options
+
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.as_json
 def recipes(as_json: bool) -> None:
     """List the built-in recipes: data, model, size and tasks.
 
@@ -16,15 +18,15 @@ def recipes(as_json: bool) -> None:
       tvgrad recipes --json
     """
     import dataclasses
-    import json
 
     import pandas as pd
     from tvgrad.cli.terminal import print_table
 
+    from tvgrad.json_text import json_text
     from tvgrad.recipes.catalogue import BUILT_IN
 
     if as_json:
-        click.echo(json.dumps({name: dataclasses.asdict(one) for name, one in BUILT_IN.items()}, indent=1))
+        click.echo(json_text({name: dataclasses.asdict(one) for name, one in BUILT_IN.items()}))
         return
     rows = [
         {"recipe": name, "tasks": ", ".join(one.tasks), "data": one.data, "model": one.model, "size": one.size}

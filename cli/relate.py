@@ -6,10 +6,14 @@ from pathlib import Path
 
 import click
 
+from tvgrad.errors import TvgradError
+
+from . import options
+
 
 @click.command()
-@click.argument("runs", nargs=2, metavar="RUN RUN", type=click.Path(path_type=Path))
-@click.option("--groups", help="Regular expression that groups parameters.")
+@click.argument("runs", nargs=2, metavar="RUN RUN", type=options.PATH)
+@options.groups
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the whole table to this CSV file.")
 @click.option("--quiet", is_flag=True, help="Only the sentence that sums it up.")
 def relate(runs: tuple[Path, Path], groups: str | None, out: Path | None, quiet: bool) -> None:
@@ -26,7 +30,6 @@ def relate(runs: tuple[Path, Path], groups: str | None, out: Path | None, quiet:
     from tvgrad.cli.open_runs import single_run
     from tvgrad.cli.terminal import bytes_bar, print_table
 
-    from tvgrad.errors import TvgradError
     from tvgrad.files.atomic import write_atomically
     from tvgrad.report.relation import relate_runs
 

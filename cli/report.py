@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tvgrad.errors import TvgradError
+
+from . import options
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -14,15 +18,15 @@ DEFAULT_FORMATS = ("csv", "html")
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.runs
 @click.option(
     "--pretrained",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     help="A checkpoint: RUNS are then checkpoints that were fine-tuned from it, without a run behind them.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and figures (default: the terminal).")
+@click.option("--out", type=options.PATH, help="Folder for tables and figures (default: the terminal).")
 @click.option("--format", "formats", multiple=True, help="csv, md, json, latex or html; may be repeated.")
-@click.option("--groups", help="Regular expression that groups parameters.")
+@options.groups
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
 def report(
     runs: tuple[Path, ...],
@@ -47,35 +51,37 @@ def report(
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
       tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b --out report
     """
-    from tvgrad.cli.open_runs import open_each, problems_of
-    from tvgrad.cli.terminal import bytes_bar
-
-    from tvgrad.errors import TvgradError
     from tvgrad.report.documents import check_formats
-    from tvgrad.report.empty_columns import missing_results
-    from tvgrad.report.tables import run_tables
 
     check_formats(formats)
     if formats and out is None:
         raise TvgradError("--format says how files are written: give --out too")
     if out is not None and out.exists() and not out.is_dir():
         raise TvgradError(f"{out} is a file: choose a folder for --out")
-    if pretrained is not None:
-        if skip_damaged:
-            raise TvgradError("--skip-damaged is about runs: leave it out with --pretrained")
-        _report_checkpoints(pretrained, runs, out, formats, groups)
-        return
-    whole = []
-    for directory, run, found in open_each(runs):
-        problems = found if run is None else problems_of(run, checksums=False)
-        if run is not None and not problems:
-            whole.append(run)
-        elif skip_damaged:
-            click.echo(f"{directory} is left out: {problems[0]}", err=True)
-        else:
+    if pretrained is None:
+        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged)
+    elif skip_damaged:
+        raise TvgradError("--skip-damaged is about runs: leave it out with --pretrained")
+    else:
+        _report_checkpoints(pretrained, runs, out, formats or DEFAULT_FORMATS, groups)
+
+
+def _report_runs(
+    paths: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool
+) -> None:
+    from tvgrad.cli.open_runs import whole_runs
+    from tvgrad.cli.terminal import bytes_bar
+
+    from tvgrad.report.empty_columns import missing_results
+    from tvgrad.report.tables import run_tables
+
+    whole, damaged = whole_runs(paths)
+    for directory, problem in damaged:
+        if not skip_damaged:
             raise TvgradError(
-                f"{directory} is damaged: {problems[0]}; see `tvgrad verify`, or leave it out by --skip-damaged"
+                f"{directory} is damaged: {problem}; see `tvgrad verify`, or leave it out by --skip-damaged"
             )
+        click.echo(f"{directory} is left out: {problem}", err=True)
     if not whole:
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     with bytes_bar("reading") as progress:
@@ -84,10 +90,10 @@ def report(
         _print(made.tables, bool(groups))
         for sentence in missing_results(made.tables):
             click.echo(sentence)
-        return
-    from tvgrad.report.publishing import publish
+    else:
+        from tvgrad.report.publishing import publish
 
-    _list(publish(made, whole, out, formats or DEFAULT_FORMATS), out)
+        _list(publish(made, whole, out, formats), out)
 
 
 def _report_checkpoints(
@@ -103,10 +109,10 @@ def _report_checkpoints(
         click.echo(sentence, err=True)
     if out is None:
         _print(made.tables, bool(groups))
-        return
-    from tvgrad.report.publishing import publish_checkpoints
+    else:
+        from tvgrad.report.publishing import publish_checkpoints
 
-    _list(publish_checkpoints(made, str(pretrained), out, formats or DEFAULT_FORMATS), out)
+        _list(publish_checkpoints(made, str(pretrained), out, formats), out)
 
 
 def _print(tables: dict[str, pd.DataFrame], grouped: bool) -> None:

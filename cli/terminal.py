@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pandas.api.types import is_numeric_dtype
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tvgrad.report.documents import shown
@@ -40,15 +40,11 @@ def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS) -> None:
     drawn = Table(title=title, title_justify="left", header_style="bold")
     for column in table.columns:
         drawn.add_column(column, justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold")
-    rows = [tuple(row) for row in table.itertuples(index=False)]
-    head = rows if len(rows) <= most else rows[: most // 2]
-    tail = [] if len(rows) <= most else rows[-(most // 2) :]
-    for row in head:
-        drawn.add_row(*(shown(cell) for cell in row))
-    if tail:
-        drawn.add_row(*["..."] * len(table.columns))
-        for row in tail:
-            drawn.add_row(*(shown(cell) for cell in row))
+    rows = [[shown(cell) for cell in row] for row in table.itertuples(index=False)]
+    if len(rows) > most:
+        rows = [*rows[: most // 2], ["..."] * len(table.columns), *rows[-(most // 2) :]]
+    for row in rows:
+        drawn.add_row(*row)
     console().print(drawn)
 
 
@@ -64,23 +60,14 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[Train
     Yields:
         What `tvgrad.record.training_loop.trace` calls after each epoch.
     """
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  cos(task vector, -g0) {task.fields[cosine]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or not sys.stderr.isatty(),
-    )
-    with bar:
+    fields = TextColumn("loss {task.fields[loss]}  cos(task vector, -g0) {task.fields[cosine]}")
+    with _bar(quiet, MofNCompleteColumn(), fields) as bar:
         task = bar.add_task(name, total=epochs, loss="-", cosine="-")
 
         def on_epoch(progress: TrainingProgress) -> None:
-            shown_loss, shown_cosine = _short(progress.loss), _short(progress.cosine)
-            bar.update(
-                task, completed=progress.epoch, total=progress.epochs, loss=shown_loss, cosine=shown_cosine
-            )  # a resumed run may have more epochs than its recipe
+            loss, cosine = ("-" if math.isnan(value) else f"{value:.4f}" for value in (progress.loss, progress.cosine))
+            # a resumed run may have more epochs than its recipe
+            bar.update(task, completed=progress.epoch, total=progress.epochs, loss=loss, cosine=cosine)
 
         yield on_epoch
 
@@ -96,19 +83,19 @@ def bytes_bar(title: str, quiet: bool = False) -> Generator[Callable[[int, int],
     Yields:
         A function of the bytes done and the bytes in all.
     """
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or not sys.stderr.isatty(),
-        transient=True,
-    )
-    with bar:
+    with _bar(quiet, TextColumn("{task.percentage:>3.0f} %"), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _short(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
+def _bar(quiet: bool, *columns: ProgressColumn, transient: bool = False) -> Progress:
+    """A bar on the error stream, between its title and the time left, that only a terminal sees."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or not sys.stderr.isatty(),
+        transient=transient,
+    )

@@ -8,34 +8,33 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import OPTIMIZERS
 
-
-def _names(value: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
+from . import options
 
 
 @click.command()
 @click.argument("target")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
-@click.option("--tasks", help="Only these tasks, separated by commas.")
+@options.run_directory
+@options.tasks
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="gd is full-batch gradient descent.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+@options.lr
+@options.momentum
 @click.option("--weight-decay", type=float, help="Coupled; decoupled for adamw.")
 @click.option("--epochs", type=int, help="Passes over the data.")
 @click.option("--batch-size", type=int, help="Samples in a mini-batch (every optimizer but gd).")
-@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
-@click.option("--device", default="auto", show_default=True, help="A torch device.")
+@options.dtype
+@options.device
 @click.option("--seed", type=int, default=0, show_default=True, help="Orders of mini-batches.")
 @click.option(
     "--record", default="gradients", show_default=True, help="gradients, epoch-gradients, batches; weights always."
 )
-@click.option("--record-at", default="epochs", show_default=True, help="epochs, or steps:1,10,100.")
-@click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
-@click.option("--groups", help="Regular expression that groups parameters.")
-@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
-@click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.")
+@options.record_at
+@options.keep
+@options.groups
+@options.chunk_size
+@options.allow
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; options not given again are as they were.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
@@ -68,22 +67,21 @@ def trace(
     """
     from tvgrad.cli.terminal import epochs_bar
 
-    from tvgrad.errors import TvgradError
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions, as_started
     from tvgrad.record.training_loop import check_directory, check_space, prepare
     from tvgrad.record.training_loop import trace as run_trace
     from tvgrad.store.layout import MANIFEST
 
-    options = TraceOptions(target=target, record=_names(record), allow=_names(allow), **given)
-    chosen = load_recipes(target, _names(tasks))
+    wanted = TraceOptions(target=target, record=options.names_in(record), allow=options.names_in(allow), **given)
+    chosen = load_recipes(target, options.names_in(tasks))
     places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
     if len(chosen) > 1 and (out / MANIFEST).exists():
         raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
     for place in places.values():
-        check_directory(place, options.resume)
+        check_directory(place, wanted.resume)
     said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    prepared = [prepare(recipe, as_started(options, places[recipe.name], said)) for recipe in chosen]
+    prepared = [prepare(recipe, as_started(wanted, places[recipe.name], said)) for recipe in chosen]
     check_space([(one, places[one.recipe.name]) for one in prepared])
     for one in prepared:
         place = places[one.recipe.name]

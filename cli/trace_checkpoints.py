@@ -7,18 +7,22 @@ from typing import Any
 
 import click
 
+from tvgrad.errors import TvgradError
+
+from . import options
+
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--from-checkpoints", is_flag=True, required=True, help="Record CHECKPOINTS, the pretrained one first.")
 @click.option("--recipe", required=True, help="TARGET of the recipe with model, loss and data.")
 @click.option("--tasks", help="Which task, where the recipe has several.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
-@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
-@click.option("--device", default="auto", show_default=True, help="A torch device.")
-@click.option("--groups", help="Regular expression that groups parameters.")
-@click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
-@click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.")
+@options.run_directory
+@options.dtype
+@options.device
+@options.groups
+@options.chunk_size
+@options.allow
 @click.option("--quiet", is_flag=True, help="Say nothing.")
 def trace_checkpoints(
     checkpoints: tuple[Path, ...],
@@ -39,20 +43,18 @@ def trace_checkpoints(
     Examples:
       tvgrad trace --from-checkpoints base.safetensors tuned.safetensors --recipe my_recipe.py --out runs/mine
     """
-    from tvgrad.errors import TvgradError
     from tvgrad.integrations.checkpoints import trace_checkpoints as record
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
     from tvgrad.record.training_loop import check_directory, prepare
 
     check_directory(out, resume=False)
-    chosen = load_recipes(recipe, tuple(part.strip() for part in (tasks or "").split(",") if part.strip()))
+    chosen = load_recipes(recipe, options.names_in(tasks))
     if len(chosen) != 1:
         raise TvgradError(
             f"{recipe} has {len(chosen)} tasks: pick one by --tasks ({', '.join(r.name for r in chosen)})"
         )
-    names = tuple(part.strip() for part in (allow or "").split(",") if part.strip())
-    prepared = prepare(chosen[0], TraceOptions(target=recipe, allow=names, **given))
+    prepared = prepare(chosen[0], TraceOptions(target=recipe, allow=options.names_in(allow), **given))
     run = record(checkpoints, prepared, out, recipe)
     if not quiet:
         click.echo(f"{out}: {len(run.epochs)} points")

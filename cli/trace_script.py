@@ -10,24 +10,27 @@ from pathlib import Path
 
 import click
 
+from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.launch import check, end_like, launch
 from tvgrad.integrations.script.options import ScriptOptions
+
+from . import options
 
 RECORDED = "epoch-gradients"
 
 
 @click.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make.")
+@options.run_directory
 @click.option("--steps-per-epoch", type=click.IntRange(min=1), help="Where epochs cannot be read off DataLoaders.")
-@click.option("--record-at", default="epochs", show_default=True, help="epochs, or steps:1,10,100.")
+@options.record_at
 @click.option(
     "--record",
     default=RECORDED,
     show_default=True,
     help="epoch-gradients, gradient-norms (of each step), or none; weights always, gradients by --recipe.",
 )
-@click.option("--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept.")
-@click.option("--groups", help="Regular expression that groups parameters.")
+@options.keep
+@options.groups
 @click.option("--model", help="Which model, where the script trains several.")
 @click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")
 @click.option("--strict", is_flag=True, help="End the script where recording fails (exit code 2).")
@@ -47,8 +50,6 @@ def trace_script(
       tvgrad trace --out runs/gan --model generator -- python gan.py
       tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
     """
-    from tvgrad.errors import TvgradError
-
     command: tuple[str, ...] = tuple(ctx.obj or ())
     kinds = tuple(part.strip() for part in record.split(",") if part.strip() not in {"", "none"})
     target = os.path.abspath(out)

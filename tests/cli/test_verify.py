@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -98,6 +99,27 @@ def test_a_damaged_run_is_named_and_the_others_are_still_checked(
     assert re.search(rf"low: damaged\n  .*{says}", out)
     assert "rotated: 4 points whole" in out
     assert err == "Error: 1 of 2 runs did not pass\n"
+
+
+def test_json_carries_the_fields_of_the_report(tvgrad: Called, copied: Path, tmp_path: Path) -> None:
+    code, out, err = tvgrad("verify", copied, "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert (code, err) == (0, "")
+    whole = {"points": 4, "problems": [], "replay": None, "passed": True}
+    assert found["runs"] == [{"run": name, **whole} for name in ("low", "rotated")]
+    assert tvgrad("report", copied, "--out", tmp_path / "report", "--format", "json")[0] == 0
+    assert found["equivalence"] == json.loads((tmp_path / "report/equivalence.json").read_text())
+
+
+def test_json_of_a_damaged_run(tvgrad: Called, copied: Path) -> None:
+    flip_last_byte(copied / "low/weights/epoch-0002.safetensors")
+    (copied / "rotated/run.json").write_text("{")
+    code, out, err = tvgrad("verify", copied, "--json")
+    assert (code, err) == (1, "Error: 2 of 2 runs did not pass\n")
+    low, rotated = json.loads(out)["runs"]
+    assert (low["run"], low["passed"], len(low["problems"])) == ("low", False, 1)
+    assert rotated["problems"][0].count("is not a run's description") == 1
+    assert json.loads(out)["equivalence"] == []
 
 
 def test_a_header_that_cannot_be_read(tvgrad: Called, copied: Path) -> None:

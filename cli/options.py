@@ -1,0 +1,39 @@
+"""Options that several commands share, each said once; and what they mean where they hold several names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+runs = click.argument("runs", nargs=-1, required=True, type=PATH)
+run_directory = click.option("--out", required=True, type=PATH, help="Run directory to make.")
+tasks = click.option("--tasks", help="Only these tasks, separated by commas.")
+lr = click.option("--lr", type=float, help="Learning rate.")
+momentum = click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
+dtype = click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), help="Casts model and data.")
+device = click.option("--device", default="auto", show_default=True, help="A torch device.")
+record_at = click.option("--record-at", default="epochs", show_default=True, help="epochs, or steps:1,10,100.")
+keep = click.option(
+    "--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept."
+)
+groups = click.option("--groups", help="Regular expression that groups parameters.")
+chunk_size = click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+allow = click.option(
+    "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; numbers that are not finite are null.")
+
+
+def names_in(text: str | None) -> tuple[str, ...]:
+    """Split names at commas.
+
+    Args:
+        text: the option's value; None where it was not given.
+
+    Returns:
+        The names, without spaces; none where there is no text.
+    """
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
