@@ -11,7 +11,7 @@ from tvgrad.errors import TvgradError
 from . import options
 
 ROUNDING = 1e-12
-"""Rows of a budget that are smaller than this part of the residual are what float64 sums leave, and are not shown."""
+"""Rows of a budget below this part of the residual are below float64 rounding, and are not shown."""
 
 
 @click.command()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import listed
 
 COMPUTED_BY = {
@@ -50,3 +51,16 @@ def without_empty_columns(table: pd.DataFrame) -> pd.DataFrame:
         The table without them; as it is where it has no rows.
     """
     return table.dropna(axis="columns", how="all") if len(table) else table
+
+
+def whole_model(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Keep the rows of the whole model that have something in a column.
+
+    Args:
+        table: has the columns group and `column`.
+        column: the one that must not be empty.
+
+    Returns:
+        The rows.
+    """
+    return table[(table["group"] == ALL) & table[column].notna()]

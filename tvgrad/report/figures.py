@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from tvgrad.report.budget_figure import budget_shares
+from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.heatmap import cosine_scale, heatmap
 from tvgrad.report.maps import block_norms, epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
 from tvgrad.report.published import DIFFERENCE, SOURCE
@@ -30,7 +31,7 @@ def gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
+    table = whole_model(norms, "gradient_norm_share")
     ax = lines(table, "gradient_norm_share", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
     ax.set(xlabel="epoch e", ylabel=r"$\|g_e\| \;/\; \sum_{k<K} \|g_k\|$", title="Share of the gradient norm by epoch")
     ax.set_ylim(bottom=0)
@@ -48,7 +49,7 @@ def descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
+    table = whole_model(directions, "cos_task_vector_descent")
     ax = lines(table, "cos_task_vector_descent", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
     ax.set(xlabel="epoch e", ylabel=r"$\cos(\tau_e,\, -g_0)$", title="Task vector against the first gradient")
     return ax
@@ -66,7 +67,7 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
     Returns:
         The axes.
     """
-    table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
+    table = whole_model(cross_task, "cos_task_vectors")
     when = ""
     if table["epoch"].notna().any():  # checkpoints without a run have none
         epoch = int(table["epoch"].max()) if epoch is None else epoch

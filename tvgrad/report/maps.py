@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.heatmap import cosine_scale, heatmap, size_scale
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
@@ -24,10 +25,8 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = norms[(norms["group"] == ALL) & norms["gradient_norm_share"].notna()]
-    counts = table.groupby("run", sort=False)["epoch"].size()
-    first = table[table["epoch"] == 0].set_index("run")["gradient_norm_share"]
-    here = pd.DataFrame({"name": first.index, "times": first * counts[first.index], "where": "this report"})
+    times = _times_even(norms, "gradient_norm_share")
+    here = pd.DataFrame({"name": times.index, "times": times, "where": "this report"})
     published = first_epoch_shares()
     there = pd.DataFrame({
         "name": published["data_set"],
@@ -43,7 +42,7 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
         both, x="times", y="name", hue="where", dodge=False, ax=ax,
         palette={"this report": colours[0], "published": colours[7]},
     )  # fmt: skip
-    batch = _first_batch_shares(norms)
+    batch = _times_even(norms, "mean_batch_gradient_norm_share")
     if len(batch):
         rows = [list(both["name"]).index(run) for run in batch.index]
         ax.scatter(
@@ -57,65 +56,57 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _first_batch_shares(norms: pd.DataFrame) -> pd.Series:
-    """The first epoch's share of the mean batch gradient norms, times the number of epochs, where recorded."""
-    if "mean_batch_gradient_norm_share" not in norms:
+def _times_even(norms: pd.DataFrame, column: str) -> pd.Series:
+    """The first epoch's share in a sum over epochs, times their number, for the runs that have it."""
+    if column not in norms:
         return pd.Series(dtype=float)
-    table = norms[(norms["group"] == ALL) & norms["mean_batch_gradient_norm_share"].notna()]
+    table = whole_model(norms, column)
     counts = table.groupby("run", sort=False)["epoch"].size()
-    first = table[table["epoch"] == 0].set_index("run")["mean_batch_gradient_norm_share"]
+    first = table[table["epoch"] == 0].set_index("run")[column]
     return first * counts[first.index]
 
 
 @styled
-def epoch_cosine_map(
-    cosines: pd.DataFrame, run: str | None = None, kind: str = "gradient", ax: Axes | None = None
-) -> Axes:
-    """Draw the cosines between one run's gradients, or task vectors, at all pairs of epochs.
+def epoch_cosine_map(cosines: pd.DataFrame, run: str, ax: Axes | None = None) -> Axes:
+    """Draw the cosines between one run's full-batch gradients at all pairs of epochs.
 
     Args:
         cosines: the table of `tvgrad.report.geometry.epoch_cosines`.
-        run: the run; by default the first.
-        kind: gradient or task_vector.
+        run: the run.
         ax: axes to draw on; by default new ones.
 
     Returns:
         The axes.
     """
-    run = cosines["run"].iloc[0] if run is None else run
-    chosen = cosines[(cosines["run"] == run) & (cosines["kind"] == kind)]
+    cosines = cosines[cosines["kind"] == "gradient"]
+    chosen = cosines[cosines["run"] == run]
     matrix = chosen.pivot_table(index="epoch_a", columns="epoch_b", values="cosine")
     ax = new_axes(ax, 4.2, 3.4)
-    heatmap(matrix, ax, cosine_scale(cosines.loc[cosines["kind"] == kind, "cosine"]), square=True, most_numbers=64)
-    symbol = "g" if kind == "gradient" else r"\tau"
-    ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos({symbol}_e,\, {symbol}_f)$, {run}")
+    heatmap(matrix, ax, cosine_scale(cosines["cosine"]), square=True, most_numbers=64)
+    ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos(g_e,\, g_f)$, {run}")
     return ax
 
 
 @styled
-def layer_map(
-    directions: pd.DataFrame, run: str | None = None, column: str = "cos_task_vector_descent", ax: Axes | None = None
-) -> Axes:
-    """Draw a quantity for each block of the model (depth downwards) over epochs.
+def layer_map(directions: pd.DataFrame, run: str, ax: Axes | None = None) -> Axes:
+    """Draw the cosine to minus the first gradient for each block of the model (depth downwards) over epochs.
 
     Args:
-        directions: the table `directions`, or any with the columns run, epoch, group and `column`.
-        run: the run; by default the first.
-        column: what is drawn.
+        directions: the table `directions`.
+        run: the run.
         ax: axes to draw on; by default new ones.
 
     Returns:
         The axes.
     """
-    run = directions["run"].iloc[0] if run is None else run
-    chosen = directions[(directions["run"] == run) & (directions["group"] != ALL) & directions[column].notna()]
+    column = "cos_task_vector_descent"
+    blocks = directions[(directions["group"] != ALL) & directions[column].notna()]
+    chosen = blocks[blocks["run"] == run]
     depth = list(dict.fromkeys(chosen["group"]))
     matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
     ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
-    everything = directions.loc[directions["group"] != ALL, column]
-    heatmap(matrix, ax, (cosine_scale if column.startswith("cos") else size_scale)(everything), most_numbers=80)
-    names = {"cos_task_vector_descent": r"$\cos(\tau_e,\, -g_0)$", "gradient_norm": r"$\|g_e\|$"}
-    ax.set(xlabel="epoch e", ylabel="", title=f"{names.get(column, column)} by block, {run}")
+    heatmap(matrix, ax, cosine_scale(blocks[column]), most_numbers=80)
+    ax.set(xlabel="epoch e", ylabel="", title=rf"$\cos(\tau_e,\, -g_0)$ by block, {run}")
     return ax
 
 

@@ -88,7 +88,7 @@ ELSEWHERE = "the two start from different weights, so that their task vectors ca
 
 
 def _interferences(cross_task: pd.DataFrame, gram: GramResult, on: str, of: str) -> list[float]:
-    """For each row: how much of what its own task vector brings the task `on` the task vector of `of` takes back."""
+    """For each row: the share of the descent of `on` along its own task vector that adding that of `of` undoes."""
     rows = {key: row for row, key in enumerate(gram.keys)}
     found = []
     for epoch, group in zip(cross_task["epoch"], cross_task["group"], strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
@@ -49,7 +50,7 @@ def summary_of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """
     norms = tables["norms"][tables["norms"]["group"] == ALL]
     far = dict(zip(norms["run"].astype(str), norms["relative_norm"].astype(float), strict=True))
-    low, high = min(far, key=lambda run: far[run]), max(far, key=lambda run: far[run])
+    low, high = _ends(far)
     if len(far) == 1:
         moved = f"The task vector of {low} is {far[low]:.3g} times as long as the pretrained weights."
     else:
@@ -130,9 +131,14 @@ def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
 
 def _shares(norms: pd.DataFrame, column: str) -> dict[str, pd.Series]:
     """Run -> shares by epoch, of the runs with more than one epoch."""
-    table = norms[(norms["group"] == ALL) & norms[column].notna()]
+    table = whole_model(norms, column)
     found = {str(run): group.set_index("epoch")[column] for run, group in table.groupby("run", sort=False)}
     return {run: share for run, share in found.items() if len(share) > 1 and 0 in share.index}
+
+
+def _ends(values: Mapping[str, float]) -> tuple[str, str]:
+    """The runs with the smallest and the largest value."""
+    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
 
 
 def _how_many_begin_largest(shares: Mapping[str, pd.Series]) -> str:
@@ -142,7 +148,7 @@ def _how_many_begin_largest(shares: Mapping[str, pd.Series]) -> str:
 def _range_of_first(shares: Mapping[str, pd.Series]) -> str:
     first = {run: float(share.loc[0]) for run, share in shares.items()}
     times = [first[run] * len(share) for run, share in shares.items()]
-    low, high = min(first, key=lambda run: first[run]), max(first, key=lambda run: first[run])
+    low, high = _ends(first)
     if len(first) == 1:
         return f"is {first[low]:.3f}, that is {times[0]:.2f} times an even share"
     return (
@@ -153,7 +159,7 @@ def _range_of_first(shares: Mapping[str, pd.Series]) -> str:
 
 def _growth(norms: pd.DataFrame) -> list[str]:
     """Where the gradient grew instead of falling, which dominance has no chance to show."""
-    table = norms[(norms["group"] == ALL) & norms["gradient_norm"].notna()].sort_values("epoch")
+    table = whole_model(norms, "gradient_norm").sort_values("epoch")
     grown = {
         str(run): float(group["gradient_norm"].iloc[-1] / group["gradient_norm"].iloc[0])
         for run, group in table.groupby("run", sort=False)
@@ -171,12 +177,12 @@ def _growth(norms: pd.DataFrame) -> list[str]:
 
 
 def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
-    table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
+    table = whole_model(directions, "cos_task_vector_descent")
     if table.empty:
         return []
     ordered = table.sort_values("epoch")
     cosines = dict(zip(ordered["run"].astype(str), ordered["cos_task_vector_descent"].astype(float), strict=True))
-    low, high = min(cosines, key=lambda run: cosines[run]), max(cosines, key=lambda run: cosines[run])
+    low, high = _ends(cosines)
     if len(cosines) == 1:
         text = f"After {int(ordered['epoch'].max())} epochs cos(task vector, -g_0) is {cosines[low]:.3f}"
     else:
@@ -189,7 +195,7 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
 
 
 def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
-    table = cross_task[(cross_task["group"] == ALL) & cross_task["cos_task_vectors"].notna()]
+    table = whole_model(cross_task, "cos_task_vectors")
     if table.empty:
         return []
     last, when = table, ""
@@ -212,7 +218,7 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
             "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
         )
     directions = tables["directions"]
-    table = directions[(directions["group"] == ALL) & directions["cos_task_vector_descent"].notna()]
+    table = whole_model(directions, "cos_task_vector_descent")
     if table.empty:
         return "Next: record full-batch gradients (`--record gradients`) to compare the task vectors with them."
     lowest = float(table["cos_task_vector_descent"].min())
