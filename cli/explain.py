@@ -72,7 +72,7 @@ def explain(
     targets = [target or _own_target(run.info.get("recipe"), run.root) for run in opened]
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
-        objective = objective_of(run, recipe, getattr(torch, dtype), device)
+        objective = objective_of(run, recipe, getattr(torch, dtype), device=device)
         begin = time.perf_counter()
         made = explained(run, objective, wanted, seconds=budget_seconds, remainder=remainder)
         if bounds and made.second_order:

@@ -211,7 +211,9 @@ def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
                 raise ValueError("the header is longer than the file")
             table: Any = json.loads(handle.read(length).decode("utf-8"), object_pairs_hook=_without_repeats)
         places = {
-            name: _place_of(name, entry, shard, 8 + length) for name, entry in table.items() if name != "__metadata__"
+            name: _place_of(name, entry, shard, start=8 + length)
+            for name, entry in table.items()
+            if name != "__metadata__"
         }
         # The format asks that the tensors fill the file: without gaps, overlaps or a rest.
         position = 8 + length
@@ -230,7 +232,7 @@ def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
         ) from None
 
 
-def _place_of(name: str, entry: Any, shard: int, start: int) -> TensorPlace:
+def _place_of(name: str, entry: Any, shard: int, *, start: int) -> TensorPlace:
     """Read one line of the header, trusting nothing in it."""
     kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if kind not in DTYPES:

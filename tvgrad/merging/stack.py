@@ -184,7 +184,7 @@ class FileStack(Stack):
     def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
         if self._last != (name, start, length):  # the block that `rows` read last is not read again
             self._weights = at_least(self._weights, length)
-            self._weights[:length].copy_(self._read(0, name, start, length))
+            self._weights[:length].copy_(self._read(0, name, start, length=length))
             self._last = name, start, length
         return self._weights[:length]
 
@@ -193,9 +193,9 @@ class FileStack(Stack):
         length = rows.shape[1]
         base = self.base(name, start, length)
         for number, row in enumerate(rows, start=1):
-            row.copy_(self._read(number, name, start, length)).sub_(base)
+            row.copy_(self._read(number, name, start, length=length)).sub_(base)
 
-    def _read(self, number: int, name: str, start: int, length: int) -> torch.Tensor:
+    def _read(self, number: int, name: str, start: int, *, length: int) -> torch.Tensor:
         """A block as it is stored, in one buffer for all files."""
         file = self._files[number]
         dtype = file.places[name].dtype

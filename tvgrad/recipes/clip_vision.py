@@ -102,7 +102,7 @@ def clip_recipes(
         benchmark = BENCHMARKS[name]
         splits = _load(str((sources or {}).get(name, benchmark.source)), benchmark.configuration)
         classes = _class_names(splits["train"], name)
-        weight = _zero_shot_head(clip, tokenizer, classes, benchmark.prompts)
+        weight = _zero_shot_head(clip, tokenizer, classes, prompts=benchmark.prompts)
         size = int(clip.config.vision_config.image_size)
         recipes.append(
             Recipe(
@@ -242,7 +242,7 @@ def _class_names(table: Any, task: str) -> list[str]:
 
 
 @torch.no_grad()
-def _zero_shot_head(clip: Any, tokenizer: Any, classes: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+def _zero_shot_head(clip: Any, tokenizer: Any, classes: Sequence[str], *, prompts: Sequence[str]) -> torch.Tensor:
     """One row a class: the mean of its prompts' unit embeddings, of unit length, times CLIP's temperature."""
     rows = []
     for name in classes:

@@ -38,7 +38,7 @@ def recipe_of(run: Run, target: str) -> Recipe:
     return found
 
 
-def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, device: str = "auto") -> Objective:
+def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, device: str = "auto") -> Objective:
     """Build the objective whose gradients a run recorded.
 
     Args:

