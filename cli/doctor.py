@@ -18,7 +18,7 @@ def doctor(device: str, as_json: bool) -> None:
     """Check this installation: versions, device, kernels, disk, cache, optional packages.
 
     The kernels are run: whether attention has second derivatives, whether one step of SGD stays within its rounding
-    budget in each dtype, and whether SGD(fused=True) trains every bfloat16 coordinate. Exit code 1 when a check
+    bound in each dtype, and whether SGD(fused=True) trains every bfloat16 coordinate. Exit code 1 when a check
     failed; a warning names something to avoid.
 
     \b

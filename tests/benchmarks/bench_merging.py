@@ -70,7 +70,7 @@ def merge(folder: Path, method: str) -> None:
 
 def measure(case: str, folder: Path) -> dict[str, float]:
     """Run one case in a fresh process: seconds without its start, and peak resident memory in GB."""
-    words = [sys.executable, __file__, "--case", case, "--folder", str(folder)]
+    words = [sys.executable, "-m", "tests.benchmarks.bench_merging", "--case", case, "--folder", str(folder)]
     figures: dict[str, float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     return figures
 
@@ -99,7 +99,10 @@ def main() -> None:
         folder = Path(name)
         # Not in this process: children are charged with the peak memory of the process that starts them.
         size = ["--models", str(options.models), "--parameters", str(options.parameters)]
-        subprocess.run([sys.executable, __file__, "--case", "write", "--folder", name, *size], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.bench_merging", "--case", "write", "--folder", name, *size],
+            check=True,
+        )
         cases = ["copy", *options.methods.split(",")]
         runs = [{case: measure(case, folder) for case in cases} for _ in range(options.repeat)]
         total = sum(path.stat().st_size for path in folder.iterdir()) / 1e9

@@ -144,7 +144,10 @@ def measure(case: str, folder: Path) -> dict[str, float]:
         Seconds without the start of the process, and peak resident memory in GB.
     """
     output = subprocess.run(
-        [sys.executable, __file__, "--case", case, "--folder", str(folder)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "tests.benchmarks.bench_report_pass", "--case", case, "--folder", str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     figures: dict[str, float] = json.loads(output)
     return figures
@@ -169,7 +172,7 @@ def figures(
         folder = Path(name)
         # Not in this process: children are charged with the peak memory of the process that starts them.
         arguments = ["--write", "--folder", name, "--parameters", str(parameters)]
-        subprocess.run([sys.executable, __file__, *arguments], check=True)
+        subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_report_pass", *arguments], check=True)
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
         print(f"{size:.2f} GB in {2 * EPOCHS} files, {os.cpu_count()} cores, {rounds} rounds", flush=True)
         cases = ["read", "load", "report", "vectors"]

@@ -89,7 +89,7 @@ def merging(rounds: int, quick: bool) -> Iterator[Figure]:
     cases = ["copy", *bench_merging.MEASURED]
     with tempfile.TemporaryDirectory() as name:
         words = ["--models", str(models), "--parameters", str(parameters), "--case", "write", "--folder", name]
-        subprocess.run([sys.executable, bench_merging.__file__, *words], check=True)
+        subprocess.run([sys.executable, "-m", bench_merging.__name__, *words], check=True)
         runs = [{case: bench_merging.measure(case, Path(name)) for case in cases} for _ in range(rounds)]
     size = f"{models} models of {parameters / 1e6:.2g} M float32"
     for method in bench_merging.MEASURED:

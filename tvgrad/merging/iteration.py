@@ -10,6 +10,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.merging.merge import merge_vectors
 from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.task_arithmetic import Mean
+from tvgrad.problem.recipe import positive_integer
 from tvgrad.vectors.parameters import Weights
 
 Tune = Callable[[Weights, int], Mapping[str, torch.Tensor]]
@@ -51,12 +52,11 @@ def tune_and_merge(
         [1.0, 1.5, 1.75]
     """
     chosen, factor = Mean() if method is None else method, checked_alpha(alpha)
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise TvgradError(f"rounds must be a whole number of at least 1, not {rounds!r}")
+    count = positive_integer(rounds, "rounds")
     if not tasks:
         raise TvgradError("there is no task to tune: give one function for each")
     weights = {name: tensor.detach().clone() for name, tensor in start.items()}
-    for number in range(rounds):
+    for number in range(count):
         vectors = []
         for tune in tasks:
             tuned = tune({name: tensor.clone() for name, tensor in weights.items()}, number)

@@ -209,10 +209,8 @@ def _load(source: str, configuration: str | None) -> Any:
     try:
         if (Path(source) / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(source)
-        elif Path(source).is_dir():
-            splits = datasets.load_dataset(source)
         else:
-            splits = datasets.load_dataset(source, configuration)
+            splits = datasets.load_dataset(source, None if Path(source).is_dir() else configuration)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise TvgradError(_not_loaded(source, error)) from None
     for part in ("train", "test"):
