@@ -35,6 +35,13 @@ def activation_of(activation: str | nn.Module, order: int = 3) -> Activation:
 
     Raises:
         UnboundedActivation: there are no such bounds, or none are known here; says why and what to use.
+
+    Examples:
+        >>> from torch import nn
+        >>> from tvgrad.bounds import activation_of
+        >>> tanh = activation_of(nn.Tanh())
+        >>> tanh.b1, tanh.b2, tanh.b3
+        (1.0, 0.769801, 2.0)
     """
     if not isinstance(activation, (str, nn.Module)):
         raise UnboundedActivation(f"An activation is a name or a module, not {type(activation).__name__}.")
@@ -90,6 +97,16 @@ def register_activation(key: str | type[nn.Module], activation: Activation, span
 
     Raises:
         UnboundedActivation: a constant is too small; names the derivative, the place and the value there.
+
+    Examples:
+        >>> import dataclasses, torch
+        >>> from tvgrad.bounds import activation_of, register_activation
+        >>> class Sine(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.sin(x)
+        >>> register_activation(Sine, dataclasses.replace(activation_of("sin"), name="Sine"))
+        >>> activation_of(Sine()).name
+        'Sine'
     """
     _check_on_grid(activation, span)
     _registered[key.lower().replace("-", "_") if isinstance(key, str) else key] = activation

@@ -55,6 +55,16 @@ class UniformBounds:
 class DerivativeBounds:
     """A feed-forward network with its loss and data, as the bounds see it: exact functions of float64 weights.
 
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from tvgrad.bounds import DerivativeBounds
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        >>> bounds = DerivativeBounds(model, torch.randn(8, 4), torch.arange(8) % 2)
+        >>> 0 < bounds.gradient_norm() < bounds.gradient_norm(radius=0.1) < bounds.closed_form(0.1).gradient_norm
+        True
+
     Attributes:
         network: the layers.
         loss: the loss as a function of the logits.
@@ -123,6 +133,13 @@ class DerivativeBounds:
 
         Raises:
             TvgradError: the loss is summed over samples whose number is not known.
+
+        Examples:
+            >>> import torch
+            >>> from tvgrad.bounds import DerivativeBounds
+            >>> bounds = DerivativeBounds.from_matrices([torch.eye(2), torch.ones(1, 2)], None, "tanh", input_norms=1.0)
+            >>> round(bounds.hessian_norm(), 3), bounds.hessian_norm() < bounds.hessian_norm(radius=0.1)
+            (3.874, True)
         """
         made = cls.__new__(cls)
         network = read_matrices(weights, biases, activation, trainable, skips)

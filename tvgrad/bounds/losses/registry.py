@@ -23,6 +23,14 @@ def loss_of(loss: str | nn.Module | Loss, **options: object) -> Loss:
 
     Raises:
         UnknownLoss: the loss or an option is not known; says what is.
+
+    Examples:
+        >>> from torch import nn
+        >>> from tvgrad.bounds import loss_of
+        >>> loss_of("cross_entropy", label_smoothing=0.1).label_smoothing
+        0.1
+        >>> loss_of(nn.MSELoss()).name
+        'mse'
     """
     if isinstance(loss, Loss) and not options:
         return loss
