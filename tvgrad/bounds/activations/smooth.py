@@ -199,9 +199,9 @@ def _normal_density(x: torch.Tensor) -> torch.Tensor:
     return torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def _within(x: torch.Tensor, reach: float) -> torch.Tensor:
+def _clamped(reach: float, derivative: Elementwise) -> Elementwise:
     """Clamp to where the decaying factor of a derivative is not yet zero, so that zero times infinity cannot arise."""
-    return x.clamp(-reach, reach)
+    return lambda x: derivative(x.clamp(-reach, reach))
 
 
 def _gelu() -> Activation:
@@ -215,22 +215,12 @@ def _gelu() -> Activation:
     Returns:
         The activation.
     """
-
-    def d1(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 40)
-        return torch.erfc(-x / math.sqrt(2)) / 2 + x * _normal_density(x)
-
-    def d2(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 40)
-        return _normal_density(x) * (2 - x * x)
-
-    def d3(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 40)
-        return _normal_density(x) * x * (x * x - 4)
-
     return Activation(
         "gelu", 1.128905, 0.797885, 0.778770, 1.595770, math.inf, 0.0,
-        lambda x: x * torch.erfc(-x / math.sqrt(2)) / 2, d1, d2, d3,
+        lambda x: x * torch.erfc(-x / math.sqrt(2)) / 2,
+        _clamped(40, lambda x: torch.erfc(-x / math.sqrt(2)) / 2 + x * _normal_density(x)),
+        _clamped(40, lambda x: _normal_density(x) * (2 - x * x)),
+        _clamped(40, lambda x: _normal_density(x) * x * (x * x - 4)),
     )  # fmt: skip
 
 
@@ -247,29 +237,29 @@ def _gelu_tanh() -> Activation:
     slope, cubic = math.sqrt(2 / math.pi), 0.044715
 
     def parts(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """X, clamped, then t and its first three derivatives."""
-        x = _within(x, 40)
+        """T and its first three derivatives."""
         u, u1, u2, u3 = slope * (x + cubic * x**3), slope * (1 + 3 * cubic * x * x), slope * 6 * cubic * x, 6 * cubic
         u3 *= slope
         t, t1 = torch.tanh(u), _sech2(u)
         t2, t3 = -2 * t * t1, t1 * (4 - 6 * t1)
-        return x, t, t1 * u1, t2 * u1**2 + t1 * u2, t3 * u1**3 + 3 * t2 * u1 * u2 + t1 * u3
+        return t, t1 * u1, t2 * u1**2 + t1 * u2, t3 * u1**3 + 3 * t2 * u1 * u2 + t1 * u3
 
     def d1(x: torch.Tensor) -> torch.Tensor:
-        x, t, t1, _, _ = parts(x)
+        t, t1, _, _ = parts(x)
         return (1 + t + x * t1) / 2
 
     def d2(x: torch.Tensor) -> torch.Tensor:
-        x, _, t1, t2, _ = parts(x)
+        _, t1, t2, _ = parts(x)
         return t1 + x * t2 / 2
 
     def d3(x: torch.Tensor) -> torch.Tensor:
-        x, _, _, t2, t3 = parts(x)
+        _, _, t2, t3 = parts(x)
         return (3 * t2 + x * t3) / 2
 
     return Activation(
         "gelu_tanh", 1.128994, 0.797885, 0.776692, 1.603668, math.inf, 0.0,
-        lambda x: x * (1 + torch.tanh(slope * (x + cubic * x**3))) / 2, d1, d2, d3,
+        lambda x: x * (1 + torch.tanh(slope * (x + cubic * x**3))) / 2,
+        _clamped(40, d1), _clamped(40, d2), _clamped(40, d3),
     )  # fmt: skip
 
 
@@ -282,21 +272,12 @@ def _silu() -> Activation:
     Returns:
         The activation.
     """
-
-    def d1(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 800)
-        return torch.sigmoid(x) + x * _sigmoid_d1(x)
-
-    def d2(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 800)
-        return 2 * _sigmoid_d1(x) + x * _sigmoid_d2(x)
-
-    def d3(x: torch.Tensor) -> torch.Tensor:
-        x = _within(x, 800)
-        return 3 * _sigmoid_d2(x) + x * _sigmoid_d3(x)
-
     return Activation(
-        "silu", 1.099840, 0.5, 0.308182, 0.5, math.inf, 0.0, lambda x: x * torch.sigmoid(x), d1, d2, d3
+        "silu", 1.099840, 0.5, 0.308182, 0.5, math.inf, 0.0,
+        lambda x: x * torch.sigmoid(x),
+        _clamped(800, lambda x: torch.sigmoid(x) + x * _sigmoid_d1(x)),
+        _clamped(800, lambda x: 2 * _sigmoid_d1(x) + x * _sigmoid_d2(x)),
+        _clamped(800, lambda x: 3 * _sigmoid_d2(x) + x * _sigmoid_d3(x)),
     )  # fmt: skip
 
 

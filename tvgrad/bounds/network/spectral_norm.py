@@ -84,7 +84,7 @@ def spectral_norm(matrix: torch.Tensor, tightness: float = 1e-6) -> SpectralNorm
     if not tightness > 0:
         raise BadMatrix(f"The tightness of a spectral norm must be positive, not {tightness}.")
     wide, exponents = _scaled(matrix[None])
-    scaled, exponent = wide[0], int(exponents[0])
+    scaled = wide[0]
     if not bool(scaled.any()):
         return SpectralNorm(0.0, 0.0, "zero")
     if scaled.shape[0] > scaled.shape[1]:
@@ -96,7 +96,8 @@ def spectral_norm(matrix: torch.Tensor, tightness: float = 1e-6) -> SpectralNorm
         estimate, method = bound, "gram"
     else:
         bound, estimate, method = _cholesky_bound(scaled, tightness)
-    return SpectralNorm(float(_rescaled(np.array(bound), np.array(exponent))), _ldexp(estimate, exponent), method)
+    bound, estimate = _rescaled(np.array([bound, estimate]), exponents).tolist()
+    return SpectralNorm(bound, estimate, method)
 
 
 def spectral_norms(matrices: torch.Tensor, squarings: int = 8) -> torch.Tensor:
@@ -145,13 +146,6 @@ def _scaled(matrices: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
             if np.any(part):
                 wide = wide * torch.from_numpy(np.ldexp(1.0, part))[:, None, None]
     return wide, exponents
-
-
-def _ldexp(number: float, exponent: int) -> float:
-    try:
-        return math.ldexp(number, exponent)
-    except OverflowError:
-        return math.inf
 
 
 def _rescaled(bounds: np.ndarray, exponents: np.ndarray) -> np.ndarray:
