@@ -7,7 +7,7 @@ Jacobians (`local`), and exact at the centre plus what the ball adds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -183,9 +183,7 @@ class DerivativeBounds:
         self._chunk_size = chunk_size
         self._target_norm = target_norm
         self._squarings = SQUARINGS
-        self._worst: dict[tuple[float, bool], LayerBounds] = {}
-        self._local: dict[tuple[float, bool], LayerBounds] = {}
-        self._changes: dict[float, LayerBounds] = {}
+        self._known: dict[tuple[str, float, bool], LayerBounds] = {}
         self._kept: list[Pass] | None = None
 
     @property
@@ -211,8 +209,7 @@ class DerivativeBounds:
         moved.network, moved.loss = self.network.at(flat), self.loss
         moved.inputs, moved.input_norms, moved.targets = self.inputs, self.input_norms, self.targets
         moved._chunk_size, moved._target_norm = self._chunk_size, self._target_norm
-        moved._worst, moved._local, moved._changes, moved._kept = {}, {}, {}, None
-        moved._squarings = QUICK_SQUARINGS
+        moved._squarings, moved._known, moved._kept = QUICK_SQUARINGS, {}, None
         return moved
 
     def worst_case(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
@@ -225,7 +222,10 @@ class DerivativeBounds:
         Returns:
             The bounds, layer by layer.
         """
-        return self._remembered(self._worst, radius, third)
+        norms = self.input_norms if self.targets is not None else self.input_norms.max()[None]
+        of = self.network, self.loss, norms, self.targets
+        rest = self._target_norm, self.samples
+        return self._remembered("worst case", radius, third, lambda ball: worst_case(*of, ball, third, *rest))
 
     def local(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
         """Bounds from the samples' own Jacobians.
@@ -237,20 +237,13 @@ class DerivativeBounds:
         Returns:
             The bounds, layer by layer.
         """
-        return self._remembered(self._local, radius, third)
+        return self._remembered("local", radius, third, lambda ball: self._local_bounds.over(ball, third))
 
-    def _remembered(self, store: dict[tuple[float, bool], LayerBounds], radius: float, third: bool) -> LayerBounds:
+    def _remembered(self, kind: str, radius: float, third: bool, make: Callable[[float], LayerBounds]) -> LayerBounds:
         radius = _checked_radius(radius)
-        found = store.get((radius, True)) or store.get((radius, third))
+        found = self._known.get((kind, radius, True)) or self._known.get((kind, radius, third))
         if found is None:
-            if store is self._worst:
-                norms = self.input_norms if self.targets is not None else self.input_norms.max()[None]
-                found = worst_case(
-                    self.network, self.loss, norms, self.targets, radius, third, self._target_norm, self.samples
-                )
-            else:
-                found = self._local_bounds.over(radius, third)
-            store[radius, third] = found
+            found = self._known[kind, radius, third] = make(radius)
         return found
 
     @cached_property
@@ -318,11 +311,9 @@ class DerivativeBounds:
             radius: of the ball.
 
         Returns:
-            Bounds of its blocks' change: see `tvgrad.bounds.derivatives.local.third_changes`.
+            Bounds of its blocks' change: see `LocalBounds.third_changes`.
         """
-        if radius not in self._changes:
-            self._changes[radius] = self._local_bounds.third_changes(_checked_radius(radius))
-        return self._changes[radius]
+        return self._remembered("third changes", radius, True, self._local_bounds.third_changes)
 
     @cached_property
     def _local_bounds(self) -> LocalBounds:
@@ -339,6 +330,10 @@ class DerivativeBounds:
             self._kept = first
         return self._kept
 
+    def _applicable(self, radius: float, third: bool) -> list[LayerBounds]:
+        worst = self.worst_case(radius, third)
+        return [worst, self.local(radius, third)] if self.has_data else [worst]
+
     def gradient_norm(self, radius: float = 0.0) -> float:
         """Bound the norm of the mean loss's gradient.
 
@@ -348,9 +343,8 @@ class DerivativeBounds:
         Returns:
             An upper bound, anywhere in the ball.
         """
-        found = [self.worst_case(radius, third=False).gradient_norm]
+        found = [bounds.gradient_norm for bounds in self._applicable(radius, third=False)]
         if self.has_data:
-            found.append(self.local(radius, third=False).gradient_norm)
             found.append(self.gradient.upper + round_up(radius * self.hessian_norm(radius), 1e-12))
         return min(found)
 
@@ -363,10 +357,7 @@ class DerivativeBounds:
         Returns:
             An upper bound, anywhere in the ball.
         """
-        found = [self.worst_case(radius, third=False).hessian_norm]
-        if self.has_data:
-            found.append(self.local(radius, third=False).hessian_norm)
-        return min(found)
+        return min(bounds.hessian_norm for bounds in self._applicable(radius, third=False))
 
     def hessian_lipschitz(self, radius: float = 0.0) -> float:
         """Bound the Lipschitz constant of the mean loss's Hessian.
@@ -377,10 +368,7 @@ class DerivativeBounds:
         Returns:
             An upper bound of `||H(a) - H(b)||_2 / ||a - b||` for all a, b in the ball.
         """
-        found = [self.worst_case(radius).hessian_lipschitz]
-        if self.has_data:
-            found.append(self.local(radius).hessian_lipschitz)
-        return min(found)
+        return min(bounds.hessian_lipschitz for bounds in self._applicable(radius, third=True))
 
     def closed_form(self, radius: float = 0.0) -> UniformBounds:
         """The uniform bound: worst-case recursion at the largest input norm and with any targets, for comparison.
