@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,18 @@ def hold(root):
 
 
 def test_a_second_writer_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
-    with WriterLock(tmp_path):
+    with closing(WriterLock(tmp_path)):
         with pytest.raises(TvgradError) as caught:
             WriterLock(tmp_path)
         assert f"process {os.getpid()} on {socket.gethostname()} since 20" in str(caught.value)
-    WriterLock(tmp_path).release()
+    WriterLock(tmp_path).close()
 
 
 def test_release_twice_does_nothing_and_leaves_no_file(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path)
     assert json.loads((tmp_path / "writer.lock").read_text())["pid"] == os.getpid()
-    lock.release()
-    lock.release()
+    lock.close()
+    lock.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,7 +61,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path, forks: Any) -> None:
         WriterLock(run)
     assert forks.end(signal.SIGKILL) == -signal.SIGKILL
     assert (run / "writer.lock").exists()
-    with WriterLock(run):
+    with closing(WriterLock(run)):
         assert json.loads((run / "writer.lock").read_text())["pid"] == os.getpid()
 
 
@@ -102,7 +103,7 @@ def test_the_lock_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with WriterLock(tmp_path), pytest.raises(TvgradError, match="another process"):
+    with closing(WriterLock(tmp_path)), pytest.raises(TvgradError, match="another process"):
         WriterLock(tmp_path)
 
 
@@ -115,12 +116,12 @@ def test_a_lock_released_while_another_waits_to_take_it(tmp_path: Path, monkeypa
     def open_then_release(path: Any, *rest: Any, **options: Any) -> int:
         handle = plain(path, *rest, **options)
         if not opened:
-            first.release()
+            first.close()
         opened.append(handle)
         return handle
 
     monkeypatch.setattr(os, "open", open_then_release)
-    with WriterLock(tmp_path):
+    with closing(WriterLock(tmp_path)):
         assert len(opened) == 2
         with pytest.raises(TvgradError, match="is being written"):
             WriterLock(tmp_path)

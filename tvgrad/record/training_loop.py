@@ -184,7 +184,8 @@ def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
         recorded = run.static() | run.weights(0)
         present = prepared.model.state_dict()
         for name, tensor in recorded.items():
-            if name not in present or not _same(present[name].cpu(), tensor):
+            mine = present[name].cpu() if name in present else None
+            if mine is None or mine.dtype != tensor.dtype or not torch.equal(mine, tensor):
                 raise TvgradError(
                     f"{run.root} records another model ({name} differs): --resume needs the one it was started with "
                     "(a recipe that draws its weights at random has to seed them)"
@@ -196,10 +197,6 @@ def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
     return replace(prepared, epochs=planned) if prepared.options.epochs is None and planned else prepared
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
-
-
 def _train(
     prepared: Prepared,
     optimizer: torch.optim.Optimizer,
@@ -209,7 +206,7 @@ def _train(
     options, model = prepared.options, prepared.model
     parameters = trainable_parameters(model)
     loss_of = prepared.recipe.batch_loss(model)
-    start, descent = _start(recorder, parameters)
+    start, descent = _start(Run.open(recorder.directory), parameters)
     began = time.perf_counter()
     while recorder.epoch < prepared.epochs:
         epoch_began = time.perf_counter()
@@ -317,18 +314,13 @@ def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Ca
     return total / len(samples)
 
 
-def _start(recorder: Recorder, parameters: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights | None]:
+def _start(run: Run, parameters: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights | None]:
     """The pretrained weights and minus the first gradient, for the progress display."""
-    if recorder.steps == 0:
-        start = {name: tensor.detach().clone() for name, tensor in parameters.items()}
-        return start, None if recorder.gradient is None else {n: -g.clone() for n, g in recorder.gradient.items()}
-    run = Run.open(recorder.directory)
-    descent = {name: -tensor for name, tensor in run.gradient(0).items()} if 0 in run.having("gradient") else None
     device = next(iter(parameters.values())).device
-    return (
-        {name: tensor.to(device) for name, tensor in run.weights(0).items()},
-        None if descent is None else {name: tensor.to(device) for name, tensor in descent.items()},
-    )
+    start = {name: tensor.to(device) for name, tensor in run.weights(0).items()}
+    if 0 not in run.having("gradient"):
+        return start, None
+    return start, {name: -tensor.to(device) for name, tensor in run.gradient(0).items()}
 
 
 def _running_cosine(parameters: Mapping[str, torch.Tensor], start: Weights, descent: Weights | None) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.store.manifest import Manifest
 from tvgrad.store.writer import Content, RunWriter
 from tvgrad.vectors.parameters import Weights
 
@@ -42,11 +41,6 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._work, name="tvgrad writer", daemon=True)
         self._thread.start()
         self._submit(self._open)
-
-    @property
-    def manifest(self) -> Manifest:
-        """What run.json says when all that was asked for is done."""
-        return self._settled().manifest
 
     def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:
         """Copy tensors into buffers that are used again for the next point.

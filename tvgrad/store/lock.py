@@ -9,7 +9,6 @@ import os
 import socket
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -48,20 +47,12 @@ class WriterLock:
             what = "locked" if error.filename is None else "written"
             raise TvgradError(f"{root} cannot be {what} ({error.strerror}): choose another --out") from None
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give the lock back; a second call does nothing."""
         if self._lock.is_locked:
             with contextlib.suppress(OSError):
                 self._path.unlink()
             self._lock.release()
-
-    def __enter__(self) -> WriterLock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 def _write_identity(handle: int) -> None:

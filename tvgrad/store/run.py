@@ -21,7 +21,23 @@ from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shape
 
 
 class Run:
-    """A run directory, opened for reading. Nothing is loaded until it is asked for."""
+    """A run directory, opened for reading. Nothing is loaded until it is asked for.
+
+    Examples:
+        >>> import tempfile, torch, tvgrad
+        >>> model = torch.nn.Linear(2, 1)
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> with tvgrad.Recorder(f"{directory.name}/run", model) as recorder:
+        ...     with torch.no_grad():
+        ...         _ = model.weight.add_(0.5)
+        ...     recorder.end_epoch()
+        >>> run = tvgrad.Run.open(f"{directory.name}/run")
+        >>> run.epochs
+        [0, 1]
+        >>> run.task_vector(1)["weight"]
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+        >>> directory.cleanup()
+    """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         """Wrap a manifest that has been read; use `Run.open`.
@@ -46,6 +62,12 @@ class Run:
         Raises:
             TvgradError: there is no run, or it has another format version.
             DamagedRun: run.json is damaged.
+
+        Examples:
+            >>> import tvgrad
+            >>> tvgrad.Run.open("no/such/run")
+            Traceback (most recent call last):
+            tvgrad.errors.TvgradError: no/such/run is not a run directory: it has no run.json
         """
         root = Path(directory)
         return cls(root, read_manifest(root))

@@ -112,7 +112,7 @@ class RunWriter:
                 for problem in entry.problems(root) if entry is not None else []:
                     raise DamagedRun(f"{root} cannot be resumed: {problem}; restore it or trace the run again")
         except BaseException:
-            lock.release()
+            lock.close()
             raise
         return writer
 
@@ -198,7 +198,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Give the directory back."""
-        self._lock.release()
+        self._lock.close()
 
     def read_state(self) -> tuple[Weights, dict[str, Any]] | None:
         """Read what the last point kept for a resume.

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+from tvgrad.errors import TvgradError
+
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
 
 Alive = Callable[[], bool]
 
 
-class CannotTell(Exception):
+class CannotTell(TvgradError):
     """The ends of the script's epochs cannot be told; the message says why and what to do."""
 
     def __init__(self, why: str) -> None:

@@ -66,7 +66,7 @@ def _check_directory(out: Path) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise TvgradError(f"nothing can be written in {nearest}: choose another --out")
     if (out / LOCK).exists():
-        WriterLock(out).release()  # refuses a directory in use
+        WriterLock(out).close()  # refuses a directory in use
 
 
 def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> int:

@@ -6,10 +6,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
 from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
 from tvgrad.integrations.script.loaders import LoaderWatch
@@ -161,22 +163,17 @@ class Session:
         """
         self._stopped = True
         recorder, self._recorder = self._recorder, None
-        reached = ""
+        begun, reached = "nothing is recorded", ""
         if recorder is not None:
-            try:
+            begun, reached = "recording stops", f"; {self.options.out} keeps what was recorded before"
+            with suppress(Exception):  # the first error is the one to tell
                 recorder.add_info(stopped=str(error))
-            except Exception:  # noqa: BLE001 - the first error is the one to tell
-                reached = ""
-            try:
+            with suppress(Exception):
                 recorder.close(finished=False)
-            except Exception:  # noqa: BLE001
-                reached = ""
-            reached = f"; {self.options.out} keeps what was recorded before"
         words = str(error) if str(error) else type(error).__name__
-        if not _expected(error):
+        if not isinstance(error, TvgradError):
             words = f"{type(error).__name__}: {words}"
         goes_on = "the script is ended (--strict)" if self.options.strict else "the script goes on"
-        begun = "recording stops" if recorder is not None else "nothing is recorded"
         say(f"{begun}, because {words}{reached}; {goes_on}")
         leave_note(self.options.notes, event="stopped", reason=words)
         self._exits = self.options.strict
@@ -240,7 +237,7 @@ class Session:
         if self.options.model is not None:
             self._others.add(id(optimizer))
             return
-        raise CannotGoOn(
+        raise TvgradError(
             f"a second optimizer ({type(optimizer).__name__}) began to step after step "
             f"{0 if recorder is None else recorder.steps}: pick one by --model, or trace one training at a time"
         )
@@ -267,16 +264,6 @@ class Session:
             facts["loss_scale"] = self._scale
         self._clip = None
         return facts
-
-
-class CannotGoOn(Exception):
-    """The script does something that one run cannot hold."""
-
-
-def _expected(error: BaseException) -> bool:
-    from tvgrad.errors import TvgradError
-
-    return isinstance(error, (TvgradError, CannotTell, CannotGoOn))
 
 
 def _rank() -> int:
