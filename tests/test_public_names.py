@@ -173,3 +173,39 @@ def test_the_command_lines_help_loads_click_alone() -> None:
 
 def test_tables_need_no_pictures() -> None:
     assert not loaded_by("import tvgrad.report.tables, tvgrad.report.documents") & {"seaborn", "matplotlib", "click"}
+
+
+def test_files_and_functions_are_short() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    long = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, path in modules().items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None
+    }
+    assert {name: length for name, length in long.items() if length > 80} == {}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    del places["RecorderCallback"]  # one for each library of Trainers, imported from the module that names it
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_facts_of_floating_point_formats_are_in_one_file() -> None:
+    """No `2**-53`, and no `1 + 1e-9` for the rounding of a sum, outside `tvgrad.numerics.floats`."""
+    texts = ("2**-53", "2.0**-53", "1 + 1e-9", "1.0 + 1e-9")
+    literals = {ast.unparse(ast.parse(text, mode="eval").body) for text in texts}
+    found = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        if name != "tvgrad.numerics.floats"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.BinOp) and ast.unparse(node) in literals
+    ]
+    assert found == []

@@ -66,7 +66,7 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU())
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A pre-norm transformer block: attention, then a two-layer MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         count = (PIXELS // self.PATCH) ** 2
         self.embed = nn.Linear(self.PATCH**2, self.WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn(count, self.WIDTH))
-        self.blocks = nn.Sequential(*(Block(self.WIDTH, self.HEADS) for _ in range(self.DEPTH)))
+        self.blocks = nn.Sequential(*(TransformerBlock(self.WIDTH, self.HEADS) for _ in range(self.DEPTH)))
         self.norm = nn.LayerNorm(self.WIDTH)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
