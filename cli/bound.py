@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,15 +15,9 @@ if TYPE_CHECKING:
 
 LINEAR = ("gd", "sgd", "momentum", "nesterov")
 
+COLUMNS = ("error_bound", "lower_bound", "method", "from_start", "closed_form_bound", "radius")
+
 _Row = dict[str, Any]
-
-
-class _Planned(NamedTuple):
-    task: str
-    problem: FeedForward
-    rule: LinearRule
-    lr: float
-    epochs: int
 
 
 @click.command()
@@ -60,15 +54,15 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
     from tvgrad.json_text import json_text
     from tvgrad.recipes.catalogue import load_recipes
 
-    planned = [_plan(recipe, given) for recipe in load_recipes(target, options.names_in(tasks))]
-    rows, details, without = _certify(planned, simulate)
+    chosen = load_recipes(target, options.names_in(tasks))
+    rows, details, without = _certify([_planned(recipe, given) for recipe in chosen], simulate)
     if as_json:
         click.echo(json_text({"bounds": rows, "none": without} | ({"forms": details} if forms else {})))
     else:
         _show(rows, details if forms else [], without)
 
 
-def _plan(recipe: Recipe, given: dict[str, Any]) -> _Planned:
+def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward, LinearRule]:
     """What is bounded for a recipe: one full-batch step an epoch, in place of its mini-batches and of Adam."""
     from tvgrad.bounds import FeedForward
     from tvgrad.problem.recipe import positive, positive_integer
@@ -78,35 +72,26 @@ def _plan(recipe: Recipe, given: dict[str, Any]) -> _Planned:
     lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
     rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
     epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")
-    return _Planned(recipe.name, FeedForward.of_recipe(recipe), rule, lr, epochs)
+    row = {"task": recipe.name, "rule": rule.name, "lr": lr, "epochs": epochs}
+    return row, FeedForward.of_recipe(recipe), rule
 
 
-def _certify(planned: list[_Planned], simulate: bool) -> tuple[list[_Row], list[_Row], list[_Row]]:
+def _certify(
+    planned: list[tuple[_Row, FeedForward, LinearRule]], simulate: bool
+) -> tuple[list[_Row], list[_Row], list[_Row]]:
     """The bounds, all their forms, and the reasons where there are none."""
     from tvgrad.bounds import NoCertificate
 
-    rows: list[_Row] = []
-    details: list[_Row] = []
-    without: list[_Row] = []
-    for task, problem, rule, lr, epochs in planned:
+    rows, details, without = list[_Row](), list[_Row](), list[_Row]()
+    for row, problem, rule in planned:
+        task, epochs = row["task"], row["epochs"]
         try:
             found = problem.certificate(rule, epochs, simulate)
         except NoCertificate as reason:
             without.append({"task": task, "reason": str(reason)})
             continue
-        rows.append({
-            "task": task,
-            "rule": rule.name,
-            "lr": lr,
-            "epochs": epochs,
-            "error_bound": found.error_bound,
-            "lower_bound": found.lower_bound,
-            "method": found.method,
-            "from_start": found.from_start,
-            "closed_form_bound": found.closed_form_bound,
-            "radius": found.radius,
-            "first_order_norm": float(rule.first_order_weights(epochs)[epochs]) * problem.gradient.norm,
-        })
+        size = float(rule.first_order_weights(epochs)[epochs]) * problem.gradient.norm
+        rows.append(row | {name: getattr(found, name) for name in COLUMNS} | {"first_order_norm": size})
         details += [
             {"task": task, "form": one.name, "upper": one.upper, "lower": one.lower, "reason": one.reason}
             for one in found.forms

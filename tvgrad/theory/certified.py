@@ -16,7 +16,7 @@ import time
 import torch
 
 from tvgrad.bounds.certificates.coefficients import coefficients_of
-from tvgrad.bounds.certificates.recorded_steps import StepBound, certify_steps
+from tvgrad.bounds.certificates.tubes import StepBound, certify_steps
 from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up

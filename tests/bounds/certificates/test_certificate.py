@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +14,9 @@ from tests.bounds.reference import TASKS, Task, reference_tasks, true_error
 from tvgrad import bounds
 from tvgrad.bounds import Certificate, FeedForward, NoCertificate, multitask_gap_bound
 from tvgrad.bounds.certificates.certificate import FORMS
+from tvgrad.bounds.certificates.coefficients import coefficients_of
 from tvgrad.bounds.certificates.multitask_gap import GAP_FORMS
-from tvgrad.bounds.certificates.recorded_steps import certify_steps
+from tvgrad.bounds.certificates.tubes import Tube, certify_steps
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
@@ -140,6 +142,14 @@ def test_a_training_that_overflows_has_no_certificate(rate: float, epochs: int, 
     problem = FeedForward(model, small_task().inputs, torch.ones(20, 3), "mse")
     with pytest.raises(NoCertificate, match=words):
         problem.certificate(rate, epochs)
+
+
+def test_widths_that_overflow_are_no_bound_and_warn_of_nothing() -> None:
+    tube = Tube([problem_of(small_task())], coefficients_of(0.1, 2)).follow()
+    tube.hessian_norms[1] = tube.deviations[1] = 1e200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tube.error(2)[1] == math.inf
 
 
 def test_a_certificate_is_a_row_of_numbers_and_words() -> None:

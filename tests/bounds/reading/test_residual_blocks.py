@@ -17,7 +17,7 @@ from tests.bounds.reference import Task
 from tests.bounds.residual_cases import Block, Functional, random_residual_case
 from tests.bounds.test_soundness import check, check_training, problem_of
 from tvgrad.bounds import FeedForward, loss_of, multitask_gap_bound
-from tvgrad.bounds.certificates.recorded_steps import certify_steps
+from tvgrad.bounds.certificates.tubes import certify_steps
 from tvgrad.bounds.derivatives.ball_norms import ball_norms
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.bounds.network.skips import Skips

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tvgrad.bounds.certificates.closed_form import LocalForm, Start, UniformForm, WorstCaseForm
+from tvgrad.bounds.certificates.ball_forms import LocalForm, RemainderForm, UniformForm, WorstCaseForm
 from tvgrad.bounds.certificates.coefficients import coefficients_of
-from tvgrad.bounds.certificates.expansion_point import ExpansionPoint
+from tvgrad.bounds.certificates.expansion_point import ExpansionPoint, TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form, ResultOfForms, attempt_all, best_of
-from tvgrad.bounds.certificates.remainder_form import RemainderForm
 from tvgrad.bounds.certificates.taylor_models import TaylorForm
 from tvgrad.bounds.certificates.tubes import TubeForm
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
@@ -23,7 +22,7 @@ from tvgrad.update_rules.base import UpdateRule
 UNIFORM = UniformForm("closed, uniform")
 TUBE = TubeForm("tube")
 
-FORMS: tuple[CertificateForm[Start], ...] = (
+FORMS: tuple[CertificateForm[TaskExpansion], ...] = (
     UNIFORM,
     WorstCaseForm("closed, worst case"),
     LocalForm("closed, local"),

@@ -2,63 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from tvgrad.bounds.certificates.coefficients import StepCoefficients
-from tvgrad.bounds.certificates.vector_sums import decayed
+from tvgrad.bounds.certificates.vector_sums import decayed, scaled_sum
+from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
 
 
-class Differentiable(Protocol):
-    """A loss at theta_0: one task's, or a sum of several."""
+class SummedLoss:
+    """`alpha sum_t L_t` at theta_0.
 
-    @property
-    def network(self) -> Network:
-        """Where its parameters are."""
+    Attributes:
+        network: where the parameters are.
+        gradient: at theta_0.
+    """
 
-    @property
-    def gradient(self) -> BoundedVector:
-        """Its gradient."""
+    def __init__(self, problems: Sequence[DerivativeBounds], alpha: float) -> None:
+        """Sum the gradients.
+
+        Args:
+            problems: the losses.
+            alpha: the factor.
+        """
+        self._problems, self._alpha = problems, alpha
+        self.network = problems[0].network
+        self.gradient = self._sum([problem.gradient for problem in problems])
 
     def products(self, directions: list[torch.Tensor]) -> list[BoundedVector]:
-        """Its Hessian times vectors.
+        """Multiply the Hessian with vectors.
 
         Args:
             directions: vectors like theta_0.
+
+        Returns:
+            The products.
         """
+        each = [problem.products(directions) for problem in self._problems]
+        return [self._sum(parts) for parts in zip(*each, strict=True)]
 
     def twice_along(self, direction: torch.Tensor) -> BoundedVector:
-        """Its third derivative with a vector in two slots.
+        """The third derivative with a vector in two slots.
 
         Args:
             direction: a vector like theta_0.
+
+        Returns:
+            The vector.
         """
+        return self._sum([problem.twice_along(direction) for problem in self._problems])
 
     def hessian_norm(self) -> float:
         """An upper bound of the Hessian's norm."""
+        return round_up(abs(self._alpha) * sum(problem.hessian_norm() for problem in self._problems), 1e-12)
 
     def local(self, radius: float) -> LayerBounds:
-        """Bounds of its third derivative on a ball.
+        """Bounds of the third derivative on a ball.
 
         Args:
             radius: of the ball.
+
+        Returns:
+            The bounds.
         """
+        return self._bounds([problem.local(radius) for problem in self._problems])
 
     def third_changes(self, radius: float) -> LayerBounds:
-        """Bounds of the change of its third derivative over a ball.
+        """Bounds of the change of the third derivative over a ball.
 
         Args:
             radius: of the ball.
+
+        Returns:
+            The bounds.
         """
+        return self._bounds([problem.third_changes(radius) for problem in self._problems])
+
+    def _bounds(self, each: list[LayerBounds]) -> LayerBounds:
+        size = abs(self._alpha)
+        third = sum((one.thirds for one in each), torch.zeros_like(each[0].thirds))
+        margin = max(one.margin for one in each) + gamma(len(each) + 4)
+        return LayerBounds(
+            size * torch.stack([one.gradient for one in each]).sum(0),
+            size * torch.stack([one.hessian for one in each]).sum(0),
+            size * third,
+            margin,
+        )
+
+    def _sum(self, parts: Sequence[BoundedVector]) -> BoundedVector:
+        return scaled_sum(parts, self._alpha, roundings=8)
 
 
-Loss = TypeVar("Loss", bound=Differentiable)
+Loss = TypeVar("Loss", bound=DerivativeBounds | SummedLoss)
 
 
 class ExpansionPoint(Generic[Loss]):
@@ -148,3 +189,6 @@ class ExpansionPoint(Generic[Loss]):
         """
         trainable = (self.problem.network.layer_norms(torch.ones_like(self.theta)) > 0).double()
         return torch.stack([self.problem.network.layer_norms(one.value) + one.error * trainable for one in vectors])
+
+
+TaskExpansion = ExpansionPoint[DerivativeBounds]

@@ -5,7 +5,7 @@ With d = theta - theta_0, the *quadratic* model has the gradient `m(d) = g_0 + H
 their rounding. Let q_e be the rule run on the model, `tau_e = q_e + s_e` what it does on the loss, `||s_e|| <= X_e`.
 With the coefficients of the rule, `s_s = -sum_e c[s,e] ( g(theta_e) - m(q_e) )`, and by Taylor's theorem
 
-- quadratic: `g(theta_e) - m(q_e) = H_0 s_e + r_e`, r_e as in module remainder_form;
+- quadratic: `g(theta_e) - m(q_e) = H_0 s_e + r_e`, r_e as in module ball_forms;
 - cubic: `g(theta_e) - m(q_e) = H_0 s_e + D3_0[., q_e, s_e] + 1/2 D3_0[., s_e, s_e] + w_e`,
   `w_e = int_0^1 (1 - t) ( D3(theta_0 + t tau_e) - D3_0 )[., tau_e, tau_e] dt`.
 
@@ -26,21 +26,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from tvgrad.bounds.certificates.closed_form import Start
-from tvgrad.bounds.certificates.expansion_point import ExpansionPoint
+from tvgrad.bounds.certificates.expansion_point import ExpansionPoint, TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form
 from tvgrad.bounds.certificates.vector_sums import weighted
 from tvgrad.bounds.certificates.verified_ball import HUGE, NoBall, ThirdDerivative, deviation_on_ball
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
-from tvgrad.update_rules.base import Array
 
 MODEL_STEPS = 100  # a product with the Hessian each, and for the cubic model one more of the third derivative
 
 
 @dataclass(frozen=True)
-class TaylorForm(CertificateForm[Start]):
+class TaylorForm(CertificateForm[TaskExpansion]):
     """The two-sided form round the path that the rule takes on a model.
 
     Attributes:
@@ -52,7 +50,7 @@ class TaylorForm(CertificateForm[Start]):
     cost: ClassVar[str] = "a product"
     most_steps: ClassVar[float] = MODEL_STEPS
 
-    def attempt(self, case: Start) -> Form:
+    def attempt(self, case: TaskExpansion) -> Form:
         """Find the bounds.
 
         Args:
@@ -139,19 +137,12 @@ class TaylorPath:
             return ThirdDerivative(bounds, norms, layers)
 
         own = np.array([point.error for point in self.points])
-        higher_order = (
-            self._cubic_rest(along, norms) if self.cubic else lambda r: along(self.start.problem.local(r)).twice
-        )
-        return deviation_on_ball(self.start, norms, own, higher_order=higher_order)
-
-    def _cubic_rest(
-        self, along: Callable[[LayerBounds], ThirdDerivative], norms: Array
-    ) -> Callable[[float], Callable[[int, float], float]]:
-        """For a radius, the function that bounds `D3_0[., q, s] + 1/2 D3_0[., s, s] + w`."""
         problem = self.start.problem
+        if not self.cubic:
+            return deviation_on_ball(self.start, norms, own, higher_order=lambda r: along(problem.local(r)).twice)
         here, rounding = along(problem.local(0.0)), along(problem.third_changes(0.0))
 
-        def on_ball(radius: float) -> Callable[[int, float], float]:
+        def cubic(radius: float) -> Callable[[int, float], float]:
             changed = along(problem.third_changes(radius))
 
             def rest(step: int, deviation: float) -> float:
@@ -164,4 +155,4 @@ class TaylorPath:
 
             return rest
 
-        return on_ball
+        return deviation_on_ball(self.start, norms, own, higher_order=cubic)

@@ -22,21 +22,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
-from tvgrad.bounds.certificates.closed_form import Start
-from tvgrad.bounds.certificates.coefficients import NoCertificate, StepCoefficients
+from tvgrad.bounds.certificates.coefficients import NoCertificate, StepCoefficients, coefficients_of
+from tvgrad.bounds.certificates.expansion_point import TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form
 from tvgrad.bounds.certificates.vector_sums import decayed, scaled_sum, weighted
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.floats import SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
-from tvgrad.update_rules.base import Array
+from tvgrad.update_rules.base import Array, UpdateRule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TUBE_STEPS = 1000  # a gradient each
 
@@ -46,14 +49,14 @@ EASY_GROWTH = 0.1
 EASY_SHARE = 1e-5
 
 
-class TubeForm(CertificateForm[Start]):
+class TubeForm(CertificateForm[TaskExpansion]):
     """The two-sided form round the path that the rule takes in float64."""
 
     simulates: ClassVar[bool] = True
     cost: ClassVar[str] = "a gradient"
     most_steps: ClassVar[float] = TUBE_STEPS
 
-    def attempt(self, case: Start) -> Form:
+    def attempt(self, case: TaskExpansion) -> Form:
         """Find the bounds.
 
         Args:
@@ -62,38 +65,81 @@ class TubeForm(CertificateForm[Start]):
         Returns:
             The bounds, from both sides.
         """
-        tube = TubeBuilder([case.problem], case.coefficients).build()
+        tube = Tube([case.problem], case.coefficients).follow()
         return Form.of_error(self.name, *tube.error(case.coefficients.steps), radius=tube.furthest)
 
 
-@dataclass
 class Tube:
-    """A path and how far the exact iterates can be from it.
+    """A path of a rule, and how far the exact iterates can be from it.
+
+    The loss is one, or the sum of several with a factor, which gradients and Hessian bounds of the tube carry.
 
     Attributes:
         coefficients: of the rule's steps.
-        centres: c_e, e < k.
         gradients: G_e with their errors, decay included.
-        deviations: X_e, e < k.
         hessian_norms: h_e, e < k.
-        end_deviation: X_k for the path's end `-shrunk_k theta_0 - sum_e c[k,e] G_e`, or for the recorded one, rounding
-            included.
+        parts: for each centre, and each loss without the factor, its gradient and Hessian bound.
+        deviations: X_e, e < k, and for a recorded path X_k.
         furthest: the largest distance of the tube from theta_0.
     """
 
-    coefficients: StepCoefficients
-    centres: list[torch.Tensor] = field(default_factory=list)
-    gradients: list[BoundedVector] = field(default_factory=list)
-    deviations: list[float] = field(default_factory=list)
-    hessian_norms: list[float] = field(default_factory=list)
-    end_deviation: float = math.nan
-    furthest: float = 0.0
+    def __init__(
+        self, problems: Sequence[DerivativeBounds], coefficients: StepCoefficients, factor: float | None = None
+    ) -> None:
+        """Begin at theta_0.
+
+        Args:
+            problems: the losses, all at the same weights.
+            coefficients: of the rule's steps, without decay where there is a factor.
+            factor: of the sum; None for one loss as it is.
+        """
+        self.coefficients = coefficients
+        self.gradients: list[BoundedVector] = []
+        self.hessian_norms: list[float] = []
+        self.parts: list[list[tuple[BoundedVector, float]]] = []
+        self.deviations: list[float] = []
+        self.furthest = 0.0
+        self._problems, self._factor = problems, factor
+        self._size = 1.0 if factor is None else abs(factor)
+        self._theta = problems[0].network.flat
+        self._anchors, self._anchor_at = list(problems), self._theta
+
+    def follow(self, recorded: Sequence[torch.Tensor] | None = None) -> Self:
+        """Follow the path.
+
+        Args:
+            recorded: flat weights theta_0 .. theta_k, like `network.flat`; None for the path that float64 takes.
+
+        Returns:
+            This tube.
+
+        Raises:
+            NoCertificate: it grows beyond all bounds, or the path itself runs away.
+        """
+        steps = self.coefficients.steps
+        self._enter(self._theta, 0.0)
+        for step in range(1, steps if recorded is None else steps + 1):
+            predicted, rounding = self._predicted(step)
+            centre = self._theta + predicted if recorded is None else recorded[step].double()
+            deviation = self._spread(step) + rounding
+            if recorded is not None:
+                deviation += round_up(float((predicted - (centre - self._theta)).norm()))
+            # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
+            deviation += round_up(4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()))
+            if not math.isfinite(deviation):
+                raise NoCertificate(f"the tube grows beyond all bounds at step {step}")
+            if step < steps:
+                self.furthest = max(self.furthest, round_up(float((centre - self._theta).norm())) + deviation)
+                self._enter(centre, deviation)
+            else:
+                self.deviations.append(deviation)
+        return self
 
     def error(self, step: int) -> tuple[BoundedVector, float]:
         """The error of the first-order prediction.
 
         Args:
-            step: s, at most as many as there are centres.
+            step: s, at most as many as there are gradients.
 
         Returns:
             `-sum_e c[s,e] (G_e - G_0)` with all rounding, and how far the tube's width lets the exact one be off.
@@ -112,116 +158,90 @@ class Tube:
             widths = np.array(self.hessian_norms[:step]) * np.array(self.deviations[:step])
         return BoundedVector(-total.value, total.error), round_up(float(row @ widths))
 
-
-class TubeBuilder:
-    """Makes a tube round the path of a rule on the sum of losses, every gradient times a factor.
-
-    Attributes:
-        tube: what is known of it so far; its gradients and Hessian bounds carry the factor.
-        gradients: for each loss its own gradients at the centres.
-        hessian_norms: for each loss its own Hessian bounds round them.
-    """
-
-    def __init__(
-        self, problems: Sequence[DerivativeBounds], coefficients: StepCoefficients, factor: float | None = None
-    ) -> None:
-        """Begin at theta_0.
-
-        Args:
-            problems: the losses, all at the same weights.
-            coefficients: of the rule's steps, without decay where there is a factor.
-            factor: of the sum's gradient; None for one loss as it is.
-        """
-        self.problems = problems
-        self.summed = factor is not None
-        self.factor = 1.0 if factor is None else factor
-        self.theta = problems[0].network.flat
-        self.size = round_up(float(self.theta.norm()))
-        self.tube = Tube(coefficients)
-        self.gradients: list[list[BoundedVector]] = [[] for _ in problems]
-        self.hessian_norms: list[list[float]] = [[] for _ in problems]
-        self._anchors = list(problems)
-        self._anchor_at = self.theta
-
-    def build(self, recorded: Sequence[torch.Tensor] | None = None) -> Tube:
-        """Follow the path.
-
-        Args:
-            recorded: flat weights theta_0 .. theta_k, like `network.flat`; None for the path that float64 takes.
-
-        Returns:
-            The tube.
-
-        Raises:
-            NoCertificate: it grows beyond all bounds, or the path itself runs away.
-        """
-        tube, steps = self.tube, self.tube.coefficients.steps
-        self._enter(self.theta, 0.0)
-        for step in range(1, steps + 1):
-            predicted, rounding = self._predicted(step)
-            deviation = self._spread(step) + rounding
-            if recorded is not None:
-                centre = recorded[step].double()
-                deviation += round_up(float((predicted - (centre - self.theta)).norm()))
-            elif step < steps:
-                centre = self.theta + predicted
-            else:
-                tube.end_deviation = deviation
-                break
-            # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
-            deviation += round_up(4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()))
-            if step == steps:
-                tube.end_deviation = deviation
-                break
-            if not math.isfinite(deviation):
-                raise NoCertificate(f"the tube grows beyond all bounds at step {step}")
-            tube.furthest = max(tube.furthest, round_up(float((centre - self.theta).norm())) + deviation)
-            self._enter(centre, deviation)
-        return tube
-
     def _predicted(self, step: int) -> tuple[torch.Tensor, float]:
         """`-shrunk theta_0 - sum c G_e`, computed, and its rounding."""
-        rule = self.tube.coefficients
+        rule = self.coefficients
         # the errors of the gradients are part of the spread
-        gradients = [BoundedVector(one.value, 0.0) for one in self.tube.gradients]
+        gradients = [BoundedVector(one.value, 0.0) for one in self.gradients]
         total = weighted(rule.matrix[step, :step], gradients, rule.rounding)
         shrunk = float(rule.shrunk[step])
-        rounding = total.error + round_up((rule.rounding + 4 * UNIT_ROUNDOFF) * (shrunk * self.size + total.norm))
-        return -total.value - shrunk * self.theta, rounding
+        sizes = shrunk * round_up(float(self._theta.norm())) + total.norm
+        rounding = total.error + round_up((rule.rounding + 4 * UNIT_ROUNDOFF) * sizes)
+        return -total.value - shrunk * self._theta, rounding
 
     def _spread(self, step: int) -> float:
         """`sum_e c[s,e] (h_e X_e + gamma_e)`."""
-        tube = self.tube
-        each: Array = np.array([
-            h * x + g.error for h, x, g in zip(tube.hessian_norms, tube.deviations, tube.gradients, strict=True)
-        ])
-        return round_up(float(tube.coefficients.matrix[step, :step] @ each))
+        widths = zip(self.hessian_norms, self.deviations, self.gradients, strict=True)
+        each: Array = np.array([h * x + g.error for h, x, g in widths])
+        return round_up(float(self.coefficients.matrix[step, :step] @ each))
 
     def _enter(self, centre: torch.Tensor, deviation: float) -> None:
         """Evaluate gradients and Hessian bounds at a new centre."""
-        tube, factor, coupled = self.tube, self.factor, self.tube.coefficients.coupled
-        here = [one.at(centre) if tube.centres else one for one in self.problems]
+        here = [one.at(centre) if self.gradients else one for one in self._problems]
         try:
             found = [one.gradient for one in here]
         except UnknownLoss:  # the targets were checked: it is the logits that are not finite
-            reason = f"the training itself runs away: its logits are not finite at step {len(tube.centres)}"
+            reason = f"the training itself runs away: its logits are not finite at step {len(self.gradients)}"
             raise NoCertificate(reason) from None
+        coupled = self.coefficients.coupled
         bounds = self._hessian_norms_round(here, centre, deviation) if deviation else [0.0 for _ in here]
-        for gradients, gradient, hessians, bound in zip(self.gradients, found, self.hessian_norms, bounds, strict=True):
-            gradients.append(gradient)
-            hessians.append(bound)
-        total = scaled_sum(found, factor, roundings=4) if self.summed else found[0]
-        tube.centres.append(centre)
-        tube.gradients.append(decayed(total, centre, coupled))
-        tube.deviations.append(deviation)
-        tube.hessian_norms.append(round_up(abs(factor) * sum(bounds), 1e-12) + coupled)
+        total = found[0] if self._factor is None else scaled_sum(found, self._factor, roundings=4)
+        self.parts.append(list(zip(found, bounds, strict=True)))
+        self.deviations.append(deviation)
+        self.gradients.append(decayed(total, centre, coupled))
+        self.hessian_norms.append(round_up(self._size * sum(bounds), 1e-12) + coupled)
 
     def _hessian_norms_round(self, here: list[DerivativeBounds], centre: torch.Tensor, deviation: float) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
         distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + SUM_MARGIN) + deviation
         bounds = [one.hessian_norm(distance) for one in self._anchors]
-        growth = abs(self.factor) * sum(bounds) * float(self.tube.coefficients.totals[-1])
-        if growth > EASY_GROWTH and growth * deviation > EASY_SHARE * float((centre - self.theta).norm()):
+        growth = self._size * sum(bounds) * float(self.coefficients.totals[-1])
+        if growth > EASY_GROWTH and growth * deviation > EASY_SHARE * float((centre - self._theta).norm()):
             self._anchors, self._anchor_at = here, centre
             bounds = [min(bound, one.hessian_norm(deviation)) for bound, one in zip(bounds, here, strict=True)]
         return bounds
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """What a tube round recorded weights says of one of their steps.
+
+    Attributes:
+        error: an upper bound of `||theta_s - theta_0 - p_s||` for the exact iterate.
+        deviation: an upper bound of the distance between the exact iterate and the recorded weights after s steps.
+    """
+
+    error: float
+    deviation: float
+
+
+def certify_steps(
+    problem: DerivativeBounds, rule: UpdateRule | float, weights: Sequence[torch.Tensor]
+) -> tuple[list[StepBound], str]:
+    """Bound the error after each step of recorded weights, by one tube round all of them.
+
+    Args:
+        problem: the network with its data, at theta_0.
+        rule: the rule that was followed, one step an epoch.
+        weights: flat weights theta_0 .. theta_k, like `network.flat`.
+
+    Returns:
+        Bounds for the steps 1 .. k, or for fewer, and why there are no more.
+
+    Raises:
+        NoCertificate: the first weights are not the problem's, or the rule is not linear.
+    """
+    if not len(weights) or not torch.equal(weights[0].double(), problem.network.flat):
+        raise NoCertificate("the recorded weights do not start at the problem's own: build it from the first of them")
+    tube, reason = Tube([problem], coefficients_of(rule, len(weights) - 1)), ""
+    try:
+        tube.follow(weights)
+    except NoCertificate as why:
+        reason = str(why)
+    found: list[StepBound] = []
+    for step, deviation in enumerate(tube.deviations[1:], start=1):
+        error, width = tube.error(step)
+        if not math.isfinite(error.upper + width + deviation):
+            return found, f"the tube grows beyond all bounds at step {step}"
+        found.append(StepBound(error.upper + width, deviation))
+    return found, reason

@@ -1,28 +1,42 @@
-"""The closed forms of a certificate: bounds of gradient and Hessian on a ball that holds the iterates.
+"""Forms of a certificate on a ball that holds the iterates, made of bounds of derivatives alone.
 
-With D_e a bound of ||theta_e - theta_0|| and R the radius of the ball, `D_e = ||shrunk_e theta_0|| + S_e G(R)`. If
-`max_{e<k} D_e <= R`, then by induction all iterates before the last lie in the ball, and the error of the first-order
-prediction is at most `H(R) sum_e c[k,e] D_e` (mean value theorem). G and H bound the gradient and the Hessian on the
-ball; three forms take them from different arguments.
+*Closed*: let D_e be a bound of ||theta_e - theta_0||, R the radius of the ball, G and H bounds of the gradient and the
+Hessian on it. With `D_e = ||shrunk_e theta_0|| + S_e G(R)` and `max_{e<k} D_e <= R`, by induction all iterates before
+the last lie in the ball, and the error of the first-order prediction is at most `H(R) sum_e c[k,e] D_e` (mean value
+theorem). Three forms take G and H from different arguments.
+
+*Remainder*: `g_e - g_0 = H_0 tau_e + r_e` with `||r_e|| <= rho/2 ||tau_e||^2` (the integral of `(1-t) D3[tau, tau]`),
+and `tau_e = p_e - sum_j c[e,j] (g_j - g_0)`, so that the error vector is `-H_0 sum_e c[k,e] p_e` up to
+`sum_e c[k,e] (h_0 E_e + r_e)`. The path is p_e; the known part of the deviation is `||H_0 sum_j c[e,j] p_j||`.
+*Layer-wise*, with d the layer norms of p_e and D3 the layers' third-derivative constants,
+`r_e <= 1/2 ( ||D3[., d, d]|| + 2 ||D3[., ., d]||_2 E_e + rho E_e^2 )`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
-from tvgrad.bounds.certificates.expansion_point import ExpansionPoint
+import numpy as np
+
+from tvgrad.bounds.certificates.expansion_point import TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form
-from tvgrad.bounds.certificates.verified_ball import ATTEMPTS, HUGE, LOCAL_ATTEMPTS, verified_ball
-from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds, UniformBounds
+from tvgrad.bounds.certificates.verified_ball import (
+    ATTEMPTS,
+    HUGE,
+    LOCAL_ATTEMPTS,
+    ThirdDerivative,
+    deviation_on_ball,
+    verified_ball,
+)
+from tvgrad.bounds.derivatives.derivative_bounds import UniformBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.numerics.floats import round_up
 
-Start = ExpansionPoint[DerivativeBounds]
 
-
-class ClosedForm(CertificateForm[Start]):
+class ClosedForm(CertificateForm[TaskExpansion]):
     """A closed form.
 
     Attributes:
@@ -32,7 +46,7 @@ class ClosedForm(CertificateForm[Start]):
     attempts: ClassVar[int] = ATTEMPTS
 
     @abstractmethod
-    def constants(self, case: Start, radius: float) -> tuple[float, float]:
+    def constants(self, case: TaskExpansion, radius: float) -> tuple[float, float]:
         """Bound gradient and Hessian, decay included.
 
         Args:
@@ -43,7 +57,7 @@ class ClosedForm(CertificateForm[Start]):
             G and H.
         """
 
-    def attempt(self, case: Start) -> Form:
+    def attempt(self, case: TaskExpansion) -> Form:
         """Find the bounds.
 
         Args:
@@ -71,7 +85,7 @@ class UniformForm(ClosedForm):
 
     needs_data: ClassVar[bool] = False
 
-    def constants(self, case: Start, radius: float) -> tuple[float, float]:
+    def constants(self, case: TaskExpansion, radius: float) -> tuple[float, float]:
         """Bound gradient and Hessian for any inputs.
 
         Args:
@@ -89,7 +103,7 @@ class WorstCaseForm(ClosedForm):
 
     needs_data: ClassVar[bool] = False
 
-    def constants(self, case: Start, radius: float) -> tuple[float, float]:
+    def constants(self, case: TaskExpansion, radius: float) -> tuple[float, float]:
         """Bound gradient and Hessian for inputs of these norms.
 
         Args:
@@ -107,7 +121,7 @@ class LocalForm(ClosedForm):
 
     attempts: ClassVar[int] = LOCAL_ATTEMPTS
 
-    def constants(self, case: Start, radius: float) -> tuple[float, float]:
+    def constants(self, case: TaskExpansion, radius: float) -> tuple[float, float]:
         """Bound gradient and Hessian by what is known of the samples.
 
         Args:
@@ -123,8 +137,40 @@ class LocalForm(ClosedForm):
         return min(plain, case.gradient.upper + round_up(radius * hessian, 1e-12)), hessian
 
 
-def _with_decay(case: Start, radius: float, bounds: UniformBounds | LayerBounds) -> tuple[float, float]:
+def _with_decay(case: TaskExpansion, radius: float, bounds: UniformBounds | LayerBounds) -> tuple[float, float]:
     """Bounds of the loss with `coupled/2 ||theta||^2` added."""
     coupled = case.coefficients.coupled
     pull = coupled * (round_up(float(case.theta.norm())) + radius)
     return bounds.gradient_norm + round_up(pull, 1e-12), bounds.hessian_norm + coupled
+
+
+@dataclass(frozen=True)
+class RemainderForm(CertificateForm[TaskExpansion]):
+    """The asymptotically exact form, with third derivatives as one number or layer by layer.
+
+    Attributes:
+        layerwise: whether to use them layer by layer.
+    """
+
+    layerwise: bool
+
+    def attempt(self, case: TaskExpansion) -> Form:
+        """Find the bounds.
+
+        Args:
+            case: what is known at theta_0.
+
+        Returns:
+            The bounds, from both sides.
+        """
+        path = [case.first_order(step) for step in range(case.coefficients.steps)]
+        *earlier, error = case.second_orders
+        norms = np.array([one.upper for one in path])
+        layers = case.layer_norms(path) if self.layerwise else None
+        rest, radius = deviation_on_ball(
+            case,
+            norms,
+            np.array([one.upper for one in earlier]),
+            higher_order=lambda radius: ThirdDerivative(case.problem.local(radius), norms, layers).twice,
+        )
+        return Form.of_error(self.name, error, rest, radius=radius)
