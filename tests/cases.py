@@ -491,7 +491,7 @@ REFUSED = [
         "count that does not add up",
         lambda: token_parts(count=lambda batch: 1.0),
         UnsupportedModel,
-        "gives 1 for a batch and 2 for its two parts",
+        "gives 1 for a batch and 2 for its parts",
         "must add up",
     ),
     MustFail(

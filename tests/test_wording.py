@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from decimal import Decimal
 
-from tvgrad.wording import bytes_in_words, counted, listed
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvgrad.wording import bytes_in_words, counted, listed, percent, rounded_down, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,29 @@ def test_counted() -> None:
 )
 def test_listed(words: list[object], most: int | None, text: str) -> None:
     assert listed(words, most) == text
+
+
+@given(number=st.floats(allow_nan=False, allow_infinity=False), digits=st.integers(1, 8))
+def test_bounds_are_never_printed_on_the_wrong_side(number: float, digits: int) -> None:
+    above, below = Decimal(rounded_up(number, digits)), Decimal(rounded_down(number, digits))
+    assert below <= Decimal(number) <= above
+    if 1e-300 < abs(number) < 1e307:
+        assert above - below <= Decimal(10) ** (Decimal(number).adjusted() - digits + 1)  # one unit of the last digit
+
+
+def test_bounds_in_words() -> None:
+    assert [rounded_up(x) for x in (0.0, 1.0, 0.1, 9.9991, 1e300, math.inf)] == [
+        "0",
+        "1",
+        "0.101",
+        "10",
+        "1.01e+300",
+        "inf",
+    ]
+    assert [rounded_down(x) for x in (0.0, 1.0, 0.3, 9.9991)] == ["0", "1", "0.299", "9.99"]
+
+
+def test_percent() -> None:
+    shares = (0.0, 3.3e-5, 0.003, 0.0994, 0.788, 8.13, 1440.4, math.inf, math.nan)
+    words = ["0", "3.3e-05", "0.3 %", "9.9 %", "79 %", "813 %", "1,440 times", "not finite", "not finite"]
+    assert [percent(share) for share in shares] == words

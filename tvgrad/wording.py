@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 
 
 def counted(number: int, noun: str) -> str:
@@ -50,3 +52,53 @@ def bytes_in_words(number: float) -> str:
         if number < 999.5:
             return f"{number:.3g} {unit}"
     return f"{number / 1000:.3g} TB"
+
+
+def percent(share: float) -> str:
+    """A share or a relative deviation with the digits that it deserves.
+
+    Args:
+        share: a number of at least 0; 1 is the whole.
+
+    Returns:
+        79 %, 0.3 %, 2e-07 or 1,440 times (from ten wholes on), say; "not finite" where it is not.
+    """
+    if not math.isfinite(share):
+        return "not finite"
+    if share >= 10:
+        return f"{share:,.0f} times"
+    return f"{share:.2g}" if share < 5e-4 else f"{100 * share:.{0 if share >= 0.0995 else 1}f} %"
+
+
+def rounded_up(bound: float, digits: int = 3) -> str:
+    """An upper bound in decimal digits, never below the number itself.
+
+    Args:
+        bound: the bound.
+        digits: significant digits.
+
+    Returns:
+        The shortest text of so many digits that is at least `bound`.
+    """
+    return _rounded(bound, digits, 1)
+
+
+def rounded_down(bound: float, digits: int = 3) -> str:
+    """A lower bound in decimal digits, never above the number itself.
+
+    Args:
+        bound: the bound.
+        digits: significant digits.
+
+    Returns:
+        The shortest text of so many digits that is at most `bound`.
+    """
+    return _rounded(bound, digits, -1)
+
+
+def _rounded(bound: float, digits: int, sign: int) -> str:
+    text = f"{bound:.{digits}g}"
+    if not math.isfinite(bound) or sign * (Decimal(text) - Decimal(bound)) >= 0:
+        return text
+    last = Decimal(1).scaleb(Decimal(bound).adjusted() - digits + 1)
+    return f"{float(Decimal(text) + sign * last):.{digits}g}"

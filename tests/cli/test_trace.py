@@ -198,7 +198,7 @@ FUNCTIONS = {
     "frozen": "the model (Sequential) has no trainable parameters: set requires_grad on what is to be tuned",
     "no_model": "a recipe's model must be an nn.Module, not str",
     "vector_loss": "the loss is a tensor of shape (12,): it must be one number",
-    "sum_loss": "is not the mean of its two parts weighted by samples",
+    "sum_loss": "is not the mean of the gradients of its parts weighted by samples",
     "nan_loss": "the loss at the pretrained weights is nan: check the data, the model and the loss",
     "no_data": "the data is empty: a mean over no samples does not exist",
     "unequal_data": "inputs and targets have different lengths (20, 7)",

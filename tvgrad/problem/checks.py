@@ -14,6 +14,7 @@ from torch import nn
 from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.problem.count import check_count
 from tvgrad.problem.samples import Batch, Samples, map_tensors, tensors_in
 
 ALLOWABLE = {
@@ -45,6 +46,8 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
         raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
     with full_precision(device):
         _check_samples(batch_loss, _spread(samples), device, allow)
+        if not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
+            check_count(batch_loss, samples, device)
 
 
 def _spread(samples: Samples) -> Samples:
@@ -81,8 +84,6 @@ def _check_samples(batch_loss: BatchLoss, samples: Samples, device: torch.device
             "the loss does not depend on the trainable parameters: look for a no_grad or a detach on its way, "
             "and for the parameters that require a gradient"
         )
-    if size >= 2 and not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
-        _refuse_miscount(batch_loss, samples, size, device, value)
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
@@ -108,37 +109,6 @@ def _randomness(model: nn.Module) -> str:
         f"the loss differs between two evaluations at the same weights because of {source}: "
         "call model.eval() or set p=0, or allow 'dropout'"
     )
-
-
-def _refuse_miscount(
-    batch_loss: BatchLoss, samples: Samples, size: int, device: torch.device, value: torch.Tensor
-) -> None:
-    """The mean over a batch must be the weighted mean over two unequal parts of it, up to rounding."""
-    cut = max(1, size // 3)
-    parts = [_moved(samples.batch(0, cut), device), _moved(samples.batch(cut, size), device)]
-    weights = [batch_loss.weight(part) for part in parts]
-    whole = batch_loss.weight(_moved(samples.batch(0, size), device))
-    total = sum(weights)
-    if total == 0 or abs(whole - total) > 1e-6 * total:
-        raise UnsupportedModel(
-            f"count(batch) gives {whole:g} for a batch and {total:g} for its two parts: a count must add up"
-        )
-    # A part that weighs nothing may have an undefined mean (0/0); it contributes nothing.
-    recombined = sum(
-        weight * float(_value(batch_loss, part, seed=0)[0])
-        for weight, part in zip(weights, parts, strict=True)
-        if weight > 0
-    )
-    expected = float(value)
-    # The root of the dtype's resolution lies far above rounding of a mean, and far below the error of a wrong count.
-    tolerance = torch.finfo(value.dtype).eps ** 0.5 * max(abs(expected), 1e-3)
-    if not abs(recombined / total - expected) <= tolerance:
-        raise UnsupportedModel(
-            f"the loss of a batch ({expected:.6g}) is not the mean of its two parts weighted by "
-            f"{'count' if batch_loss.count else 'samples'} ({recombined / total:.6g}): pass count=, a function of the "
-            "batch that gives its weight in the mean (unignored tokens, the sum of class weights), if it is one "
-            "(reduction='mean'), or allow 'count'"
-        )
 
 
 def _value(batch_loss: BatchLoss, batch: Batch, seed: int) -> tuple[torch.Tensor, bool]:

@@ -76,6 +76,11 @@ class Samples:
         if len(self) == 0:
             raise TvgradError("the data is empty: a mean over no samples does not exist")
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the samples are rows of tensors, which can all be looked at."""
+        return self._tensors is not None
+
     def __len__(self) -> int:
         if self._indices is not None:
             return len(self._indices)
