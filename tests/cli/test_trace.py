@@ -417,9 +417,9 @@ def test_divergence(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
 def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from tvgrad.files import tensors
+    from tvgrad.files import writing
 
-    plain = tensors.save_file
+    plain = writing.save_file
 
     def full(tensors: Any, path: Path, *_: Any) -> None:
         if "epoch-0002" in path.name:
@@ -428,7 +428,7 @@ def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch:
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(tensors, "save_file", full)
+        patch.setattr(writing, "save_file", full)
         outcome = tvgrad("trace", recipes, "--out", out)
     assert outcome.code == DiskFull.exit_code == 2
     assert outcome.err == (
