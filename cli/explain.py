@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tvgrad.errors import TvgradError
 
 from . import options
+
+if TYPE_CHECKING:
+    from tvgrad.theory.explain import Explanation
 
 ROUNDING = 1e-12
 """Rows of a budget below this part of the residual are below float64 rounding, and are not shown."""
@@ -54,11 +58,8 @@ def explain(
     import time
 
     import torch
-    from tvgrad.cli.terminal import print_table
 
     from tvgrad.recipes.of_run import objective_of, recipe_of
-    from tvgrad.report.columns import COLUMNS
-    from tvgrad.results import frame_of
     from tvgrad.store.run import open_runs
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
@@ -82,18 +83,28 @@ def explain(
             certified = none if left is not None and left <= 0 else bounds_of_run(run, recipe, objective, seconds=left)
             made = with_bounds(made, *certified)
         write_results(run, made)
-        if made.second_order:
-            print_table(f"{run.name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
-        last = max(row.epoch for row in made.budget.rows)
-        rows = [row for row in made.budget.rows if row.epoch == last]
-        rounding = ROUNDING * made.budget.residual_norms[last]
-        shown = [row for row in rows if row.norm > rounding] or rows
-        print_table(f"{run.name}: error budget of epoch {last}", frame_of(shown, COLUMNS["error_budget"]))
-        if len(shown) < len(rows):
-            click.echo(f"{run.name}: zero to rounding: {', '.join(row.term for row in rows if row.norm <= rounding)}")
-        for sentence in made.sentences:
-            click.echo(f"{run.name}: {sentence}")
+        _show(run.name, made)
     click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
+
+
+def _show(name: str, made: Explanation) -> None:
+    """The tables of one run, and what there is to say."""
+    from tvgrad.cli.terminal import print_table
+
+    from tvgrad.report.columns import COLUMNS
+    from tvgrad.results import frame_of
+
+    if made.second_order:
+        print_table(f"{name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
+    last = max(row.epoch for row in made.budget.rows)
+    rows = [row for row in made.budget.rows if row.epoch == last]
+    rounding = ROUNDING * made.budget.residual_norms[last]
+    shown = [row for row in rows if row.norm > rounding] or rows
+    print_table(f"{name}: error budget of epoch {last}", frame_of(shown, COLUMNS["error_budget"]))
+    if len(shown) < len(rows):
+        click.echo(f"{name}: zero to rounding: {', '.join(row.term for row in rows if row.norm <= rounding)}")
+    for sentence in made.sentences:
+        click.echo(f"{name}: {sentence}")
 
 
 def _own_target(recipe: dict[str, str] | None, root: Path) -> str:

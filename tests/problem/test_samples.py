@@ -145,3 +145,10 @@ def test_strings_and_numbers_are_no_data() -> None:
 
 def test_random_data_is_read_as_it_is() -> None:
     assert len(Samples(Noisy("torch")).batch(0, 4)[0]) == 4
+
+
+def test_a_batch_is_moved_to_the_device_asked_for_and_cast_where_it_is_floating_point() -> None:
+    samples = Samples((torch.ones(4, 2), torch.arange(4)), dtype=torch.float64)
+    inputs, targets = samples.batch(1, 3, torch.device("meta"))
+    assert (inputs.device.type, inputs.dtype, inputs.shape) == ("meta", torch.float64, (2, 2))
+    assert (targets.device.type, targets.dtype) == ("meta", torch.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,16 +41,27 @@ def refuse_broken_graph(gradient: Sequence[torch.Tensor]) -> None:
     Raises:
         UnsupportedModel: the graph has such a node.
     """
-    ahead: list[Any] = [part.grad_fn for part in gradient if part.grad_fn is not None]
+    if any(name.endswith("autograd::Error") for name in operation_names(gradient)):
+        raise UnsupportedModel(_lacking("an autograd function is marked once_differentiable"))
+
+
+def operation_names(tensors: Iterable[torch.Tensor]) -> Iterator[str]:
+    """Go through the autograd graph behind tensors.
+
+    Args:
+        tensors: any.
+
+    Yields:
+        The name of each node, once.
+    """
+    ahead: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(ahead)
     while ahead:
         node = ahead.pop()
-        if node.name().endswith("autograd::Error"):
-            raise UnsupportedModel(_lacking("an autograd function is marked once_differentiable"))
-        for successor, _ in node.next_functions:
-            if successor is not None and successor not in seen:
-                seen.add(successor)
-                ahead.append(successor)
+        yield node.name()
+        following = {successor for successor, _ in node.next_functions if successor is not None} - seen
+        seen |= following
+        ahead += following
 
 
 @contextmanager

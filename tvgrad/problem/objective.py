@@ -26,7 +26,7 @@ from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
-from tvgrad.problem.samples import Batch, Samples, map_tensors
+from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.vectors.algebra import flatten, unflatten
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
@@ -146,7 +146,7 @@ class Objective:
         if self._chunk_size is None:
 
             def evaluate(size: int) -> float:
-                chunk = self._moved(self.samples.batch(0, size))
+                chunk = self.samples.batch(0, size, self.device)
                 return timed(lambda: self._chunk_gradient(self._initial, chunk)[1])
 
             with full_precision(self.device), translate_errors():
@@ -360,7 +360,7 @@ class Objective:
         size = self.chunk_size
         single = len(self.samples) <= size
         for start in range(0, len(self.samples), size):
-            chunk = self._moved(self.samples.batch(start, start + size))
+            chunk = self.samples.batch(start, start + size, self.device)
             weight = self._batch_loss.weight(chunk)
             # A chunk without weight (all its tokens ignored) may have an undefined mean, 0/0: it is left out.
             if weight > 0:
@@ -375,9 +375,6 @@ class Objective:
             return
         with seeded(start, self.device):
             yield
-
-    def _moved(self, chunk: Batch) -> Batch:
-        return map_tensors(chunk, lambda tensor: tensor.to(self.device))
 
     def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
         """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""

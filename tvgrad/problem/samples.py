@@ -125,12 +125,13 @@ class Samples:
         view.dtype = dtype or self.dtype
         return view
 
-    def batch(self, start: int, stop: int) -> Batch:
+    def batch(self, start: int, stop: int, device: torch.device | None = None) -> Batch:
         """Collate the samples from `start` up to, not including, `stop`.
 
         Args:
             start: first position.
             stop: position after the last.
+            device: where its tensors are to be; None leaves them where they are.
 
         Returns:
             What the collate function makes of them.
@@ -141,10 +142,9 @@ class Samples:
             made: Batch = tuple(part[rows] for part in self._tensors)
         else:
             made = self._collate([self._dataset[int(position)] for position in positions])
-        if self.dtype is None:
+        if self.dtype is None and device is None:
             return made
-        dtype = self.dtype
-        return map_tensors(made, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        return map_tensors(made, lambda tensor: tensor.to(device, self.dtype if tensor.is_floating_point() else None))
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Cut the data set into batches of at most `size` samples, in order, none left out.

@@ -29,7 +29,6 @@ import numpy as np
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
-from tvgrad.problem.samples import map_tensors
 from tvgrad.recipes.of_run import check_data
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
@@ -185,10 +184,8 @@ class _BudgetMaker:
         loss = self.objective.batch_loss
         if loss.count is None:
             return np.array([float(len(indices)) for indices in self.batches])
-        batches = (self.objective.samples.subset(indices).batch(0, len(indices)) for indices in self.batches)
-        return np.array([
-            loss.weight(map_tensors(batch, lambda tensor: tensor.to(self.device))) for batch in batches
-        ])  # fmt: skip
+        pick, device = self.objective.samples.subset, self.device
+        return np.array([loss.weight(pick(indices).batch(0, len(indices), device)) for indices in self.batches])
 
     def _empty_sums(self, epoch: int, sizes: np.ndarray) -> EpochSums:
         ends = self.schedule.ends

@@ -1,7 +1,7 @@
 """Kinks: does the loss go through a function whose derivative jumps, such as ReLU?
 
-A Taylor expansion round theta_0 knows nothing of a gate that flips on the way. Automatic differentiation gives a
-Hessian all the same (that of the smooth piece), so predictions run, as estimates, and say so.
+A Taylor expansion round theta_0 does not see a gate that flips during training. Automatic differentiation gives a
+Hessian all the same, that of the smooth piece: predictions are made as estimates, with a sentence that says so.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
+from tvgrad.numerics.autograd import operation_names
+from tvgrad.numerics.precision import seeded
 from tvgrad.problem.objective import Objective
-from tvgrad.problem.samples import map_tensors
 
 # What the nodes of an autograd graph are called, without their ending `Backward0`.
 KINKED = {
@@ -45,23 +46,12 @@ def kinks_of(objective: Objective) -> tuple[str, ...]:
         Their names, sorted.
     """
     loss_of, device = objective.batch_loss, objective.device
-    batch = map_tensors(objective.samples.batch(0, 1), lambda tensor: tensor.to(device))
+    batch = objective.samples.batch(0, 1, device)
     buffers = {name: buffer.clone() for name, buffer in loss_of.named_buffers()}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        root = functional_call(loss_of, buffers, (batch,)).grad_fn
-    found: set[str] = set()
-    seen, waiting = {root}, [root]
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        plain = node.name().rstrip("0123456789").removesuffix("Backward")
-        if plain in KINKED:
-            found.add(KINKED[plain])
-        new = [following for following, _ in node.next_functions if following not in seen]
-        seen.update(new)
-        waiting += new
-    return tuple(sorted(found))
+    with seeded(0, device), torch.enable_grad():
+        value: torch.Tensor = functional_call(loss_of, buffers, (batch,))
+    plain = {name.rstrip("0123456789").removesuffix("Backward") for name in operation_names([value])}
+    return tuple(sorted({KINKED[name] for name in plain & KINKED.keys()}))
 
 
 def kink_sentence(objective: Objective) -> str | None:

@@ -11,6 +11,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.recipes.of_run import objective_of, recipe_of
 from tvgrad.results import Result
 from tvgrad.store.run import Run
+from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import Weights, norm
 
 ROOM = 10.0
@@ -40,7 +41,7 @@ def replay_gradients(run: Run, target: str) -> Replay:
     """Compute every recorded full-batch gradient again.
 
     On the machine and library that recorded them the bits agree. Elsewhere rounding differs, and how much is allowed
-    is not guessed: both are held against the gradient in float64, and the recorded one may be off by ten times the
+    is not guessed: both are compared with the gradient in float64, and the recorded one may be off by ten times the
     error of the one computed here. Where the run itself is in float64, that error is the one of the same gradient in
     float32, scaled by the ratio of the two unit roundoffs.
 
@@ -69,10 +70,10 @@ def replay_gradients(run: Run, target: str) -> Replay:
         if all(torch.equal(recorded[name], replayed[name]) for name in recorded):
             continue
         different.append(epoch)
-        truth = {name: tensor.cpu() for name, tensor in exact.gradient(weights).items()}
+        truth = exact.gradient(weights)
         recorded_error = max(recorded_error, _distance(recorded, truth))
         if wide:
-            replayed = {name: tensor.cpu() for name, tensor in coarse.gradient(weights).items()}
+            replayed = coarse.gradient(weights)
         replayed_error = max(replayed_error, scale * _distance(replayed, truth))
     if not different:
         return Replay(True, len(epochs), 0.0, 0.0, f"all {len(epochs)} gradients have the same bits")
@@ -87,5 +88,4 @@ def replay_gradients(run: Run, target: str) -> Replay:
 
 def _distance(vector: Weights, truth: Weights) -> float:
     length = norm(truth)
-    difference = {name: tensor.double() - truth[name].double() for name, tensor in vector.items()}
-    return norm(difference) / length if length else math.nan
+    return norm(difference(vector, truth)) / length if length else math.nan

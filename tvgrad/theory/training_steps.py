@@ -26,7 +26,6 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.precision import preserved_randomness
 from tvgrad.problem.objective import Objective
-from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.vectors.algebra import difference
@@ -281,7 +280,7 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
                 preserved_randomness(objective.device),
             ):
                 optimizer.zero_grad()
-                loss_of(_moved(samples, indices, objective.device)).backward()
+                loss_of(samples.subset(indices).batch(0, len(indices), objective.device)).backward()
                 # Copies, because optimizers may change a gradient in place, and do change the weights.
                 theta, unclipped = _copies(parameters), _gradients(parameters)
                 consumed, clip = unclipped, schedule.clips[index]
@@ -328,11 +327,6 @@ def _gradients(parameters: Mapping[str, torch.nn.Parameter]) -> Weights:
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
         for name, parameter in parameters.items()
     }
-
-
-def _moved(samples: Samples, indices: torch.Tensor, device: torch.device) -> object:
-    batch = samples.subset(indices).batch(0, len(indices))
-    return map_tensors(batch, lambda tensor: tensor.to(device))
 
 
 @contextmanager
