@@ -19,6 +19,13 @@ class Method(ABC):
 
     A method never sees a whole model: it gets the same tensor of every task, in float64, and returns one tensor. That
     is what lets models of any size be merged in the memory of one tensor of each.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.merging import METHODS
+        >>> rows = torch.tensor([[1.0], [5.0], [2.0]], dtype=torch.float64)
+        >>> METHODS["median"]().combine(rows, "weight", 0)
+        tensor([2.], dtype=torch.float64)
     """
 
     name: ClassVar[str]

@@ -35,6 +35,11 @@ class UpdateRule(ABC):
 
     Raises:
         TvgradError: an option is out of its range.
+
+    Example:
+        >>> from tvgrad.update_rules import GD
+        >>> GD((0.1, 0.05)).rates(2).tolist()
+        [0.1, 0.05]
     """
 
     lr: Rate

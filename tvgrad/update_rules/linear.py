@@ -79,7 +79,13 @@ class GradientAverage:
 
 @dataclass(frozen=True)
 class LinearRule(UpdateRule):
-    """A rule whose task vector is a fixed combination of gradients (see the module's text)."""
+    """A rule whose task vector is a fixed combination of gradients (see the module's text).
+
+    Example:
+        >>> from tvgrad.update_rules import Momentum
+        >>> Momentum(0.1, 0.5).coefficients(3).round(6).tolist()
+        [0.175, 0.15, 0.1]
+    """
 
     @property
     def average(self) -> GradientAverage:

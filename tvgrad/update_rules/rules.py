@@ -253,6 +253,11 @@ def linear_rule(rule: UpdateRule) -> LinearRule:
 
     Raises:
         TvgradError: it is not linear.
+
+    Example:
+        >>> from tvgrad.update_rules import GD, linear_rule
+        >>> linear_rule(GD(0.1)).coefficients(2).tolist()
+        [0.1, 0.1]
     """
     if not isinstance(rule, LinearRule):
         raise TvgradError(
@@ -282,6 +287,11 @@ def make_rule(name: str, lr: Rate, momentum: float | None = None, weight_decay: 
 
     Raises:
         TvgradError: there is no such rule, it does not take the option, or a value is out of range.
+
+    Example:
+        >>> from tvgrad.update_rules import make_rule
+        >>> make_rule("momentum", 0.1).momentum
+        0.9
     """
     rule = _rule_class(name)
     known = {option.name for option in fields(rule)}
@@ -307,6 +317,11 @@ def rule_from_dict(description: Mapping[str, Any]) -> UpdateRule:
 
     Raises:
         TvgradError: an option is unknown, missing or out of range, or there is no such rule.
+
+    Example:
+        >>> from tvgrad.update_rules import Adam, rule_from_dict
+        >>> rule_from_dict(Adam(1e-3).to_dict()) == Adam(1e-3)
+        True
     """
     options = dict(description)
     rule = _rule_class(options.pop("name", None))
@@ -337,6 +352,12 @@ def rule_from_optimizer(optimizer: torch.optim.Optimizer) -> UpdateRule:
 
     Raises:
         TvgradError: it is another optimizer, it maximizes, or its parameter groups differ in an option.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.update_rules import rule_from_optimizer
+        >>> rule_from_optimizer(torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)).name
+        'sgd'
     """
     own_step = inspect.unwrap(type(optimizer).step)
     families = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)

@@ -50,6 +50,12 @@ class Activation:
         d1: s' on float64 tensors.
         d2: s'' on float64 tensors.
         d3: s''' on float64 tensors.
+
+    Example:
+        >>> from tvgrad.bounds import activation_of
+        >>> tanh = activation_of("tanh")
+        >>> tanh.b1, tanh.b2, tanh.b3
+        (1.0, 0.769801, 2.0)
     """
 
     name: str

@@ -25,6 +25,13 @@ class Form:
         lower: a lower bound of it.
         radius: of the verified ball round theta_0 (for a tube: the largest distance of the tube from theta_0).
         reason: why the form does not exist; empty where it does.
+
+    Example:
+        >>> from tvgrad.bounds import Form
+        >>> Form("cubic", upper=2e-5, lower=1e-5, radius=0.1).exists
+        True
+        >>> Form("closed, local", reason="no ball is known").exists
+        False
     """
 
     name: str

@@ -234,6 +234,16 @@ class GapCertificate(ResultOfForms):
         coefficient_bound: an upper bound of ||C_k||, or NaN where the closed form has no ball or the rule is not
             gradient descent.
         forms: every form with its bounds, or the reason why it gives none.
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.bounds import FeedForward, multitask_gap_bound
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+        >>> inputs, targets = torch.eye(4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+        >>> tasks = [FeedForward(model, inputs, targets), FeedForward(model, -inputs, targets)]
+        >>> gap = multitask_gap_bound(tasks, 0.01, epochs=2, alpha=0.4)
+        >>> gap.upper_bound == min(form.upper for form in gap.forms)
+        True
     """
 
     upper_bound: float

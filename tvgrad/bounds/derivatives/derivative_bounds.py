@@ -45,6 +45,11 @@ class UniformBounds:
         gradient_norm: of the mean loss, anywhere in the ball.
         hessian_norm: likewise.
         hessian_lipschitz: likewise.
+
+    Example:
+        >>> from tvgrad.bounds import UniformBounds
+        >>> UniformBounds(1.5, 2.0, 3.0).hessian_norm
+        2.0
     """
 
     gradient_norm: float

@@ -57,6 +57,11 @@ class Loss(ABC):
     Attributes:
         name: as messages print it.
         reduction: "mean", or "sum" (whose divisor is 1).
+
+    Example:
+        >>> from tvgrad.bounds import loss_of
+        >>> loss_of("mse").reduction
+        'mean'
     """
 
     name: str

@@ -48,6 +48,13 @@ class SpectralNorm:
         bound: at least ||W||_2, whatever was rounded.
         estimate: the norm as computed, which may lie on either side of the truth.
         method: "cholesky", "gram", "vector", "zero" or "frobenius".
+
+    Example:
+        >>> import torch
+        >>> from tvgrad.bounds import spectral_norm
+        >>> norm = spectral_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> norm.bound >= 4.0 and abs(norm.estimate - 4.0) < 1e-6
+        True
     """
 
     bound: float
