@@ -1,4 +1,4 @@
-"""The result of an analysis: a claim, whether it held, and the table and figure that show it."""
+"""The result of an analysis: a claim, what became of it, and the table and figure that show it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ from matplotlib.figure import Figure
 
 from tvgrad.report.style import HEIGHT, STYLE, WIDTH
 
+HOLDS, FAILS, UNDECIDED, VACUOUS = "holds", "fails", "undecided", "vacuous"
+
+
+def outcome_of(holds: bool, fails: bool = True) -> str:
+    """Name what became of a claim.
+
+    Args:
+        holds: it is shown.
+        fails: its contrary is shown; by default what does not hold fails.
+
+    Returns:
+        holds, fails or undecided.
+    """
+    return HOLDS if holds else FAILS if fails else UNDECIDED
+
 
 @dataclass(frozen=True)
 class AnalysisResult:
@@ -20,7 +35,7 @@ class AnalysisResult:
 
     Attributes:
         claim: the sentence that was put to the test.
-        held: whether it held here.
+        outcome: holds, fails, undecided, or vacuous: true here for a reason that says nothing of it.
         evidence: the numbers that decided it, in a sentence.
         table: what was measured.
         draw: draws the figure on axes.
@@ -29,7 +44,7 @@ class AnalysisResult:
     """
 
     claim: str
-    held: bool
+    outcome: str
     evidence: str
     table: pd.DataFrame
     draw: Callable[[Axes], None]

@@ -25,7 +25,7 @@ from tvgrad.update_rules.rules import GD, SGD, Momentum, Nesterov
 from tvgrad.vectors.algebra import combination, difference
 from tvgrad.vectors.parameters import Weights, norm
 
-from .analysis_result import AnalysisResult
+from .analysis_result import AnalysisResult, outcome_of
 from .falling_rates import draw_falling, falling_rates, fitted_orders, objectives_of
 
 STEPS, HALVINGS = 4, 5
@@ -75,7 +75,7 @@ def analyse(target: str = "digits", rates: int = HALVINGS, samples: int = 400) -
         f"quadratic model leave with the third, for every linear rule and in recorded batch order, on {target}."
     )
     held = all(one <= SLACK for one in off.values())
-    return AnalysisResult(claim, held, evidence, orders, partial(_draw, table, target))
+    return AnalysisResult(claim, outcome_of(held), evidence, orders, partial(_draw, table, target))
 
 
 def _residuals(objective: Objective, name: str, count: int) -> Iterator[dict[str, object]]:

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from .merge_claims import interval, lost_by_merging_late
+from .merge_claims import lost_by_merging_late
 
 WIDTH, HEIGHT = 6.8, 2.5  # inches: the text width of a page, and of the panels alone
 LOW = 1.6  # inches: the height of a panel that stands above others
@@ -48,12 +48,6 @@ def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool
     )
 
 
-def _confidence(values: pd.Series) -> tuple[float, float]:
-    """The same interval as in the table: Student's t over seeds."""
-    found = interval(values)
-    return found.low, found.high
-
-
 def _epochs_axis(ax: Axes, epochs: list[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(epochs))
@@ -81,41 +75,39 @@ def dodged(table: pd.DataFrame, methods: list[str]) -> pd.Series:
     return table["epochs"] * 2.0 ** table["method"].map(shift)
 
 
-def draw_accuracy(scores: pd.DataFrame, ax: Axes) -> None:
+def draw_accuracy(table: pd.DataFrame, ax: Axes) -> None:
     """Accuracy of the merged model relative to the single-task models, over epochs before merging.
 
     Args:
-        scores: the long table of the study.
+        table: the summary of the study, with its intervals.
         ax: replaced by one panel an optimizer, one above the other.
     """
-    chosen = scores[scores["method"] != "single"]
-    means = chosen.groupby(["optimizer", "seed", "epochs", "method"], sort=False, as_index=False)["normalised"].mean()
+    means = table[table["method"] != "single"].copy()
     methods, optimizers = list(dict.fromkeys(means["method"])), list(dict.fromkeys(means["optimizer"]))
     colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
+    markers = _markers(methods)
     means["place"] = dodged(means, methods)
 
     def draw(place: int, panel: Axes) -> None:
         mine = means[means["optimizer"] == optimizers[place]]
-        sns.lineplot(
-            mine,
-            x="place",
-            y="normalised",
-            hue="method",
-            style="method",
-            hue_order=methods,
-            style_order=methods,
-            palette=colours,
-            markers=_markers(methods),
-            dashes=False,
-            errorbar=_confidence,
-            err_style="bars",  # nine bands would hide each other
-            err_kws={"elinewidth": 0.8},
-            markersize=4.2,
-            markeredgewidth=0.3,
-            linewidth=0.6,
-            ax=panel,
-        )
+        for method in methods:
+            rows = mine[mine["method"] == method]
+            middle = rows["normalised"].to_numpy()
+            panel.errorbar(
+                rows["place"].to_numpy(),
+                middle,
+                yerr=[middle - rows["normalised_low"].to_numpy(), rows["normalised_high"].to_numpy() - middle],
+                color=colours[method],
+                marker=markers[method],
+                markersize=4.2,
+                markeredgewidth=0.3,
+                markeredgecolor="white",
+                linewidth=0.6,
+                elinewidth=0.8,  # bars: nine bands would hide each other
+                label=method,
+            )
         panel.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
+        panel.legend()
         _epochs_axis(panel, sorted(set(mine["epochs"])))
         panel.set(xlabel="epochs before merging", title=optimizers[place])
         panel.set_ylabel("accuracy relative to\nsingle-task models")
@@ -170,7 +162,6 @@ def draw_prediction(scores: pd.DataFrame, ax: Axes) -> None:
 
     def draw(place: int, panel: Axes) -> None:
         table = lost_by_merging_late(known[known["optimizer"] == optimizers[place]])
-        table = table.groupby(["task", "epochs"], as_index=False)[["predicted_error", "lost"]].mean()
         table["lost"] *= 100
         sns.scatterplot(
             table, x="predicted_error", y="lost", hue="task", style="task", palette="colorblind", s=28, ax=panel

@@ -1,22 +1,22 @@
-"""The optimizers of the merging study and their learning rates: given, the study's own, or chosen on validation."""
+"""The optimizers of the merging study and their learning rates: given, the study's own, or searched."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from tvgrad.errors import TvgradError
-from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import make_rule
 
-from .task_training import Task, train_alone
+from .task_training import Task, train_alone, train_jointly
 
 RATES = {"gd": 0.01, "sgd": 0.003, "momentum": 0.001, "nesterov": 0.001, "adam": 3e-4, "adamw": 3e-4}
 """Learning rates at which all tasks of the suite train without leaving the pretrained model's basin."""
 
 SEARCH = "search"
 SEARCH_EPOCHS = 16
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # what is tried, times the study's own rate
+NARROW, WIDE = 2, 6  # steps of the grid on each side of its center, two a decade: at first, and at most
 
 
 def read_optimizer(text: str) -> tuple[str, float | None]:
@@ -45,42 +45,86 @@ def read_optimizer(text: str) -> tuple[str, float | None]:
     return name, rate
 
 
-def grid(name: str) -> tuple[float, ...]:
-    """Tell which rates a search tries.
+@dataclass(frozen=True)
+class FoundRate:
+    """A learning rate that was searched.
+
+    Attributes:
+        rate: the best that was tried.
+        at_edge: it is the smallest or the largest of all that were tried, so that a better one may lie beyond.
+    """
+
+    rate: float
+    at_edge: bool
+
+
+def grid_rate(center: float, place: int) -> float:
+    """Tell a rate of the grid.
 
     Args:
-        name: an optimizer's.
+        center: the rate in the middle.
+        place: how many steps from it, two of them a decade.
 
     Returns:
-        Five rates over two decades, the study's own in the middle.
+        The rate, with three digits.
     """
-    return tuple(float(f"{factor * RATES[name]:.3g}") for factor in FACTORS)
+    decades, half = divmod(place, 2)
+    return float(f"{center * 10.0**decades * (3 if half else 1):.3g}")
 
 
-def best_rate(name: str, tasks: Sequence[Task], epochs: int, batch_size: int | None, seed: int) -> float:
-    """Choose the rate whose single-task models are the best on validation samples after the last epoch, or the 16th.
+def best_rate(score: Callable[[float], float], center: float) -> FoundRate:
+    """Find the best rate of a grid of two decades, which is widened while the best is at its edge.
+
+    Args:
+        score: rate -> how good, higher is better; what is not finite counts as worst.
+        center: the rate in the middle.
+
+    Returns:
+        The best rate, the smallest among equals; three decades from the center the search ends.
+    """
+    scores: dict[int, float] = {}
+
+    def tried(places: Iterable[int]) -> int:
+        for place in places:
+            value = score(grid_rate(center, place))
+            scores[place] = value if math.isfinite(value) else -math.inf
+        return max(scores, key=lambda place: (scores[place], -place))
+
+    best = tried(range(-NARROW, NARROW + 1))
+    while best in {min(scores), max(scores)} and abs(best) < WIDE:
+        best = tried([best + (1 if best > 0 else -1)])
+    return FoundRate(grid_rate(center, best), best in {min(scores), max(scores)})
+
+
+def rate_score(
+    name: str, tasks: Sequence[Task], epochs: int, batch_size: int | None, seed: int, *, joint: bool
+) -> Callable[[float], float]:
+    """Measure how good a rate is, on the samples that are for rates.
 
     Nothing is merged here and no test sample is looked at: the choice favours neither early nor late merging.
 
     Args:
         name: the optimizer's.
-        tasks: cut by a seed that the study does not report.
+        tasks: of a seed that the study does not report.
         epochs: the last epoch; no more than 16 are trained.
         batch_size: samples in a mini-batch; None is the full batch.
         seed: of the order of the samples.
+        joint: tune on all tasks at once, and not each task alone.
 
     Returns:
-        The best of the grid, the smallest among equals.
+        Rate -> accuracy after the last epoch, mean over tasks.
     """
     last = min(epochs, SEARCH_EPOCHS)
-    scores = {rate: _validation(make_rule(name, rate), tasks, last, batch_size, seed) for rate in grid(name)}
-    return max(scores, key=lambda rate: (scores[rate], -rate))
 
+    def score(rate: float) -> float:
+        rule, start = make_rule(name, rate), tasks[0].objective.initial
+        if joint:
+            tuned = [train_jointly(tasks, rule, start, [last], batch_size, seed)] * len(tasks)
+        else:
+            tuned = [train_alone(task, rule, start, [last], batch_size, seed) for task in tasks]
+        scores = [
+            task.scorer.score(course.weights[last], task.for_rates) for task, course in zip(tasks, tuned, strict=True)
+        ]
+        return sum(scores) / len(tasks)
 
-def _validation(rule: UpdateRule, tasks: Sequence[Task], epochs: int, batch_size: int | None, seed: int) -> float:
-    total = 0.0
-    for task in tasks:
-        weights = train_alone(task, rule, task.objective.initial, [epochs], batch_size, seed).weights[epochs]
-        score = task.scorer.score(weights, task.validation)
-        total += score if math.isfinite(score) else 0.0
-    return total / len(tasks)
+    return score

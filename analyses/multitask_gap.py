@@ -22,7 +22,7 @@ from tvgrad.update_rules.rules import GD
 from tvgrad.vectors.algebra import combination
 from tvgrad.vectors.parameters import norm
 
-from .analysis_result import AnalysisResult
+from .analysis_result import AnalysisResult, outcome_of
 from .falling_rates import draw_falling, falling_rates, fitted_orders, objectives_of
 
 HALVINGS, LARGEST_ERROR = 6, 0.02
@@ -73,7 +73,7 @@ def analyse(target: str = "digits", rates: Sequence[float] = (), epochs: int = E
     )
     held = all(one <= SLACK for one in off)
     title = rf"$\theta_{{TA}} - \theta_{{MT}}$ after {epochs} epochs, $\alpha$ = {DRAWN:g}, {target}"
-    return AnalysisResult(claim, held, evidence, table, partial(_draw, table, orders, title))
+    return AnalysisResult(claim, outcome_of(held), evidence, table, partial(_draw, table, orders, title))
 
 
 def _gaps(tasks: Sequence[Objective], rates: Sequence[float], epochs: int) -> Iterator[dict[str, float]]:

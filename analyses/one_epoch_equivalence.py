@@ -23,7 +23,7 @@ from tvgrad.theory.equivalence import EXACT, check_one_epoch
 from tvgrad.vectors.algebra import combination
 from tvgrad.vectors.parameters import norm
 
-from .analysis_result import AnalysisResult
+from .analysis_result import AnalysisResult, outcome_of
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -71,7 +71,7 @@ def analyse(target: str = "digits", lr: float = 0.1) -> AnalysisResult:
     claim = (
         f"After one epoch of full-batch gradient descent, tau = -lr g_0 in every coordinate, on all tasks of {target}."
     )
-    return AnalysisResult(claim, held, evidence, table, partial(_draw, table))
+    return AnalysisResult(claim, outcome_of(held), evidence, table, partial(_draw, table))
 
 
 def _draw(table: pd.DataFrame, ax: Axes) -> None:

@@ -23,7 +23,7 @@ from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.error_budget import error_budget
 
-from .analysis_result import AnalysisResult
+from .analysis_result import AnalysisResult, outcome_of
 from .falling_rates import draw_falling, fitted_order
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -68,7 +68,7 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES) -> AnalysisR
         "With equal mini-batches one epoch of SGD tends to minus the gradient as the rate falls; momentum and Adam do "
         "not, and the error budget puts this down to batch order and preconditioner."
     )
-    return AnalysisResult(claim, bool(held), evidence, table, partial(_draw, table, recipe.name))
+    return AnalysisResult(claim, outcome_of(bool(held)), evidence, table, partial(_draw, table, recipe.name))
 
 
 def _one_epoch(recipe: Recipe, target: str, optimizer: str, rate: float) -> dict[str, object]:

@@ -23,7 +23,7 @@ from tvgrad.update_rules.rules import GD
 from tvgrad.vectors.algebra import add_scaled, combination, difference, zeros_like
 from tvgrad.vectors.parameters import Weights, norm
 
-from .analysis_result import AnalysisResult
+from .analysis_result import AnalysisResult, outcome_of
 from .falling_rates import objectives_of
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -61,7 +61,9 @@ def analyse(target: str = "digits", rates: Sequence[float] = RATES, epochs: Sequ
         f"predicts its norm within {CLOSE:.0%}, on all tasks of {target}."
     )
     held = bool(len(small)) and close == len(small)
-    return AnalysisResult(claim, held, evidence, table, partial(_draw, table, target), verdicts=_how_often(table))
+    return AnalysisResult(
+        claim, outcome_of(held), evidence, table, partial(_draw, table, target), verdicts=_how_often(table)
+    )
 
 
 def _errors(objective: Objective, rates: Sequence[float], epochs: Sequence[int]) -> Iterator[dict[str, float]]:

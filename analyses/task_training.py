@@ -1,9 +1,9 @@
 """Training for the merging study, in memory: each task alone, all tasks jointly, and the accuracies of what comes out.
 
-A seed decides which half of a recipe's test samples is for validation (alpha and rates are searched there; the other
-half is tested on and decides nothing), which training samples are taken where there are too many, and the order of
-mini-batches. Validation samples do not come from the training samples, because frozen heads were fitted to those: on
-them the pretrained model looks better than it is, and every alpha and rate too large.
+A task's test samples are cut into three pools, the same for every seed: a quarter to search rates on, a quarter to
+search alpha on, and a half that is tested on and decides nothing. A seed decides which training samples are taken where
+there are too many, and the order of mini-batches. The pools do not come from the training samples, because frozen heads
+were fitted to those: on them the pretrained model looks better than it is, and every alpha and rate too large.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 
 MOST_TRAIN = 1000
 FEWEST = 10
+FEWEST_TEST = 4
+POOLS_SEED = 20251125
 CHUNK = 1000  # one chunk for every task, so that nothing is timed and nothing depends on it
 
 
@@ -34,13 +36,15 @@ class Task:
     Attributes:
         name: the recipe's.
         objective: the full-batch loss of the training part.
-        validation: samples for alpha and rates.
+        for_rates: samples that rates are searched on.
+        for_alpha: samples that alpha is searched on.
         scorer: accuracy at any weights, on the test samples.
     """
 
     name: str
     objective: Objective
-    validation: Samples
+    for_rates: Samples
+    for_alpha: Samples
     scorer: Scorer
 
     @property
@@ -63,13 +67,13 @@ class Course:
 
 
 def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_test: int | None = None) -> list[Task]:
-    """Take every task's training samples, and cut its test samples into a validation part and a test part.
+    """Take every task's training samples, and cut its test samples into pools for rates, for alpha and for the test.
 
     Args:
         recipes: tasks that share one pretrained model.
-        seed: decides the cut.
+        seed: decides the training samples, and nothing else.
         most: training samples that are used.
-        most_test: test samples that are used, both parts together; None is all.
+        most_test: test samples that are used, all pools together; None is all.
 
     Returns:
         The tasks.
@@ -85,13 +89,18 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
         generator = torch.Generator().manual_seed(1_000 * seed + place)
         order = torch.randperm(len(recipe.train), generator=generator)[:total]
         scorer = Scorer(recipe)
-        held_out = torch.randperm(len(scorer.test), generator=generator)[:most_test]
-        if len(held_out) < 2:
-            raise TvgradError(f"task {recipe.name!r} needs two test samples: one to search alpha on and one to test on")
-        middle = len(held_out) // 2
-        validation, scorer.test = scorer.test.subset(held_out[:middle]), scorer.test.subset(held_out[middle:])
+        order_test = torch.randperm(len(scorer.test), generator=torch.Generator().manual_seed(POOLS_SEED))[:most_test]
+        count = len(order_test)
+        if count < FEWEST_TEST:
+            raise TvgradError(
+                f"task {recipe.name!r} needs {FEWEST_TEST} test samples: one to search rates on, one to search alpha "
+                "on and two to test on"
+            )
+        for_rates, for_alpha, scorer.test = (
+            scorer.test.subset(part) for part in order_test.tensor_split([count // 4, count // 2])
+        )
         objective = recipe.objective(samples=recipe.train.subset(order), chunk_size=CHUNK)
-        tasks.append(Task(recipe.name, objective, validation, scorer))
+        tasks.append(Task(recipe.name, objective, for_rates, for_alpha, scorer))
     return tasks
 
 

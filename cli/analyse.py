@@ -21,6 +21,13 @@ ANALYSES = {
     "merge_epochs": "Merging models tuned for one epoch is as good as merging converged ones.",
 }
 """Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""
+OUTCOMES = {
+    "holds": "It held",
+    "fails": "It did not hold",
+    "undecided": "It is undecided",
+    "vacuous": "It is vacuous",
+}
+"""Outcome of an analysis -> how the terminal says it."""
 
 
 @click.command()
@@ -31,7 +38,7 @@ ANALYSES = {
 )
 @click.option("--set", "given", multiple=True, help="NAME=VALUE: an option of the analysis; may be repeated.")
 def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) -> None:
-    """Put one claim to the test on real data: one table, one figure, and whether it held (exit code 1 if not).
+    """Put one claim to the test on real data: one table, one figure, and whether it held (exit code 1 unless it did).
 
     Without NAME, the analyses are listed.
 
@@ -69,12 +76,13 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
         replace(result, draw=draw).save(out / f"{chosen}_{other}.png")
     written = write_tables({chosen: result.table}, out, ("csv",))
     click.echo(f"Claim: {result.claim}")
-    click.echo(f"{'It held' if result.held else 'It did not hold'}: {result.evidence}.")
+    click.echo(f"{OUTCOMES[result.outcome]}: {result.evidence}.")
     for verdict in result.verdicts:
         click.echo(f"  {verdict}.")
     click.echo(f"Figure: {figure}, table: {written[0]}")
-    if not result.held:
-        raise CheckFailed(f"the claim of {chosen} did not hold on {target}")
+    if result.outcome != "holds":
+        said = OUTCOMES[result.outcome].removeprefix("It ")
+        raise CheckFailed(f"the claim of {chosen} {said} on {target}")
 
 
 def _options(given: tuple[str, ...], run: Callable[..., Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def _checked(result: AnalysisResult, folder: Path) -> None:
-    assert result.held, result.evidence
+    assert result.outcome == "holds", result.evidence
     assert len(result.table)
     assert result.claim.endswith(".")
     result.save(folder / "figure.png")
@@ -55,7 +55,7 @@ def test_orders_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(made, order2=bent)
 
     monkeypatch.setattr(module, "predict", wrong)
-    assert not module.analyse("digits", **SMALL["convergence_orders"]).held
+    assert module.analyse("digits", **SMALL["convergence_orders"]).outcome == "fails"
 
 
 def test_verdicts_count_every_case() -> None:
@@ -105,6 +105,25 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         main(["analyse", "nothing"])
     assert stopped.value.code == 2
     assert "there is no analysis 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [("fails", "did not hold"), ("undecided", "is undecided"), ("vacuous", "is vacuous")],
+)
+def test_the_command_says_what_became_of_the_claim(
+    outcome: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("tvgrad.analyses.multitask_gap")
+    result = replace(module.analyse("digits", rates=(1e-3, 5e-4), epochs=2), outcome=outcome)
+    monkeypatch.setattr(module, "analyse", lambda target: result)
+    with pytest.raises(SystemExit) as stopped:
+        main(["analyse", "multitask_gap", "--out", str(tmp_path)])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert f"It {said}: " in printed.out
+    assert "It held" not in printed.out
+    assert f"the claim of multitask_gap {said} on digits" in printed.err
 
 
 def main_(words: list[str]) -> None:

@@ -290,6 +290,13 @@ def test_a_scorer_weighs_samples_and_leaves_the_recipe_alone():
     logits = hidden @ model[2].weight.detach().numpy().T + model[2].bias.numpy()
     assert Scorer(recipe).score(weights) == pytest.approx(np.mean(logits.argmax(axis=1) == targets.numpy()), abs=1e-9)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    each = Scorer(recipe).sample_scores(weights)
+    assert each == (logits.argmax(axis=1) == targets.numpy()).astype(float).tolist()
+    recipe.metric = lambda output, target: -nn.functional.cross_entropy(output, target)  # by the loss, sample by sample
+    each = Scorer(recipe).sample_scores(weights)
+    expected = nn.functional.cross_entropy(torch.from_numpy(logits), targets, reduction="none")
+    np.testing.assert_allclose(each, -expected, rtol=1e-4, atol=1e-5)
+    assert np.mean(each) == pytest.approx(Scorer(recipe).score(weights))
     no_test = Recipe(model, nn.CrossEntropyLoss(), (inputs[:8], targets[:8]))
     with pytest.raises(TvgradError, match="no metric or no test samples"):
         Scorer(no_test)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import target_of
-from tvgrad.problem.recipe import Recipe
+from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.vectors.parameters import Weights, trainable_parameters
 
@@ -55,16 +56,44 @@ class Scorer:
         Returns:
             The metric's mean over the samples.
         """
+        total, count = 0.0, 0
+        for output, target, size in self._outputs(weights, samples):
+            total += float(self.metric(output, target)) * size
+            count += size
+        return total / count
+
+    @torch.no_grad()
+    def sample_scores(self, weights: Mapping[str, torch.Tensor], samples: Samples | None = None) -> list[float]:
+        """Evaluate the metric on each sample by itself.
+
+        Args:
+            weights: name -> tensor, cast to the model's types.
+            samples: on what; by default the test samples.
+
+        Returns:
+            One number a sample; their mean is `score`.
+        """
+        found: list[float] = []
+        for output, target, size in self._outputs(weights, samples):
+            if self.metric is accuracy:
+                found += (output.argmax(dim=-1) == target).double().tolist()
+            else:
+                found += [float(self.metric(*_one_sample((output, target), place))) for place in range(size)]
+        return found
+
+    def _outputs(self, weights: Mapping[str, torch.Tensor], samples: Samples | None) -> Iterator[tuple[Any, Any, int]]:
+        """Outputs and targets of one batch after the other, and how many samples it has."""
         first = next(iter(self._parameters.values()))
         for name, parameter in self._parameters.items():
             parameter.copy_(weights[name])
         data = (self.test if samples is None else samples).with_dtype(first.dtype)
-        total = 0.0
         for start in range(0, len(data), CHUNK):
             batch = map_tensors(data.batch(start, start + CHUNK), lambda tensor: tensor.to(first.device))
-            count = min(CHUNK, len(data) - start)
-            total += float(self.metric(self._loss.output(batch), target_of(batch))) * count
-        return total / len(data)
+            yield self._loss.output(batch), target_of(batch), min(CHUNK, len(data) - start)
+
+
+def _one_sample(tensors: Any, place: int) -> Any:
+    return map_tensors(tensors, lambda tensor: tensor[place : place + 1])
 
 
 def halves(samples: Samples) -> tuple[Samples, Samples]:
