@@ -36,8 +36,10 @@ BLOCKS = {
     "encoder.2.weight": "encoder.2",
 }
 CONTRACT = {
-    "norms": "run, epoch, group, gradient_norm, task_vector_norm, displacement_norm, gradient_norm_share",
-    "directions": "run, epoch, group, cos_task_vector_descent, cos_gradient_first, cos_task_vector_first, "
+    "norms": "run, epoch, group, gradient_norm, task_vector_norm, displacement_norm, gradient_norm_share, "
+    "epoch_gradient_norm, epoch_gradient_norm_share, mean_batch_gradient_norm, mean_batch_gradient_norm_share",
+    "directions": "run, epoch, group, cos_task_vector_descent, cos_epoch_gradient_first, "
+    "cos_task_vector_epoch_descent, cos_gradient_first, cos_task_vector_first, "
     "relative_residual",
     "equivalence": "run, rule, holds, worst_ratio_to_budget, frozen_share, gradient_relative_error, reason",
     "cross_task": "run_a, run_b, epoch, group, cos_task_vectors, cos_gradients, sign_agreement",
@@ -50,7 +52,7 @@ CONTRACT = {
 def vectors(run: Run, groups: dict[str, str]) -> Vectors:
     """(kind, epoch) -> group -> vector, straight from the files."""
     found: Vectors = {}
-    for kind, folder in (("weights", "weights"), ("gradient", "gradients")):
+    for kind, folder in (("weights", "weights"), ("gradient", "gradients"), ("sum", "epoch_gradients")):
         for path in sorted((run.root / folder).glob("*.safetensors")):
             content = {name: tensor.double().numpy().ravel() for name, tensor in load_file(path).items()}
             assert set(content) == set(groups)
@@ -59,7 +61,9 @@ def vectors(run: Run, groups: dict[str, str]) -> Vectors:
                 for group in set(groups.values())
             }
             parts["all"] = np.concatenate([content[name] for name in sorted(content)])
-            found[kind, int(path.stem.split("-")[1])] = {g: v.astype(np.longdouble) for g, v in parts.items()}
+            point = int(path.stem.split("-")[1])
+            # A sum is written at the end of its epoch and belongs to the beginning.
+            found[kind, point - (kind == "sum")] = {g: v.astype(np.longdouble) for g, v in parts.items()}
     for epoch in [epoch for kind, epoch in list(found) if kind == "weights" and epoch > 0]:
         found["tau", epoch] = {g: v - found["weights", 0][g] for g, v in found["weights", epoch].items()}
     return found
@@ -91,11 +95,16 @@ def naive_tables(run: Run, groups: dict[str, str], moved_from: dict[int, int]) -
             return found["weights", epoch][group] - found["weights", moved_from[epoch]][group]
 
         before_last = [norm(get("gradient", epoch)) for epoch in range(epochs[-1])]
-        first = get("gradient", 0)
+        first, first_sum = get("gradient", 0), get("sum", 0)
+        sums = {epoch: norm(get("sum", epoch)) for kind, epoch in found if kind == "sum"}
         for epoch in epochs:
             tau, gradient = get("tau", epoch), get("gradient", epoch)
             share = norm(gradient) / sum(before_last) if epoch < epochs[-1] else np.nan
-            norms.append((epoch, group, norm(gradient), norm(tau) if epoch else 0.0, norm(moved(epoch)), share))
+            total = sums.get(epoch, np.nan)
+            norms.append((
+                *(epoch, group, norm(gradient), norm(tau) if epoch else 0.0, norm(moved(epoch)), share, total),
+                total / sum(sums.values()) if sums else np.nan,
+            ))
             residual = np.nan
             if tau is not None and first is not None:
                 residual = norm(tau - (tau @ first) / (first @ first) * first) / norm(tau)
@@ -103,13 +112,15 @@ def naive_tables(run: Run, groups: dict[str, str], moved_from: dict[int, int]) -
                 epoch,
                 group,
                 -cosine(tau, first),
+                cosine(get("sum", epoch), first_sum),
+                -cosine(tau, first_sum),
                 cosine(gradient, first),
                 cosine(tau, get("tau", 1)),
                 cosine(moved(epoch), moved(moved_from.get(epoch, -1))),
                 residual,
             ))
     return (
-        pd.DataFrame(norms, columns=list(COLUMNS["norms"][1:7])),
+        pd.DataFrame(norms, columns=list(COLUMNS["norms"][1:9])),
         pd.DataFrame(directions, columns=list(COLUMNS["directions"][1:])),
     )
 
@@ -158,6 +169,36 @@ def test_groups_of_ones_own(traced: Traced, pattern: str) -> None:
     norms, directions = naive_tables(run, groups, consecutive(3))
     assert_numbers(tables["norms"], norms, 1e-7)
     assert_numbers(tables["directions"], directions, 1e-7)
+
+
+SUMS = {"optimizer": "sgd", "batch_size": 200, "epochs": 4}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
+@pytest.mark.parametrize("record", [("epoch-gradients",), ("gradients", "epoch-gradients")])
+def test_epoch_gradients_belong_to_the_epoch_that_begins(
+    traced: Traced, dtype: str, tolerance: float, record: tuple[str, ...]
+) -> None:
+    run = traced("rotated", dtype=dtype, record=record, **SUMS)
+    tables = run_tables([run]).tables
+    norms, directions = naive_tables(run, BLOCKS, consecutive(4))
+    assert_numbers(tables["norms"], norms, tolerance)
+    assert_numbers(tables["directions"], directions, tolerance)
+    first = tables["norms"].set_index(["group", "epoch"]).loc["all"]
+    assert first["epoch_gradient_norm_share"][:4].sum() == pytest.approx(1.0, abs=1e-14)
+    assert first["epoch_gradient_norm"].isna().tolist() == [False] * 4 + [True]
+    whole = tables["directions"].set_index(["group", "epoch"]).loc["all"]
+    assert whole["cos_task_vector_epoch_descent"].isna().tolist() == [True] + [False] * 4
+    assert whole.loc[0, "cos_epoch_gradient_first"] == pytest.approx(1.0, abs=1e-7)
+    if "gradients" not in record:
+        assert first["gradient_norm"].isna().all()
+        assert whole["cos_task_vector_descent"].isna().all()
+
+
+def test_sums_over_steps_are_no_epoch_gradients(traced: Traced) -> None:
+    options = {"optimizer": "sgd", "batch_size": 300, "record_at": "steps:2,3,5", "record": ("epoch-gradients",)}
+    table = run_tables([traced("rotated", epochs=2, **options)]).tables["norms"]
+    assert table["epoch_gradient_norm"].isna().all()
 
 
 def test_shares_sum_to_one_before_the_last_epoch(traced: Traced) -> None:

@@ -74,6 +74,17 @@ TABLES = {
                 "share",
             ),
             Column(
+                "epoch_gradient_norm",
+                "norm of the epoch gradient `G_e`: the recorded sum of the batch gradients, as consumed at moving "
+                "weights, of the epoch that begins at `e`",
+                "`||G_e||`",
+            ),
+            Column(
+                "epoch_gradient_norm_share",
+                "`||G_e||` over its sum over all recorded epochs",
+                "epoch gradient share",
+            ),
+            Column(
                 "mean_batch_gradient_norm",
                 "mean norm of the gradients that the optimizer consumed in the epoch that begins at `e`, at moving "
                 "weights; where they were recorded, whole model only",
@@ -97,6 +108,17 @@ TABLES = {
             _EPOCH,
             _GROUP,
             Column("cos_task_vector_descent", "`cos(tau_e, -g_0)`"),
+            Column(
+                "cos_epoch_gradient_first",
+                "cosine of the epoch gradient `G_e`, the recorded sum of the batch gradients of the epoch that begins "
+                "at `e`, at moving weights, to that of the first epoch",
+                "`cos(G_e, G_0)`",
+            ),
+            Column(
+                "cos_task_vector_epoch_descent",
+                "cosine of `tau_e` to minus the epoch gradient of the first epoch",
+                "`cos(tau_e, -G_0)`",
+            ),
             Column("cos_gradient_first", "`cos(g_e, g_0)`"),
             Column("cos_task_vector_first", "`cos(tau_e, tau_1)`"),
             Column("cos_successive_displacements", "`cos(delta_e, delta_(e-1))`"),

@@ -66,7 +66,7 @@ def _with_symbols(text: str) -> Markup:
     plain = re.sub(r"\bhat g\b", "ĝ", str(escape(text)).replace("`", "").replace("||", "‖"))
     plain = re.sub(r"\bkappa\b", "κ", plain)
     found = re.sub(
-        r"\b(g|tau|theta|delta|S)_(\w+|\(.+?\))(?:\^(\w))?(?!\w)",
+        r"\b(g|G|tau|theta|delta|S)_(\w+|\(.+?\))(?:\^(\w))?(?!\w)",
         lambda match: (
             f"<i>{names.get(match[1], match[1])}</i><sub>{match[2].strip('()')}</sub>"
             + (f"<sup>{match[3]}</sup>" if match[3] else "")

@@ -162,13 +162,15 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
     rows: list[dict[str, object]] = []
     batch = _batch_norms(run)
     batch_total = math.fsum(batch.values())
-    epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0})
+    epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0, *found.epoch_gradients})
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
     complete = all(("gradient", epoch) in found.keys for epoch in counted)
     for group in _groups(gram):
         size = {place: gram.norm(key, group) for place, key in found.keys.items()}
         total = math.fsum(size["gradient", epoch] for epoch in counted) if complete else 0.0
+        summed = {epoch: gram.norm(key, group) for epoch, key in found.epoch_gradients.items()}
+        sum_total = math.fsum(summed.values())
         for epoch in epochs:
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan
             rows.append({
@@ -179,6 +181,8 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
                 "task_vector_norm": size.get(("task_vector", epoch), 0.0 if epoch == 0 else math.nan),
                 "displacement_norm": size.get(("displacement", epoch), math.nan),
                 "gradient_norm_share": share,
+                "epoch_gradient_norm": summed.get(epoch, math.nan),
+                "epoch_gradient_norm_share": (summed[epoch] / sum_total if epoch in summed and sum_total else math.nan),
                 "mean_batch_gradient_norm": batch.get(epoch, math.nan) if group == ALL else math.nan,
                 "mean_batch_gradient_norm_share": (
                     batch[epoch] / batch_total if group == ALL and epoch in batch and batch_total else math.nan
@@ -192,7 +196,8 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     keys = found.keys
     first_gradient = keys.get(("gradient", 0))
     first_vector = keys.get(("task_vector", 1))
-    epochs = sorted({epoch for kind, epoch in keys if kind in COMPARED})
+    first_sum = found.epoch_gradients.get(0)
+    epochs = sorted({epoch for kind, epoch in keys if kind in COMPARED} | set(found.epoch_gradients))
     for group in _groups(gram):
         for epoch in epochs:
             vector = keys.get(("task_vector", epoch))
@@ -203,6 +208,8 @@ def _directions(found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
                 "epoch": epoch,
                 "group": group,
                 "cos_task_vector_descent": -_cosine(gram, vector, first_gradient, group),
+                "cos_epoch_gradient_first": _cosine(gram, found.epoch_gradients.get(epoch), first_sum, group),
+                "cos_task_vector_epoch_descent": -_cosine(gram, vector, first_sum, group),
                 "cos_gradient_first": _cosine(gram, keys.get(("gradient", epoch)), first_gradient, group),
                 "cos_task_vector_first": _cosine(gram, vector, first_vector, group),
                 "cos_successive_displacements": _cosine(gram, moved, before, group),

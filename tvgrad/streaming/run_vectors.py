@@ -31,6 +31,8 @@ class RunVectors:
         keys: (kind, epoch) -> key of the vector; the first displacement is the first task vector.
         projections: pairs (task vector, first gradient) whose residual is wanted.
         before: epoch -> the recorded epoch at which its displacement begins.
+        epoch_gradients: epoch e -> key of the sum of the gradients consumed in the epoch that begins there; none where
+            a run was recorded by step.
     """
 
     name: str
@@ -38,6 +40,7 @@ class RunVectors:
     keys: dict[tuple[str, int], VectorKey] = field(default_factory=dict)
     projections: list[tuple[VectorKey, VectorKey]] = field(default_factory=list)
     before: dict[int, int] = field(default_factory=dict)
+    epoch_gradients: dict[int, VectorKey] = field(default_factory=dict)
 
     def add(self, kind: Kind, epoch: int, file: TensorFile, *, minus: TensorFile | None = None) -> None:
         """Add a vector.
@@ -75,6 +78,8 @@ def vectors_of(run: Run, stack: ExitStack, name: str | None = None) -> RunVector
     for kind in recorded:
         for epoch in run.having(kind):
             found.add(kind, epoch, stack.enter_context(run.file(kind, epoch)))
+            if kind == "epoch_gradient" and run.unit == "epoch":
+                found.epoch_gradients[epoch - 1] = found.keys[kind, epoch]
     for before, epoch in pairwise(weights):
         found.add("task_vector", epoch, weights[epoch], minus=weights[0])
         if run.unit == "step" or before == epoch - 1:
