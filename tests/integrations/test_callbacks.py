@@ -40,7 +40,7 @@ def test_steps_are_counted_once_where_gradients_are_accumulated(tmp_path: Path) 
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     training = TrainingRecorder(tmp_path / "run", {"record_at": "steps:1,2"})
-    training.begin(model, [optimizer])
+    training.begin(model, [optimizer], clips=True)
     for batch in range(6):
         model(torch.randn(4, 3)).square().mean().backward()
         if batch % 2:
@@ -52,13 +52,14 @@ def test_steps_are_counted_once_where_gradients_are_accumulated(tmp_path: Path) 
     record = Run.open(tmp_path / "run")
     assert record.epochs == [0, 1, 2]
     assert record.manifest.finished
+    assert record.info["clipping_unrecorded"]
 
 
 def test_several_optimizers_are_refused(tmp_path: Path) -> None:
     model = nn.Linear(3, 1)
     optimizers = [torch.optim.SGD([tensor], lr=0.1) for tensor in model.parameters()]
     with pytest.raises(TvgradError, match="2 optimizers, and a run holds one"):
-        TrainingRecorder(tmp_path / "run", {}).begin(model, optimizers)
+        TrainingRecorder(tmp_path / "run", {}).begin(model, optimizers, clips=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -44,7 +44,7 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
             pl_module: the module.
         """
         if trainer.is_global_zero:
-            self._training.begin(pl_module, trainer.optimizers)
+            self._training.begin(pl_module, trainer.optimizers, clips=bool(trainer.gradient_clip_val))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         """Record the step where `record_at` names it.

@@ -32,12 +32,13 @@ class TrainingRecorder:
         self._options = {"background": True, **options}
         self._steps = 0
 
-    def begin(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def begin(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clips: bool) -> None:
         """Record the weights that training starts from.
 
         Args:
             model: the module, without a wrapper for several processes.
             optimizers: its optimizers; a library's wrapper round one is taken off.
+            clips: whether the library clips gradients: by which factor is not told to callbacks.
 
         Raises:
             TvgradError: there is not exactly one optimizer, or the run cannot be made.
@@ -52,6 +53,8 @@ class TrainingRecorder:
         inner = getattr(optimizer, "optimizer", optimizer)
         recorder = Recorder(self._directory, model, inner, **self._options)
         self.recorder = recorder.__enter__()
+        if clips:
+            self.recorder.add_info(clipping_unrecorded=True)
         self._steps = recorder.steps
 
     def after_batch(self) -> None:

@@ -46,7 +46,7 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
             **present: its model and optimizer, among others.
         """
         if state.is_world_process_zero:
-            self._training.begin(present["model"], [present["optimizer"]])
+            self._training.begin(present["model"], [present["optimizer"]], clips=bool(args.max_grad_norm))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **present: Any) -> None:
         """Record the step where `record_at` names it.

@@ -86,14 +86,19 @@ TABLES = {
             ),
             Column(
                 "mean_batch_gradient_norm",
-                "mean norm of the gradients that the optimizer consumed in the epoch that begins at `e`, at moving "
-                "weights; where they were recorded, whole model only",
+                "mean over the steps of the epoch that begins at `e` of the norm of the batch gradient before "
+                "clipping, loss scale taken out, at moving weights; where it is known, whole model only",
                 "`bar b_e`",
             ),
             Column(
                 "mean_batch_gradient_norm_share",
                 "the mean batch gradient norm over its sum over epochs: the quantity that the paper prints",
                 "batch share",
+            ),
+            Column(
+                "mean_consumed_gradient_norm",
+                "the same of the gradient that the optimizer consumed, after clipping",
+                "`bar c_e`",
             ),
         ),
         (Column("pretrained_norm", "`||theta_0||`"), Column("relative_norm", "`||tau|| / ||theta_0||`")),

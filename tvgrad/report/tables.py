@@ -19,6 +19,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.report.columns import COLUMNS
 from tvgrad.results import Result, frame_of
+from tvgrad.store.batch_norms import BatchNorms, batch_norms
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
@@ -147,21 +148,18 @@ def _groups(gram: GramResult) -> list[str]:
     return [ALL, *gram.groups]
 
 
-def _batch_norms(run: Run) -> dict[int, float]:
-    """Epoch e -> mean norm of the gradients that the steps of the epoch that begins there consumed, where recorded."""
-    means = {}
-    if run.unit == "epoch":
-        for epoch in run.having("steps"):
-            steps = run.steps(epoch)
-            if "gradient_norm" in steps:
-                means[epoch - 1] = float(steps["gradient_norm"].mean())
-    return means
+def _batch_norms(run: Run) -> dict[int, BatchNorms]:
+    """Epoch e -> mean norms of the batch gradients of the epoch that begins there, where recorded."""
+    if run.unit != "epoch":
+        return {}
+    return {epoch - 1: batch_norms(run, epoch) for epoch in run.having("steps")}
 
 
 def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     batch = _batch_norms(run)
-    batch_total = math.fsum(batch.values())
+    nothing = BatchNorms(math.nan, math.nan)
+    batch_total = math.fsum(norms.before_clipping for norms in batch.values())
     epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0, *found.epoch_gradients})
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
@@ -173,6 +171,7 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
         sum_total = math.fsum(summed.values())
         for epoch in epochs:
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan
+            present = batch.get(epoch, nothing) if group == ALL else nothing
             rows.append({
                 "run": found.name,
                 "epoch": epoch,
@@ -183,10 +182,9 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
                 "gradient_norm_share": share,
                 "epoch_gradient_norm": summed.get(epoch, math.nan),
                 "epoch_gradient_norm_share": (summed[epoch] / sum_total if epoch in summed and sum_total else math.nan),
-                "mean_batch_gradient_norm": batch.get(epoch, math.nan) if group == ALL else math.nan,
-                "mean_batch_gradient_norm_share": (
-                    batch[epoch] / batch_total if group == ALL and epoch in batch and batch_total else math.nan
-                ),
+                "mean_batch_gradient_norm": present.before_clipping,
+                "mean_batch_gradient_norm_share": present.before_clipping / batch_total if batch_total else math.nan,
+                "mean_consumed_gradient_norm": present.consumed,
             })
     return rows
 

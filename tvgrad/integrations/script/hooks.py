@@ -76,7 +76,8 @@ def _watch_clipping(session: Session) -> None:
         elif not isinstance(parameters, torch.Tensor):
             given = listed
         total = original(given, max_norm, *args, **kwargs)
-        session.guard(lambda: session.clipped(listed, total, float(max_norm)))
+        euclidean = (args[0] if args else kwargs.get("norm_type", 2)) in {2}
+        session.guard(lambda: session.clipped(listed, total, float(max_norm), euclidean))
         return total
 
     torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
@@ -96,4 +97,13 @@ def _watch_scaling(session: Session) -> None:
         session.guard(lambda: session.scaled(optimizer))
         return result
 
+    unscale = scaler_class.unscale_
+
+    @functools.wraps(unscale)
+    def unscale_(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
+        unscale(scaler, optimizer)
+        if not torch.compiler.is_compiling() and scaler.is_enabled():
+            session.guard(lambda: session.unscaled(optimizer))
+
     setattr(scaler_class, "step", step)  # noqa: B010 - mypy forbids a plain assignment to a method
+    setattr(scaler_class, "unscale_", unscale_)  # noqa: B010

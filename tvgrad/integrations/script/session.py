@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.clipping import Clipping, clip_facts
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
 from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
 from tvgrad.integrations.script.loaders import LoaderWatch
@@ -42,9 +43,10 @@ class Session:
         self._stopped = False
         self._exits = False
         self._optimizer: torch.optim.Optimizer | None = None
-        self._held: set[int] = set()
+        self._held: dict[int, torch.Tensor] = {}
         self._others: set[int] = set()
-        self._clip: Any = None
+        self._clips: list[Clipping] = []
+        self._unscaled = False
         self._scale: float | None = None
         self._stepped = False
         self._in_step = False
@@ -106,16 +108,25 @@ class Session:
         self.epochs.after_step()
         recorder.end_step()
 
-    def clipped(self, parameters: list[torch.Tensor], total: torch.Tensor, most: float) -> None:
+    def clipped(self, parameters: list[torch.Tensor], total: torch.Tensor, most: float, euclidean: bool) -> None:
         """Gradients were clipped.
 
         Args:
             parameters: whose.
             total: their norm before.
             most: the largest norm that was let through.
+            euclidean: whether it is the 2-norm.
         """
         if not self._held or any(id(parameter) in self._held for parameter in parameters):
-            self._clip = (total, most)
+            self._clips.append(Clipping(parameters, total, most, euclidean, self._unscaled))
+
+    def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
+        """A gradient scaler has taken the loss scale out of gradients.
+
+        Args:
+            optimizer: whose.
+        """
+        self._unscaled = self._unscaled or self._optimizer is None or optimizer is self._optimizer
 
     def scaling(self, scale: float) -> None:
         """A gradient scaler is about to step.
@@ -139,7 +150,7 @@ class Session:
         if skipped and self._recorder is not None:
             self._recorder.note_skipped(optimizer, **self._facts())
             self.epochs.after_step()
-        self._scale = None
+        self._scale, self._unscaled = None, False
 
     def hold(self) -> None:
         """The epoch may end here."""
@@ -218,7 +229,7 @@ class Session:
             say(f"process {os.getpid()} is not recorded: another process of the command took the first step")
             return
         self._thread = threading.get_ident()
-        self._optimizer, self._held = optimizer, set(held_by(optimizer))
+        self._optimizer, self._held = optimizer, held_by(optimizer)
         if self.epochs.backwards == 0:
             self.epochs.backward()
         self._check_epochs()
@@ -230,7 +241,7 @@ class Session:
         if id(optimizer) in self._others or self._nested_in_ours(optimizer):
             return
         recorder = self._recorder
-        if recorder is not None and set(held_by(optimizer)) == self._held:
+        if recorder is not None and held_by(optimizer).keys() == self._held.keys():
             self._optimizer = optimizer
             recorder.follow(optimizer)
             return
@@ -244,7 +255,7 @@ class Session:
 
     def _nested_in_ours(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether ours is in the middle of its step, and this one does the work for it."""
-        return self._in_step and set(held_by(optimizer)) <= self._held
+        return self._in_step and held_by(optimizer).keys() <= self._held.keys()
 
     def _check_epochs(self) -> None:
         fetcher = self.loaders.fetcher
@@ -257,12 +268,10 @@ class Session:
         facts: dict[str, Any] = {"accumulated": self.epochs.backwards}
         if self.epochs.samples:
             facts["batch_size"] = self.epochs.samples
-        if self._clip is not None:
-            total, most = self._clip
-            facts["clip_factor"] = min(1.0, most / (float(total) + 1e-6))
+        facts |= clip_facts(self._clips, self._held, self._scale is not None)
         if self._scale is not None:
             facts["loss_scale"] = self._scale
-        self._clip = None
+        self._clips = []
         return facts
 
 
