@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from tvgrad.errors import UnsupportedModel
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.count import check_count
+from tvgrad.problem.count import check_chunks, check_count
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.samples import Samples
 
 Count = Callable[[Any], Any] | None
@@ -155,3 +156,87 @@ def test_a_frozen_head_of_zeros_hides_nothing() -> None:
     model[2].requires_grad_(False)  # type: ignore[index]
     with pytest.raises(UnsupportedModel, match="not the mean of the gradients of its parts"):
         check_count(BatchLoss(model, nn.CrossEntropyLoss(weight=drawn.weights)), Samples((drawn.x, drawn.y)), CPU)
+
+
+def wrong_classes(count: Count = None) -> tuple[BatchLoss, Samples]:
+    """A hundred classes, one of which weighs twenty times as much."""
+    weights, y = torch.ones(100), torch.arange(2000) % 100
+    weights[37] = 20.0
+    x = torch.randn(2000, 6, generator=torch.Generator().manual_seed(5))
+    return BatchLoss(nn.Linear(6, 100), nn.CrossEntropyLoss(weight=weights), None, count), Samples((x, y))
+
+
+def test_one_heavy_class_of_a_hundred_is_among_the_samples() -> None:
+    with pytest.raises(UnsupportedModel, match="pass count=lambda batch: weight"):
+        check_count(*wrong_classes(), CPU)
+
+
+def test_a_gradient_far_smaller_than_the_loss_is_compared_by_its_own_size() -> None:
+    """Tiny inputs under a head of zeros: all values are log 3, and the gradient is 1e-8 of them and wrong."""
+    model, weights = nn.Linear(6, 3, bias=False), torch.tensor([1.0, 5.0, 20.0])
+    nn.init.zeros_(model.weight)
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(5)) * 1e-8
+    part = BatchLoss(model, lambda o, t: F.cross_entropy(o, t, weight=weights.to(o.dtype)))
+    with pytest.raises(UnsupportedModel, match="not the mean of the gradients of its parts"):
+        check_count(part, Samples((x, torch.arange(200) % 3)), CPU)
+
+
+def test_a_padding_token_of_few_samples_is_among_them() -> None:
+    y = torch.randint(1, 5, (300, 8), generator=torch.Generator().manual_seed(5))
+    y[123, 4:] = 0
+    part = BatchLoss(nn.Conv1d(3, 5, 1), nn.CrossEntropyLoss(ignore_index=0))
+    with pytest.raises(UnsupportedModel, match=r"\(batch\[1\] != 0\)\.sum\(\)"):
+        check_count(part, Samples((torch.randn(300, 3, 8), y)), CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_loss_that_is_fitted_exactly_only_rounding_is_left(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 1)).to(dtype)
+    x = torch.randn(200, 6, dtype=dtype)
+    part, samples = BatchLoss(model, nn.MSELoss()), Samples((x, model(x).detach()))
+    check_count(part, samples, CPU)
+    check_chunks(part, samples, CPU, 64)
+
+
+class DependsOnLargeBatches(nn.Module):
+    """Subtracts the mean of its batch once that is larger than the few samples that are compared at construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x - x.mean(0)) if len(x) > 24 else self.inner(x)
+
+
+def test_the_first_gradient_is_compared_at_two_chunk_sizes() -> None:
+    data = torch.randn(900, 6) + 1, torch.arange(900) % 3
+    objective = Objective(DependsOnLargeBatches(), nn.CrossEntropyLoss(), data, chunk_size=64)
+    with pytest.raises(UnsupportedModel, match=r"between chunks of 56 and of 22 samples.*count is wrong.*statistics"):
+        objective.gradient()
+    allowed = Objective(DependsOnLargeBatches(), nn.CrossEntropyLoss(), data, chunk_size=64, allow=("count",))
+    assert allowed.gradient()
+
+
+def test_a_count_that_is_wrong_for_classes_unseen_at_construction_is_found_at_the_first_gradient() -> None:
+    part, samples = wrong_classes(lambda batch: len(batch[1]))
+    weights = part.loss.weight  # type: ignore[union-attr]
+    plain = BatchLoss(part.model, lambda o, t: F.cross_entropy(o, t, weight=weights.to(o.dtype)))
+    check_count(plain, samples, CPU)  # a function hides its weights, and 24 samples do not hold a hundred classes
+    with pytest.raises(UnsupportedModel, match="which is no rounding"):
+        check_chunks(plain, samples, CPU, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(4))
+def test_right_gradients_through_gates_pass_at_two_chunk_sizes(
+    seed: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no float64 copy is made, and gates open or close by the rounding of another chunk size."""
+    monkeypatch.setattr("tvgrad.problem.count.WIDEST", 0)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 64), nn.ReLU())
+    model.append(nn.Linear(64, 5))
+    data = torch.randn(700, 3, 8, 8).to(dtype), torch.arange(700) % 5
+    check_chunks(BatchLoss(model.to(dtype), nn.CrossEntropyLoss()), Samples(data), CPU, 512)

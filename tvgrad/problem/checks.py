@@ -25,6 +25,9 @@ ALLOWABLE = {
 }
 """What `allow` may name, and the sentence with which reports repeat it."""
 
+BATCH_DEPENDENT = frozenset(ALLOWABLE)
+"""Each of them makes gradients that depend on how the data is cut into chunks, or on a draw."""
+
 CHECKED_SAMPLES = 12
 
 
@@ -46,7 +49,7 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
         raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
     with full_precision(device):
         _check_samples(batch_loss, _spread(samples), device, allow)
-        if not set(allow) & {"count", "batchnorm", "dropout", "augmentation"}:
+        if not set(allow) & BATCH_DEPENDENT:
             check_count(batch_loss, samples, device)
 
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError, UnsupportedModel
+from tvgrad.numerics.floats import unit_roundoff
 from tvgrad.numerics.precision import seeded
 from tvgrad.problem.batch_loss import BatchLoss, target_of
-from tvgrad.problem.samples import Batch, Samples, map_tensors
+from tvgrad.problem.samples import Batch, Samples
 
 CLASSES = 16
 """At most so many classes, the rarest first, are looked for among the samples."""
@@ -35,7 +38,14 @@ PERTURBATION = 0.1
 TOLERANCE = 5e-7
 """Of a float64 comparison: over the rounding of a count that was summed in float32."""
 
+FEWEST_DRAWN = 32
+MOST_DRAWN = 256
+"""Random samples that are compared at two chunk sizes: a sixteenth of the data between these."""
+
 CLASS_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+Grouping = list[list[int]]
+"""Groups of positions, each a batch."""
 
 
 def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -> None:
@@ -49,7 +59,7 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
     Raises:
         UnsupportedModel: the count does not add up, or is not the weight of a batch in the mean.
     """
-    classes = _classes(samples)
+    classes = _classes(batch_loss, samples)
     _refuse_unweighed_classes(batch_loss, samples, classes)
     chosen = samples.subset(_chosen(classes, len(samples)))
     if len(chosen) < 2:
@@ -57,30 +67,86 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
     count = _Count(batch_loss, chosen, device)
     for grouping in _groupings(len(chosen)):
         count.check_sum(grouping)
-    worst, checked = _compared(count, chosen, device)
-    if not worst <= checked.tolerance:
+    whole = [[list(range(len(chosen)))]]
+    worst = _compared(count, _groupings(len(chosen)), whole, amounts=(0.0, PERTURBATION))
+    if not worst == 0:
         raise UnsupportedModel(
             f"the gradient of a batch is not the mean of the gradients of its parts weighted by "
             f"{'count' if batch_loss.count else 'samples'} (off by {worst:.2g} of their size): {_remedy(batch_loss)}"
         )
 
 
-def _compared(count: _Count, chosen: Samples, device: torch.device) -> tuple[float, _Count]:
-    """The largest deviation, in float64 where model, loss and forward can be cast, else in their own dtype."""
+def check_chunks(batch_loss: BatchLoss, samples: Samples, device: torch.device, chunk_size: int) -> None:
+    """Compare the gradient of random samples at two chunk sizes, before one is used for all of the data.
+
+    `check_count` has compared groups of a few samples; what shows in large batches only, or in samples that it did not
+    choose, shows here.
+
+    Args:
+        batch_loss: model, loss and count, on `device`.
+        samples: the data.
+        device: where to run.
+        chunk_size: samples that are evaluated at once.
+
+    Raises:
+        UnsupportedModel: the two gradients differ by more than rounding.
+    """
+    if len(samples) <= SAMPLES:
+        return  # all of them have been compared
+    size = min(len(samples), max(FEWEST_DRAWN, min(MOST_DRAWN, len(samples) // 16)))
+    drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:size]
+    larger = min(size, max(SAMPLES, chunk_size))
+    smaller = 2 * larger // 5
+    groups = [
+        [list(range(start, min(start + step, size))) for start in range(0, size, step)] for step in (larger, smaller)
+    ]
+    count = _Count(batch_loss, samples.subset(drawn), device)
+    if not any(batch_loss.weight(count.batch(group)) for group in groups[0]):
+        return  # nothing but masked targets was drawn
+    worst = _compared(count, groups[:1], groups[1:], amounts=(0.0,))
+    if worst > 0:
+        raise UnsupportedModel(
+            f"the gradient of {size} random samples differs by {worst:.2g} of its size between chunks of {larger} and "
+            f"of {smaller} samples, which is no rounding: either count is wrong, or the model takes statistics over "
+            f"its batch, or its forward depends on the batch in another way; {_remedy(batch_loss)}"
+        )
+
+
+def _compared(count: _Count, left: Sequence[Grouping], right: Sequence[Grouping], amounts: Sequence[float]) -> float:
+    """The largest deviation that rounding does not explain, in float64 where all parts can be cast."""
     attempts = [count]
     if sum(parameter.numel() for parameter in count.batch_loss.parameters()) <= WIDEST:
         with contextlib.suppress(RuntimeError, TypeError):  # a module that cannot be copied
             wide = copy.deepcopy(count.batch_loss).double()
-            attempts.insert(0, _Count(wide, chosen.with_dtype(torch.float64), device))
+            attempts.insert(0, _Count(wide, count.samples.with_dtype(torch.float64), count.device))
     for attempt in attempts:
         with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError):
-            return attempt.deviation(), attempt
-    return 0.0, count  # it has no gradient that could be wrong: whoever asks for one is told why
+            return max(attempt.deviation(left, right, amount) for amount in amounts)
+    return 0.0  # it has no gradient that could be wrong: whoever asks for one is told why
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """The mean loss over groups of samples and its gradient, with the mean size of the groups' own."""
+
+    value: float
+    gradient: torch.Tensor  # flat, float64
+    value_size: float
+    gradient_size: float
+    dtype: torch.dtype  # of the loss
+
+    def distance(self, other: _Mean) -> tuple[float, float]:
+        """How far apart two values and two gradients are, relative to the larger of their parts."""
+        value, gradient = abs(self.value - other.value), float((self.gradient - other.gradient).norm())
+        return (
+            value / max(self.value_size, other.value_size) if value else 0.0,
+            gradient / max(self.gradient_size, other.gradient_size) if gradient else 0.0,
+        )
 
 
 @dataclass(frozen=True)
 class _Count:
-    """One batch, and what its parts make of it."""
+    """Some samples, and the mean gradient that groups of them make."""
 
     batch_loss: BatchLoss
     samples: Samples
@@ -91,16 +157,14 @@ class _Count:
         """Some of the samples as one batch, read once: a data set may decode files."""
         key = tuple(indices)
         if key not in self.read:
-            made = self.samples.subset(list(key))
-            self.read[key] = map_tensors(made.batch(0, len(made)), lambda tensor: tensor.to(self.device))
+            self.read[key] = self.samples.subset(list(key)).batch(0, len(key), self.device)
         return self.read[key]
 
     @property
-    def tolerance(self) -> float:
-        dtype = next(p.dtype for p in self.batch_loss.model.parameters() if p.is_floating_point())
-        return max(TOLERANCE, float(torch.finfo(dtype).eps ** 0.75))
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.batch_loss.model.parameters() if p.is_floating_point())
 
-    def check_sum(self, groups: Sequence[Sequence[int]]) -> None:
+    def check_sum(self, groups: Grouping) -> None:
         """A count must add up: the weight of a batch is the sum of its parts'."""
         whole = self.batch_loss.weight(self.batch(range(len(self.samples))))
         total = sum(self.batch_loss.weight(self.batch(group)) for group in groups)
@@ -109,48 +173,80 @@ class _Count:
                 f"count(batch) gives {whole:g} for a batch and {total:g} for its parts: a count must add up"
             )
 
-    def deviation(self) -> float:
-        """Largest deviation over groupings and weights, relative to the size of the parts' gradients."""
+    def deviation(self, left: Sequence[Grouping], right: Sequence[Grouping], amount: float) -> float:
+        """Largest distance between the means of two ways to group, 0 where rounding explains it."""
+        weights = _perturbed(self.batch_loss, amount)
+        others = [self.mean(groups, weights) for groups in right]
+        return max(self._unexplained(groups, weights, others) for groups in left)
+
+    def _unexplained(self, groups: Grouping, weights: dict[str, torch.Tensor], others: Sequence[_Mean]) -> float:
+        mean = self.mean(groups, weights)
+        operations = mean.gradient.numel() + len(self.samples)
+        # A dot product of n terms errs by about sqrt(n) u; a count may have been summed in float32.
+        rounding = 8 * unit_roundoff(self.dtype) * operations**0.5
+        tolerance = max(TOLERANCE, rounding, *(8 * unit_roundoff(one.dtype) for one in (mean, *others) if _half(one)))
         worst = 0.0
-        module = self.batch_loss
-        for amount in (0.0, PERTURBATION):
-            names = {name for name, p in module.named_parameters() if p.requires_grad}
-            weights = _perturbed(module, amount)
-            whole = self._gradient(range(len(self.samples)), weights, names)
-            for groups in _groupings(len(self.samples)):
-                total, size, mass = torch.zeros_like(whole), 0.0, 0.0
-                for group in groups:
-                    weight = module.weight(self.batch(group))
-                    if weight == 0:  # its mean may be undefined (0/0); it contributes nothing
-                        continue
-                    part = self._gradient(group, weights, names)
-                    total += weight * part
-                    size += weight * float(part.norm())
-                    mass += weight
-                if size:
-                    worst = max(worst, float((total / mass - whole).norm()) / (size / mass))
+        moved: tuple[float, float] | None = None
+        for other in others:
+            distances = mean.distance(other)
+            if all(distance <= tolerance for distance in distances):
+                continue
+            # What rounding does to this gradient is what a few roundings of the weights do: gates of a ReLU may open
+            # or close, and of a loss that is fitted exactly nothing but rounding is left.
+            moved = moved or self._sensitivity(mean, groups, weights)
+            for distance, change in zip(distances, moved, strict=True):
+                if not distance <= max(tolerance, 4 * change):
+                    worst = max(worst, distance) if distance == distance else math.nan
         return worst
 
-    def _gradient(self, group: Sequence[int], weights: dict[str, torch.Tensor], names: set[str]) -> torch.Tensor:
-        """The gradient and the value of one group's mean loss, as one float64 vector."""
+    def _sensitivity(self, mean: _Mean, groups: Grouping, weights: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """How far a mean moves when its weights move by a few units of rounding, up and down."""
+        found = []
+        for sign in (1, -1):
+            generator = torch.Generator().manual_seed(1)
+            nearby = {}
+            for name, tensor in weights.items():
+                if tensor.is_floating_point():
+                    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+                    step = sign * 16 * unit_roundoff(tensor.dtype) * noise
+                    tensor = (tensor.double() * (1 + step)).to(tensor.dtype)
+                nearby[name] = tensor
+            found.append(mean.distance(self.mean(groups, nearby)))
+        return max(one[0] for one in found), max(one[1] for one in found)
+
+    def mean(self, groups: Grouping, weights: dict[str, torch.Tensor]) -> _Mean:
+        """The mean over groups, each weighted by its count."""
+        total, mass, sizes = None, 0.0, [0.0, 0.0]
+        dtype = self.dtype
+        for group in groups:
+            weight = self.batch_loss.weight(self.batch(group))
+            if weight == 0:  # its mean may be undefined (0/0); it contributes nothing
+                continue
+            part, dtype = self._gradient(group, weights)
+            total = weight * part if total is None else total + weight * part
+            sizes = [sizes[0] + weight * abs(float(part[0])), sizes[1] + weight * float(part[1:].norm())]
+            mass += weight
+        assert total is not None  # check_sum refuses samples without weight
+        return _Mean(float(total[0]) / mass, total[1:] / mass, sizes[0] / mass, sizes[1] / mass, dtype)
+
+    def _gradient(self, group: Sequence[int], weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.dtype]:
+        """The value and the gradient of one group's mean loss, as one float64 vector, and the loss's dtype."""
+        names = sorted(name for name, p in self.batch_loss.named_parameters() if p.requires_grad)
         moved = {name: weight.detach().requires_grad_(name in names) for name, weight in weights.items()}
+
+        def differentiate(value: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            points = [moved[name] for name in names]
+            return value.detach(), torch.autograd.grad(value, points, materialize_grads=True)
+
         with seeded(0, self.device), torch.enable_grad():
-            found = torch.func.functional_call(
-                self.batch_loss,
-                moved,
-                (self.batch(group),),
-                {
-                    "then": lambda value: (
-                        value.detach(),
-                        torch.autograd.grad(value, [moved[n] for n in sorted(names)], allow_unused=True),
-                    )
-                },
+            value, gradients = torch.func.functional_call(
+                self.batch_loss, moved, (self.batch(group),), {"then": differentiate}
             )
-        value, gradients = found
-        parts = [
-            torch.zeros(moved[n].numel()) if g is None else g for n, g in zip(sorted(names), gradients, strict=True)
-        ]
-        return torch.cat([value.reshape(1).double().cpu(), *(part.reshape(-1).double().cpu() for part in parts)])
+        return torch.cat([part.reshape(-1).double().cpu() for part in (value, *gradients)]), value.dtype
+
+
+def _half(mean: _Mean) -> bool:
+    return mean.dtype in {torch.bfloat16, torch.float16}
 
 
 def _perturbed(module: nn.Module, amount: float) -> dict[str, torch.Tensor]:
@@ -164,7 +260,7 @@ def _perturbed(module: nn.Module, amount: float) -> dict[str, torch.Tensor]:
     return moved
 
 
-def _groupings(size: int) -> list[list[list[int]]]:
+def _groupings(size: int) -> list[Grouping]:
     """Unequal groups of positions; the samples are sorted by class, so that groups differ in their classes."""
     third = max(1, size // 3)
     return [
@@ -175,7 +271,7 @@ def _groupings(size: int) -> list[list[list[int]]]:
     ]
 
 
-def _classes(samples: Samples) -> torch.Tensor | None:
+def _classes(batch_loss: BatchLoss, samples: Samples) -> torch.Tensor | None:
     """A number for each scanned sample that tells samples of different weight apart, or None; shape (positions, 2)."""
     positions = torch.arange(len(samples))
     if not samples.in_memory and len(samples) > SCANNED:
@@ -185,13 +281,22 @@ def _classes(samples: Samples) -> torch.Tensor | None:
         targets = torch.cat([torch.as_tensor(target) for target in found])
     except (TvgradError, TypeError, ValueError, RuntimeError):
         return None
+    return torch.stack([positions.double(), _weight_keys(batch_loss.loss, targets)], dim=1)
+
+
+def _weight_keys(loss: Any, targets: torch.Tensor) -> torch.Tensor:
+    """A number for each target, different where the weight of its sample may be."""
+    flat = targets.reshape(len(targets), -1)
     if targets.is_floating_point() or targets.is_complex():
-        keys = targets.flatten(1).double().nan_to_num().sum(1) if targets.ndim > 1 else targets.double().nan_to_num()
-    elif targets.ndim > 1:  # tokens or pixels: how many are masked is what a weight would hang on
-        keys = (targets.flatten(1) < 0).sum(1).double() + targets.flatten(1).double().mean(1) * 1e-6
-    else:
-        keys = targets.double()
-    return torch.stack([positions.double(), keys], dim=1)
+        return flat.double().nan_to_num().sum(1)
+    masked = (flat < 0) | (flat == getattr(loss, "ignore_index", -1))
+    weight = getattr(loss, "weight", None)
+    if isinstance(loss, CLASS_WEIGHTED) and weight is not None and int(flat.masked_fill(masked, 0).max()) < len(weight):
+        weights: torch.Tensor = weight.detach().double().cpu()[flat.masked_fill(masked, 0).long().cpu()]
+        return weights.masked_fill(masked.cpu(), 0.0).sum(1)
+    if targets.ndim > 1:  # tokens or pixels: how many are masked is what a weight would hang on
+        return masked.sum(1).double() + flat.double().mean(1) * 1e-6
+    return flat[:, 0].double()
 
 
 def _chosen(classes: torch.Tensor | None, size: int) -> list[int]:

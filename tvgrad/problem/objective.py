@@ -24,8 +24,9 @@ from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_e
 from tvgrad.numerics.device import resolve_device
 from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.checks import check_problem
+from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
+from tvgrad.problem.count import check_chunks
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.vectors.algebra import flatten, unflatten
@@ -117,6 +118,7 @@ class Objective:
         if any(parameter.device != self.device for parameter in model.parameters()):
             model = copy.deepcopy(model).to(self.device)
         self.samples = data if isinstance(data, Samples) else Samples(data, collate)
+        self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
         self.evaluations = Evaluations()
         self._batch_loss = BatchLoss(model, loss, forward, count)
@@ -213,10 +215,15 @@ class Objective:
 
         Returns:
             The mean loss, and name -> gradient.
-        """
+
+        Raises:
+            UnsupportedModel: at the first evaluation, a gradient that depends on how the data is cut into chunks.
+        """  # noqa: DOC502 - raised by the check
         weights = self._check(at)
         sums = WeightedSum(weights)
         with full_precision(self.device), translate_errors():
+            if self.evaluations.gradients == 0 and not set(self.allowed) & BATCH_DEPENDENT:
+                check_chunks(self._batch_loss, self._all_samples, self.device, self.chunk_size)
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
                 gradient, value = self._chunk_gradient(weights, chunk)
