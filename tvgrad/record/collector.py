@@ -55,14 +55,18 @@ class StepWatch:
     Attributes:
         row: facts for the row of a step that is about to be taken.
         guard: runs what the collector does inside a hook.
+        before_step: called when the optimizer is about to attempt a step.
         on_gradients: called when a step's gradients are there.
         after_step: called when a step was taken and counted.
+        after_attempt: called after a step, and after one that the optimizer skipped.
     """
 
     row: Callable[[torch.optim.Optimizer], Row] = _rate
     guard: Callable[[Callable[[], None]], None] = lambda action: action()
+    before_step: Callable[[], None] = lambda: None
     on_gradients: Callable[[torch.optim.Optimizer], None] = lambda _: None
     after_step: Callable[[], None] = lambda: None
+    after_attempt: Callable[[], None] = lambda: None
 
 
 class Collector:
@@ -208,6 +212,7 @@ class Collector:
     @eager
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Note the step; one that takes a closure has its gradients when the closure returns, not before."""
+        self._watch.guard(self._watch.before_step)
         self._watch.guard(lambda: self.add_row(optimizer))
         return _when_gradients_are_there(args, kwargs, lambda: self._watch.guard(lambda: self._consume(optimizer)))
 
@@ -219,6 +224,7 @@ class Collector:
         if self.took_step:
             self._clock.end_step()
             self._watch.after_step()
+        self._watch.after_attempt()
 
     @torch.no_grad()
     def _consume(self, optimizer: torch.optim.Optimizer) -> None:

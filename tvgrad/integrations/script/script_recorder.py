@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
-from operator import attrgetter
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
 from tvgrad.integrations.script.optimizer_options import OptimizerOptions
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
 from tvgrad.record.run_header import RunHeader, read_rule
 from tvgrad.store.background import BackgroundWriter
-from tvgrad.vectors.parameters import group_names
+from tvgrad.vectors.parameters import Weights, group_names
 
 Guard = Callable[[Callable[[], None]], None]
 
@@ -62,6 +62,7 @@ class ScriptRecorder:
                 "config": dict(describe()) if callable(describe) else None,
             },
         )
+        self._weights = WeightsWatch(list(trained.parameters.values()))
         self._collector = Collector(
             self._clock,
             trained.root,
@@ -69,12 +70,19 @@ class ScriptRecorder:
             record=options.record,
             background=True,
             folding=True,
-            watch=StepWatch(at_first.row, guard, self._require_recorded, self._note_version),
+            watch=StepWatch(
+                at_first.row,
+                guard,
+                before_step=self._weights.look,
+                on_gradients=self._require_recorded,
+                after_attempt=self._weights.after_step,
+            ),
         )
         self._rule = read_rule(trained.optimizer)["rule"]
         self._held: Moment | None = None
         self._endings: list[str] = []
-        self._version = 0
+        self._copies: Weights = {}  # those collected last: when the script ends cleanly, those recorded last
+        self._recorded_steps = 0
         self._count = -1
         self._unrecorded: list[torch.Tensor] = []
         self._collector.restart()
@@ -96,7 +104,7 @@ class ScriptRecorder:
         """Whether the weights are those after the last step, and still the model's."""
         present = dict(self._model.named_parameters())
         own = all(present.get(name) is parameter for name, parameter in self._parameters.items())
-        return own and self._versions() == self._version
+        return own and self._weights.present_version() == self._weights.version
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with another optimizer of the same parameters.
@@ -165,20 +173,28 @@ class ScriptRecorder:
         self._collector.detach()
         with closing(self._writer):
             if finished:
+                self._compare_final()
                 self._writer.finish()
 
+    def _compare_final(self) -> None:
+        """Say where the weights that the script ends with are not the last that were recorded."""
+        present = dict(self._model.named_parameters())
+        facts: dict[str, Any] = {"moved_outside_steps": self._weights.moved}
+        if self.steps > self._recorded_steps:
+            facts["steps_unrecorded"] = self.steps - self._recorded_steps
+        with suppress(RuntimeError, NotImplementedError):  # weights that cannot be read any more: nothing is said
+            facts["final_weights_differ"] = differ(self._copies, present)
+        self.add_info(**facts)
+
     def _collected(self) -> Moment:
-        return self._collector.collect({"weights": self._writer.copied("weights", self._parameters)}, {})
+        self._weights.look_again()
+        self._copies = self._writer.copied("weights", self._parameters)
+        return self._collector.collect({"weights": self._copies}, {})
 
     def _write(self, moment: Moment) -> None:
         moment.write(self._writer, self._clock.number, keep=self._keep)
         self._collector.clear(moment)
-
-    def _note_version(self) -> None:
-        self._version = self._versions()
-
-    def _versions(self) -> int:
-        return sum(map(attrgetter("_version"), self._parameters.values()))
+        self._recorded_steps = moment.steps
 
     def _require_recorded(self, optimizer: torch.optim.Optimizer) -> None:
         """A parameter that begins to train later is not among the recorded ones, and its file would be missing."""
