@@ -47,7 +47,7 @@ def test_captions_define_every_heading(name: str) -> None:
     columns = [*COLUMNS[name], *FURTHER_COLUMNS[name]]
     plain = re.sub(r"\$[^$]*\$", "", caption_of(name, columns))
     assert not re.search(r"[_%#&^`|<>]", plain)
-    table = pd.DataFrame([dict.fromkeys(columns, "word") | {"group": "all"}])
+    table = pd.DataFrame([dict.fromkeys(columns, 1.0) | {"run": "a", "group": "all"}])
     page = html_page({"norms": table, name: table}, [], [], "t", "l")
     caption = re.findall(r'<p class="caption">(.*)</p>', page)[name != "norms"]
     for column in defined(name, columns):

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from tvgrad.report.heatmap import Scale, cosine_scale, heatmap, size_scale
-from tvgrad.report.maps import epoch_cosine_map, first_epoch_dominance, layer_map
+from tvgrad.report.maps import epoch_cosine_map, layer_map
 
 
 def relative_luminance(colour: tuple[float, ...]) -> float:
@@ -81,17 +81,3 @@ def test_maps_warn_of_nothing_and_share_a_scale() -> None:
             assert ax.collections[0].get_clim() == pytest.approx((0.6, 1.0))
         drawn = [epoch_cosine_map(cosines, run=run) for run in "ab"]
         assert {ax.collections[0].get_clim() for ax in drawn} == {(-1.0, 1.0)}
-
-
-def test_dominance_shows_the_mean_over_batches_where_it_was_recorded() -> None:
-    norms = pd.DataFrame([
-        {"run": run, "epoch": e, "group": "all", "gradient_norm_share": 0.25, "mean_batch_gradient_norm_share": share}
-        for run, share in (("a", float("nan")), ("b", 0.5))
-        for e in range(4)
-    ])
-    ax = first_epoch_dominance(norms)
-    (points,) = [found for found in ax.collections if len(found.get_offsets())]
-    assert points.get_offsets().tolist() == [[2.0, 1.0]]  # twice an even share, on the bar of run b
-    assert "this report, mean over batches" in [text.get_text() for text in ax.get_legend().get_texts()]
-    ax = first_epoch_dominance(norms.drop(columns="mean_batch_gradient_norm_share"))
-    assert not [found for found in ax.collections if len(found.get_offsets())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,9 +14,11 @@ from matplotlib.axes import Axes
 
 from tvgrad.report.budget_figure import budget_shares
 from tvgrad.report.empty_columns import whole_model
+from tvgrad.report.first_epochs import PUBLISHED
+from tvgrad.report.first_epochs_figure import first_epoch_dominance
 from tvgrad.report.heatmap import cosine_scale, heatmap
-from tvgrad.report.maps import block_norms, epoch_cosine_map, first_epoch_dominance, layer_map, trajectory_plane
-from tvgrad.report.published import DIFFERENCE, SOURCE
+from tvgrad.report.maps import block_norms, epoch_cosine_map, layer_map, trajectory_plane
+from tvgrad.report.published import SOURCE
 from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
 from tvgrad.vectors.parameters import ALL
 
@@ -31,9 +34,28 @@ def gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = whole_model(norms, "gradient_norm_share")
-    ax = lines(table, "gradient_norm_share", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
-    ax.set(xlabel="epoch e", ylabel=r"$\|g_e\| \;/\; \sum_{k<K} \|g_k\|$", title="Share of the gradient norm by epoch")
+    ax = _over_epochs(norms, "gradient_norm_share", ax)
+    ax.set(ylabel=r"$\|g_e\| \;/\; \sum_{k<K} \|g_k\|$", title="Share of the gradient norm by epoch")
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+@styled
+def epoch_gradient_shares(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw each epoch's share in the sum of the norms of recorded epoch gradients.
+
+    Args:
+        norms: the table `norms`.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    ax = _over_epochs(norms, "epoch_gradient_norm_share", ax)
+    ax.set(
+        ylabel=r"$\|G_e\| \;/\; \sum_k \|G_k\|$",
+        title="Share of the norm of the epoch gradient, at moving weights",
+    )
     ax.set_ylim(bottom=0)
     return ax
 
@@ -49,9 +71,32 @@ def descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = whole_model(directions, "cos_task_vector_descent")
-    ax = lines(table, "cos_task_vector_descent", new_axes(ax, height=HEIGHT + legend_room(table["run"])))
-    ax.set(xlabel="epoch e", ylabel=r"$\cos(\tau_e,\, -g_0)$", title="Task vector against the first gradient")
+    ax = _over_epochs(directions, "cos_task_vector_descent", ax)
+    ax.set(ylabel=r"$\cos(\tau_e,\, -g_0)$", title="Task vector against the first gradient")
+    return ax
+
+
+@styled
+def epoch_descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the cosine between the task vector and minus the first epoch gradient, over epochs.
+
+    Args:
+        directions: the table `directions`.
+        ax: axes to draw on; by default new ones.
+
+    Returns:
+        The axes.
+    """
+    ax = _over_epochs(directions, "cos_task_vector_epoch_descent", ax)
+    ax.set(ylabel=r"$\cos(\tau_e,\, -G_0)$", title="Task vector against the first epoch gradient, at moving weights")
+    return ax
+
+
+def _over_epochs(table: pd.DataFrame, column: str, ax: Axes | None) -> Axes:
+    """One line a run over epochs, of the whole model."""
+    table = whole_model(table, column)
+    ax = lines(table, column, new_axes(ax, height=HEIGHT + legend_room(table["run"])))
+    ax.set(xlabel="epoch e")
     return ax
 
 
@@ -94,6 +139,7 @@ class FigureOf:
         draw: makes axes of the table.
         caption: defines every symbol and unit.
         each_run: one figure a run, instead of one for all.
+        instead_of: runs that have something in this column are drawn elsewhere, by it, and left out here.
     """
 
     table: str
@@ -101,7 +147,16 @@ class FigureOf:
     draw: Callable[..., Axes]
     caption: str
     each_run: bool = False
+    instead_of: str = ""
 
+
+EPOCH_GRADIENT = (
+    "the epoch gradient G_e, the sum of the batch gradients of the epoch that begins at e, at moving weights"
+)
+AGAINST = (
+    "K: number of epochs; the black mark is the even share 1/K, the dashed line the ceiling 1; the numbers on the "
+    "right say how many times an even share it is, of at most K"
+)
 
 FIGURES = {
     "gradient_shares": FigureOf(
@@ -111,13 +166,34 @@ FIGURES = {
         "Norm of the full-batch gradient g_e at the weights after e epochs, as a share of the sum over epochs 0 to "
         "K-1, K the last. One line a run; where it falls, early epochs have longer gradients than late ones.",
     ),
+    "epoch_gradient_shares": FigureOf(
+        "norms",
+        "epoch_gradient_norm_share",
+        epoch_gradient_shares,
+        f"Norm of {EPOCH_GRADIENT}, as a share of the sum over all recorded epochs. Of runs without full-batch "
+        "gradients.",
+        instead_of="gradient_norm_share",
+    ),
     "first_epoch_dominance": FigureOf(
         "norms",
         "gradient_norm_share",
         first_epoch_dominance,
-        "Share of the first epoch in the sum of gradient norms, times the number of epochs. Bars of this report: norms "
-        "of full-batch gradients; diamonds: means over the epoch's batches, the published quantity, where they were "
-        f"recorded. Published: {SOURCE}. {DIFFERENCE}.",
+        f"Share of the first epoch in the sum of the norms of full-batch gradients. {AGAINST}.",
+    ),
+    "first_epoch_dominance_epoch_gradients": FigureOf(
+        "norms",
+        "epoch_gradient_norm_share",
+        partial(first_epoch_dominance, column="epoch_gradient_norm_share"),
+        f"Share of the first epoch in the sum of the norms of epoch gradients: that of epoch e is {EPOCH_GRADIENT}. "
+        f"{AGAINST}.",
+        instead_of="gradient_norm_share",
+    ),
+    "first_epoch_dominance_batches": FigureOf(
+        "norms",
+        PUBLISHED,
+        partial(first_epoch_dominance, column=PUBLISHED),
+        "Share of the first epoch in the sum over epochs of the mean norm of the batch gradients, the published "
+        f"quantity. {AGAINST}. Published: {SOURCE}.",
     ),
     "descent_cosines": FigureOf(
         "directions",
@@ -125,6 +201,16 @@ FIGURES = {
         descent_cosines,
         "Cosine of the angle between the task vector tau_e after e epochs and minus g_0, the full-batch gradient at "
         "the pretrained weights. 1 means that all epochs moved along the first gradient.",
+    ),
+    "epoch_descent_cosines": FigureOf(
+        "directions",
+        "cos_task_vector_epoch_descent",
+        epoch_descent_cosines,
+        "Cosine of the angle between the task vector tau_e after e epochs and minus the epoch gradient G_0, the sum of "
+        "the batch gradients that the first epoch consumed at moving weights. Of runs without full-batch gradients; "
+        "at e = 1 it tells how far the rule's weights of the steps matter, not whether tau_1 is minus the full-batch "
+        "gradient.",
+        instead_of="cos_task_vector_descent",
     ),
     "trajectory_plane": FigureOf(
         "trajectories",
@@ -168,6 +254,16 @@ FIGURES = {
         "parameters (input side on top); one scale for all runs.",
         each_run=True,
     ),
+    "epoch_layers": FigureOf(
+        "directions",
+        "cos_task_vector_epoch_descent",
+        partial(layer_map, column="cos_task_vector_epoch_descent"),
+        "Cosine between the task vector tau_e and minus the epoch gradient G_0 of the first epoch, the sum of its "
+        "batch gradients at moving weights, each cut down to one block of parameters (input side on top); one scale "
+        "for all runs. Of runs without full-batch gradients.",
+        each_run=True,
+        instead_of="cos_task_vector_descent",
+    ),
 }
 """Figure -> how it is made."""
 
@@ -189,7 +285,11 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
     written: list[tuple[Path, str]] = []
     for name, made in FIGURES.items():
         table = tables.get(made.table)
-        if table is None or made.column not in table or not table[made.column].notna().any():
+        if table is None or made.column not in table:
+            continue
+        if made.instead_of:
+            table = table[~table["run"].isin(table[table[made.instead_of].notna()]["run"])]
+        if not table[made.column].notna().any():
             continue
         if not made.each_run:
             written += _saved(made.draw(table), directory / name, made.caption)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from tvgrad.report.columns import TABLES, Column, defined, sentences
 from tvgrad.report.empty_columns import COMPUTED_BY, without_empty_columns
+from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import listed
 
@@ -43,7 +44,8 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     shown, kept = _chosen_epochs(without_empty_columns(shown))
     wide = [column for column in TOO_WIDE if column in shown]
     shown = shown.drop(columns=wide)
-    caption = caption_of(name, list(shown)) + kept
+    even = even_shares(table) if name == "norms" else ""
+    caption = caption_of(name, list(shown)) + (f" {_formulas(even)}." if even else "") + kept
     if wide:
         caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
     headings = {column.name: _formulas(_heading(column)) for column in defined(name, list(shown))}

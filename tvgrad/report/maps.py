@@ -1,69 +1,14 @@
-"""Maps: cosines between epochs, blocks over epochs, trajectories, and first epochs beside published ones."""
+"""Maps: cosines between epochs, blocks over epochs, and trajectories."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
-from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.heatmap import cosine_scale, heatmap, size_scale
-from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
 from tvgrad.vectors.parameters import ALL
-
-
-@styled
-def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw how many times an even share the first epoch's gradient has, beside seven published benchmarks.
-
-    Args:
-        norms: the table `norms`.
-        ax: axes to draw on; by default new ones.
-
-    Returns:
-        The axes.
-    """
-    times = _times_even(norms, "gradient_norm_share")
-    here = pd.DataFrame({"name": times.index, "times": times, "where": "this report"})
-    published = first_epoch_shares()
-    there = pd.DataFrame({
-        "name": published["data_set"],
-        "times": published["share"] * published["epochs"],
-        "where": "published",
-    })
-    both = pd.concat([here, there], ignore_index=True)
-    # Two lists may share a name (a run called MNIST): a space keeps the bars apart and cannot be seen.
-    both["name"] = both["name"].where(both["where"] != "published", both["name"] + " ")
-    ax = new_axes(ax, height=1.2 + 0.22 * len(both))
-    colours = sns.color_palette("colorblind")
-    sns.barplot(
-        both, x="times", y="name", hue="where", dodge=False, ax=ax,
-        palette={"this report": colours[0], "published": colours[7]},
-    )  # fmt: skip
-    batch = _times_even(norms, "mean_batch_gradient_norm_share")
-    if len(batch):
-        rows = [list(both["name"]).index(run) for run in batch.index]
-        ax.scatter(
-            batch, rows, marker="D", s=22, color=colours[1], edgecolor="white", linewidth=0.6, zorder=4,
-            label="this report, mean over batches",
-        )  # fmt: skip
-    ax.axvline(1, color="0.3", linewidth=1, linestyle="--")
-    ax.set(xlabel=r"share of the first epoch $\times$ number of epochs (1: all epochs alike)", ylabel="")
-    ax.set_title("How much the first epoch's gradient stands out")
-    legend_below(ax)
-    return ax
-
-
-def _times_even(norms: pd.DataFrame, column: str) -> pd.Series:
-    """The first epoch's share in a sum over epochs, times their number, for the runs that have it."""
-    if column not in norms:
-        return pd.Series(dtype=float)
-    table = whole_model(norms, column)
-    counts = table.groupby("run", sort=False)["epoch"].size()
-    first = table[table["epoch"] == 0].set_index("run")[column]
-    return first * counts[first.index]
 
 
 @styled
@@ -88,25 +33,28 @@ def epoch_cosine_map(cosines: pd.DataFrame, run: str, ax: Axes | None = None) ->
 
 
 @styled
-def layer_map(directions: pd.DataFrame, run: str, ax: Axes | None = None) -> Axes:
-    """Draw the cosine to minus the first gradient for each block of the model (depth downwards) over epochs.
+def layer_map(
+    directions: pd.DataFrame, run: str, ax: Axes | None = None, column: str = "cos_task_vector_descent"
+) -> Axes:
+    """Draw the cosine to minus a first gradient for each block of the model (depth downwards) over epochs.
 
     Args:
         directions: the table `directions`.
         run: the run.
         ax: axes to draw on; by default new ones.
+        column: cos_task_vector_descent, or cos_task_vector_epoch_descent of the first epoch gradient.
 
     Returns:
         The axes.
     """
-    column = "cos_task_vector_descent"
     blocks = directions[(directions["group"] != ALL) & directions[column].notna()]
     chosen = blocks[blocks["run"] == run]
     depth = list(dict.fromkeys(chosen["group"]))
     matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
     ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
     heatmap(matrix, ax, cosine_scale(blocks[column]), most_numbers=80)
-    ax.set(xlabel="epoch e", ylabel="", title=rf"$\cos(\tau_e,\, -g_0)$ by block, {run}")
+    gradient = "G" if column == "cos_task_vector_epoch_descent" else "g"
+    ax.set(xlabel="epoch e", ylabel="", title=rf"$\cos(\tau_e,\, -{gradient}_0)$ by block, {run}")
     return ax
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from tvgrad.report.columns import TABLES, defined, sentences
 from tvgrad.report.empty_columns import missing_results, without_empty_columns
+from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
 
 MOST_ROWS = 2000
@@ -76,13 +77,13 @@ def _with_symbols(text: str) -> Markup:
     return Markup(found)  # noqa: S704 - escaped above
 
 
-def _caption(name: str, shown: Collection[object]) -> str:
+def _caption(name: str, table: pd.DataFrame) -> str:
     """The symbols of a table, and what each column that is shown means."""
     if name not in TABLES:
         return ""
     text = TABLES[name]
-    meanings = [f"{column.name.replace('_', ' ')}: {column.meaning}" for column in defined(name, shown)]
-    return sentences(text.symbols, *meanings, text.note)
+    meanings = [f"{column.name.replace('_', ' ')}: {column.meaning}" for column in defined(name, list(table))]
+    return sentences(text.symbols, *meanings, text.note, even_shares(table) if name == "norms" else "")
 
 
 def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
         "name": name,
         "title": name.replace("_", " ").capitalize(),
         "parts": parts,
-        "caption": _with_symbols(_caption(name, list(table))),
+        "caption": _with_symbols(_caption(name, table)),
     }
 
 

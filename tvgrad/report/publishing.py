@@ -33,7 +33,9 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     Raises:
         TvgradError: a format is unknown, or the folder cannot be made.
     """
-    more = {"trajectories": trajectories(made.gram), "epoch_cosines": epoch_cosines(made.gram)}
+    cosines = epoch_cosines(made.gram)
+    # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
+    more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
     return _publish(made.tables, more, summary_of(made.tables), _lead(runs), directory, formats)
 
 
