@@ -17,6 +17,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, StepWatch
+from tvgrad.record.gradient_rounding import gradient_rounding
 from tvgrad.record.record_at import RecordAt
 from tvgrad.record.resume_state import refuse_changes, restore_state, restore_weights, state_of
 from tvgrad.record.run_header import RECORDABLE, RunHeader
@@ -79,6 +80,7 @@ class Recorder:
         resume: bool = False,
         finite: bool = False,
         background: bool = False,
+        first_metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Prepare to record; the directory is made on entry.
 
@@ -103,6 +105,7 @@ class Recorder:
             finite: raise instead of recording weights or a loss that are not finite.
             background: write in a thread: training waits for a copy in memory, and a point exists when the thread has
                 written it, at the latest when the recorder is left.
+            first_metrics: name -> number, of the weights before training.
 
         Raises:
             TvgradError: an option is not understood, or what it needs is missing.
@@ -113,6 +116,7 @@ class Recorder:
         self.loss: float | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
         self._resume, self._finite, self._background = resume, finite, background
+        self._first_metrics = dict(first_metrics or {})
         self._record = _checked(record, optimizer, objective)
         self._parameters = trainable_parameters(model)
         self._clock = Clock(RecordAt(record_at))
@@ -176,7 +180,8 @@ class Recorder:
                 self._collector.restart()
             else:  # a new run, or one that was killed before its first point was whole
                 self._collector.restart()
-                self._add_point({})
+                self._add_point(self._first_metrics)
+                self._note_rounding()
         except BaseException:
             self.__exit__(TvgradError, None, None)
             raise
@@ -264,6 +269,13 @@ class Recorder:
         state = buffers, {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
         moment.write(writer, self._clock.number, state=state, keep=self._header.keep)
         self._collector.clear(moment)
+
+    def _note_rounding(self) -> None:
+        """Say how far the first gradient is from float32, where its format is a narrow one."""
+        if self.objective is not None and self.gradient is not None:
+            relative = gradient_rounding(self.objective, self._parameters, self.gradient)
+            if relative is not None:
+                self.add_info(gradient_rounding=relative)
 
     def _require_finite(self) -> None:
         """Refuse to record what training has lost; the points before stay."""

@@ -156,6 +156,7 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
     options, model = prepared.options, prepared.model
     optimizer = prepared.rule.make_optimizer(list(trainable_parameters(model).values()))
     check_space([(prepared, directory)])
+    fresh = earlier is None or not earlier.points
     recorder = Recorder(
         directory,
         model,
@@ -170,6 +171,7 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         info=_facts(prepared),
         resume=options.resume,
         finite=True,
+        first_metrics=_test_metric(prepared, prepared.recipe.batch_loss(model)) if fresh else None,
     )
     with recorder:
         if earlier is not None:
