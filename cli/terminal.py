@@ -40,7 +40,9 @@ def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS) -> None:
     drawn = Table(title=title, title_justify="left", header_style="bold")
     for column in table.columns:
         drawn.add_column(column, justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold")
-    rows = [[shown(cell) for cell in row] for row in table.itertuples(index=False)]
+    rows = [
+        [shown(cell, column) for column, cell in zip(table, row, strict=True)] for row in table.itertuples(index=False)
+    ]
     if len(rows) > most:
         rows = [*rows[: most // 2], ["..."] * len(table.columns), *rows[-(most // 2) :]]
     for row in rows:

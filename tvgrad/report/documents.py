@@ -12,21 +12,23 @@ import pandas as pd
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.json_text import json_text
+from tvgrad.report.columns import printed
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 
 
-def shown(value: Any) -> str:
-    """Render a cell for people: six significant digits, empty where there is nothing.
+def shown(value: Any, column: object = "") -> str:
+    """Render a cell for people: six significant digits, empty where there is nothing; bounds are rounded outward.
 
     Args:
         value: a number, a word or NaN.
+        column: the name of its column.
 
     Returns:
         Its text.
     """
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
+        return "" if math.isnan(value) else printed(value, column, 6)
     return str(value)
 
 
@@ -37,7 +39,11 @@ def _markdown(table: pd.DataFrame, name: str) -> str:
     if not len(table) and name in COMPUTED_BY:
         lines += ["", f"No rows: {COMPUTED_BY[name]} makes them."]
     for row in table.itertuples(index=False):
-        lines.append("| " + " | ".join(shown(cell).replace("|", "\\|") for cell in row) + " |")
+        lines.append(
+            "| "
+            + " | ".join(shown(cell, column).replace("|", "\\|") for column, cell in zip(table, row, strict=True))
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

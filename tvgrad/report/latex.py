@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from tvgrad.report.columns import TABLES, Column, defined, sentences
+from tvgrad.report.columns import TABLES, Column, defined, printed, sentences
 from tvgrad.report.empty_columns import COMPUTED_BY, without_empty_columns
 from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
@@ -51,7 +52,8 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     headings = {column.name: _formulas(_heading(column)) for column in defined(name, list(shown))}
     long = len(shown) > MOST_ROWS
     # latex-math leaves formulas alone; a name in a cell must not be able to start one
-    styled = shown.rename(columns=headings).style.hide(axis="index").format(_cell, escape="latex")
+    cells: dict[Any, Any] = {headings.get(str(column), column): partial(_cell, column=column) for column in shown}
+    styled = shown.rename(columns=headings).style.hide(axis="index").format(cells, escape="latex")
     text = str(
         styled.format_index(axis="columns", escape="latex-math").to_latex(
             hrules=True,
@@ -112,7 +114,7 @@ def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[last], " Epoch shown: the last."
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: object) -> str:
     """A number as a page shows it; words come escaped."""
     if not isinstance(value, float):
         return str(value).translate(_OUTSIDE_ASCII_FONTS)
@@ -121,6 +123,7 @@ def _cell(value: Any) -> str:
     if math.isinf(value):
         return r"$\infty$" if value > 0 else r"$-\infty$"
     if value and not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{float(printed(value, column, 3)):.2e}".split("e")
         return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
-    return f"{value:.4g}" if value >= 0 else f"${value:.4g}$"  # outside formulas - is a hyphen
+    text = printed(value, column, 4)
+    return text if value >= 0 else f"${text}$"  # outside formulas - is a hyphen

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from tvgrad.report.columns import TABLES, defined, sentences
+from tvgrad.report.columns import TABLES, defined, printed, sentences
 from tvgrad.report.empty_columns import missing_results, without_empty_columns
 from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
@@ -118,7 +118,7 @@ def _part(table: pd.DataFrame, folded: str = "") -> dict[str, Any]:
 
 def _cell(value: Any, column: str, numeric: bool) -> dict[str, str]:
     if isinstance(value, float):
-        text = "" if math.isnan(value) else f"{value:.5g}"
+        text = "" if math.isnan(value) else printed(value, column, 5)
         return {"text": text, "kind": "" if numeric else "word"}
     if column == "holds":
         return {"text": str(value), "kind": f"word {str(value).split()[0]}"}
