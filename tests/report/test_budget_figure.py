@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from tvgrad.report.budget_figure import COLOURS, REST, budget_shares
 
@@ -43,6 +44,13 @@ def test_bars(runs: tuple[str, ...], epochs: tuple[int, ...], places: list[str])
     hatched = {bars.get_label() for bars in ax.containers if bars[0].get_hatch()}
     assert hatched == {"batch order + coverage"}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == list(drawn)
+
+
+def test_the_unexplained_has_a_colour_of_its_own() -> None:
+    ax = budget_shares(table().assign(term=lambda rows: rows["term"].replace("weight decay", "unexplained")))
+    colours = {bars.get_label(): bars[0].get_facecolor() for bars in ax.containers}
+    assert colours.pop("unexplained") == to_rgba(COLOURS["unexplained"])
+    assert to_rgba(COLOURS["unexplained"]) not in colours.values()
 
 
 def test_terms_differ_in_colour() -> None:

@@ -224,7 +224,8 @@ def test_full_batch_without_the_weights_between_uses_the_predicted_displacement(
     budget = _explained(run, made)
     terms = [row.term for row in budget.rows]
     assert terms[-4:] == ["curvature (predicted displacement)", "batch order", "unequal batches", "coverage"]
-    assert terms[0] == "update rounding + remainder"  # no decay, no preconditioner, no batches: zero by construction
+    assert terms[0] == "unexplained"  # what moved the weights between was neither recorded nor replayed
+    assert not any("rounding" in term for term in terms)
     _only(_shares(budget), "curvature (predicted displacement)")
     assert math.fsum(_shares(budget).values()) == pytest.approx(1, abs=1e-12)
 
@@ -236,6 +237,7 @@ def test_without_recorded_batches_the_rows_are_one(tmp_path: Path) -> None:
     (row,) = budget.rows
     assert row.share == pytest.approx(1)
     assert row.nodes == "V0 - V9"
+    assert row.term == "unexplained"
     assert "predicted displacement" not in row.term
     assert any("--record batches" in sentence for sentence in budget.sentences)
 
@@ -244,7 +246,7 @@ def test_time_that_is_short_leaves_terms_out_by_name(tmp_path: Path) -> None:
     made = recipe()
     run = record(made, tmp_path, optimizer="momentum", lr=0.01, batch_size=10, dtype="float64")
     budget = _explained(run, made, seconds=1e-6)
-    assert [row.nodes for row in budget.rows] == ["V0 - V9"]
+    assert [(row.term, row.nodes) for row in budget.rows] == [("unexplained", "V0 - V9")]
     left_out = " ".join(budget.sentences)
     assert "consumed gradients is left out" in left_out
     assert "batch order and sizes is left out" in left_out
@@ -276,6 +278,8 @@ def test_a_replay_of_something_else_is_not_used(tmp_path: Path, tampered: Tamper
     other = tampered(run, "weights", 1, lambda weights: {n: t + 1.0 for n, t in weights.items()})
     budget = _explained(other, made)
     assert [row.nodes for row in budget.rows][:2] == ["V0 - V5", "V5 - V6"]
+    assert budget.rows[0].term == "unexplained"
+    assert not any("rounding" in row.term for row in budget.rows)
     assert budget.rows[1].term == "curvature (predicted displacement)"
     assert any("does not reproduce the recorded weights" in sentence for sentence in budget.sentences)
 

@@ -12,6 +12,7 @@ SMALLEST = 0.005
 REST = "all others"
 MOST_BARS = 24
 COLOURS = {
+    "unexplained": "#332288",
     "replay mismatch": "black",
     "update rounding": "#ca9161",
     "weight decay": "#fbafe4",

@@ -223,7 +223,9 @@ TABLES = {
             _RUN,
             _EPOCH,
             Column(
-                "term", "what the row is due to; several, joined by +, where the nodes between them were not computed"
+                "term",
+                "what the row is due to; several, joined by +, where the nodes between them were not computed; "
+                "unexplained where nothing tells which gradients were consumed",
             ),
             Column("norm", "norm of the row's vector"),
             Column("cosine", "cosine of the row's vector to the residual"),

@@ -13,6 +13,8 @@ from tvgrad.vectors.algebra import add_scaled, difference, to_float64, zeros_lik
 from tvgrad.vectors.parameters import Weights, inner_product, norm
 
 RECORDED_NODE = "V0"
+UNEXPLAINED = "unexplained"
+"""The row that begins at the recorded task vector, where the consumed gradients are neither recorded nor replayed."""
 
 
 class Row(Enum):
@@ -48,7 +50,8 @@ class BudgetTerm(Result):
     Attributes:
         run: the run's name.
         epoch: epochs done.
-        term: what the row is due to; several names joined by ` + ` where a node between them was not computed.
+        term: what the row is due to; several names joined by ` + ` where a node between them was not computed, and
+            `unexplained` where nothing tells what the optimizer consumed.
         norm: of the row's vector.
         cosine: of the row's vector to the residual, NaN where one of them is zero.
         share: `<row, residual> / ||residual||^2`; they sum to 1 and may be negative; NaN where the residual is zero.
@@ -88,6 +91,7 @@ def rows_between(
     *,
     absent: Container[Row] = (),
     terms: Mapping[Row, str] | None = None,
+    unexplained: bool = False,
 ) -> EpochBudget:
     """Make the rows from the recorded task vector to the last node.
 
@@ -97,6 +101,7 @@ def rows_between(
         nodes: row -> the vector at its end, float64, on one device; rows without a node become one with the next.
         absent: rows that are zero for this run whatever the numbers: they are not named where they are one with others.
         terms: other words for some rows.
+        unexplained: nothing tells apart what happened between the recorded task vector and the first node.
 
     Returns:
         The rows, and how well they sum to the residual.
@@ -117,6 +122,8 @@ def rows_between(
         cosine = along / (length * math.sqrt(size)) if length and size else math.nan
         named = [name for name in names if name not in absent] or names
         term = " + ".join((terms or {}).get(name, name.term) for name in named)
+        if unexplained and begin == RECORDED_NODE:
+            term = UNEXPLAINED
         share = along / size if size else math.nan
         rows.append(BudgetTerm(run.name, epoch, term, length, cosine, share, f"{begin} - {row.node}"))
         before, names, begin = nodes[row], [], row.node

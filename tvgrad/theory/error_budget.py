@@ -15,7 +15,8 @@ The residual `tau - (-kappa S g_0)` is cut into rows by nodes, each of which und
     V9   - kappa S g_0
 
 with gradients and Hessians on the right at theta_0. The rows telescope, so their sum is the residual whatever the nodes
-are; a node that cannot be computed is left out, and its two rows become one under both names. For Adam, kappa is the
+are; a node that cannot be computed is left out, and its two rows become one under both names. Where the consumed
+gradients are neither recorded nor replayed, the row that begins at V0 is called unexplained. For Adam, kappa is the
 multiple of `- sum c_s G_s` that lies nearest to V2; for linear rules it is 1. Shares depend on the order of the nodes.
 """
 
@@ -276,7 +277,10 @@ class _BudgetMaker:
         budgets = {}
         for epoch, sums in self.sums.items():
             nodes = self._nodes(sums, gradient)
-            budgets[epoch] = rows_between(self.run, epoch, nodes, absent=self._absent(), terms=self._terms())
+            unexplained = self.plan.source is None
+            budgets[epoch] = rows_between(
+                self.run, epoch, nodes, absent=self._absent(), terms=self._terms(), unexplained=unexplained
+            )
             if sums.mismatch:
                 sentences.append(
                     f"the replay of the batches differs from the recorded weights of epoch {epoch} by "
