@@ -73,6 +73,7 @@ def _report_runs(
     from tvgrad.cli.terminal import bytes_bar
 
     from tvgrad.report.empty_columns import missing_results
+    from tvgrad.report.summary import summary_of
     from tvgrad.report.tables import run_tables
 
     whole, damaged = whole_runs(paths)
@@ -86,6 +87,7 @@ def _report_runs(
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     with bytes_bar("reading") as progress:
         made = run_tables(whole, groups, progress)
+    click.echo(summary_of(made.tables)[0])
     if out is None:
         _print(made.tables, bool(groups))
         for sentence in missing_results(made.tables):

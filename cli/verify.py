@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from . import options
 
 if TYPE_CHECKING:
     from tvgrad.store.run import Run
-    from tvgrad.theory.equivalence import StepVerdict
+    from tvgrad.theory.verdicts import EquivalenceRow
 
 
 @dataclass
@@ -24,7 +24,7 @@ class _Outcome:
     run: str
     points: int = 0
     problems: list[str] = field(default_factory=list)
-    verdicts: list[StepVerdict] = field(default_factory=list)
+    verdicts: list[EquivalenceRow] = field(default_factory=list)
     replay: str | None = None
     passed: bool = False
 
@@ -56,13 +56,13 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
     opened = open_each(runs)
     readable = [run for _, run, _ in opened if run is not None]
     names = dict(zip(readable, run_names(readable), strict=True))
-    outcomes = []
-    for directory, run, problems in opened:
-        name = str(directory) if run is None else names[run]
-        outcomes.append(_Outcome(name, problems=problems) if run is None else _check(run, name, target))
-        if not as_json:
-            _show(outcomes[-1])
-    if as_json:
+    outcomes = [
+        _Outcome(str(directory), problems=problems) if run is None else _check(run, names[run], target)
+        for directory, run, problems in opened
+    ]
+    if not as_json:
+        _show_all(outcomes)
+    else:
         found = {
             "runs": [{key: value for key, value in vars(one).items() if key != "verdicts"} for one in outcomes],
             "equivalence": [verdict.row() for one in outcomes for verdict in one.verdicts],
@@ -76,15 +76,15 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
 def _check(run: Run, name: str, target: str | None) -> _Outcome:
     from tvgrad.cli.open_runs import problems_of
 
-    from tvgrad.theory.equivalence import FAILS, check_one_epoch
+    from tvgrad.theory.equivalence import FAILS
     from tvgrad.theory.replay import replay_gradients
+    from tvgrad.theory.verdicts import verdict_rows
 
     outcome = _Outcome(name, len(run.epochs), problems_of(run, checksums=True))
     if outcome.problems:
         return outcome
-    check = check_one_epoch(run)
-    outcome.verdicts = [replace(verdict, run=name) for verdict in check.verdicts]
-    outcome.passed = check.holds != FAILS
+    outcome.verdicts = list(verdict_rows(run, name))
+    outcome.passed = all(row.holds != FAILS for row in outcome.verdicts)
     if target is not None:
         replayed = replay_gradients(run, target)
         outcome.replay = replayed.sentence
@@ -92,8 +92,23 @@ def _check(run: Run, name: str, target: str | None) -> _Outcome:
     return outcome
 
 
+def _show_all(outcomes: list[_Outcome]) -> None:
+    """What must be known in the first line: damage, then both verdicts."""
+    from tvgrad.theory.verdicts import headline
+    from tvgrad.wording import listed
+
+    damaged = [outcome.run for outcome in outcomes if outcome.problems]
+    rows = [row for outcome in outcomes for row in outcome.verdicts]
+    click.echo(
+        " ".join([*([f"Damaged: {listed(damaged, 5)}."] if damaged else []), *([headline(rows)] if rows else [])])
+    )
+    for outcome in outcomes:
+        _show(outcome)
+
+
 def _show(outcome: _Outcome) -> None:
     from tvgrad.theory.equivalence import APPLIES_NOT
+    from tvgrad.theory.verdicts import UNKNOWN
 
     click.echo(f"{outcome.run}: {'damaged' if outcome.problems else f'{outcome.points} points whole'}")
     for problem in outcome.problems:
@@ -102,5 +117,11 @@ def _show(outcome: _Outcome) -> None:
         ratio = verdict.worst_ratio_to_budget
         detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to budget {ratio:.3f})"
         click.echo(f"  {verdict.rule}: {verdict.holds}{detail}; {verdict.reason}")
+    for said in dict.fromkeys((row.gradient_holds, row.far, row.cause, row.trouble) for row in outcome.verdicts):
+        holds, far, cause, trouble = said
+        words = [*([] if holds == UNKNOWN else [far]), *([cause] if cause else [])]
+        click.echo(f"  tau_1 = -lr x full-batch gradient: {holds}; {'; '.join(words)}")
+        if trouble:
+            click.echo(f"  trouble: {trouble}")
     if outcome.replay is not None:
         click.echo(f"  replay: {outcome.replay}")

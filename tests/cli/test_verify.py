@@ -66,7 +66,10 @@ def flip_last_byte(path: Path) -> None:
 def test_clean_runs(tvgrad: Called, copied: Path) -> None:
     code, out, err = tvgrad("verify", copied)
     assert (code, err) == (0, "")
-    assert [line for line in out.splitlines() if not line.startswith(" ")] == [
+    first, *runs = (line for line in out.splitlines() if not line.startswith(" "))
+    assert first.startswith("Task vector = -lr x full-batch gradient after the first epoch: yes for 2: ")
+    assert "Optimizer step: exact for every run" in first
+    assert runs == [
         "low: 4 points whole",
         "rotated: 4 points whole",
     ]

@@ -23,7 +23,8 @@ def tables(runs=("a", "b"), holds="exact", shares=((0.7, 0.3), (0.4, 0.6)), cosi
         for group in ("all", "encoder.0"):
             norms += [(run, e, group, 1.0, 1.0, 1.0, share[e] if e < 2 else math.nan) for e in range(3)]
             directions += [(run, e, group, math.nan if e == 0 else cosine, 1.0, 1.0, 1.0, 0.1) for e in range(3)]
-        equivalence.append((run, "tau_1 = -lr g_0", holds, 0.9, 0.01, 0.0, reason))
+        answer = ("yes", 1e-6, 1.0, "") if holds == "exact" else ("no", 0.79, 0.61, "the cause")
+        equivalence.append((run, "tau_1 = -lr g_0", holds, 0.9, 0.01, 0.0, reason, *answer, ""))
     cross = [(runs[0], runs[1], 2, "all", 0.25, 0.2, 0.5)]
     rows = {"norms": norms, "directions": directions, "equivalence": equivalence, "cross_task": cross}
     frames = {}
@@ -63,6 +64,11 @@ def needed(name):
             "frozen_share",
             "gradient_relative_error",
             "reason",
+            "gradient_holds",
+            "deviation",
+            "cosine",
+            "cause",
+            "trouble",
         ),
         "cross_task": ("run_a", "run_b", "epoch", "group", "cos_task_vectors", "cos_gradients", "sign_agreement"),
     }[name]
@@ -104,7 +110,8 @@ def test_groups_are_folded_away():
 
 def test_summary_counts_what_the_tables_say():
     text = " ".join(summary_of(tables()))
-    assert "The first epoch of every run is exact" in text
+    assert "after the first epoch: yes for 2: at most 1e-06 away, cosine 1.00." in text
+    assert "Optimizer step: exact for every run, within the rounding of one step" in text
     assert "largest in norm in 1 of 2 runs" in text
     assert "between 0.400 (b) and 0.700 (a)" in text
     assert "0.80 to 1.40 times an even share" in text
@@ -114,11 +121,13 @@ def test_summary_counts_what_the_tables_say():
 
 def test_summary_of_failures_and_other_forms():
     failing = " ".join(summary_of(tables(holds="fails", reason="the weights moved")))
-    assert "Not exact for a and b: the weights moved." in failing
-    assert "exact:" not in failing
+    assert failing.startswith("Task vector = -lr x full-batch gradient after the first epoch: no for 2 of 2 runs")
+    assert "79 % away, cosine 0.61; the cause. Optimizer step: fails for a and b." in failing
+    assert "The step fails for a and b: the weights moved." in failing
+    assert "exact" not in failing
     other = " ".join(summary_of(tables(holds="does not apply", reason="adam divides", cosines=(0.99, 0.97))))
     assert "The gradient form does not apply for a and b: adam divides." in other
-    assert "merging after one epoch is worth trying first" in other
+    assert "Next: `tvgrad explain RUN --recipe TARGET`" in other
 
 
 def test_published_shares_are_those_of_the_paper():
@@ -143,8 +152,9 @@ def test_latex_tables_are_balanced_and_captioned(name):
         assert rule in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     shown = tables()[name].dropna(axis="columns", how="all")
-    columns = shown.shape[1] - ("group" in shown) - ("reason" in shown)
-    assert caption_of(name, list(shown.drop(columns="reason", errors="ignore"))) in text
+    shown = shown.drop(columns=["reason", "cause", "trouble"], errors="ignore")
+    columns = shown.shape[1] - ("group" in shown)
+    assert caption_of(name, list(shown)) in text
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
     plain = re.sub(r"\$[^$]*\$", "", text)
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", plain.replace(r"\label{tab:cross-task}", ""))

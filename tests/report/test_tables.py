@@ -41,7 +41,8 @@ CONTRACT = {
     "directions": "run, epoch, group, cos_task_vector_descent, cos_epoch_gradient_first, "
     "cos_task_vector_epoch_descent, cos_gradient_first, cos_task_vector_first, "
     "relative_residual",
-    "equivalence": "run, rule, holds, worst_ratio_to_budget, frozen_share, gradient_relative_error, reason",
+    "equivalence": "run, rule, holds, worst_ratio_to_budget, frozen_share, gradient_relative_error, reason, "
+    "gradient_holds, deviation, cosine, cause, trouble",
     "cross_task": "run_a, run_b, epoch, group, cos_task_vectors, cos_gradients, sign_agreement",
 }
 

@@ -177,6 +177,8 @@ class _Count:
         """Largest distance between the means of two ways to group, 0 where rounding explains it."""
         weights = _perturbed(self.batch_loss, amount)
         others = [self.mean(groups, weights) for groups in right]
+        if amount and not all(bool(torch.isfinite(other.gradient).all()) for other in others):
+            return 0.0  # a model need not have a loss there
         return max(self._unexplained(groups, weights, others) for groups in left)
 
     def _unexplained(self, groups: Grouping, weights: dict[str, torch.Tensor], others: Sequence[_Mean]) -> float:

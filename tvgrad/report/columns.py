@@ -150,7 +150,7 @@ TABLES = {
         (
             _RUN,
             Column("rule", "the formula that was checked"),
-            Column("holds", "exact, fails or does not apply"),
+            Column("holds", "the step, for the gradient that was consumed: exact, fails or does not apply"),
             Column(
                 "worst_ratio_to_budget",
                 "largest deviation of a coordinate from the formula, over the bound on its rounding in one optimizer "
@@ -167,7 +167,19 @@ TABLES = {
                 "distance between the consumed and the full-batch gradient over the latter's norm",
                 "`||hat g - g_0|| / ||g_0||`",
             ),
-            Column("reason", "one sentence"),
+            Column("reason", "of the step's verdict, one sentence"),
+            Column(
+                "gradient_holds",
+                "whether the task vector after the first epoch is minus the rate times the full-batch gradient, within "
+                "a hundredth of its norm: yes, no or unknown",
+                "gradient",
+            ),
+            Column("deviation", "`||tau_1 + lr g_0|| / ||lr g_0||`"),
+            Column("cosine", "`cos(tau_1, -g_0)`"),
+            Column("cause", "of a no or an unknown, one sentence"),
+            Column(
+                "trouble", "divergence or an early end, with the numbers that show it; empty where there is neither"
+            ),
         ),
     ),
     "cross_task": TableText(

@@ -16,7 +16,7 @@ from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import listed
 
-TOO_WIDE = ("reason", "nodes", "predicted_norm_order2")
+TOO_WIDE = ("reason", "cause", "trouble", "nodes", "predicted_norm_order2")
 """Columns for which a page has no room: sentences, names of nodes, and the second of two estimates of one norm."""
 MOST_ROWS = 40
 """Rows that a page holds beside its caption."""

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
+from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
+from tvgrad.theory.verdicts import NO, UNCHANGED, UNKNOWN, EquivalenceRow, headline
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
 
@@ -30,7 +33,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         Sentences, in reading order; those for which there is no data are left out.
     """
     found = [
-        *_exactness(tables["equivalence"]),
+        *_first_epoch(tables["equivalence"]),
         *_dominance_in_norm(tables["norms"]),
         *_growth(tables["norms"]),
         *_dominance_in_direction(tables["directions"]),
@@ -71,17 +74,10 @@ def summary_of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     ]
 
 
-def _exactness(verdicts: pd.DataFrame) -> list[str]:
-    sentences = []
-    by_run = {str(run): list(group["holds"]) for run, group in verdicts.groupby("run", sort=False)}
-    exact = [run for run, found in by_run.items() if "exact" in found and "fails" not in found]
-    if exact:
-        every = "every run" if len(exact) == len(by_run) else listed(exact)
-        formulas = verdicts[(verdicts["holds"] == "exact")]["rule"].drop_duplicates()
-        sentences.append(
-            f"The first epoch of {every} is exact: {listed(list(formulas))} holds in every coordinate within the "
-            "rounding of one optimizer step."
-        )
+def _first_epoch(verdicts: pd.DataFrame) -> list[str]:
+    """Both verdicts in a line, then what explains them."""
+    rows = [EquivalenceRow(*row) for row in verdicts[list(COLUMNS["equivalence"])].itertuples(index=False, name=None)]
+    sentences = [headline(rows)] if rows else []
     shares = dict(zip(verdicts["run"].astype(str), verdicts["frozen_share"].astype(float), strict=True))
     run = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name], default="")
     frozen = shares.get(run, math.nan)
@@ -90,13 +86,17 @@ def _exactness(verdicts: pd.DataFrame) -> list[str]:
             f"Up to {frozen:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
             "gradient: their step was under half the spacing of the number format."
         )
-    for holds, opening in (("fails", "Not exact"), ("does not apply", "The gradient form does not apply")):
+    exact = set(verdicts.loc[verdicts["holds"] == EXACT, "run"])
+    for holds, opening in (
+        (FAILS, "The step fails"),
+        (APPLIES_NOT, "The gradient form does not apply"),
+    ):
         found = verdicts[verdicts["holds"] == holds]
         # Reasons that differ only in their numbers are one reason.
         alike = found["reason"].map(lambda reason: re.sub(r"\d[\d.,e+%-]*", "#", str(reason)))
         for _, group in found.groupby(alike, sort=False):
             names = list(group["run"].drop_duplicates())
-            if holds != "fails" and set(names) <= set(exact):
+            if holds != FAILS and set(names) <= exact:
                 continue
             if group["reason"].nunique() == 1:
                 sentences.append(f"{opening} for {listed(names)}: {group['reason'].iloc[0]}.")
@@ -213,12 +213,20 @@ def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
 
 def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
     verdicts = tables["equivalence"]
-    if (verdicts["holds"] == "fails").any():
+    if (verdicts["holds"] == FAILS).any():
         return (
             "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
         )
-    directions = tables["directions"]
-    table = whole_model(directions, "cos_task_vector_descent")
+    if (verdicts["trouble"] != "").any():
+        return "Next: lower the learning rate; `tvgrad predict` prints the limit of gradient descent."
+    if (verdicts["gradient_holds"] == UNKNOWN).all():
+        return "Next: record full-batch gradients (`--record gradients` with a recipe): they are what is missing."
+    if (verdicts["gradient_holds"] == NO).any():
+        if (verdicts.loc[verdicts["gradient_holds"] == NO, "frozen_share"] >= UNCHANGED).any():
+            return "Next: keep the weights in float32, or raise the learning rate: then more coordinates move."
+        if tables.get("error_budget", pd.DataFrame()).empty:
+            return "Next: `tvgrad explain RUN --recipe TARGET` splits the deviation from the gradient into its causes."
+    table = whole_model(tables["directions"], "cos_task_vector_descent")
     if table.empty:
         return "Next: record full-batch gradients (`--record gradients`) to compare the task vectors with them."
     lowest = float(table["cos_task_vector_descent"].min())

@@ -25,8 +25,8 @@ from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
 from tvgrad.streaming.run_vectors import RunVectors, vectors_of
 from tvgrad.streaming.vector_key import VectorKey
-from tvgrad.theory.equivalence import check_one_epoch
 from tvgrad.theory.explain import read_results
+from tvgrad.theory.verdicts import verdict_rows
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
 
 COMPARED = ("task_vector", "gradient")
@@ -120,11 +120,7 @@ def run_tables(
         "cross_task": _cross_task(found, gram),
     }
     tables = {name: pd.DataFrame(rows, columns=list(COLUMNS[name])) for name, rows in frames.items()}
-    verdicts = [
-        replace(verdict, run=name)
-        for run, name in zip(runs, names, strict=True)
-        for verdict in check_one_epoch(run).verdicts
-    ]
+    verdicts = [row for run, name in zip(runs, names, strict=True) for row in verdict_rows(run, name)]
     explained = [(name, *read_results(run)) for run, name in zip(runs, names, strict=True)]
     results: dict[str, Sequence[Result]] = {
         "equivalence": verdicts,

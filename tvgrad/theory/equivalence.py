@@ -247,7 +247,7 @@ def _adam_form(lr: float, rule: Adam) -> Form:
 def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
     worst = worst_moved = difference = length = 0.0
     unchanged = moving = 0
-    for after, before, gradient in _coordinates(run, consumed):
+    for after, before, gradient in first_step_tensors(run, consumed):
         dtype = after.dtype
         wide_after, wide_before, wide = after.double(), before.double(), gradient.double()
         tau = wide_after - wide_before
@@ -268,8 +268,19 @@ def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
     return _Comparison(worst, worst_moved, unchanged / moving if moving else math.nan, relative)
 
 
-def _coordinates(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """theta_1, theta_0 and the gradient, one flattened tensor at a time."""
+def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Read theta_1, theta_0 and a gradient, one flattened tensor at a time.
+
+    Args:
+        run: the run.
+        consumed: gradient (the full-batch one at theta_0) or epoch_gradient (what the first epoch consumed).
+
+    Yields:
+        The three, in the run's dtype.
+
+    Raises:
+        TvgradError: a file lacks a tensor.
+    """
     with ExitStack() as stack:
         after = stack.enter_context(run.file("weights", 1))
         before = stack.enter_context(run.file("weights", 0))

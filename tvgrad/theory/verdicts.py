@@ -1,0 +1,328 @@
+"""Two verdicts on the first epoch of a run, never one, and the sentence that a reader takes away.
+
+*Step*: did the weights move as the update rule prescribes for the gradient that the optimizer consumed? That is a
+question about rounding, and `check_one_epoch` answers it with a bound.
+
+*Gradient*: is the task vector minus the learning rate times g_0, the full-batch gradient at the pretrained weights?
+That is the statement of the paper (arXiv 2508.16082), and a run can pass the first and be far from the second: Adam,
+several batches, a number format whose spacing swallows the step, dropout. The deviation is shown in either case.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvgrad.results import Result
+from tvgrad.store.run import Run
+from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_step_tensors
+from tvgrad.theory.explain import read_results
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import Adam, Nesterov
+from tvgrad.wording import counted, listed, percent
+
+YES, NO, UNKNOWN = "yes", "no", "unknown"
+
+SAME = 0.01
+"""A task vector within this relative deviation of minus the rate times the gradient is called that vector."""
+
+UNCHANGED = 0.05
+"""From which share of unchanged coordinates they are named as a cause."""
+
+LOSSES = ("loss", "train_loss")
+STOPPED = "it stopped"
+GREW = 2.0
+"""From how many times its first value a loss is said to have grown."""
+
+
+@dataclass(frozen=True)
+class GradientVerdict(Result):
+    """Is the first task vector minus the learning rate times the full-batch gradient?
+
+    Attributes:
+        holds: yes, no or unknown (no full-batch gradient at theta_0, no weights after the first epoch, no rate).
+        deviation: `||tau_1 + lr g_0|| / ||lr g_0||`, the recorded g_0; NaN where it cannot be formed.
+        cosine: `cos(tau_1, -g_0)`.
+        gradient_rounding: relative deviation of the recorded g_0 from the same gradient in a wider format, where the
+            run says it; else NaN.
+        cause: one sentence; empty where the answer is yes.
+    """
+
+    holds: str
+    deviation: float
+    cosine: float
+    gradient_rounding: float
+    cause: str
+
+    @property
+    def sentence(self) -> str:
+        """The answer in words: yes or no, how far, and why."""
+        if self.holds == UNKNOWN:
+            return f"unknown: {self.cause}"
+        own = ""
+        if self.gradient_rounding > 0:
+            own = f", g_0 itself {percent(self.gradient_rounding)} off by the rounding of its format"
+        far = f"deviation {percent(self.deviation)}{own}, cosine {self.cosine:.2f}"
+        if self.holds == YES:
+            return f"yes ({far})"
+        return f"no: {percent(self.deviation)} away{own}, cosine {self.cosine:.2f}; {self.cause}"
+
+
+@dataclass(frozen=True)
+class EquivalenceRow(Result):
+    """Both verdicts on a run's first epoch: a row of equivalence.csv.
+
+    Attributes:
+        run: the run's name.
+        rule: the form of the step that was checked.
+        holds: the step: exact, fails or does not apply.
+        worst_ratio_to_budget: largest deviation of a coordinate over its rounding bound.
+        frozen_share: share of the coordinates with a gradient that the step left unchanged.
+        gradient_relative_error: of the consumed gradient to the full-batch one.
+        reason: of the step's verdict, one sentence.
+        gradient_holds: is the task vector minus the rate times the full-batch gradient: yes, no or unknown.
+        deviation: `||tau_1 + lr g_0|| / ||lr g_0||`.
+        cosine: `cos(tau_1, -g_0)`.
+        cause: of a no or an unknown, one sentence.
+        trouble: divergence or an early end, as clauses with their numbers; empty where there is neither.
+    """
+
+    run: str
+    rule: str
+    holds: str
+    worst_ratio_to_budget: float
+    frozen_share: float
+    gradient_relative_error: float
+    reason: str
+    gradient_holds: str
+    deviation: float
+    cosine: float
+    cause: str
+    trouble: str
+
+    @property
+    def far(self) -> str:
+        """How far the task vector is from minus the rate times the gradient, in words."""
+        return f"{percent(self.deviation)} away, cosine {self.cosine:.2f}"
+
+
+def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...]:
+    """Judge the first epoch of a run, and whether its training diverged.
+
+    Args:
+        run: a recorded run.
+        name: what to call it; by default its own name.
+
+    Returns:
+        One row for each form of the step that was checked; what is said of the gradient is the same in all.
+    """
+    step = check_one_epoch(run)
+    gradient, trouble = gradient_verdict(run, step), "; ".join(troubles_of(run))
+    said = {
+        "gradient_holds": gradient.holds,
+        "deviation": gradient.deviation,
+        "cosine": gradient.cosine,
+        "cause": gradient.cause,
+        "trouble": trouble,
+    }
+    return tuple(EquivalenceRow(**{**vars(one), **said, "run": name or run.name}) for one in step.verdicts)
+
+
+def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
+    """Compare the first task vector with minus the rate times the recorded full-batch gradient.
+
+    Args:
+        run: a recorded run.
+        step: the check of its first step.
+
+    Returns:
+        The verdict, the deviation measured in float64 and never from inner products of the long vectors.
+    """
+    nothing = math.nan
+    lacks = _lacks(run)
+    if lacks is not None:
+        return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks)
+    rate = _first_rate(run)
+    apart = length = moved = inner = 0.0
+    for after, before, gradient in first_step_tensors(run, "gradient"):
+        tau, descent = after.double() - before.double(), -rate * gradient.double()
+        apart += float((tau - descent).square().sum())
+        length += float(descent.square().sum())
+        moved += float(tau.square().sum())
+        inner += float(tau @ descent)
+    if length == 0:
+        return GradientVerdict(UNKNOWN, nothing, nothing, nothing, "the full-batch gradient at the start is zero")
+    deviation = math.sqrt(apart / length)
+    cosine = inner / math.sqrt(moved * length) if moved else nothing
+    rounding = float(run.info.get("gradient_rounding") or nothing)
+    total = deviation if math.isnan(rounding) else deviation + rounding
+    if total <= SAME:
+        return GradientVerdict(YES, deviation, cosine, rounding, "")
+    stretch = math.sqrt(moved / length)
+    return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, deviation, stretch))
+
+
+def _lacks(run: Run) -> str | None:
+    """What is missing for a comparison with the full-batch gradient, or None."""
+    if 0 not in run.having("gradient"):
+        return (
+            "no full-batch gradient at the pretrained weights was recorded (`--record gradients` with a recipe records "
+            "it)"
+        )
+    if 0 not in run.epochs or 1 not in run.epochs:
+        return f"the weights after {run.unit} 1 were not recorded or not kept"
+    if math.isnan(_first_rate(run)):
+        return f"the learning rate is not known: {run.info.get('rule_reason') or 'no update rule was recorded'}"
+    return None
+
+
+def _first_rate(run: Run) -> float:
+    steps = run.steps(1)
+    if len(steps) and not math.isnan(float(steps["lr"].iloc[0])):
+        return float(steps["lr"].iloc[0])
+    return math.nan if run.rule is None else run.rule.rate(0)
+
+
+def _cause(run: Run, step: OneEpochCheck, deviation: float, stretch: float) -> str:
+    """Why the task vector is not minus the rate times the gradient, from what the run knows."""
+    if not math.isfinite(deviation):
+        return f"the weights after {run.unit} 1 are not finite"
+    causes = [*_causes_of_the_rule(run), *_causes_of_the_steps(run)]
+    if not causes:  # one plain step: the error budget splits this very deviation
+        budget = _largest_term(run)
+        if budget:
+            return budget
+    shares = [verdict.frozen_share for verdict in step.verdicts if verdict.frozen_share >= UNCHANGED]
+    if shares:
+        dtype = run.info.get("dtype", "their format")
+        causes.append(f"{percent(max(shares))} of the coordinates did not change, their step being lost in {dtype}")
+    errors = [verdict.gradient_relative_error for verdict in step.verdicts if verdict.gradient_relative_error > SAME]
+    if errors:
+        causes.append(
+            f"the gradient that the step consumed is {percent(max(errors))} away from the full-batch gradient "
+            "(dropout, augmentation, noise, other samples or other weights in the mean)"
+        )
+    if step.holds == FAILS:
+        causes.append("something besides this optimizer step moved the weights")
+    if abs(stretch - 1) > SAME and math.isfinite(stretch):
+        causes.append(
+            f"it is {stretch:,.3g} times as long" if stretch < 1000 else f"it is {stretch:,.0f} times as long"
+        )
+    return listed(causes) if causes else f"rounding to {run.info.get('dtype', 'the format')} of the weights"
+
+
+def _largest_term(run: Run) -> str | None:
+    """What the error budget of the first epoch says, where it was computed."""
+    terms = [term for term in read_results(run)[1] if term.epoch == 1 and not math.isnan(term.share)]
+    if not terms:
+        return None
+    largest = max(terms, key=lambda term: term.share)
+    return f"by the error budget {percent(largest.share)} of it is {largest.term}"
+
+
+def _causes_of_the_rule(run: Run) -> list[str]:
+    rule, found = run.rule, []
+    if isinstance(rule, Adam):
+        found.append(f"{rule.name} divides each coordinate of the gradient by its own size")
+    elif isinstance(rule, Nesterov):
+        found.append(f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}")
+    if rule is not None and (rule.coupled_decay or rule.decoupled_decay):
+        found.append(f"weight decay {rule.coupled_decay or rule.decoupled_decay:g} moves the weights too")
+    return found
+
+
+def _causes_of_the_steps(run: Run) -> list[str]:
+    found, steps = [], run.steps(1)
+    count = run.point(1).steps
+    if run.unit == "epoch" and count != 1:
+        size = run.info.get("batch_size")
+        cut = f" on mini-batches of {size}" if size else ""
+        momentum = isinstance(run.rule, LinearRule) and bool(getattr(run.rule, "momentum", 0))
+        found.append(f"epoch 1 took {count} steps{cut}{', weighed by momentum' if momentum else ''}")
+    factors = [float(factor) for factor in steps["clip_factor"].dropna()] if "clip_factor" in steps else []
+    if min(factors, default=1.0) < 1:
+        found.append(f"the gradient was clipped to {min(factors):.2g} of its length")
+    return found
+
+
+def troubles_of(run: Run) -> tuple[str, ...]:
+    """Find divergence and a training that did not reach its end.
+
+    Args:
+        run: a recorded run.
+
+    Returns:
+        Clauses, the worst first; empty where nothing went wrong that the record shows.
+    """
+    found = []
+    column = next((name for name in LOSSES if any(name in point.metrics for point in run.points)), None)
+    losses = [(point.number, point.metrics[column]) for point in run.points if column in point.metrics]
+    lost = [epoch for epoch, loss in losses if not math.isfinite(loss)]
+    if lost:
+        found.append(f"the loss is not finite in {run.unit} {lost[0]}")
+    if losses:
+        (_, first), (when, worst) = losses[0], max(losses, key=lambda one: one[1] if math.isfinite(one[1]) else 0.0)
+        if worst > GREW * first > 0:
+            found.append(f"the loss grew from {first:.3g} to {worst:.3g} in {run.unit} {when}")
+    wanted = run.info.get("epochs")
+    if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
+        found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
+    return tuple(found)
+
+
+def headline(rows: Sequence[EquivalenceRow]) -> str:
+    """Say in one line what a reader must know: trouble first, then both verdicts, the negative one first.
+
+    Args:
+        rows: of one run or several.
+
+    Returns:
+        One line that is true when it is read alone.
+    """
+    last = {row.run: row for row in rows}  # the rule's own form comes last
+    troubled = [row for row in last.values() if row.trouble]
+    stopped = all(row.trouble.startswith(STOPPED) for row in troubled)
+    trouble = (
+        f"{'Not finished' if stopped else 'Diverged'}: {listed([f'{row.run}, {row.trouble}' for row in troubled], 3)}."
+    )
+    steps = {row.run: FAILS for row in rows if row.holds == FAILS}
+    parts = [_gradient_part(list(last.values())), _step_part(rows, list(last.values()))]
+    if steps and not any(row.gradient_holds == NO for row in rows):
+        parts.reverse()
+    return " ".join([*([trouble] if troubled else []), *parts])
+
+
+def _gradient_part(rows: Sequence[EquivalenceRow]) -> str:
+    question = "Task vector = -lr x full-batch gradient"
+    by_answer = {holds: [row for row in rows if row.gradient_holds == holds] for holds in (NO, UNKNOWN, YES)}
+    said, alone = [], len(rows) == 1
+    if by_answer[NO]:
+        worst = max(by_answer[NO], key=lambda row: row.deviation if math.isfinite(row.deviation) else math.inf)
+        many = "" if alone else f" for {len(by_answer[NO])} of {counted(len(rows), 'run')}, worst {worst.run}"
+        said.append(f"no{many}: {worst.far}; {worst.cause}")
+    if by_answer[UNKNOWN]:
+        many = "" if alone else f" for {len(by_answer[UNKNOWN])}"
+        said.append(f"unknown{many}: {by_answer[UNKNOWN][0].cause}")
+    if by_answer[YES]:
+        worst = max(by_answer[YES], key=lambda row: row.deviation)
+        many = "" if alone else f" for {len(by_answer[YES])}"
+        said.append(f"yes{many}: {'' if alone else 'at most '}{worst.far}")
+    return f"{question} after the first epoch: {'; '.join(said)}."
+
+
+def _step_part(rows: Sequence[EquivalenceRow], last: Sequence[EquivalenceRow]) -> str:
+    exact = [row.run for row in last if row.holds == EXACT]
+    fails = list(dict.fromkeys(row.run for row in rows if row.holds == FAILS))
+    other = [row for row in last if row.holds not in {EXACT, FAILS}]
+    said = []
+    if fails:
+        said.append(f"fails for {listed(fails, 5)}")
+    if other:
+        why = re.split(r"[,:;]", other[0].reason)[0]
+        said.append(f"not checked for {listed([row.run for row in other], 5)} ({why})")
+    if exact:
+        every = "every run" if len(exact) == len(last) > 1 else listed(exact, 5)
+        said.append(f"exact for {every}, within the rounding of one step from the gradient that was consumed")
+    return f"Optimizer step: {'; '.join(said)}."
