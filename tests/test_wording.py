@@ -6,10 +6,12 @@ import math
 from decimal import Decimal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from tvgrad.wording import bytes_in_words, counted, listed, percent, rounded_down, rounded_up
+from tvgrad.wording import bytes_in_words, counted, listed, loading_error, percent, rounded_down, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,14 @@ def test_percent() -> None:
     shares = (0.0, 3.3e-5, 0.003, 0.0994, 0.788, 8.13, 1440.4, math.inf, math.nan)
     words = ["0", "3.3e-05", "0.3 %", "9.9 %", "79 %", "813 %", "1,440 times", "not finite", "not finite"]
     assert [percent(share) for share in shares] == words
+
+
+def test_a_state_dict_that_does_not_fit_is_told_in_ten_names() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(200)))
+    with pytest.raises(RuntimeError) as raised:
+        model.load_state_dict({"other": torch.zeros(1), "0.weight": torch.zeros(3, 2)})
+    told = loading_error(raised.value)
+    assert len(str(raised.value)) > 4000 > 400 > len(told)
+    assert told.startswith("the state_dict does not fit: missing 0.bias, 1.weight, 1.bias and 396 more; unexpected")
+    assert told.endswith("of another shape 0.weight")
+    assert loading_error(ValueError("two\nlines")) == "two lines"

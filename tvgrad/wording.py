@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -102,3 +103,29 @@ def _rounded(bound: float, digits: int, sign: int) -> str:
         return text
     last = Decimal(1).scaleb(Decimal(bound).adjusted() - digits + 1)
     return f"{float(Decimal(text) + sign * last):.{digits}g}"
+
+
+def loading_error(error: BaseException, most: int = 10) -> str:
+    """What `load_state_dict` found wrong, with ten names in the place of thousands.
+
+    Args:
+        error: what it raised.
+        most: so many names at most.
+
+    Returns:
+        Half a sentence; any other error's own words.
+    """
+    text = str(error)
+    if "loading state_dict" not in text:
+        return " ".join(text.split())
+    kinds = {kind: re.search(rf"{kind} key\(s\) in state_dict: (.*)", text) for kind in ("Missing", "Unexpected")}
+    found = {
+        "missing": re.findall(r'"([^"]+)"', kinds["Missing"][1]) if kinds["Missing"] else [],
+        "unexpected": re.findall(r'"([^"]+)"', kinds["Unexpected"][1]) if kinds["Unexpected"] else [],
+        "of another shape": re.findall(r"size mismatch for ([^:]+):", text),
+    }
+    found = {kind: names for kind, names in found.items() if names}
+    if not found:
+        return " ".join(text.split())
+    share = most // len(found)
+    return "the state_dict does not fit: " + "; ".join(f"{kind} {listed(n, share)}" for kind, n in found.items())

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from tests.cases import Noisy, Rows
 from tvgrad.errors import TvgradError
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
 from tvgrad.problem.samples import FINGERPRINT_SAMPLES, Samples, map_tensors, tensors_in
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import norm
 
 X, Y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
 PAIRS = list(zip(X, Y, strict=True))
@@ -152,3 +159,63 @@ def test_a_batch_is_moved_to_the_device_asked_for_and_cast_where_it_is_floating_
     inputs, targets = samples.batch(1, 3, torch.device("meta"))
     assert (inputs.device.type, inputs.dtype, inputs.shape) == ("meta", torch.float64, (2, 2))
     assert (targets.device.type, targets.dtype) == ("meta", torch.int64)
+
+
+def test_frames_and_series_of_pandas_are_data() -> None:
+    frame = pd.DataFrame(X.numpy(), columns=["a", "b"], index=range(5, 15))
+    samples = Samples((frame, pd.Series(Y.numpy(), index=range(5, 15))))
+    assert len(samples) == 10
+    assert all(torch.equal(one, other) for one, other in zip(samples.batch(2, 7), (X[2:7], Y[2:7]), strict=True))
+    with pytest.raises(TvgradError, match="a Series with values that are not all numbers is no tensor"):
+        Samples((frame, pd.Series(list("abcdefghij"))))
+    with pytest.raises(TvgradError, match="data is a DataFrame alone"):
+        Samples(frame)
+
+
+def test_a_list_of_batches_is_refused_in_one_sentence() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=4)
+    with pytest.raises(TvgradError, match=r"the data is a list of batches, .* pass \(inputs, targets\)"):
+        Samples(list(loader))
+    equal = list(DataLoader(TensorDataset(X, Y), batch_size=5))
+    with pytest.raises(TvgradError, match="the data is a list of batches"):
+        Objective(nn.Linear(2, 10), nn.CrossEntropyLoss(), equal)
+    tagged = [(torch.randn(7, 2), torch.randn(7, 1)) for _ in range(4)]  # sequences with a label for each step
+    assert Objective(nn.Linear(2, 1), nn.MSELoss(), tagged).gradient()
+
+
+def test_float64_arrays_are_cast_to_the_models_dtype_and_this_is_said() -> None:
+    model, data = nn.Linear(2, 10), (X.double().numpy(), Y.numpy())
+    with pytest.warns(UserWarning, match="the data is float64 and the model float32: the data is cast to float32"):
+        objective = Objective(model, nn.CrossEntropyLoss(), data)
+    plain = Objective(model, nn.CrossEntropyLoss(), (X, Y)).gradient()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in objective.gradient().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Objective(nn.Linear(2, 10).double(), nn.CrossEntropyLoss(), data)  # nothing to cast
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_in_narrow_integers_are_classes(dtype: torch.dtype) -> None:
+    model = nn.Linear(2, 10)
+    narrow = Objective(model, nn.CrossEntropyLoss(), (X, Y.to(dtype))).gradient()
+    wide = Objective(model, nn.CrossEntropyLoss(), (X, Y)).gradient()
+    assert all(torch.equal(tensor, wide[name]) for name, tensor in narrow.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_class_weights_follow_the_dtype(dtype: torch.dtype) -> None:
+    weights = torch.arange(1.0, 11.0)
+    recipe = Recipe(
+        nn.Linear(2, 10), nn.CrossEntropyLoss(weight=weights), (X, Y), count=lambda batch: weights[batch[1]].sum()
+    )
+    gradient = recipe.objective(dtype).gradient()
+    exact = recipe.objective(torch.float64).gradient()
+    assert norm(difference(gradient, exact)) <= 16 * torch.finfo(dtype).eps * norm(exact)
+    assert recipe.loss.weight.dtype == torch.float32  # type: ignore[union-attr] - the user's own stays as it is
+
+
+def test_data_is_rounded_to_a_format_before_it_is_widened() -> None:
+    x = torch.randn(10, 2)
+    rounded = Samples((x, Y)).as_rounded_to(torch.bfloat16).with_dtype(torch.float64)
+    assert torch.equal(rounded.batch(0, 10)[0], x.bfloat16().double())
+    assert torch.equal(rounded.subset([3]).batch(0, 1)[0], x[3:4].bfloat16().double())

@@ -11,6 +11,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.problem.samples import Batch
 
+NARROW_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -60,7 +61,7 @@ class BatchLoss(nn.Module):
             TvgradError: the loss is not a scalar.
         """
         output = self.output(batch)
-        value = output if self.loss is None else self.loss(output, target_of(batch))
+        value = output if self.loss is None else self._loss(output, _index(target_of(batch)))
         if self.loss is None and not isinstance(value, torch.Tensor):
             value = getattr(output, "loss", None)
         if not isinstance(value, torch.Tensor) or value.ndim != 0:
@@ -69,6 +70,19 @@ class BatchLoss(nn.Module):
             )
             raise TvgradError(f"the loss is {what}: it must be one number, the mean over the batch (reduction='mean')")
         return value if then is None else then(value)
+
+    def _loss(self, output: Any, target: Any) -> Any:
+        """The loss, its floating-point buffers (class weights) cast to the output's dtype and moved to its device."""
+        assert self.loss is not None
+        if isinstance(self.loss, nn.Module) and isinstance(output, torch.Tensor) and output.is_floating_point():
+            cast = {
+                name: buffer.to(output)
+                for name, buffer in self.loss.named_buffers()
+                if buffer.is_floating_point() and (buffer.dtype, buffer.device) != (output.dtype, output.device)
+            }
+            if cast:
+                return torch.func.functional_call(self.loss, cast, (output, target))
+        return self.loss(output, target)
 
     def output(self, batch: Batch) -> Any:
         """Compute the model's output for a batch.
@@ -115,6 +129,13 @@ class BatchLoss(nn.Module):
         if not 0 <= weight < float("inf"):
             raise TvgradError(f"count(batch) returned {weight}: the weight of a batch in the mean cannot be that")
         return weight
+
+
+def _index(target: Any) -> Any:
+    """Whole numbers in int64, the only type that PyTorch's losses take for classes."""
+    if isinstance(target, torch.Tensor) and target.dtype in NARROW_INTEGERS:
+        return target.long()
+    return target
 
 
 def target_of(batch: Batch) -> Any:

@@ -6,16 +6,17 @@ each of these makes a full-batch gradient that is silently not the gradient.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError, UnsupportedModel
-from tvgrad.numerics.precision import full_precision, seeded
+from tvgrad.numerics.precision import full_precision, preserved_randomness, seeded
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.count import check_count
-from tvgrad.problem.samples import Batch, Samples, map_tensors, tensors_in
+from tvgrad.problem.samples import LIST_OF_BATCHES, Batch, Samples, map_tensors, tensors_in
 
 ALLOWABLE = {
     "dropout": "noise in the forward pass (dropout): gradients belong to one fixed draw of it",
@@ -29,6 +30,30 @@ BATCH_DEPENDENT = frozenset(ALLOWABLE)
 """Each of them makes gradients that depend on how the data is cut into chunks, or on a draw."""
 
 CHECKED_SAMPLES = 12
+
+
+def fitted(samples: Samples, model: nn.Module, forward: object = None) -> Samples:
+    """Cast float64 data to the dtype of a model that could not take it, and say so.
+
+    Args:
+        samples: the data.
+        model: the module that is tuned.
+        forward: the user's own, which may cast as it likes: the data is then left alone.
+
+    Returns:
+        The samples, or a view of them.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if samples.dtype is not None or forward is not None or len(dtypes) != 1 or torch.float64 in dtypes:
+        return samples
+    with preserved_randomness(torch.device("cpu")):
+        found = {tensor.dtype for tensor in tensors_in(samples.batch(0, 1))}
+    if torch.float64 not in found:
+        return samples
+    (dtype,) = dtypes
+    name = str(dtype).removeprefix("torch.")
+    warnings.warn(f"the data is float64 and the model {name}: the data is cast to {name}", stacklevel=3)
+    return samples.with_dtype(dtype)
 
 
 def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device, allow: Collection[str] = ()) -> None:
@@ -75,7 +100,12 @@ def _check_samples(batch_loss: BatchLoss, samples: Samples, device: torch.device
             f"count(batch) is 0 for {size} samples from all over the data: there is no mean loss to check; "
             "take out the samples without weight"
         )
-    value, depends = _value(batch_loss, batch, seed=0)
+    try:
+        value, depends = _value(batch_loss, batch, seed=0)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if samples.maybe_batches:
+            raise TvgradError(LIST_OF_BATCHES) from error
+        raise
     if not torch.isfinite(value):
         raise TvgradError(
             f"the loss at the pretrained weights is {value.item()}: check the data, the model and the loss"

@@ -24,7 +24,7 @@ from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_e
 from tvgrad.numerics.device import resolve_device
 from tvgrad.numerics.precision import full_precision, seeded
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem
+from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.samples import Batch, Samples
@@ -117,7 +117,7 @@ class Objective:
         self.device = resolve_device(device, model)
         if any(parameter.device != self.device for parameter in model.parameters()):
             model = copy.deepcopy(model).to(self.device)
-        self.samples = data if isinstance(data, Samples) else Samples(data, collate)
+        self.samples = fitted(data if isinstance(data, Samples) else Samples(data, collate), model, forward)
         self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
         self.evaluations = Evaluations()

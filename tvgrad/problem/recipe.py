@@ -14,7 +14,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.device import resolve_device
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.problem.checks import check_problem
+from tvgrad.problem.checks import check_problem, fitted
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import same_names_and_shapes, trainable_parameters
@@ -90,7 +90,7 @@ class Recipe:
         _check_parts(model, loss, optimizer)
         self.model = model
         self.loss = loss
-        self.train = train if isinstance(train, Samples) else Samples(train, collate)
+        self.train = fitted(train if isinstance(train, Samples) else Samples(train, collate), model, forward)
         self.test = test if test is None or isinstance(test, Samples) else Samples(test, collate)
         self.name = _checked_name(name or type(model).__name__.lower())
         self.forward = forward

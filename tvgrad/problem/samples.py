@@ -24,11 +24,18 @@ FINGERPRINT_SAMPLES = 256
 NO_POSITIONS = {torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
+LIST_OF_BATCHES = (
+    "the data is a list of batches, and a full-batch gradient needs samples: pass (inputs, targets), joined with "
+    "torch.cat, or the data set that the batches were made of"
+)
+
+
 class Samples:
     """A data set of known length whose samples come in one fixed order.
 
     Attributes:
         dtype: floating-point tensors of a batch are cast to this type; None leaves them alone.
+        maybe_batches: whether the data is a list whose entries look like batches.
     """
 
     def __init__(
@@ -51,7 +58,9 @@ class Samples:
         self._indices: torch.Tensor | None = None
         self._tensors: tuple[torch.Tensor, ...] | None = None
         self._dataset: Any = None
+        self._rounded: torch.dtype | None = None
         self.dtype = dtype
+        data = _without_frames(data)
         if isinstance(data, DataLoader):
             collate = collate or data.collate_fn
             data = _dataset_of(data)
@@ -66,6 +75,9 @@ class Samples:
                 f"data is a {type(data).__name__}: pass (inputs, targets) as tensors, a map-style Dataset, "
                 "or a DataLoader without shuffling"
             )
+        self.maybe_batches = collate is None and type(data) is list and self._tensors is None and _like_batches(data)
+        if self.maybe_batches and len({size for row in data for size in _lengths(row)}) > 1:
+            raise TvgradError(LIST_OF_BATCHES)
         self._collate = collate or default_collate
         self._check_lengths()
 
@@ -125,6 +137,39 @@ class Samples:
         view.dtype = dtype or self.dtype
         return view
 
+    def as_rounded_to(self, dtype: torch.dtype) -> Samples:
+        """Round floating-point data to a format before it is cast: a float64 objective then has a bfloat16 run's data.
+
+        Args:
+            dtype: the format.
+
+        Returns:
+            A view.
+        """
+        view = copy.copy(self)
+        view._rounded = dtype
+        return view
+
+    def as_it_may_have_been(self, dtype: torch.dtype) -> Iterator[Samples]:
+        """The same data as a run may have recorded it.
+
+        Args:
+            dtype: the run's own.
+
+        Yields:
+            Views: as it is, before any cast, and cast to the run's dtype.
+        """
+        yield self
+        for given in (None, dtype):
+            view = copy.copy(self)
+            view._rounded, view.dtype = None, given
+            yield view
+
+    def _cast(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.to(device)
+        return (tensor if self._rounded is None else tensor.to(self._rounded)).to(device, self.dtype)
+
     def batch(self, start: int, stop: int, device: torch.device | None = None) -> Batch:
         """Collate the samples from `start` up to, not including, `stop`.
 
@@ -142,9 +187,9 @@ class Samples:
             made: Batch = tuple(part[rows] for part in self._tensors)
         else:
             made = self._collate([self._dataset[int(position)] for position in positions])
-        if self.dtype is None and device is None:
+        if self.dtype is None and self._rounded is None and device is None:
             return made
-        return map_tensors(made, lambda tensor: tensor.to(device, self.dtype if tensor.is_floating_point() else None))
+        return map_tensors(made, lambda tensor: self._cast(tensor, device))
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Cut the data set into batches of at most `size` samples, in order, none left out.
@@ -225,6 +270,39 @@ def _hash_batch(batch: Batch, digest: Any) -> None:
 
 def _is_array(part: Any) -> bool:
     return isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0
+
+
+def _lengths(row: Any) -> list[int]:
+    return [len(tensor) if tensor.ndim else 0 for tensor in tensors_in(row)]
+
+
+def _like_batches(data: list[Any]) -> bool:
+    """Whether each entry has several tensors of one length: a batch, or a sample of a sequence with its labels."""
+    found = [_lengths(row) for row in data]
+    return all(len(lengths) > 1 and lengths[0] > 0 and len(set(lengths)) == 1 for lengths in found)
+
+
+def _without_frames(data: Any) -> Any:
+    """Arrays in the place of pandas' frames and series, which index by label and by column."""
+    if _of_pandas(data):
+        raise TvgradError(f"data is a {type(data).__name__} alone: pass (inputs, targets), two frames or series")
+    if not isinstance(data, (tuple, list)):
+        return data
+    return type(data)(*map(_values, data)) if hasattr(data, "_fields") else type(data)(map(_values, data))
+
+
+def _of_pandas(part: Any) -> bool:
+    return type(part).__module__.split(".")[0] == "pandas" and hasattr(part, "to_numpy")
+
+
+def _values(part: Any) -> Any:
+    if not _of_pandas(part):
+        return part
+    values = part.to_numpy()
+    if values.dtype == object:
+        kind = type(part).__name__
+        raise TvgradError(f"a {kind} with values that are not all numbers is no tensor: convert its columns first")
+    return values.copy()  # a frame's own memory may be read-only
 
 
 def _as_tensor(part: Any) -> torch.Tensor:

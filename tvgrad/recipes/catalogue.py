@@ -21,6 +21,7 @@ from typing import Any
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe, check_recipes
+from tvgrad.wording import loading_error
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _where(error: BaseException) -> str:
     """The error and the line of the user's code that raised it, in half a sentence."""
     if isinstance(error, SyntaxError):
         return f"syntax error in line {error.lineno}: {error.msg}"
-    words = " ".join(str(error).split())  # PyTorch's messages may have several lines
+    words = loading_error(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, SystemExit):

@@ -68,7 +68,7 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
     return recipe.objective(
         dtype or own,
         device,
-        samples=samples,
+        samples=samples.as_rounded_to(own),
         model=model,
         chunk_size=run.info.get("chunk_size"),
         allow=run.info.get("allowed", ()),
@@ -96,11 +96,9 @@ def check_data(run: Run, objective: Objective) -> None:
     recorded = run.info.get("fingerprint")
     if recorded is None:
         return
-    samples = copy.copy(objective.samples)
-    for dtype in (samples.dtype, None, getattr(torch, str(run.info.get("dtype", "float32")))):
-        samples.dtype = dtype
-        if samples.fingerprint() == recorded:
-            return
+    own = getattr(torch, str(run.info.get("dtype", "float32")))
+    if any(samples.fingerprint() == recorded for samples in objective.samples.as_it_may_have_been(own)):
+        return
     raise TvgradError(
         f"the data is not what {run.root} was recorded on (its fingerprint differs): give the recipe that made it"
     )
