@@ -91,12 +91,12 @@ def check_chunks(batch_loss: BatchLoss, samples: Samples, device: torch.device, 
     Raises:
         UnsupportedModel: the two gradients differ by more than rounding.
     """
-    if len(samples) <= SAMPLES:
-        return  # all of them have been compared
+    if len(samples) <= SAMPLES or chunk_size == 1:
+        return  # all of them have been compared, or chunks are samples
     size = min(len(samples), max(FEWEST_DRAWN, min(MOST_DRAWN, len(samples) // 16)))
     drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:size]
-    larger = min(size, max(SAMPLES, chunk_size))
-    smaller = 2 * larger // 5
+    larger = min(size, chunk_size)  # more may not fit the memory
+    smaller = max(1, 2 * larger // 5)
     groups = [
         [list(range(start, min(start + step, size))) for start in range(0, size, step)] for step in (larger, smaller)
     ]
