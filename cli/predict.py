@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvgrad.problem.recipe import OPTIMIZERS
-from tvgrad.wording import counted
+from tvgrad.wording import counted, percent
 
 from . import options
 
@@ -84,7 +84,7 @@ def predict(
         rows.append(made.row)
         said += [f"{one.recipe.name}: {sentence}" for sentence in (_in_words(made.row), *made.sentences)]
     if as_json:
-        click.echo(json_text([row.row() for row in rows]))
+        click.echo(json_text([{"task": one.recipe.name} | row.row() for one, row in zip(prepared, rows, strict=True)]))
         return
     table = frame_of(rows).dropna(axis="columns", how="all").drop(columns=["threshold", "kind"])
     table.insert(0, "task", [one.recipe.name for one in prepared])
@@ -95,10 +95,14 @@ def predict(
 
 def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
     """What a prediction takes, in one sentence."""
+    from tvgrad.problem.objective import Evaluations
     from tvgrad.theory.budget_plan import measured_costs
+    from tvgrad.theory.kinks import kinks_of
     from tvgrad.theory.second_order import planned_cost
 
     counts, seconds = planned_cost(one.rule, one.epochs, quadratic), measured_costs(one.objective)
+    if kinks_of(one.objective):  # whether gates flip is looked at
+        counts += Evaluations(gradients=1, hvps=1)
     total = counts.gradients * seconds.gradient + counts.hvps * seconds.hvp
     return (
         f"{one.recipe.name}: {counted(counts.gradients, 'gradient')} and "
@@ -110,8 +114,13 @@ def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
 def _in_words(row: Any) -> str:
     """The prediction in one sentence."""
     within, threshold = row.epochs_within, f"{row.threshold:.0%}"
+    if row.relative_error != row.relative_error:
+        return f"no number of epochs can be told at {row.rule} {row.lr:g}"
+    if row.frozen_share >= 0.1:
+        unmoved = f"the format leaves {percent(row.frozen_share)} of the coordinates unchanged"
+        return f"at {row.rule} {row.lr:g} the task vector is not the gradient: {unmoved}"
     if within != within:
         return f"at {row.rule} {row.lr:g} the task vector stays the gradient within {threshold}, however long"
-    epochs = "1 epoch" if within == 1 else f"{within:.0f} epochs"
+    epochs = "1 epoch" if within == 1 else f"{within:.3g} epochs"
     rate = f"; at {row.epochs} epochs, up to a rate of about {row.lr_within:.2g}" if row.lr_within < 1e9 else ""
     return f"up to about {epochs} at {row.rule} {row.lr:g} the task vector is the gradient within {threshold}{rate}"

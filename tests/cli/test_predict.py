@@ -23,6 +23,8 @@ def test_json_has_every_number(tvgrad: Callable[..., Any]) -> None:
         "--quadratic", "--curvature", "--json", "--chunk-size", "900",
     )  # fmt: skip
     (row,) = json.loads(done.out)
+    assert row["task"] == "low"
+    assert row["frozen_share"] < 0.1
     assert row["gradients"] == 1
     assert row["hvps"] > 3
     assert 0 < row["error_norm"] < row["task_vector_norm"]

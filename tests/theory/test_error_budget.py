@@ -194,6 +194,7 @@ def test_counts_and_no_more_than_a_chunk(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append(len(batch[0]))
         return forward(self, batch, *args, **given)
 
+    monkeypatch.setattr("tvgrad.problem.count.SAMPLES", 12)  # the check at construction
     monkeypatch.setattr(BatchLoss, "forward", watched)
     one = objective_of(full, made, torch.float64)
     budget = tvgrad.error_budget(full, one, epochs=[2, 3, 4])

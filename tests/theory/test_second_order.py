@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ import tvgrad
 from tests.theory.expansion_models import SAMPLES, distance, linear_regression, objective, order, trained
 from tvgrad import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import Recipe
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.theory.batch_predictions import predict_batches
+from tvgrad.theory.equivalence import check_one_epoch
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.kinks import kinks_of
-from tvgrad.theory.second_order import planned_cost
+from tvgrad.theory.second_order import planned_cost, predict
 from tvgrad.update_rules.rules import GD, SGD, Adam, AdamW, Momentum, Nesterov
 from tvgrad.vectors.parameters import norm
 
@@ -122,6 +128,7 @@ def test_no_graph_spans_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append(len(batch[0]))
         return forward(self, batch, *args, **given)
 
+    monkeypatch.setattr("tvgrad.problem.count.SAMPLES", 13)  # the check at construction
     monkeypatch.setattr(BatchLoss, "forward", watched)
     tvgrad.predict(objective(), SGD(0.01, 0.1, decoupled=True), 4, curvature=True)
     list(predict_batches(objective(), Momentum(0.01, 0.9), [[torch.arange(SAMPLES)]] * 3, quadratic=True))
@@ -257,3 +264,43 @@ def test_other_weights_than_the_objective_s_own() -> None:
     left, right = tvgrad.predict(shifted, GD(0.1), 4, at=at), tvgrad.predict(moved, GD(0.1), 4)
     assert np.isclose(left.row.error_norm, right.row.error_norm, rtol=1e-12)
     assert distance(left.quadratic, right.quadratic) <= 1e-13 * norm(right.quadratic)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05])
+@pytest.mark.parametrize("optimizer", ["gd", "momentum", "nesterov"])
+def test_the_share_that_the_format_leaves_unchanged_is_the_traced_one(
+    optimizer: str, rate: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 3))
+    data = torch.randn(30, 5), torch.arange(30) % 3
+    recipe = Recipe(model, nn.CrossEntropyLoss(), data, name="small", lr=rate, epochs=2)
+    momentum = None if optimizer == "gd" else 0.9
+    options = TraceOptions(optimizer=optimizer, momentum=momentum, dtype="bfloat16", chunk_size=30)
+    prepared = prepare(recipe, options)
+    made = predict(prepared.objective, prepared.rule, 2, quadratic=False)
+    run = trace(prepare(recipe, options), tmp_path / "run")
+    before, after, gradient = run.weights(0), run.weights(1), run.gradient(0)
+    still = sum(int(((gradient[n] != 0) & (before[n] == after[n])).sum()) for n in before)
+    share = still / sum(int((gradient[n] != 0).sum()) for n in before)
+    assert made.row.frozen_share == share
+    assert made.row.frozen_share == check_one_epoch(run).verdicts[-1].frozen_share
+    assert (share > 0) == any("of the coordinates will not move in the first step" in one for one in made.sentences)
+
+
+def test_a_second_order_error_that_kinks_make_worthless_is_withheld() -> None:
+    """The loss is flat up to a gate, and steep behind it: the Hessian at theta_0 is that of the flat piece."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 0.9)
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (-output + 0.01 * output.square() + 50 * torch.relu(output - target).square()).mean()
+
+    data = torch.ones(4, 1).double(), torch.ones(4, 1).double()
+    far = predict(Objective(model, loss, data), GD(0.5), 3)
+    assert math.isnan(far.row.relative_error)
+    assert math.isnan(far.row.lr_within)
+    assert any("the second-order error is withheld" in one for one in far.sentences)
+    near = predict(Objective(model, loss, data), GD(0.01), 3)  # the gate stays shut on the way
+    assert near.row.relative_error > 0
+    assert not any("withheld" in one for one in near.sentences)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,8 +33,24 @@ from tvgrad.update_rules.stability import growth_factor, stability_limit
 from tvgrad.update_rules.trajectory import Trajectory
 from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.wording import percent
 
 THRESHOLD = 0.1
+
+WORTHLESS = 2.0
+"""Factor between the true and the predicted change of a gradient from which on kinks make a prediction worthless."""
+
+SECOND_ORDER = (
+    "error_norm",
+    "order2_error_norm",
+    "relative_error",
+    "quadratic_error_norm",
+    "epochs_within",
+    "lr_within",
+)
+"""The numbers of a row that are withheld then."""
+
+VISIBLE_SHARE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class PredictionRow(Result):
         largest_eigenvalue: Lanczos estimate of lambda_max(H_0), NaN where it was not asked for.
         stability_limit: rate above which the quadratic model diverges by that estimate.
         growth_factor: estimate of what the quadratic model multiplies a deviation by in k epochs.
+        frozen_share: share of the coordinates with a gradient that the first step will leave as they are, bit for bit,
+            in the parameters' format.
         gradients: full-batch gradients that were computed.
         hvps: full-batch Hessian-vector products.
         kind: `estimate`.
@@ -75,6 +93,7 @@ class PredictionRow(Result):
     largest_eigenvalue: float
     stability_limit: float
     growth_factor: float
+    frozen_share: float
     gradients: int
     hvps: int
     kind: str = "estimate"
@@ -166,17 +185,95 @@ def predict(
     path = quadratic_path(objective, linear, epochs, expansion, at) if quadratic else ()
     followed = next(iter(deque(path, maxlen=1)), None)
     found = estimate_curvature(objective, at, smallest=True) if curvature else None
+    kinks = kink_sentence(objective)
+    changed = None if kinks is None else _change_of_gradient(objective, expansion, order1, at)
     counts = objective.evaluations - before
+    frozen = frozen_share(linear, _start(objective, at), expansion.loss_gradient)
     row = PredictionRow(
         **_predicted_errors(linear, epochs, expansion, threshold),
         **_spectral_numbers(linear, epochs, found),
         task_vector_norm=norm(order2),
         quadratic_error_norm=math.nan if followed is None else norm(difference(followed, order1)),
+        frozen_share=frozen,
         gradients=counts.gradients,
         hvps=counts.hvps,
     )
-    said = (_divergence(linear, row, expansion, found), _unconverged(found), kink_sentence(objective))
+    said = [_divergence(linear, row, expansion, found), _unconverged(found), _unmoved(row, objective), kinks]
+    if changed is not None and not 1 / WORTHLESS <= changed <= WORTHLESS:
+        withheld: dict[str, Any] = dict.fromkeys(SECOND_ORDER, math.nan)
+        row = replace(row, **withheld)
+        said.append(
+            f"over the predicted path the gradient changes about {changed:.2g} times as much as the Hessian at the "
+            "pretrained weights says, so that the second-order error is withheld: `tvgrad trace` measures it"
+        )
     return Prediction(rule, epochs, order1, order2, followed, row, counts, found, tuple(filter(None, said)))
+
+
+def frozen_share(rule: LinearRule, weights: Weights, gradient: Mapping[str, torch.Tensor]) -> float:
+    """Tell how many coordinates the first step will leave as they are, their step being under half a spacing.
+
+    Args:
+        rule: the update rule.
+        weights: theta_0, in the format that is trained.
+        gradient: g_0.
+
+    Returns:
+        Their share of the coordinates with a gradient; NaN where there is none, or no PyTorch optimizer for the rule.
+    """
+    if rule.decoupled_decay:
+        return math.nan
+    after = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in weights.items()}
+    for name, parameter in after.items():
+        parameter.grad = gradient[name].detach().to(parameter).clone()
+    optimizer = rule.make_optimizer(list(after.values()))
+    rule.set_rate(optimizer, 0)
+    optimizer.step()
+    moving = still = 0
+    for name, parameter in after.items():
+        has_gradient = gradient[name].to(parameter) != 0
+        moving += int(has_gradient.sum())
+        still += int((has_gradient & (parameter.detach() == weights[name])).sum())
+    return still / moving if moving else math.nan
+
+
+def _change_of_gradient(
+    objective: Objective, expansion: Expansion, order1: Weights, at: Mapping[str, torch.Tensor] | None
+) -> float:
+    """How often the gradient changes what the Hessian says, from theta_0 to the end of the first-order path.
+
+    Gates that flip on the way change the gradient, and the Hessian of the smooth piece does not know of them.
+
+    Returns:
+        The factor; infinite where the Hessian says that nothing changes.
+    """
+    start = _start(objective, at)
+    end = {name: (start[name].double() + order1[name].to(start[name].device)).to(start[name].dtype) for name in start}
+    moved = {name: end[name].double() - start[name].double() for name in start}
+    actual = norm(
+        difference(
+            to_float64(objective.gradient(end), objective.device),
+            to_float64(expansion.loss_gradient, objective.device),
+        )
+    )
+    said = norm(objective.hvp(moved, at))
+    return actual / said if said else math.inf if actual else 1.0
+
+
+def _start(objective: Objective, at: Mapping[str, torch.Tensor] | None) -> Weights:
+    """theta_0 in the parameters' own format."""
+    own = objective.initial
+    return own if at is None else {name: at[name].to(tensor) for name, tensor in own.items()}
+
+
+def _unmoved(row: PredictionRow, objective: Objective) -> str | None:
+    if not row.frozen_share >= VISIBLE_SHARE:
+        return None
+    formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in objective.initial.values()})
+    return (
+        f"{percent(row.frozen_share)} of the coordinates will not move in the first step, which for them is under half "
+        f"the spacing of {' and '.join(formats)} numbers: the task vector will be another one than exact arithmetic "
+        "gives, of which these predictions speak"
+    )
 
 
 def _predicted_errors(rule: LinearRule, epochs: int, expansion: Expansion, threshold: float) -> dict[str, Any]:
