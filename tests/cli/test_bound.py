@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_bounds_hold_and_simulation_can_be_left_out(mine: Path, tvgrad: Callable
     assert both["method"] == "tube"
     assert both["from_start"] == alone["error_bound"] == alone["from_start"] > both["error_bound"]
     assert alone["method"] == "cubic"
+
+
+def test_printed_bounds_are_rounded_outward(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    words = [mine, "--epochs", 4]
+    (row,) = numbers(tvgrad, *words)["bounds"]
+    (line,) = [line for line in tvgrad("bound", *words).out.splitlines() if line.startswith("│ mine ")]
+    cells = dict(zip(row, (cell.strip() for cell in line.split("│")[1:-1]), strict=True))
+    above = [name for name in ("error_bound", "from_start", "closed_form_bound", "radius") if row[name] is not None]
+    assert len(above) >= 3
+    for name in above:
+        assert Decimal(cells[name]) >= Decimal(row[name])
+    assert Decimal(cells["lower_bound"]) <= Decimal(row["lower_bound"])
+    assert Decimal(cells["lower_bound"]) <= Decimal(true_error(0.1, 4)) <= Decimal(cells["error_bound"])
 
 
 def test_every_form_of_every_task_is_shown(mine: Path, tvgrad: Callable[..., Any]) -> None:
