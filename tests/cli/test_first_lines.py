@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def replaces():
 '''
 
 SCRIPT = """
+import sys
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -148,6 +150,7 @@ for epoch in range(3):
         {between}
         optimizer.step()
     {after}
+save_file({{name: p.detach() for name, p in model.named_parameters()}}, sys.argv[1])
 """
 
 SCRIPTS = {
@@ -171,6 +174,7 @@ class Truth:
     cosine: float
     diverged: bool
     stopped: bool
+    others: bool = False  # the script ended with other weights than the last recorded ones
 
     @property
     def gradient(self) -> str:
@@ -214,6 +218,7 @@ def check_line(line: str, truth: Truth) -> None:
     """One run's first line against the truth, every number to its printed digits."""
     assert line.startswith("Diverged") == truth.diverged, line
     assert line.startswith("Not finished") == (truth.stopped and not truth.diverged), line
+    assert ("Not the script's final weights" in line) == truth.others, line
     said = re.search(r"full-batch gradient after the first epoch: (yes|no|unknown)", line)
     assert said is not None, line
     assert said[1] == truth.gradient, (line, truth)
@@ -281,12 +286,14 @@ def test_the_first_line_of_a_traced_recipe(
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_first_line_of_a_traced_script(name: str, tmp_path: Path, tvgrad: Callable[..., Any]) -> None:
-    script, root = tmp_path / "script.py", tmp_path / "run"
+    script, root, final = tmp_path / "script.py", tmp_path / "run", tmp_path / "final.safetensors"
     script.write_text(SCRIPT.format(**{"before": "", "between": "", "after": "", **SCRIPTS[name]}))
-    done = run_command([*TRACE, "--out", str(root), "--", sys.executable, str(script)])
+    done = run_command([*TRACE, "--out", str(root), "--", sys.executable, str(script), str(final)])
     assert done.returncode == 0, done.stderr
+    others = not np.array_equal(flat(final), flat(max((root / "weights").iterdir())))
+    assert others == (name == "swapped")
     for line in first_lines(tvgrad, root):
-        check_line(line, truth_of(root))
+        check_line(line, replace(truth_of(root), others=others))
 
 
 @pytest.mark.parametrize(

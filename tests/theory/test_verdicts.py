@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
+import torch
+
+import tvgrad
 from tests.traced_runs import Traced
+from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
-from tvgrad.theory.verdicts import NO, UNKNOWN, YES, EquivalenceRow, headline, verdict_rows
+from tvgrad.theory.verdicts import NO, UNKNOWN, YES, EquivalenceRow, headline, troubles_of, verdict_rows
 
 GOOD = EquivalenceRow("a", "tau_1 = -lr g_0", EXACT, 0.9, 0.0, 0.0, "", YES, 2e-7, 1.0, "", "")
 AWAY = replace(GOOD, run="b", gradient_holds=NO, deviation=0.788, cosine=0.612, cause="adam divides")
@@ -28,6 +33,21 @@ def test_divergence_comes_before_everything() -> None:
     line = headline([GOOD, replace(AWAY, trouble="the loss grew from 1 to 9 in epoch 3")])
     assert line.startswith("Diverged: b, the loss grew from 1 to 9 in epoch 3. Task vector")
     assert headline([replace(GOOD, trouble="it stopped after epoch 2 of 6")]).startswith("Not finished: a, it stopped")
+
+
+def test_weights_that_no_step_explains(tmp_path: Path) -> None:
+    facts = {"final_weights_differ": True, "steps_unrecorded": 2, "moved_outside_steps": 1}
+    with tvgrad.Recorder(tmp_path / "run", torch.nn.Linear(2, 1), info=facts):
+        pass
+    (others, moved) = troubles_of(Run.open(tmp_path / "run"))
+    assert others == "the script ended with weights that were not recorded, 2 steps after the last recorded ones"
+    assert moved == "its weights moved outside the optimizer's steps, seen 1 time"
+    rows = [replace(GOOD, trouble=moved), replace(AWAY, trouble=f"{others}; {moved}")]
+    assert headline(rows).startswith(
+        f"Not the script's final weights: b, {others}; {moved}. Moved outside the steps: a, "
+    )
+    diverged = replace(MISSING, trouble=f"the loss grew from 1 to 9 in epoch 3; {moved}")
+    assert headline([*rows, diverged]).startswith("Diverged: c, the loss grew")
 
 
 def test_a_step_that_was_not_checked_says_why() -> None:

@@ -178,7 +178,9 @@ TABLES = {
             Column("cosine", "`cos(tau_1, -g_0)`"),
             Column("cause", "of a no or an unknown, one sentence"),
             Column(
-                "trouble", "divergence or an early end, with the numbers that show it; empty where there is neither"
+                "trouble",
+                "divergence, an early end, or weights that moved outside the optimizer's steps or were not recorded at "
+                "the script's end, with the numbers that show it; empty where there is none",
             ),
         ),
     ),

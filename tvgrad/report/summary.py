@@ -13,7 +13,7 @@ from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
-from tvgrad.theory.verdicts import NO, UNCHANGED, UNKNOWN, EquivalenceRow, headline
+from tvgrad.theory.verdicts import DIVERGED, KINDS, NO, OTHERS, UNCHANGED, UNKNOWN, EquivalenceRow, headline, kind_of
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
 
@@ -217,8 +217,11 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
         return (
             "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
         )
-    if (verdicts["trouble"] != "").any():
+    kinds = {kind_of(trouble) for trouble in verdicts["trouble"] if trouble}
+    if DIVERGED in kinds:
         return "Next: lower the learning rate; `tvgrad predict` prints the limit of gradient descent."
+    if KINDS[OTHERS] in kinds:
+        return "Next: `tvgrad report --pretrained BASE FINAL` on checkpoints that the script saves: its last weights."
     if (verdicts["gradient_holds"] == UNKNOWN).all():
         return "Next: record full-batch gradients (`--record gradients` with a recipe): they are what is missing."
     if (verdicts["gradient_holds"] == NO).any():

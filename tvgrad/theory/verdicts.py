@@ -33,6 +33,11 @@ UNCHANGED = 0.05
 
 LOSSES = ("loss", "train_loss")
 STOPPED = "it stopped"
+OTHERS = "the script ended with weights that were not recorded"
+MOVED = "its weights moved outside the optimizer's steps"
+DIVERGED = "Diverged"
+KINDS = {STOPPED: "Not finished", OTHERS: "Not the script's final weights", MOVED: "Moved outside the steps"}
+"""How a clause of trouble begins -> what a headline calls it; any other is divergence."""
 GREW = 2.0
 """From how many times its first value a loss is said to have grown."""
 
@@ -86,7 +91,8 @@ class EquivalenceRow(Result):
         deviation: `||tau_1 + lr g_0|| / ||lr g_0||`.
         cosine: `cos(tau_1, -g_0)`.
         cause: of a no or an unknown, one sentence.
-        trouble: divergence or an early end, as clauses with their numbers; empty where there is neither.
+        trouble: divergence, an early end, or weights that moved outside the steps or were not recorded, as clauses with
+            their numbers; empty where there is none.
     """
 
     run: str
@@ -248,7 +254,7 @@ def _causes_of_the_steps(run: Run) -> list[str]:
 
 
 def troubles_of(run: Run) -> tuple[str, ...]:
-    """Find divergence and a training that did not reach its end.
+    """Find divergence, a training that did not reach its end, and weights that no recorded step explains.
 
     Args:
         run: a recorded run.
@@ -269,7 +275,24 @@ def troubles_of(run: Run) -> tuple[str, ...]:
     wanted = run.info.get("epochs")
     if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
         found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
+    if run.info.get("final_weights_differ"):
+        further = run.info.get("steps_unrecorded")
+        found.append(OTHERS + (f", {counted(further, 'step')} after the last recorded ones" if further else ""))
+    if run.info.get("moved_outside_steps"):
+        found.append(f"{MOVED}, seen {counted(run.info['moved_outside_steps'], 'time')}")
     return tuple(found)
+
+
+def kind_of(trouble: str) -> str:
+    """Name a trouble by its first clause.
+
+    Args:
+        trouble: of a row; not empty.
+
+    Returns:
+        `DIVERGED`, or one of the names in `KINDS`.
+    """
+    return next((kind for start, kind in KINDS.items() if trouble.startswith(start)), DIVERGED)
 
 
 def headline(rows: Sequence[EquivalenceRow]) -> str:
@@ -282,16 +305,16 @@ def headline(rows: Sequence[EquivalenceRow]) -> str:
         One line that is true when it is read alone.
     """
     last = {row.run: row for row in rows}  # the rule's own form comes last
-    troubled = [row for row in last.values() if row.trouble]
-    stopped = all(row.trouble.startswith(STOPPED) for row in troubled)
-    trouble = (
-        f"{'Not finished' if stopped else 'Diverged'}: {listed([f'{row.run}, {row.trouble}' for row in troubled], 3)}."
-    )
+    troubles = []
+    for kind in (DIVERGED, *KINDS.values()):
+        said = [f"{row.run}, {row.trouble}" for row in last.values() if row.trouble and kind_of(row.trouble) == kind]
+        if said:
+            troubles.append(f"{kind}: {listed(said, 3)}.")
     steps = {row.run: FAILS for row in rows if row.holds == FAILS}
     parts = [_gradient_part(list(last.values())), _step_part(rows, list(last.values()))]
     if steps and not any(row.gradient_holds == NO for row in rows):
         parts.reverse()
-    return " ".join([*([trouble] if troubled else []), *parts])
+    return " ".join([*troubles, *parts])
 
 
 def _gradient_part(rows: Sequence[EquivalenceRow]) -> str:
