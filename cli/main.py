@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.main(args=before, prog_name=prog_name, standalone_mode=False, obj=after)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        sys.exit(2)  # click's own codes are 1 for some, which means that a check failed
     except (click.Abort, KeyboardInterrupt):
         click.echo("tvgrad: stopped; finished epochs are recorded", err=True)
         sys.exit(130)

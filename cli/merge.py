@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -171,15 +172,28 @@ def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | No
             [run.name, len(part), *(one.score(weights, part) for weights in (base, run.weights(epoch), merged))]
             for run, one, part in zip(runs, scorers, samples, strict=True)
         ]
-        print_table(f"{title}{alpha:g}{which}", _table(rows))
+        table = _table(rows)
+        print_table(f"{title}{alpha:g}{which}", table)
+        for name, before, after in table[["run", "pretrained", "single_task"]].itertuples(index=False):
+            if name != "mean" and after < before:
+                click.echo(
+                    f"Warning: fine-tuning hurt {name} ({after:.4f} after, {before:.4f} before), so that a high "
+                    "normalised score there is no success: look at the gain over the pretrained model"
+                )
     return alpha
 
 
 def _table(rows: list[list[object]]) -> pd.DataFrame:
-    """Scores of each run, with the share of the single task's score that merging keeps, and the means."""
+    """Scores of each run; 95 % intervals of accuracies, gain over pretrained, share of the single task's; means."""
     import pandas as pd
 
+    from tvgrad.merging.evaluation import accuracy_interval
+
     table = pd.DataFrame(rows, columns=["run", "samples", "pretrained", "single_task", "merged"])
+    ends = [accuracy_interval(score, n) for score, n in zip(table["merged"], table["samples"], strict=True)]
+    table["merged_low"], table["merged_high"] = zip(*ends, strict=True)
+    table["gain"] = table["merged"] - table["pretrained"]
     table["normalised"] = table["merged"] / table["single_task"].where(table["single_task"] != 0)
     mean = {"run": "mean", "samples": int(table["samples"].sum()), **table.drop(columns=["run", "samples"]).mean()}
+    mean["merged_low"] = mean["merged_high"] = math.nan  # tasks of different data have no common interval
     return pd.concat([table, pd.DataFrame([mean])], ignore_index=True).round(4)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from scipy import stats
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import target_of
@@ -150,3 +152,21 @@ def search_alpha(score: Callable[[float], float], alphas: Sequence[float] = ALPH
     scores = [score(alpha) for alpha in alphas]
     best = max(range(len(alphas)), key=lambda place: (scores[place], -alphas[place]))
     return alphas[best], scores[best]
+
+
+def accuracy_interval(score: float, samples: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bound an accuracy over all data by that on so many samples: the exact interval of Clopper and Pearson (1934).
+
+    Args:
+        score: share of the samples that are right.
+        samples: how many there are.
+        confidence: how often such an interval holds the true share, at least.
+
+    Returns:
+        Its ends; NaN where the score is no share of so many samples, as another metric than accuracy is not.
+    """
+    right = round(score * samples) if math.isfinite(score) else -1
+    if not 0 <= right <= samples or abs(right - score * samples) > 1e-6 * samples:
+        return math.nan, math.nan
+    ends = stats.binomtest(right, samples).proportion_ci(confidence, method="exact")
+    return float(ends.low), float(ends.high)

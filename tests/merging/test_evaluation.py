@@ -1,0 +1,35 @@
+"""How good merged weights are: intervals, gains, and where fine-tuning hurt."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy import stats
+from tvgrad.cli.merge import _table
+
+from tvgrad.merging.evaluation import accuracy_interval
+
+
+@pytest.mark.parametrize(("right", "samples"), [(0, 10), (7, 10), (10, 10), (431, 450)])
+def test_the_interval_is_the_exact_one_of_the_binomial(right: int, samples: int) -> None:
+    low, high = accuracy_interval(right / samples, samples)
+    assert low <= right / samples <= high
+    if right:
+        assert stats.binom.sf(right - 1, samples, low) == pytest.approx(0.025)
+    if right < samples:
+        assert stats.binom.cdf(right, samples, high) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("score", [0.333, -0.5, 1.5, math.nan])
+def test_what_is_no_share_of_the_samples_has_no_interval(score: float) -> None:
+    assert all(math.isnan(end) for end in accuracy_interval(score, 10))
+
+
+def test_gain_and_interval_stand_beside_the_normalised_score() -> None:
+    table = _table([["a", 100, 0.5, 0.8, 0.7], ["b", 50, 0.6, 0.5, 0.5]]).set_index("run")
+    assert table["gain"].tolist() == [0.2, -0.1, 0.05]
+    assert table["normalised"].tolist() == [0.875, 1.0, 0.9375]
+    low, high = accuracy_interval(0.7, 100)
+    assert table.loc["a", ["merged_low", "merged_high"]].tolist() == [round(low, 4), round(high, 4)]
+    assert math.isnan(table.loc["mean", "merged_low"])
