@@ -121,7 +121,7 @@ class CrossedMean:
         return 1 - float(optimize.brentq(beyond, 0.0, most, xtol=1e-13))
 
 
-def crossed_mean(values: Sequence[NDArray[np.generic]], units: Sequence[float] | None = None) -> CrossedMean:
+def crossed_mean(values: Sequence[NDArray[np.generic]], units: Sequence[float | Array] | None = None) -> CrossedMean:
     """Estimate the mean over tasks of the mean over samples and seeds.
 
     Samples at the same place of two tasks are taken for one sample: where tasks share their images, they are, and
@@ -148,9 +148,8 @@ def crossed_mean(values: Sequence[NDArray[np.generic]], units: Sequence[float] |
     mean = means.mean(axis=-1)
     sample_parts = parts.mean(axis=-2)
     squares, fourths = (sample_parts**2).sum(axis=-1), (sample_parts**4).sum(axis=-1)
-    unit = np.mean([
-        (unit / (tasks * task.shape[-1])) ** 2 for unit, task in zip(units or [1.0] * tasks, values, strict=True)
-    ])
+    of_tasks = [unit / (tasks * task.shape[-1]) for unit, task in zip(units or [1.0] * tasks, values, strict=True)]
+    unit = np.mean(np.square(of_tasks), axis=0)
     varied = squares > 1e-12 * unit
     typical = np.where(varied, fourths / np.where(varied, squares, 1.0), unit)
     padded = squares + np.maximum(PSEUDO_SAMPLES * typical, LEAST_PSEUDO * unit)
@@ -168,11 +167,11 @@ def crossed_mean(values: Sequence[NDArray[np.generic]], units: Sequence[float] |
     )
 
 
-def crossed_ratio(above: Sequence[Array], below: Sequence[Array]) -> tuple[list[Array], list[float]]:
+def crossed_ratio(above: Sequence[Array], below: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     """Linearize the ratio of two means of each task, so that `crossed_mean` estimates the mean ratio over tasks.
 
     Args:
-        above: one array a task, shape (seeds, samples).
+        above: one array a task, shape (..., seeds, samples).
         below: the same shapes, means above 0.
 
     Returns:
@@ -180,10 +179,10 @@ def crossed_ratio(above: Sequence[Array], below: Sequence[Array]) -> tuple[list[
     """
     values, units = [], []
     for one, other in zip(above, below, strict=True):
-        mean = float(other.mean())
-        ratio = float(one.mean()) / mean
+        mean = other.mean(axis=(-1, -2), keepdims=True)
+        ratio = one.mean(axis=(-1, -2), keepdims=True) / mean
         values.append(ratio + (one - ratio * other) / mean)
-        units.append(1 / mean)
+        units.append(1 / mean[..., 0, 0])
     return values, units
 
 

@@ -178,7 +178,7 @@ def _one_epoch_relative(samples: SampleScores, ends: tuple[int, int], margin: fl
     if not all(task.any() for end in ends for task in samples["single", end]):
         return ClaimVerdict("", claim, "does not apply", "a single-task model gets no test sample right")
     (early, units), (late, more) = (crossed_ratio(samples[MERGED, end], samples["single", end]) for end in ends)
-    estimate = crossed_mean(_minus(late, early), [max(pair) for pair in zip(units, more, strict=True)])
+    estimate = crossed_mean(_minus(late, early), [np.maximum(*pair) for pair in zip(units, more, strict=True)])
     return _at_most(claim, f"{ends[1]} epochs minus one: {estimate.interval().points()}", estimate, margin)
 
 
