@@ -149,7 +149,7 @@ def crossed_mean(values: Sequence[NDArray[np.generic]], units: Sequence[float | 
     sample_parts = parts.mean(axis=-2)
     squares, fourths = (sample_parts**2).sum(axis=-1), (sample_parts**4).sum(axis=-1)
     of_tasks = [unit / (tasks * task.shape[-1]) for unit, task in zip(units or [1.0] * tasks, values, strict=True)]
-    unit = np.mean(np.square(of_tasks), axis=0)
+    unit = np.max(np.square(of_tasks), axis=0)
     varied = squares > 1e-12 * unit
     typical = np.where(varied, fourths / np.where(varied, squares, 1.0), unit)
     padded = squares + np.maximum(PSEUDO_SAMPLES * typical, LEAST_PSEUDO * unit)

@@ -28,7 +28,6 @@ POOLS = {  # test samples of each task
     "6 x 100": (100,) * 6,
     "300": (300,),
     "1000": (1000,),
-    "those of `suite`": (500, 500, 339, 500, 25, 270),
 }
 SEEDS = (3, 5, 10)
 AT_ONCE = 3_000_000  # values that are drawn together

@@ -43,6 +43,13 @@ def test_intervals_of_differences_cover_the_truth(kind, pair):
         assert found >= least_coverage(400, 0.945), seeds
 
 
+def test_a_small_task_among_large_ones_counts_for_its_few_samples():
+    """Its samples weigh twenty times as much as those of the others."""
+    pool = (500, 500, 25)
+    assert of_accuracy(2, pool, 0.95, "one model for all seeds", 400) >= least_coverage(400, 0.94)
+    assert of_difference(2, pool, (0.9, 0.8), "one model for all seeds", 400) >= least_coverage(400, 0.94)
+
+
 def test_the_other_intervals_cover_the_truth():
     assert of_accuracy(5, (100, 100), 0.9, "both matter", 400) >= least_coverage(400)
     assert of_ratio(5, (100, 100), (0.7, 0.6), "both matter", 400) >= least_coverage(400)
