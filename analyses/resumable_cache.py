@@ -12,7 +12,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.json_text import json_text
+from tvgrad.results import json_text
 
 Rows = list[dict[str, Any]]
 

@@ -51,8 +51,8 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
       tvgrad bound digits --tasks rotated --lr 1e-5 --epochs 5 --forms
       tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 --epochs 10 --no-simulate
     """
-    from tvgrad.json_text import json_text
     from tvgrad.recipes.catalogue import load_recipes
+    from tvgrad.results import json_text
 
     chosen = load_recipes(target, options.names_in(tasks))
     rows, details, without = _certify([_planned(recipe, given) for recipe in chosen], simulate)

@@ -27,8 +27,8 @@ def doctor(device: str, as_json: bool) -> None:
       tvgrad doctor --device cpu --json
     """
     from tvgrad.installation import FAILED, examine
-    from tvgrad.json_text import json_text
     from tvgrad.numerics.device import resolve_device
+    from tvgrad.results import json_text
 
     checks = examine(resolve_device(device), Path.cwd())
     if as_json:

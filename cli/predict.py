@@ -56,12 +56,11 @@ def predict(
     """
     from tvgrad.cli.terminal import print_table
 
-    from tvgrad.json_text import json_text
     from tvgrad.problem.recipe import positive
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
     from tvgrad.record.training_loop import prepare
-    from tvgrad.results import frame_of
+    from tvgrad.results import frame_of, json_text
     from tvgrad.theory.second_order import predict as predicted
     from tvgrad.update_rules.rules import linear_rule
 

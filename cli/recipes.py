@@ -22,8 +22,8 @@ def recipes(as_json: bool) -> None:
     import pandas as pd
     from tvgrad.cli.terminal import print_table
 
-    from tvgrad.json_text import json_text
     from tvgrad.recipes.catalogue import BUILT_IN
+    from tvgrad.results import json_text
 
     if as_json:
         click.echo(json_text({name: dataclasses.asdict(one) for name, one in BUILT_IN.items()}))

@@ -48,8 +48,8 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
     """
     from tvgrad.cli.open_runs import open_each
 
-    from tvgrad.json_text import json_text
     from tvgrad.report.tables import run_names
+    from tvgrad.results import json_text
 
     if replay != (target is not None):
         raise TvgradError("--replay and --recipe go together: give `--replay --recipe TARGET`")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvgrad.json_text import json_text, read_number
+from tvgrad.results import json_text, read_number
 
 
 def read(text: str) -> object:

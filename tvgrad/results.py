@@ -1,16 +1,17 @@
-"""Results: frozen dataclasses that become tables and survive a JSON round trip."""
+"""Results: frozen dataclasses that become tables and survive a JSON round trip, and the one JSON encoding."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
-from typing import Any, TypeVar
-
-import pandas as pd
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvgrad.errors import DamagedRun
-from tvgrad.json_text import json_text, read_number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ def frame_of(results: Iterable[Result], columns: Iterable[str] | None = None) ->
     Returns:
         The table.
     """
+    import pandas as pd  # the JSON encoding is read where nobody waits for tables
+
     return pd.DataFrame([result.row() for result in results], columns=None if columns is None else list(columns))
 
 
@@ -80,3 +83,43 @@ def from_json(kind: type[Kind], text: str) -> list[Kind]:
 def _read(value: Any) -> float:
     # Runs that were explained by the first versions have {"float": "nan"}.
     return read_number(value["float"] if isinstance(value, dict) else value)
+
+
+def json_text(value: Any, *, indent: int | None = 1, keep_infinities: bool = False) -> str:
+    """Encode a value as JSON that every reader takes: NaN and infinities, which JSON lacks, are null.
+
+    Args:
+        value: mappings, lists, tuples, words and numbers, those of numpy and torch too; anything else is written as
+            its `str`.
+        indent: spaces of each level; None writes one line.
+        keep_infinities: write infinities as the words `inf` and `-inf`, which `float` reads: for files that are read
+            again.
+
+    Returns:
+        The text; finite floats keep every digit.
+    """
+    return json.dumps(_plain(value, keep_infinities), indent=indent, allow_nan=False)
+
+
+def read_number(value: Any) -> float:
+    """Read a float that `json_text` wrote.
+
+    Args:
+        value: a number, null or the word of an infinity.
+
+    Returns:
+        The number; null is NaN.
+    """
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any, words: bool) -> Any:
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of numpy or torch
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value) if words and math.isinf(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, words) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part, words) for part in value]
+    return value if value is None or isinstance(value, (str, int)) else str(value)

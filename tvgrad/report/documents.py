@@ -11,10 +11,10 @@ import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.json_text import json_text
 from tvgrad.report.columns import printed
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
+from tvgrad.results import json_text
 
 
 def shown(value: Any, column: object = "") -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import sha256_of
 from tvgrad.files.tensors import shard_paths
-from tvgrad.json_text import json_text, read_number
+from tvgrad.results import json_text, read_number
 from tvgrad.store.layout import CONTENTS, MANIFEST
 
 FORMAT = "tvgrad run"

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.json_text import json_text
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.recipes.of_run import check_data
-from tvgrad.results import Kind, Result, from_json, to_json
+from tvgrad.results import Kind, Result, from_json, json_text, to_json
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.budget_plan import measured_costs
