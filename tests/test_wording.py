@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -51,6 +51,8 @@ def test_listed(words: list[object], most: int | None, text: str) -> None:
     assert listed(words, most) == text
 
 
+@example(number=5e-324, digits=1)
+@example(number=-1e-310, digits=3)
 @given(number=st.floats(allow_nan=False, allow_infinity=False), digits=st.integers(1, 8))
 def test_bounds_are_never_printed_on_the_wrong_side(number: float, digits: int) -> None:
     above, below = Decimal(rounded_up(number, digits)), Decimal(rounded_down(number, digits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -102,7 +103,9 @@ def _rounded(bound: float, digits: int, sign: int) -> str:
     if not math.isfinite(bound) or sign * (Decimal(text) - Decimal(bound)) >= 0:
         return text
     last = Decimal(1).scaleb(Decimal(bound).adjusted() - digits + 1)
-    return f"{float(Decimal(text) + sign * last):.{digits}g}"
+    moved = Decimal(text) + sign * last
+    # Among the subnormals a float may not hold the digits.
+    return f"{moved:.{digits}g}" if abs(bound) < sys.float_info.min else f"{float(moved):.{digits}g}"
 
 
 def loading_error(error: BaseException, most: int = 10) -> str:
