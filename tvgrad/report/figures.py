@@ -230,8 +230,8 @@ FIGURES = {
         "error_budget",
         "share",
         budget_shares,
-        "What share of the residual (task vector less minus kappa S g_0) each term takes. Shares sum to 1, may be "
-        "negative, and depend on the order of the terms.",
+        "What share of the residual (the task vector minus its prediction -kappa S g_0) each term takes. Shares sum "
+        "to 1, may be negative, and depend on the order of the terms.",
     ),
     "relative_norms": FigureOf(
         "norms",

@@ -80,10 +80,10 @@ def _first_epoch(verdicts: pd.DataFrame) -> list[str]:
     sentences = [headline(rows)] if rows else []
     shares = dict(zip(verdicts["run"].astype(str), verdicts["frozen_share"].astype(float), strict=True))
     run = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name], default="")
-    frozen = shares.get(run, math.nan)
-    if frozen >= 0.05:
+    unchanged = shares.get(run, math.nan)
+    if unchanged >= UNCHANGED:
         sentences.append(
-            f"Up to {frozen:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
+            f"Up to {unchanged:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
             "gradient: their step was under half the spacing of the number format."
         )
     exact = set(verdicts.loc[verdicts["holds"] == EXACT, "run"])

@@ -111,7 +111,7 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         return OneEpochCheck((_verdict(run, GRADIENT_FORM, APPLIES_NOT, missing),))
     steps = run.point(1).steps
     consumed, error = _consumed(run, steps)
-    lr = _first_rate(run, rule)
+    lr = first_rate(run, rule)
     plain = isinstance(rule, LinearRule) and not rule.decays and not isinstance(rule, Nesterov)
     obstacle = _obstacle(run, steps)
     kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
@@ -152,7 +152,16 @@ def _verdict(
     return StepVerdict(run.name, rule, holds, worst, unchanged, error, "; ".join([reason, *allowed]))
 
 
-def _first_rate(run: Run, rule: UpdateRule) -> float:
+def first_rate(run: Run, rule: UpdateRule) -> float:
+    """Find the learning rate of the first step.
+
+    Args:
+        run: the run.
+        rule: its update rule, for runs that recorded no rates.
+
+    Returns:
+        The rate as recorded, else that of the rule.
+    """
     steps = run.steps(1)
     recorded = float(steps["lr"].iloc[0]) if len(steps) else math.nan
     return rule.rate(0) if math.isnan(recorded) else recorded
@@ -196,7 +205,9 @@ def _other_form(rule: UpdateRule) -> str:
         return f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}"
     if rule.decoupled_decay:
         return f"weight decay {rule.decoupled_decay:g} shrinks the weights"
-    return f"weight decay {rule.coupled_decay:g} adds to the gradient"
+    if rule.coupled_decay:
+        return f"weight decay {rule.coupled_decay:g} adds to the gradient"
+    return f"{rule.name} takes another first step"
 
 
 def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:

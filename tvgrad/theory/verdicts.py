@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tvgrad.results import Result
 from tvgrad.store.run import Run
-from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_step_tensors
+from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_rate, first_step_tensors
 from tvgrad.theory.explain import read_results
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import Adam, Nesterov
@@ -147,10 +147,10 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
         The verdict, the deviation measured in float64 and never from inner products of the long vectors.
     """
     nothing = math.nan
-    lacks = _lacks(run)
-    if lacks is not None:
-        return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks)
-    rate = _first_rate(run)
+    lacks, rule = _lacks(run), run.rule
+    if lacks is not None or rule is None:
+        return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks or "")
+    rate = first_rate(run, rule)
     apart = length = moved = inner = 0.0
     for after, before, gradient in first_step_tensors(run, "gradient"):
         tau, descent = after.double() - before.double(), -rate * gradient.double()
@@ -179,16 +179,9 @@ def _lacks(run: Run) -> str | None:
         )
     if 0 not in run.epochs or 1 not in run.epochs:
         return f"the weights after {run.unit} 1 were not recorded or not kept"
-    if math.isnan(_first_rate(run)):
+    if run.rule is None:
         return f"the learning rate is not known: {run.info.get('rule_reason') or 'no update rule was recorded'}"
     return None
-
-
-def _first_rate(run: Run) -> float:
-    steps = run.steps(1)
-    if len(steps) and not math.isnan(float(steps["lr"].iloc[0])):
-        return float(steps["lr"].iloc[0])
-    return math.nan if run.rule is None else run.rule.rate(0)
 
 
 def _cause(run: Run, step: OneEpochCheck, deviation: float, stretch: float) -> str:

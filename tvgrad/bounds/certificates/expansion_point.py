@@ -112,7 +112,7 @@ class ExpansionPoint(Generic[Loss]):
     """
 
     def __init__(self, problem: Loss, coefficients: StepCoefficients) -> None:
-        """Keep them.
+        """Join a loss and the step coefficients of a rule.
 
         Args:
             problem: the loss.

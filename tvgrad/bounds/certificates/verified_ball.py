@@ -49,7 +49,7 @@ class NoBall(NoCertificate):
     """No ball was found that holds the iterates."""
 
     def __init__(self, radius: float) -> None:
-        """Say so.
+        """Say how far the search went.
 
         Args:
             radius: the last one that was tried.

@@ -70,7 +70,7 @@ class LayerBounds:
         """Bound the third derivative D3 in one or two slots that are filled with a known direction d.
 
         Args:
-            norms: (L,), at least the norms of d's parts in the layers.
+            norms: (L,), upper bounds on the norms of d's parts in the layers.
 
         Returns:
             Upper bounds of `||D3[., d, d]||` and of `||D3[., ., d]||_2`.

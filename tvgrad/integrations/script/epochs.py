@@ -36,7 +36,7 @@ class CannotTell(TvgradError):
     """The ends of the script's epochs cannot be told; the message says why and what to do."""
 
     def __init__(self, why: str) -> None:
-        """Say why.
+        """Say why the ends cannot be told, and what to do.
 
         Args:
             why: half a sentence.
