@@ -136,7 +136,7 @@ def interrupted():
 
     def metric(output, target):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:  # the pretrained weights, and after epochs 1, 2 and 3
             signal.raise_signal(signal.SIGINT)
         return 0.5
 
