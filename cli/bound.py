@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvgrad.update_rules.rules import LINEAR_RULES
+
 from . import options
 
 if TYPE_CHECKING:
     from tvgrad.bounds import FeedForward
     from tvgrad.problem.recipe import Recipe
     from tvgrad.update_rules.linear import LinearRule
-
-LINEAR = ("gd", "sgd", "momentum", "nesterov")
 
 COLUMNS = ("error_bound", "lower_bound", "method", "from_start", "closed_form_bound", "radius")
 
@@ -23,7 +23,7 @@ _Row = dict[str, Any]
 @click.command()
 @click.argument("target")
 @options.tasks
-@click.option("--optimizer", type=click.Choice(LINEAR), help="A linear rule, one full-batch step an epoch.")
+@click.option("--optimizer", type=click.Choice(LINEAR_RULES), help="A linear rule, one full-batch step an epoch.")
 @options.lr
 @options.momentum
 @click.option("--weight-decay", type=float, help="Coupled; not for gd.")
@@ -68,7 +68,7 @@ def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward, 
     from tvgrad.problem.recipe import positive, positive_integer
     from tvgrad.update_rules.rules import linear_rule, make_rule
 
-    own = recipe.optimizer if recipe.optimizer in LINEAR else "gd"
+    own = recipe.optimizer if recipe.optimizer in LINEAR_RULES else "gd"
     lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
     rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
     epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")

@@ -115,7 +115,7 @@ def _show(outcome: _Outcome) -> None:
         click.echo(f"  {problem}")
     for verdict in outcome.verdicts:
         ratio = verdict.worst_ratio_to_budget
-        detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to budget {ratio:.3f})"
+        detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to the rounding bound {ratio:.3f})"
         click.echo(f"  {verdict.rule}: {verdict.holds}{detail}; {verdict.reason}")
     for said in dict.fromkeys((row.gradient_holds, row.far, row.cause, row.trouble) for row in outcome.verdicts):
         holds, far, cause, trouble = said

@@ -73,7 +73,8 @@ def test_clean_runs(tvgrad: Called, copied: Path) -> None:
         "low: 4 points whole",
         "rotated: 4 points whole",
     ]
-    assert len(re.findall(r"tau_1 = -lr g_0: exact \(worst ratio to budget [01]\.\d{3}\); every coordinate", out)) == 2
+    exact = r"tau_1 = -lr g_0: exact \(worst ratio to the rounding bound [01]\.\d{3}\); every coordinate"
+    assert len(re.findall(exact, out)) == 2
 
 
 def test_a_run_named_twice_is_checked_once(tvgrad: Called, copied: Path) -> None:
@@ -145,7 +146,7 @@ def test_edited_weights_with_a_checksum_that_fits(tvgrad: Called, traced: Traced
     run = tampered(traced("rotated"), "weights", 1, edit)
     code, out, err = tvgrad("verify", run.root)
     assert code == 1
-    assert "tau_1 = -lr g_0: fails (worst ratio to budget" in out
+    assert "tau_1 = -lr g_0: fails (worst ratio to the rounding bound" in out
     assert err == "Error: 1 of 1 runs did not pass\n"
 
 

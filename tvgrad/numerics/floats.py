@@ -19,6 +19,9 @@ UNIT_ROUNDOFF = 2.0**-53
 SUM_MARGIN = 1e-9
 """Over gamma_n of four million terms in float64, a handful of further operations included."""
 
+FEW_OPERATIONS_MARGIN = 1e-12
+"""Over gamma_n of nine thousand operations in float64: for sums and products of a few numbers."""
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Half the spacing of a format at 1: 2^-53, 2^-24, 2^-8, 2^-11 for float64, float32, bfloat16, float16.

@@ -155,12 +155,12 @@ TABLES = {
                 "worst_ratio_to_budget",
                 "largest deviation of a coordinate from the formula, over the bound on its rounding in one optimizer "
                 "step; at most 1 when exact",
-                "worst / budget",
+                "worst / rounding bound",
             ),
             Column(
                 "frozen_share",
                 "the unchanged share: of the coordinates with a gradient, those that the step left as they were",
-                "frozen",
+                "unchanged",
             ),
             Column(
                 "gradient_relative_error",

@@ -21,14 +21,13 @@ from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rounding import (
     adam_rounding_bound,
     direction_rounding_bound,
     gradient_step_rounding_bound,
     shrinkage_rounding_bound,
 )
-from tvgrad.update_rules.rules import Adam, Nesterov
+from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
 GRADIENT_FORM = "tau_1 = -lr g_0"
@@ -112,7 +111,7 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
     steps = run.point(1).steps
     consumed, error = _consumed(run, steps)
     lr = first_rate(run, rule)
-    plain = isinstance(rule, LinearRule) and not rule.decays and not isinstance(rule, Nesterov)
+    plain = isinstance(rule, GD | SGD | Momentum) and not rule.decays
     obstacle = _obstacle(run, steps)
     kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
     verdicts = []
@@ -122,7 +121,11 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         verdicts.append(_verdict(run, GRADIENT_FORM, APPLIES_NOT, _with_deviation(why, measured), measured, error))
     if obstacle:
         return OneEpochCheck(tuple(verdicts))
-    formula, form = _own_form(rule, lr)
+    own = _own_form(rule, lr)
+    if own is None:
+        unknown = f"the form of {rule.name}'s first step is not known here"
+        return OneEpochCheck((*verdicts, _verdict(run, f"the first step of {rule.name}", APPLIES_NOT, unknown)))
+    formula, form = own
     if consumed is None:
         why = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
         measured = None if kind is None else _compare(run, kind, form)
@@ -210,7 +213,10 @@ def _other_form(rule: UpdateRule) -> str:
     return f"{rule.name} takes another first step"
 
 
-def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form]:
+def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form] | None:
+    """The first step of the rules that are known by name, and of no other."""
+    if not isinstance(rule, GD | SGD | Momentum | Nesterov | Adam):
+        return None
     if isinstance(rule, Adam):
         form = _adam_form(lr, rule)
         decay = " - lr decay theta_0" if rule.decoupled_decay else ""

@@ -241,6 +241,8 @@ class AdamW(Adam):
 RULES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (GD, SGD, Momentum, Nesterov, Adam, AdamW)}
 """The rules by the name that the command line and a run directory give them."""
 
+LINEAR_RULES = tuple(name for name, rule in RULES.items() if issubclass(rule, LinearRule))
+
 
 def linear_rule(rule: UpdateRule) -> LinearRule:
     """Make sure that a rule has coefficients.

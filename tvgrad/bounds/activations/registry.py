@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tvgrad.bounds.activations.smooth import NAMED, OF_MODULE, SMOOTH, Activation, UnboundedActivation
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN
 
 _SLOPE_JUMPS = "its slope jumps at a kink"
 _KINKED = {
@@ -123,7 +124,7 @@ def _check_on_grid(activation: Activation, span: float) -> None:
     for index, function in enumerate(functions):
         found = function(grid).abs()
         # what float64 may add to the computed value of a function whose exact maximum is the constant
-        excess = found - limits[index] * (1 + 1e-12) - 1e-13
+        excess = found - limits[index] * (1 + FEW_OPERATIONS_MARGIN) - 1e-13
         bad = (excess > 0) | ~torch.isfinite(found)
         if bool(bad.any()):
             at = int(torch.where(bad, found.nan_to_num(nan=math.inf), -1.0).argmax())
@@ -132,7 +133,7 @@ def _check_on_grid(activation: Activation, span: float) -> None:
                 f"than the given {limits[index]:.9g}; give a larger constant."
             )
     start = abs(float(activation.value(torch.zeros(1, dtype=torch.float64))))
-    if start > activation.at_zero * (1 + 1e-12):
+    if start > activation.at_zero * (1 + FEW_OPERATIONS_MARGIN):
         raise UnboundedActivation(
             f"{activation.name}: |s| is {start:.9g} at x = 0, more than at_zero = {activation.at_zero:.9g}; "
             "give a larger constant."

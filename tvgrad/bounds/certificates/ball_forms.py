@@ -33,7 +33,7 @@ from tvgrad.bounds.certificates.verified_ball import (
 )
 from tvgrad.bounds.derivatives.derivative_bounds import UniformBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
-from tvgrad.numerics.floats import round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, round_up
 
 
 class ClosedForm(CertificateForm[TaskExpansion]):
@@ -134,14 +134,14 @@ class LocalForm(ClosedForm):
         coupled = case.coefficients.coupled
         hessian = case.problem.hessian_norm(radius) + coupled
         plain = case.problem.gradient_norm(radius) + round_up(coupled * (float(case.theta.norm()) + radius))
-        return min(plain, case.gradient.upper + round_up(radius * hessian, 1e-12)), hessian
+        return min(plain, case.gradient.upper + round_up(radius * hessian, FEW_OPERATIONS_MARGIN)), hessian
 
 
 def _with_decay(case: TaskExpansion, radius: float, bounds: UniformBounds | LayerBounds) -> tuple[float, float]:
     """Bounds of the loss with `coupled/2 ||theta||^2` added."""
     coupled = case.coefficients.coupled
     pull = coupled * (round_up(float(case.theta.norm())) + radius)
-    return bounds.gradient_norm + round_up(pull, 1e-12), bounds.hessian_norm + coupled
+    return bounds.gradient_norm + round_up(pull, FEW_OPERATIONS_MARGIN), bounds.hessian_norm + coupled
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tvgrad.bounds.certificates.vector_sums import decayed, scaled_sum
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, UNIT_ROUNDOFF, gamma, round_up
 
 
 class SummedLoss:
@@ -60,7 +60,9 @@ class SummedLoss:
 
     def hessian_norm(self) -> float:
         """An upper bound of the Hessian's norm."""
-        return round_up(abs(self._alpha) * sum(problem.hessian_norm() for problem in self._problems), 1e-12)
+        return round_up(
+            abs(self._alpha) * sum(problem.hessian_norm() for problem in self._problems), FEW_OPERATIONS_MARGIN
+        )
 
     def local(self, radius: float) -> LayerBounds:
         """Bounds of the third derivative on a ball.

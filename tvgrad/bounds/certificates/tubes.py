@@ -35,7 +35,7 @@ from tvgrad.bounds.certificates.vector_sums import decayed, scaled_sum, weighted
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.numerics.floats import SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
 from tvgrad.update_rules.base import Array, UpdateRule
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Tube:
         self.parts.append(list(zip(found, bounds, strict=True)))
         self.deviations.append(deviation)
         self.gradients.append(decayed(total, centre, coupled))
-        self.hessian_norms.append(round_up(self._size * sum(bounds), 1e-12) + coupled)
+        self.hessian_norms.append(round_up(self._size * sum(bounds), FEW_OPERATIONS_MARGIN) + coupled)
 
     def _hessian_norms_round(self, here: list[DerivativeBounds], centre: torch.Tensor, deviation: float) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""

@@ -25,7 +25,7 @@ from tvgrad.bounds.derivatives.sample_norms import EVALUATION, Pair, SampleNorms
 from tvgrad.bounds.derivatives.worst_case import layer_stretch, magnitudes, perturbation
 from tvgrad.bounds.losses.base import LocalLoss, Loss
 from tvgrad.bounds.network.network import Network
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, UNIT_ROUNDOFF, round_up
 
 Vector = torch.Tensor
 
@@ -132,7 +132,7 @@ class _Widening:
     def go_forward(self, end: int) -> None:
         """Widen what belongs to one layer, after all layers before it."""
         source = self.network.skips.reads[end]
-        largest = round_up(self.largest_sizes[end], 1e-12)
+        largest = round_up(self.largest_sizes[end], FEW_OPERATIONS_MARGIN)
         self.sizes.append(self._capped(self.at.sizes[end] + self.h_changes[end], largest))
         if self.capped:
             self.steps.append(perturbation(self.network, end, self.sizes[source]))

@@ -28,7 +28,7 @@ from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import gamma, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, round_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -350,7 +350,7 @@ class DerivativeBounds:
         """
         found = [bounds.gradient_norm for bounds in self._applicable(radius, third=False)]
         if self.has_data:
-            found.append(self.gradient.upper + round_up(radius * self.hessian_norm(radius), 1e-12))
+            found.append(self.gradient.upper + round_up(radius * self.hessian_norm(radius), FEW_OPERATIONS_MARGIN))
         return min(found)
 
     def hessian_norm(self, radius: float = 0.0) -> float:

@@ -24,9 +24,9 @@ import torch
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.network.spectral_norm import spectral_norms
+from tvgrad.bounds.rounding.passes import CHUNK_NUMBERS
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
 
-CHUNK_NUMBERS = 1_000_000  # float64 numbers in the largest tensor of a chunk, which then stays in the cache: 8 MB
 SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 0.2 % for most Jacobians
 EVALUATION = 64 * UNIT_ROUNDOFF  # an elementwise function of order 1 is within so much: PyTorch's are within a few ulps
 
