@@ -108,9 +108,9 @@ def frozen_state(model: nn.Module) -> Weights:
 
 
 def group_names(names: Iterable[str], pattern: str | None = None) -> dict[str, str]:
-    """Assign each parameter to the block that owns it.
+    """Assign each parameter to its layer group.
 
-    The block is the name up to its first purely numeric part (`blocks.3.attn.qkv.weight` -> `blocks.3`), or else the
+    The group is the name up to its first purely numeric part (`blocks.3.attn.qkv.weight` -> `blocks.3`), or else the
     module that holds the parameter (`head.weight` -> `head`).
 
     Args:
@@ -125,7 +125,7 @@ def group_names(names: Iterable[str], pattern: str | None = None) -> dict[str, s
         TvgradError: the pattern is not a regular expression.
     """
     if pattern is None:
-        return {name: _block_of(name) for name in names}
+        return {name: _group_of(name) for name in names}
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -138,7 +138,7 @@ def group_names(names: Iterable[str], pattern: str | None = None) -> dict[str, s
     return groups
 
 
-def _block_of(name: str) -> str:
+def _group_of(name: str) -> str:
     parts = name.split(".")
     for position, part in enumerate(parts[:-1]):
         if part.isdigit():
