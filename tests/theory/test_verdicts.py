@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 import tvgrad
-from tests.traced_runs import Traced
+from tests.traced_runs import Tampered, Traced
 from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
-from tvgrad.theory.verdicts import NO, UNKNOWN, YES, EquivalenceRow, headline, troubles_of, verdict_rows
+from tvgrad.theory.troubles import troubles_of
+from tvgrad.theory.verdicts import NO, SAME, UNKNOWN, YES, EquivalenceRow, GradientVerdict, headline, verdict_rows
 
 GOOD = EquivalenceRow("a", "tau_1 = -lr g_0", EXACT, 0.9, 0.0, 0.0, "", YES, 2e-7, 1.0, "", "")
 AWAY = replace(GOOD, run="b", gradient_holds=NO, deviation=0.788, cosine=0.612, cause="adam divides")
@@ -57,7 +62,10 @@ def test_a_step_that_was_not_checked_says_why() -> None:
 
 def test_rows_of_runs(traced: Traced) -> None:
     (plain,) = verdict_rows(traced("rotated"), "mine")
-    assert (plain.run, plain.holds, plain.gradient_holds, plain.cause, plain.trouble) == ("mine", EXACT, YES, "", "")
+    assert (plain.run, plain.holds, plain.gradient_holds, plain.cause) == ("mine", EXACT, YES, "")
+    before, *_, after = (point.metrics["accuracy"] for point in traced("rotated").points)
+    worse = f"it ends worse than the pretrained model (accuracy {after:.4g} after epoch 3, {before:.4g} before)"
+    assert plain.trouble == (worse if after < before else "")
     rows = verdict_rows(traced("rotated", optimizer="adam", lr=1e-3))
     assert {row.gradient_holds for row in rows} == {NO}
     assert [row.holds for row in rows] == [APPLIES_NOT, EXACT]
@@ -65,3 +73,206 @@ def test_rows_of_runs(traced: Traced) -> None:
     (narrow,) = verdict_rows(traced("rotated", dtype="bfloat16"))
     assert (narrow.holds, narrow.gradient_holds) == (EXACT, NO)
     assert "of the coordinates did not change, their step being lost in bfloat16" in narrow.cause
+
+
+INPUTS, TARGETS = torch.randn(12, 4, generator=torch.Generator().manual_seed(3)), torch.arange(12) % 3
+Change = Callable[[torch.nn.Module], object]
+
+
+def stepped(folder: Path, change: Change = lambda _: None, steps: int = 1, **notes: Any) -> Run:
+    """A run of one epoch in which something may be done to the gradient between backward and step."""
+    torch.manual_seed(0)
+    model, loss = torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss()
+    objective = tvgrad.Objective(model, loss, (INPUTS, TARGETS))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    record = ("gradients", "epoch-gradients")
+    with tvgrad.Recorder(folder, model, optimizer, objective, record=record) as recorder:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss(model(INPUTS), TARGETS).backward()
+            change(model)
+            optimizer.step()
+            recorder.note_step(batch_size=12, **notes)
+        recorder.end_epoch()
+    return Run.open(folder)
+
+
+def with_info(run: Run, **facts: object) -> Run:
+    """The run with facts added to its description."""
+    path = run.root / "run.json"
+    content = json.loads(path.read_text())
+    content["info"].update(facts)
+    path.write_text(json.dumps(content))
+    return Run.open(run.root)
+
+
+def scaled(factor: float) -> Change:
+    return lambda model: [parameter.grad.mul_(factor) for parameter in model.parameters()]  # type: ignore[union-attr]
+
+
+def noisy(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.add_(torch.ones_like(parameter.grad))
+
+
+def last_row(run: Run) -> EquivalenceRow:
+    return verdict_rows(run)[-1]
+
+
+def test_the_answer_turns_at_one_hundredth(tmp_path: Path) -> None:
+    for name, factor, expected in (("under", 1 - 0.98 * SAME, YES), ("over", 1 - 1.02 * SAME, NO)):
+        row = last_row(stepped(tmp_path / name, scaled(factor)))
+        assert (row.gradient_holds, row.cosine) == (expected, pytest.approx(1, abs=1e-6))
+        assert row.deviation == pytest.approx(1 - factor, rel=1e-3)
+        assert (row.cause == "") == (expected == YES)
+    rounded = with_info(stepped(tmp_path / "rounded", scaled(1 - 0.5 * SAME)), gradient_rounding=0.6 * SAME)
+    assert last_row(rounded).gradient_holds == NO  # the rounding of the recorded gradient counts
+
+
+def test_a_gradient_scaled_by_hand_is_called_scaled(tmp_path: Path) -> None:
+    assert last_row(stepped(tmp_path / "run", scaled(0.01))).cause == (
+        "the gradient that the step consumed is 99 % away from the full-batch gradient and parallel to it, 0.01 times "
+        "as long (scaled or clipped before the step without a record)"
+    )
+
+
+def test_a_gradient_changed_otherwise_does_not_blame_dropout_alone(tmp_path: Path) -> None:
+    row = last_row(stepped(tmp_path / "run", noisy))
+    away = row.gradient_relative_error
+    assert away > 1
+    assert row.cause.startswith(
+        f"the gradient that the step consumed is {100 * away:.0f} % away from the full-batch gradient (dropout, "
+        "augmentation, noise, other samples or other weights in the mean, or a change of the gradient between backward "
+        "and step) and it is "
+    )
+
+
+def test_clipping_is_named(tmp_path: Path) -> None:
+    by_norm = stepped(tmp_path / "norm", scaled(0.25), clip_factor=0.25)
+    assert last_row(by_norm).cause.startswith("the gradient was clipped to 0.25 of its length, ")
+    by_value = stepped(tmp_path / "value", scaled(0.25), clipped_in_parts=1, clip_value=0.003)
+    assert last_row(by_value).cause.startswith("the coordinates of the gradient were clipped to 0.003, ")
+    in_parts = stepped(tmp_path / "parts", scaled(0.25), clipped_in_parts=2)
+    assert last_row(in_parts).cause.startswith("the gradient was clipped in parts, by factors that were not recorded, ")
+    for run in (by_norm, by_value, in_parts):
+        assert last_row(run).cause.count("75 % away from the full-batch gradient") == 1
+
+
+def test_weights_that_moved_outside_the_steps_are_a_cause(tmp_path: Path) -> None:
+    words = "its weights moved outside the optimizer's steps, seen 3 times in the run"
+    several = with_info(stepped(tmp_path / "several", steps=2), moved_outside_steps=3)
+    assert last_row(several).cause.startswith(f"epoch 1 took 2 steps, {words}")
+    exact = with_info(stepped(tmp_path / "exact", scaled(0.5)), moved_outside_steps=3)
+    assert last_row(exact).holds == EXACT
+    assert words not in last_row(exact).cause  # they moved later
+
+
+def test_a_step_that_fails_is_explained(traced: Traced, tampered: Tampered) -> None:
+    broken = tampered(traced("low"), "weights", 1, lambda content: {name: t + 1 for name, t in content.items()})
+    assert last_row(broken).holds == FAILS
+    assert last_row(broken).cause.startswith("something besides this optimizer step moved the weights and it is ")
+    moved = with_info(broken, moved_outside_steps=1)
+    assert last_row(moved).cause.startswith("its weights moved outside the optimizer's steps, seen 1 time in the run")
+    assert "something besides" not in last_row(moved).cause
+
+
+def test_the_cause_from_the_error_budget(tmp_path: Path) -> None:
+    run = stepped(tmp_path / "run", noisy)
+    (run.root / "results").mkdir(exist_ok=True)
+    path = run.root / "results" / "error_budget.json"
+
+    def budget(*terms: tuple[str, float]) -> None:
+        rows = [
+            {"run": "run", "epoch": epoch, "term": term, "norm": 1.0, "cosine": 1.0, "share": share, "nodes": "a to b"}
+            for epoch in (1, 2)
+            for term, share in (terms if epoch == 1 else (("another", 9.0),))
+        ]
+        path.write_text(json.dumps(rows))
+
+    budget(("noise", 0.7), ("update rounding", 0.3))
+    assert last_row(run).cause == "by the error budget 70 % of it is noise"
+    budget(("unexplained", 0.7), ("update rounding", 0.3))
+    assert last_row(run).cause == (
+        "the error budget cannot split it, because the gradients that the steps consumed were neither recorded nor "
+        "reproduced by a replay"
+    )
+
+
+def test_what_a_rule_does_is_named(traced: Traced) -> None:
+    causes = {
+        name: last_row(traced("low", **options)).cause
+        for name, options in {
+            "nesterov": {"optimizer": "nesterov", "momentum": 0.9},
+            "decay": {"optimizer": "sgd", "weight_decay": 0.3},
+            "decoupled": {"optimizer": "adamw", "weight_decay": 0.3},
+            "batches": {"optimizer": "momentum", "momentum": 0.9, "batch_size": 100},
+        }.items()
+    }
+    assert causes["nesterov"].startswith("Nesterov momentum stretches the first step by 1 + 0.9")
+    assert causes["decay"].startswith("weight decay 0.3 moves the weights too")
+    assert causes["decoupled"].startswith("adamw divides each coordinate of the gradient by its own size, weight decay")
+    assert causes["batches"].startswith("epoch 1 took 5 steps on mini-batches of 100, weighed by momentum")
+
+
+def test_what_is_unknown_says_what_lacks(traced: Traced, tmp_path: Path) -> None:
+    rows = {
+        "no full-batch gradient at the pretrained weights was recorded": traced("low", record=("epoch-gradients",)),
+        "the weights after epoch 1 were not recorded or not kept": traced("low", keep="epochs:0,2"),
+    }
+    for words, run in rows.items():
+        row = last_row(run)
+        assert row.gradient_holds == UNKNOWN
+        assert row.cause.startswith(words)
+        assert math.isnan(row.deviation)
+    unruled = with_info(stepped(tmp_path / "run"), rule=None, rule_reason="two optimizers")
+    assert last_row(unruled).cause == "the learning rate is not known: two optimizers"
+
+
+def test_the_sentence_of_a_gradient_verdict() -> None:
+    off = ", g_0 itself 15 % off by the rounding of its format"
+    no = GradientVerdict(NO, 0.5, 0.9, 0.15, "so it is")
+    assert no.sentence == f"no: 50 % away{off}, cosine 0.90; so it is"
+    assert replace(no, holds=YES).sentence == f"yes (deviation 50 %{off}, cosine 0.90)"
+    assert replace(no, holds=UNKNOWN).sentence == "unknown: so it is"
+    assert replace(no, gradient_rounding=math.nan).sentence == "no: 50 % away, cosine 0.90; so it is"
+
+
+def traced_metrics(folder: Path, *rows: dict[str, float], **options: Any) -> Run:
+    model = torch.nn.Linear(2, 1)
+    with tvgrad.Recorder(folder, model, first_metrics=rows[0], **options) as recorder:
+        for row in rows[1:]:
+            recorder.end_epoch(row)
+    return Run.open(folder)
+
+
+def test_a_model_that_got_worse_is_trouble(tmp_path: Path) -> None:
+    run = traced_metrics(tmp_path / "a", {"accuracy": 0.8}, {"accuracy": 0.9}, {"accuracy": 0.6125})
+    (trouble,) = troubles_of(run)
+    assert trouble == "it ends worse than the pretrained model (accuracy 0.6125 after epoch 2, 0.8 before)"
+    line = headline([replace(GOOD, trouble=trouble), replace(AWAY, trouble="the loss grew from 1 to 9 in epoch 3")])
+    assert line.startswith("Diverged: b, the loss grew from 1 to 9 in epoch 3. Hurt by fine-tuning: a, it ends worse ")
+    for name, last in (("same", 0.8), ("better", 0.81)):
+        assert troubles_of(traced_metrics(tmp_path / name, {"accuracy": 0.8}, {"accuracy": last})) == ()
+    falling = {"loss": 2.0, "seconds": 3.0}, {"loss": 1.0, "seconds": 2.0}
+    assert troubles_of(traced_metrics(tmp_path / "loss", *falling)) == ()  # of these lower is no loss
+
+
+def test_losses_that_grew(tmp_path: Path) -> None:
+    grown = traced_metrics(tmp_path / "grown", {"loss": 1.0}, {"loss": 2.1}, {"loss": 0.5})
+    assert troubles_of(grown) == ("the loss grew from 1 to 2.1 in epoch 1",)
+    assert troubles_of(traced_metrics(tmp_path / "calm", {"loss": 1.0}, {"loss": 1.9})) == ()
+    lost = traced_metrics(tmp_path / "lost", {"loss": 1.0}, {"loss": math.nan})
+    assert troubles_of(lost) == ("the loss is not finite in epoch 1",)
+
+
+def test_the_worst_of_several_is_the_one_that_is_named() -> None:
+    rows = [replace(AWAY, run="e", deviation=0.2, cause="less"), AWAY, replace(AWAY, run="f", deviation=0.3)]
+    assert "no for 3 of 3 runs, worst b: 79 % away" in headline(rows)
+    good = [GOOD, replace(GOOD, run="g", deviation=4e-3)]
+    assert "yes for 2: at most 0.4 % away" in headline(good)
+    assert headline([GOOD]).startswith(
+        "Task vector = -lr x full-batch gradient after the first epoch: yes: 2e-07 away, cosine 1.00. Optimizer step: "
+        "exact for a, within"
+    )
+    assert "unknown: no gradient" in headline([MISSING])

@@ -179,8 +179,9 @@ TABLES = {
             Column("cause", "of a no or an unknown, one sentence"),
             Column(
                 "trouble",
-                "divergence, an early end, or weights that moved outside the optimizer's steps or were not recorded at "
-                "the script's end, with the numbers that show it; empty where there is none",
+                "divergence, a test metric that ends below the pretrained model's, an early end, or weights that moved "
+                "outside the optimizer's steps or were not recorded at the script's end, with the numbers that show "
+                "it; empty where there is none",
             ),
         ),
     ),

@@ -13,7 +13,8 @@ from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
-from tvgrad.theory.verdicts import DIVERGED, KINDS, NO, OTHERS, UNCHANGED, UNKNOWN, EquivalenceRow, headline, kind_of
+from tvgrad.theory.troubles import DIVERGED, KINDS, OTHERS, WORSE, kind_of
+from tvgrad.theory.verdicts import NO, UNCHANGED, UNKNOWN, EquivalenceRow, headline
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
 
@@ -220,6 +221,10 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
     kinds = {kind_of(trouble) for trouble in verdicts["trouble"] if trouble}
     if DIVERGED in kinds:
         return "Next: lower the learning rate; `tvgrad predict` prints the limit of gradient descent."
+    if KINDS[WORSE] in kinds:
+        return (
+            "Next: lower the learning rate, or take an earlier epoch: the pretrained model is better than the last one."
+        )
     if KINDS[OTHERS] in kinds:
         return "Next: `tvgrad report --pretrained BASE FINAL` on checkpoints that the script saves: its last weights."
     if (verdicts["gradient_holds"] == UNKNOWN).all():

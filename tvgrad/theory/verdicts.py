@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 from tvgrad.results import Result
 from tvgrad.store.run import Run
+from tvgrad.theory.budget_rows import UNEXPLAINED
 from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_rate, first_step_tensors
 from tvgrad.theory.explain import read_results
+from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import Adam, Nesterov
 from tvgrad.wording import counted, listed, percent
@@ -28,18 +30,11 @@ YES, NO, UNKNOWN = "yes", "no", "unknown"
 SAME = 0.01
 """A task vector within this relative deviation of minus the rate times the gradient is called that vector."""
 
+PARALLEL = 1 - SAME**2 / 2
+"""From this cosine on, the part of a vector across the other is at most `SAME` of its length."""
+
 UNCHANGED = 0.05
 """From which share of unchanged coordinates they are named as a cause."""
-
-LOSSES = ("loss", "train_loss")
-STOPPED = "it stopped"
-OTHERS = "the script ended with weights that were not recorded"
-MOVED = "its weights moved outside the optimizer's steps"
-DIVERGED = "Diverged"
-KINDS = {STOPPED: "Not finished", OTHERS: "Not the script's final weights", MOVED: "Moved outside the steps"}
-"""How a clause of trouble begins -> what a headline calls it; any other is divergence."""
-GREW = 2.0
-"""From how many times its first value a loss is said to have grown."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,8 @@ class EquivalenceRow(Result):
         deviation: `||tau_1 + lr g_0|| / ||lr g_0||`.
         cosine: `cos(tau_1, -g_0)`.
         cause: of a no or an unknown, one sentence.
-        trouble: divergence, an early end, or weights that moved outside the steps or were not recorded, as clauses with
-            their numbers; empty where there is none.
+        trouble: divergence, a model that got worse, an early end, or weights that moved outside the steps or were not
+            recorded, as clauses with their numbers; empty where there is none.
     """
 
     run: str
@@ -167,7 +162,7 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
     if total <= SAME:
         return GradientVerdict(YES, deviation, cosine, rounding, "")
     stretch = math.sqrt(moved / length)
-    return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, deviation, stretch))
+    return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, cosine, stretch))
 
 
 def _lacks(run: Run) -> str | None:
@@ -184,11 +179,14 @@ def _lacks(run: Run) -> str | None:
     return None
 
 
-def _cause(run: Run, step: OneEpochCheck, deviation: float, stretch: float) -> str:
+def _cause(run: Run, step: OneEpochCheck, cosine: float, stretch: float) -> str:
     """Why the task vector is not minus the rate times the gradient, from what the run knows."""
-    if not math.isfinite(deviation):
+    if not math.isfinite(stretch):
         return f"the weights after {run.unit} 1 are not finite"
     causes = [*_causes_of_the_rule(run), *_causes_of_the_steps(run)]
+    moved = run.info.get("moved_outside_steps")
+    if moved and step.holds != EXACT:  # an exact step has moved all that moved
+        causes.append(f"{MOVED}, seen {counted(moved, 'time')} in the run")
     if not causes:  # one plain step: the error budget splits this very deviation
         budget = _largest_term(run)
         if budget:
@@ -199,13 +197,21 @@ def _cause(run: Run, step: OneEpochCheck, deviation: float, stretch: float) -> s
         causes.append(f"{percent(max(shares))} of the coordinates did not change, their step being lost in {dtype}")
     errors = [verdict.gradient_relative_error for verdict in step.verdicts if verdict.gradient_relative_error > SAME]
     if errors:
+        scaled = step.holds == EXACT and not causes and cosine >= PARALLEL
         causes.append(
             f"the gradient that the step consumed is {percent(max(errors))} away from the full-batch gradient "
-            "(dropout, augmentation, noise, other samples or other weights in the mean)"
+            + (
+                f"and parallel to it, {stretch:.3g} times as long (scaled or clipped before the step without a record)"
+                if scaled
+                else "(dropout, augmentation, noise, other samples or other weights in the mean, or a change of the "
+                "gradient between backward and step)"
+            )
         )
-    if step.holds == FAILS:
+        if scaled:
+            return listed(causes)
+    if step.holds == FAILS and not moved:
         causes.append("something besides this optimizer step moved the weights")
-    if abs(stretch - 1) > SAME and math.isfinite(stretch):
+    if abs(stretch - 1) > SAME:
         causes.append(
             f"it is {stretch:,.3g} times as long" if stretch < 1000 else f"it is {stretch:,.0f} times as long"
         )
@@ -218,6 +224,11 @@ def _largest_term(run: Run) -> str | None:
     if not terms:
         return None
     largest = max(terms, key=lambda term: term.share)
+    if largest.term == UNEXPLAINED:
+        return (
+            "the error budget cannot split it, because the gradients that the steps consumed were neither recorded nor "
+            "reproduced by a replay"
+        )
     return f"by the error budget {percent(largest.share)} of it is {largest.term}"
 
 
@@ -243,49 +254,12 @@ def _causes_of_the_steps(run: Run) -> list[str]:
     factors = [float(factor) for factor in steps["clip_factor"].dropna()] if "clip_factor" in steps else []
     if min(factors, default=1.0) < 1:
         found.append(f"the gradient was clipped to {min(factors):.2g} of its length")
+    values = steps["clip_value"].dropna() if "clip_value" in steps else []
+    if len(values):
+        found.append(f"the coordinates of the gradient were clipped to {min(values):.3g}")
+    elif "clipped_in_parts" in steps and steps["clipped_in_parts"].notna().any():
+        found.append("the gradient was clipped in parts, by factors that were not recorded")
     return found
-
-
-def troubles_of(run: Run) -> tuple[str, ...]:
-    """Find divergence, a training that did not reach its end, and weights that no recorded step explains.
-
-    Args:
-        run: a recorded run.
-
-    Returns:
-        Clauses, the worst first; empty where nothing went wrong that the record shows.
-    """
-    found = []
-    column = next((name for name in LOSSES if any(name in point.metrics for point in run.points)), None)
-    losses = [(point.number, point.metrics[column]) for point in run.points if column in point.metrics]
-    lost = [epoch for epoch, loss in losses if not math.isfinite(loss)]
-    if lost:
-        found.append(f"the loss is not finite in {run.unit} {lost[0]}")
-    if losses:
-        (_, first), (when, worst) = losses[0], max(losses, key=lambda one: one[1] if math.isfinite(one[1]) else 0.0)
-        if worst > GREW * first > 0:
-            found.append(f"the loss grew from {first:.3g} to {worst:.3g} in {run.unit} {when}")
-    wanted = run.info.get("epochs")
-    if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
-        found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
-    if run.info.get("final_weights_differ"):
-        further = run.info.get("steps_unrecorded")
-        found.append(OTHERS + (f", {counted(further, 'step')} after the last recorded ones" if further else ""))
-    if run.info.get("moved_outside_steps"):
-        found.append(f"{MOVED}, seen {counted(run.info['moved_outside_steps'], 'time')}")
-    return tuple(found)
-
-
-def kind_of(trouble: str) -> str:
-    """Name a trouble by its first clause.
-
-    Args:
-        trouble: of a row; not empty.
-
-    Returns:
-        `DIVERGED`, or one of the names in `KINDS`.
-    """
-    return next((kind for start, kind in KINDS.items() if trouble.startswith(start)), DIVERGED)
 
 
 def headline(rows: Sequence[EquivalenceRow]) -> str:

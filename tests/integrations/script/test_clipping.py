@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.integrations.script.script_runs import TRACE, run
 from tvgrad import Run
-from tvgrad.integrations.script.clipping import Clipping, clip_facts
+from tvgrad.integrations.script.clipping import Clipping, clip_facts, largest_coordinate
 from tvgrad.store.batch_norms import batch_norms
 
 Write = Callable[[str], list[str]]
@@ -48,6 +48,35 @@ def test_parts_that_were_clipped_apart_have_no_one_factor() -> None:
     assert clip_facts([call(listed[:2])], held, scaled=False) == {"clipped_in_parts": 1}
     listed[2].grad = None
     assert clip_facts([call(listed[:2])], held, scaled=False)["gradient_norm_before_clipping"] == 4.0
+
+
+def test_coordinates_that_were_clipped_by_value() -> None:
+    listed = parameters()
+    held = {id(parameter): parameter for parameter in listed}
+    one, harmless = (Clipping(listed, torch.tensor(size), 0.5, False, False, True) for size in (4.0, 0.25))
+    assert clip_facts([one], held, scaled=False) == {"clipped_in_parts": 1, "clip_value": 0.5}
+    assert clip_facts([call(listed), one], held, scaled=False) == {"clipped_in_parts": 2, "clip_value": 0.5}
+    assert clip_facts([harmless], held, scaled=False) == {}
+    assert clip_facts([harmless, call(listed)], held, scaled=False)["gradient_norm_before_clipping"] == 4.0
+    listed[1].grad = torch.tensor([-3.0, 2.0])
+    assert float(largest_coordinate(listed)) == 3.0
+    assert float(largest_coordinate([nn.Parameter(torch.ones(2))])) == 0.0
+
+
+def test_a_script_that_clips_values(write: Write, tmp_path: Path) -> None:
+    content = """
+for a, b in loader:
+    optimizer.zero_grad()
+    nn.functional.mse_loss(model(a), b).backward()
+    print(max(p.grad.abs().max().item() for p in model.parameters()))
+    nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+    optimizer.step()
+"""
+    traced = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)])
+    steps = Run.open(tmp_path / "run").steps()
+    assert [float(line) > 1e-3 for line in traced.stdout.split()] == [True] * 4
+    assert steps["clip_value"].tolist() == [1e-3] * 4
+    assert steps["clip_factor"].isna().all()
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from tvgrad.integrations.script.clipping import largest_coordinate
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
@@ -69,19 +70,38 @@ def _watch_clipping(session: Session) -> None:
     def clip_grad_norm_(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.compiler.is_compiling():
             return original(parameters, max_norm, *args, **kwargs)
-        listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        given = parameters
-        if isinstance(parameters, types.GeneratorType):
-            given = (parameter for parameter in listed)  # the one that came is used up
-        elif not isinstance(parameters, torch.Tensor):
-            given = listed
+        listed, given = _listed(parameters)
         total = original(given, max_norm, *args, **kwargs)
         euclidean = (args[0] if args else kwargs.get("norm_type", 2)) in {2}
-        session.guard(lambda: session.clipped(listed, total, float(max_norm), euclidean))
+        session.guard(lambda: session.clipped(listed, total, float(max_norm), euclidean=euclidean))
         return total
+
+    by_value = torch.nn.utils.clip_grad_value_
+
+    @functools.wraps(by_value)
+    def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            by_value(parameters, clip_value, *args, **kwargs)
+            return
+        listed, given = _listed(parameters)
+        largest: list[torch.Tensor] = []
+        session.guard(lambda: largest.append(largest_coordinate(listed)))
+        by_value(given, clip_value, *args, **kwargs)
+        if largest:
+            session.guard(lambda: session.clipped(listed, largest[0], float(clip_value), by_value=True))
 
     torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
     torch.nn.utils.clip_grad.clip_grad_norm_ = clip_grad_norm_
+    torch.nn.utils.clip_grad_value_ = clip_grad_value_
+    torch.nn.utils.clip_grad.clip_grad_value_ = clip_grad_value_
+
+
+def _listed(parameters: Any) -> tuple[list[torch.Tensor], Any]:
+    """The parameters of a call, and what to hand on in their place: a generator can be read only once."""
+    if isinstance(parameters, torch.Tensor):
+        return [parameters], parameters
+    listed = list(parameters)
+    return listed, (parameter for parameter in listed) if isinstance(parameters, types.GeneratorType) else listed
 
 
 def _watch_scaling(session: Session) -> None:

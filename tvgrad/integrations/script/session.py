@@ -108,17 +108,26 @@ class Session:
         self.epochs.after_step()
         recorder.end_step()
 
-    def clipped(self, parameters: list[torch.Tensor], total: torch.Tensor, most: float, euclidean: bool) -> None:
+    def clipped(
+        self,
+        parameters: list[torch.Tensor],
+        total: torch.Tensor,
+        most: float,
+        *,
+        euclidean: bool = False,
+        by_value: bool = False,
+    ) -> None:
         """Gradients were clipped.
 
         Args:
             parameters: whose.
-            total: their norm before.
-            most: the largest norm that was let through.
+            total: their norm before, or their largest coordinate in size.
+            most: the largest norm, or size of a coordinate, that was let through.
             euclidean: whether it is the 2-norm.
+            by_value: whether each coordinate was clipped by itself.
         """
         if not self._held or any(id(parameter) in self._held for parameter in parameters):
-            self._clips.append(Clipping(parameters, total, most, euclidean, self._unscaled))
+            self._clips.append(Clipping(parameters, total, most, euclidean, self._unscaled, by_value))
 
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """A gradient scaler has taken the loss scale out of gradients.

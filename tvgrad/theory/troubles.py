@@ -1,0 +1,83 @@
+"""What went wrong with a run as a whole: divergence, damage, an early end, weights that no recorded step explains."""
+
+from __future__ import annotations
+
+import math
+
+from tvgrad.store.run import Run
+from tvgrad.wording import counted
+
+LOSSES = ("loss", "train_loss")
+WORSE = "it ends worse than the pretrained model"
+STOPPED = "it stopped"
+OTHERS = "the script ended with weights that were not recorded"
+MOVED = "its weights moved outside the optimizer's steps"
+DIVERGED = "Diverged"
+KINDS = {
+    WORSE: "Hurt by fine-tuning",
+    STOPPED: "Not finished",
+    OTHERS: "Not the script's final weights",
+    MOVED: "Moved outside the steps",
+}
+"""How a clause of trouble begins -> what a headline calls it; any other is divergence."""
+GREW = 2.0
+"""From how many times its first value a loss is said to have grown."""
+
+
+def troubles_of(run: Run) -> tuple[str, ...]:
+    """Find divergence, damage, a training that did not reach its end, and weights that no recorded step explains.
+
+    Args:
+        run: a recorded run.
+
+    Returns:
+        Clauses, the worst first; empty where nothing went wrong that the record shows.
+    """
+    found = [*_divergence(run), *_damage(run)]
+    wanted = run.info.get("epochs")
+    if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
+        found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
+    if run.info.get("final_weights_differ"):
+        further = run.info.get("steps_unrecorded")
+        found.append(OTHERS + (f", {counted(further, 'step')} after the last recorded ones" if further else ""))
+    if run.info.get("moved_outside_steps"):
+        found.append(f"{MOVED}, seen {counted(run.info['moved_outside_steps'], 'time')}")
+    return tuple(found)
+
+
+def kind_of(trouble: str) -> str:
+    """Name a trouble by its first clause.
+
+    Args:
+        trouble: of a row; not empty.
+
+    Returns:
+        `DIVERGED`, or one of the names in `KINDS`.
+    """
+    return next((kind for start, kind in KINDS.items() if trouble.startswith(start)), DIVERGED)
+
+
+def _divergence(run: Run) -> list[str]:
+    found = []
+    column = next((name for name in LOSSES if any(name in point.metrics for point in run.points)), None)
+    losses = [(point.number, point.metrics[column]) for point in run.points if column in point.metrics]
+    lost = [epoch for epoch, loss in losses if not math.isfinite(loss)]
+    if lost:
+        found.append(f"the loss is not finite in {run.unit} {lost[0]}")
+    if losses:
+        (_, first), (when, worst) = losses[0], max(losses, key=lambda one: one[1] if math.isfinite(one[1]) else 0.0)
+        if worst > GREW * first > 0:
+            found.append(f"the loss grew from {first:.3g} to {worst:.3g} in {run.unit} {when}")
+    return found
+
+
+def _damage(run: Run) -> list[str]:
+    """Test metrics, of which higher is better, that end below those of the pretrained weights."""
+    first = next((point.metrics for point in run.points if point.number == 0), {})
+    fell = []
+    for name in first.keys() - {*LOSSES, "seconds"}:
+        measured = [(point.number, point.metrics[name]) for point in run.points if name in point.metrics]
+        when, last = measured[-1]
+        if last < first[name]:
+            fell.append(f"{name} {last:.4g} after {run.unit} {when}, {first[name]:.4g} before")
+    return [f"{WORSE} ({'; '.join(sorted(fell))})"] if fell else []
