@@ -254,8 +254,8 @@ def _causes_of_the_steps(run: Run) -> list[str]:
     factors = [float(factor) for factor in steps["clip_factor"].dropna()] if "clip_factor" in steps else []
     if min(factors, default=1.0) < 1:
         found.append(f"the gradient was clipped to {min(factors):.2g} of its length")
-    values = steps["clip_value"].dropna() if "clip_value" in steps else []
-    if len(values):
+    values = steps["clip_value"].dropna().tolist() if "clip_value" in steps else []
+    if values:
         found.append(f"the coordinates of the gradient were clipped to {min(values):.3g}")
     elif "clipped_in_parts" in steps and steps["clipped_in_parts"].notna().any():
         found.append("the gradient was clipped in parts, by factors that were not recorded")
