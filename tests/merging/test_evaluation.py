@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from scipy import stats
 from tvgrad.cli.merge import _table
 
-from tvgrad.merging.evaluation import accuracy_interval
+import tvgrad
+from tvgrad.merging.evaluation import Scorer, accuracy_interval
 
 
 @pytest.mark.parametrize(("right", "samples"), [(0, 10), (7, 10), (10, 10), (431, 450)])
@@ -33,3 +35,16 @@ def test_gain_and_interval_stand_beside_the_normalised_score() -> None:
     low, high = accuracy_interval(0.7, 100)
     assert table.loc["a", ["merged_low", "merged_high"]].tolist() == [round(low, 4), round(high, 4)]
     assert math.isnan(table.loc["mean", "merged_low"])
+
+
+def test_tensors_that_do_not_fit_the_model_are_named_ten_at_the_most() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(40)))
+    data = torch.randn(4, 3), torch.arange(4) % 3
+    recipe = tvgrad.Recipe(model, torch.nn.CrossEntropyLoss(), data, test=data, name="mine")
+    with pytest.raises(tvgrad.TvgradError) as refused:
+        Scorer(recipe, {name: torch.zeros(2, 5) for name, _ in model.named_parameters()})
+    words = str(refused.value)
+    assert words.startswith("the recipe's model of task 'mine' does not take the run's tensors (")
+    assert "of another shape 0.weight, 0.bias, " in words
+    assert "and 70 more): give the recipe that made the run" in words
+    assert "\n" not in words

@@ -222,6 +222,9 @@ def test_summary_of_the_published_measure_and_of_growing_gradients():
     assert "recorded for 1 run, the first epoch's share is 0.400, that is 0.80 times an even share" in text
     assert "it is the largest in 0 of 1 run." in text
     assert "times as long" not in text
+    assert "Published: the mean over an epoch's steps of the norm of the batch gradient" in text
+    assert "Measured here: the norm of the full-batch gradient at the weights with which the epoch begins." in text
+    assert "do not compare as numbers" in text
     norms.loc[(norms["run"] == "b") & (norms["epoch"] == 2), "gradient_norm"] = 7.0
     text = " ".join(summary_of(made))
     assert "more than 2 times as long as at the start for b (up to 7 times)" in text

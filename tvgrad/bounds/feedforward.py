@@ -14,6 +14,7 @@ from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.wording import loading_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,7 +69,10 @@ class FeedForward(DerivativeBounds):
         if weights is not None:
             # Widened first: a float32 module would round the weights of a float64 run.
             model = model.double()
-            model.load_state_dict(weights)
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise TvgradError(f"the weights are not those of {recipe.name}: {loading_error(error)}") from None
         return cls(model, batch[0], batch[1], _loss(recipe))
 
     def certificate(self, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:

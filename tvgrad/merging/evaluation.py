@@ -15,6 +15,7 @@ from tvgrad.problem.batch_loss import target_of
 from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.vectors.parameters import Weights, trainable_parameters
+from tvgrad.wording import loading_error
 
 ALPHAS = tuple(step / 20 for step in range(21))
 """The published grid: 0, 0.05 .. 1."""
@@ -35,7 +36,7 @@ class Scorer:
                 out.
 
         Raises:
-            TvgradError: the recipe has no metric or no test samples.
+            TvgradError: the recipe has no metric or no test samples, or its model does not take the tensors.
         """
         if recipe.metric is None or recipe.test is None:
             raise TvgradError(f"task {recipe.name!r} has no metric or no test samples: give its recipe both")
@@ -43,7 +44,13 @@ class Scorer:
         self._model = copy.deepcopy(recipe.model).eval()
         if state is not None:
             # Casts the model to the run's own type, too: assigned tensors keep theirs.
-            self._model.load_state_dict(dict(state), strict=False, assign=True)
+            try:
+                self._model.load_state_dict(dict(state), strict=False, assign=True)
+            except RuntimeError as error:
+                raise TvgradError(
+                    f"the recipe's model of task {recipe.name!r} does not take the run's tensors "
+                    f"({loading_error(error)}): give the recipe that made the run"
+                ) from None
         self._parameters = trainable_parameters(self._model)
         self._loss = recipe.batch_loss(self._model)
 

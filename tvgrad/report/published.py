@@ -6,9 +6,9 @@ import pandas as pd
 
 SOURCE = "Zhou et al., On Task Vectors and Gradients, arXiv 2508.16082: CLIP ViT-B/16, Adam, lr 1e-5, batch size 32"
 DIFFERENCE = (
-    "There, an epoch's gradient norm is the mean over its batches' gradient norms, at moving weights; here it is the "
-    "norm of the full-batch gradient at the weights with which the epoch begins, and the mean over batches stands "
-    "beside it where it was recorded"
+    "Published: the mean over an epoch's steps of the norm of the batch gradient before clipping, at moving weights. "
+    "Measured here: the norm of the full-batch gradient at the weights with which the epoch begins. These are two "
+    "measures, and their shares do not compare as numbers; the published one stands beside it where it was recorded"
 )
 
 _SHARES = {
