@@ -104,3 +104,20 @@ def test_bad_formats_and_folders(tmp_path: Path) -> None:
     with pytest.raises(TvgradError, match="cannot be made a folder for the report"):
         write_tables({"awkward": AWKWARD}, tmp_path / "file" / "report", ("csv",))
     assert check_formats(["md", "csv", "md"]) == ["md", "csv"]
+
+
+def test_the_headline_stands_in_what_people_read(tmp_path: Path) -> None:
+    lead = "Task vector: no for a_b: 79 % away (`--record x`) & 2^3 ~ {c} <d> \\ *e* [f] $#."
+    table = pd.DataFrame({"run": ["a|b"], "deviation": [0.5]})
+    files = {path.suffix: path.read_text() for path in write_tables(
+        {"equivalence": table, "norms": table}, tmp_path, ("csv", "md", "json", "latex"), {"equivalence": lead}
+    ) if path.stem == "equivalence"}  # fmt: skip
+    first, empty, *rest = files[".md"].splitlines()
+    assert re.sub(r"\\([\\*_<\[])", r"\1", first) == lead
+    assert (empty, rest[0]) == ("", "| run | deviation |")
+    assert (
+        r"\caption{Task vector: no for a\_b: 79 \% away (-{}-record x) \& 2\textasciicircum{}3 \textasciitilde{} \{c\} "
+        r"\textless{}d\textgreater{} \textbackslash{} *e* [f] \$\#. One-epoch equivalence."
+    ) in files[".tex"]
+    assert "Task vector" not in files[".csv"] + files[".json"]
+    assert "Task vector" not in (tmp_path / "norms.md").read_text() + (tmp_path / "norms.tex").read_text()

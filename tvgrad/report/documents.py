@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def shown(value: Any, column: object = "") -> str:
     return str(value)
 
 
-def _markdown(table: pd.DataFrame, name: str) -> str:
+def _markdown(table: pd.DataFrame, name: str, lead: str = "") -> str:
     # Not `DataFrame.to_markdown`: it pads every cell, for files two and a half times as long written eight times as
     # slowly, and leaves a | in a cell as it is.
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
@@ -44,16 +45,18 @@ def _markdown(table: pd.DataFrame, name: str) -> str:
             + " | ".join(shown(cell, column).replace("|", "\\|") for column, cell in zip(table, row, strict=True))
             + " |"
         )
+    if lead:
+        lines = [re.sub(r"([\\*_<\[])", r"\\\1", lead), "", *lines]
     return "\n".join(lines) + "\n"
 
 
-FORMATS: dict[str, Callable[[pd.DataFrame, str], str]] = {
-    "csv": lambda table, _: str(table.to_csv(index=False)),
+FORMATS: dict[str, Callable[[pd.DataFrame, str, str], str]] = {
+    "csv": lambda table, _, __: str(table.to_csv(index=False)),
     "md": _markdown,
-    "json": lambda table, _: json_text(table.to_dict("records")) + "\n",
+    "json": lambda table, _, __: json_text(table.to_dict("records")) + "\n",
     "latex": latex_table,
 }
-"""Format -> how a table of some name is rendered."""
+"""Format -> how a table of some name is rendered, with a sentence above it where the format is for people."""
 
 PAGE = "html"
 """The format that is one page of everything, see `tvgrad.report.publishing`."""
@@ -80,13 +83,19 @@ def check_formats(formats: Iterable[str]) -> list[str]:
     return wanted
 
 
-def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: Iterable[str]) -> list[Path]:
+def write_tables(
+    tables: Mapping[str, pd.DataFrame],
+    directory: Path,
+    formats: Iterable[str],
+    leads: Mapping[str, str] | None = None,
+) -> list[Path]:
     """Write tables, each in each format.
 
     Args:
         tables: name -> table.
         directory: where to; it is made.
         formats: names of `FORMATS`; html is left to the page.
+        leads: table -> a sentence that stands above it in md, and in its caption in latex.
 
     Returns:
         The files.
@@ -103,7 +112,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path, formats: I
     for name, table in tables.items():
         for ending in wanted:
             path = directory / f"{name}.{ENDINGS.get(ending, ending)}"
-            text = FORMATS[ending](table, name)
+            text = FORMATS[ending](table, name, (leads or {}).get(name, ""))
             write_text_atomically(path, text)
             written.append(path)
     return written

@@ -25,13 +25,14 @@ _OUTSIDE_ASCII_FONTS = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", "
 """What pandas does not escape, and TeX's oldest font encoding prints as other signs."""
 
 
-def latex_table(table: pd.DataFrame, name: str) -> str:
+def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
     """Render a table as LaTeX that goes straight into a paper (package booktabs).
 
     Args:
         table: the table; where it has groups, the rows of the whole model are printed, and of many epochs the first
             and the last.
         name: the table's name, for caption and label.
+        lead: plain text that opens the caption.
 
     Returns:
         A `table` environment; a `longtable` where the last epoch alone has more rows than a page; a comment where there
@@ -46,7 +47,12 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     wide = [column for column in TOO_WIDE if column in shown]
     shown = shown.drop(columns=wide)
     even = even_shares(table) if name == "norms" else ""
-    caption = caption_of(name, list(shown)) + (f" {_formulas(even)}." if even else "") + kept
+    caption = (
+        (f"{escaped(lead)} " if lead else "")
+        + caption_of(name, list(shown))
+        + (f" {_formulas(even)}." if even else "")
+        + kept
+    )
     if wide:
         caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
     headings = {column.name: _formulas(_heading(column)) for column in defined(name, list(shown))}
@@ -67,6 +73,21 @@ def latex_table(table: pd.DataFrame, name: str) -> str:
     )
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
     return f"{{{small}{text}}}\n" if long else text.replace("\\centering\n", f"\\centering\n{small}", 1)
+
+
+def escaped(text: str) -> str:
+    """Escape plain text for LaTeX, so that it prints as it is.
+
+    Args:
+        text: any text; backquotes round commands are left out.
+
+    Returns:
+        LaTeX.
+    """
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": ""}
+    plain = text.translate(str.maketrans(special)).translate(_OUTSIDE_ASCII_FONTS)
+    return plain.replace("--", "-{}-")  # or two hyphens print as a dash
 
 
 def caption_of(name: str, shown: Collection[object]) -> str:

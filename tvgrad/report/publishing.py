@@ -69,7 +69,8 @@ def _publish(
 ) -> list[Path]:
     """Tables, the figures of them and of what is only drawn, and the page."""
     wanted = check_formats(formats)
-    written = write_tables(tables, directory, wanted)
+    # The headline is the first sentence; of checkpoints there is no such table, and nothing to say above it.
+    written = write_tables(tables, directory, wanted, {"equivalence": summary[0]})
     figures = captioned_figures({**tables, **drawn}, directory / "figures")
     written += [path for path, _ in figures]
     if PAGE in wanted:
