@@ -239,3 +239,10 @@ def test_pictures_of_one_caption_share_it(tmp_path):
     assert page.count("<img") == 3
     assert page.count('class="family"') == 1
     assert "of <i>g</i><sub>0</sub> &amp; <i>τ</i><sub>e</sub>" in page
+
+
+def test_tasks_are_compared_with_tasks_and_not_with_their_own_seeds():
+    made = tables()
+    assert any("Between tasks" in sentence for sentence in summary_of(made, {"a": "one", "b": "two"}))
+    assert any("Between tasks" in sentence for sentence in summary_of(made))
+    assert not any("Between tasks" in sentence for sentence in summary_of(made, {"a": "one", "b": "one"}))

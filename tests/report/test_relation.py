@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from scipy import stats
 from torch import nn
 
 from tests.traced_runs import Tampered, Traced
@@ -19,7 +20,7 @@ from tvgrad.problem.recipe import Recipe
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.report.columns import COLUMNS
-from tvgrad.report.relation import relate_runs
+from tvgrad.report.relation import CHANCE, LEVEL, relate_runs
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import Weights
 
@@ -84,21 +85,21 @@ def test_the_sentence(tmp_path: Path) -> None:
     base = pulled(tmp_path, "base", one)
     against = torch.where(torch.arange(100) < 25, 1.0, -0.5)
     orthogonal = torch.where(torch.arange(100) % 2 == 0, 1.0, -1.0)
-    chance = "chance among 100 coordinates stays within 0.3"
+    chance = "chance among 100 coordinates stays within 0.3 for 99.7 % of pairs of independent random directions"
     assert relate_runs(base, pulled(tmp_path, "twice", 2 * one)).reading == (
         f"After epoch 1, the task vectors of base and twice point the same way (cosine 1.000; {chance}) and agree in "
-        "100% of their signs; to first order, adding that of twice adds 200% to the descent on base and adding that of "
-        "base adds 50% to the descent on twice."
+        "100% of their signs; to first order, adding that of twice adds about 200% to the descent on base and adding that of "
+        "base adds about 50% to the descent on twice."
     )
     share = -0.125 / 0.4375  # mean product with ones, over the mean square of `against`
     assert relate_runs(base, pulled(tmp_path, "against", against)).reading == (
         "After epoch 1, the task vectors of base and against are unrelated (cosine -0.189; "
-        f"{chance}) and agree in 25% of their signs; to first order, adding that of against undoes 12% of the descent "
-        f"on base and adding that of base undoes {-share:.0%} of the descent on against."
+        f"{chance}) and agree in 25% of their signs; to first order, adding that of against undoes about 12% of the descent "
+        f"on base and adding that of base undoes about {-share:.0%} of the descent on against."
     )
     assert relate_runs(base, pulled(tmp_path, "opposite", -one)).reading.startswith(
         f"After epoch 1, the task vectors of base and opposite point against each other (cosine -1.000; {chance}) and "
-        "agree in 0% of their signs; to first order, adding that of opposite undoes 100% of the descent on base"
+        "agree in 0% of their signs; to first order, adding that of opposite undoes about 100% of the descent on base"
     )
     found = relate_runs(base, pulled(tmp_path, "across", orthogonal))
     assert found.epoch == 1
@@ -107,6 +108,28 @@ def test_the_sentence(tmp_path: Path) -> None:
         "adding that of across leaves as it is the descent on base and adding that of base leaves as it is the descent "
         "on across."
     )
+
+
+def test_a_small_cosine_is_no_common_way(tmp_path: Path) -> None:
+    base = pulled(tmp_path, "base", torch.ones(10000))
+    for sign, words in ((1, "lean towards each other"), (-1, "lean away from each other")):
+        other = torch.where(torch.arange(10000) % 2 == 0, 1.0, -1.0) + sign * 0.06
+        found = relate_runs(base, pulled(tmp_path, f"other{sign}", other)).reading
+        assert (
+            f"other{sign} {words} (cosine {sign * 0.06:.3f}; chance among 10,000 coordinates stays within 0.03 "
+            in found
+        )
+    for cosine, words in ((0.49, "lean towards each other"), (0.51, "point the same way")):
+        across = torch.where(torch.arange(10000) % 2 == 0, 1.0, -1.0)
+        other = cosine + math.sqrt(1 - cosine**2) * across
+        assert words in relate_runs(base, pulled(tmp_path, f"at{cosine}", other)).reading
+
+
+@pytest.mark.parametrize("size", [10, 100, 10**4, 10**8])
+def test_the_level_of_chance(size: int) -> None:
+    """The squared cosine of independent directions follows a beta distribution."""
+    within = stats.beta.cdf(min(CHANCE**2 / size, 1.0), 0.5, (size - 1) / 2)
+    assert within >= float(LEVEL.split()[0]) / 100
 
 
 def test_a_vector_that_is_zero(tmp_path: Path) -> None:

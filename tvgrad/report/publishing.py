@@ -36,7 +36,7 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     cosines = epoch_cosines(made.gram)
     # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
     more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
-    return _publish(made.tables, more, summary_of(made.tables), _lead(runs), directory, formats)
+    return _publish(made.tables, more, summary_of(made.tables, made.tasks), _lead(runs), directory, formats)
 
 
 def publish_checkpoints(made: CheckpointTables, pretrained: str, directory: Path, formats: Iterable[str]) -> list[Path]:

@@ -23,6 +23,10 @@ from tvgrad.vectors.parameters import ALL
 
 CHANCE = 3.0
 """Standard deviations, `1/sqrt(m)` each, within which the cosine of two unrelated directions in R^m is expected."""
+LEVEL = "99.7 %"
+"""How often at least the cosine of two independent random directions is within `CHANCE` of them."""
+ALIKE = 0.5
+"""From this cosine on, an angle of 60 degrees, two task vectors point the same way; below they lean."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,13 @@ def _reading(row: pd.Series, size: int) -> str:
         return f"one of the task vectors of {names[0]} and {names[1]} is zero, so they have no relation"
     if abs(cosine) <= limit:
         kind = "are unrelated"
-    else:
+    elif abs(cosine) >= ALIKE:
         kind = "point the same way" if cosine > 0 else "point against each other"
+    else:
+        kind = "lean towards each other" if cosine > 0 else "lean away from each other"
     words = (
         f"the task vectors of {names[0]} and {names[1]} {kind} (cosine {cosine:.3f}; chance among {size:,} coordinates "
-        f"stays within {limit:.2g})"
+        f"stays within {limit:.2g} for {LEVEL} of pairs of independent random directions)"
     )
     if not math.isnan(row["sign_agreement"]):
         words += f" and agree in {row['sign_agreement']:.0%} of their signs"
@@ -132,7 +138,7 @@ def _reading(row: pd.Series, size: int) -> str:
 def _effect(share: float) -> str:
     if abs(share) < 0.005:
         return "leaves as it is"
-    return f"undoes {share:.0%} of" if share > 0 else f"adds {-share:.0%} to"
+    return f"undoes about {share:.0%} of" if share > 0 else f"adds about {-share:.0%} to"
 
 
 def _size(run: Run) -> int:

@@ -24,11 +24,12 @@ GROWN = 2.0
 """From how many times its first length a gradient is called grown."""
 
 
-def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def summary_of(tables: Mapping[str, pd.DataFrame], tasks: Mapping[str, str] | None = None) -> list[str]:
     """Say in a few sentences whether the first epoch is exact, how much it dominates, and what to do next.
 
     Args:
         tables: norms, directions, equivalence and cross_task.
+        tasks: name of a run -> its task, where several runs are of one; by default each run is a task of its own.
 
     Returns:
         Sentences, in reading order; those for which there is no data are left out.
@@ -38,7 +39,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         *_dominance_in_norm(tables["norms"]),
         *_growth(tables["norms"]),
         *_dominance_in_direction(tables["directions"]),
-        *_between_tasks(tables["cross_task"]),
+        *_between_tasks(tables["cross_task"], tasks or {}),
     ]
     return [*found, _next_step(tables)]
 
@@ -195,8 +196,11 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
     return [f"{text}; it is at least {ALIGNED:g} in {within} of {counted(len(cosines), 'run')}."]
 
 
-def _between_tasks(cross_task: pd.DataFrame) -> list[str]:
-    table = whole_model(cross_task, "cos_task_vectors")
+def _between_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = None) -> list[str]:
+    """How different tasks lie to each other: two runs of one task say nothing of that."""
+    table, of = whole_model(cross_task, "cos_task_vectors"), tasks or {}
+    pairs_of_tasks = [of.get(a, a) != of.get(b, b) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
+    table = table[pd.Series(pairs_of_tasks, index=table.index, dtype=bool)]
     if table.empty:
         return []
     last, when = table, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -40,10 +40,12 @@ class RunTables:
     Attributes:
         tables: name -> table, with the columns of `COLUMNS`.
         gram: all inner products.
+        tasks: name of a run -> its task: runs of one task differ in seed, rule or format.
     """
 
     tables: dict[str, pd.DataFrame]
     gram: GramResult
+    tasks: dict[str, str] = field(default_factory=dict)
 
 
 def distinct_runs(runs: Sequence[Run]) -> list[Run]:
@@ -127,7 +129,8 @@ def run_tables(
         "second_order": [replace(row, run=name) for name, errors, _ in explained for row in errors],
         "error_budget": [replace(row, run=name) for name, _, terms in explained for row in terms],
     }
-    return RunTables({**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}, gram)
+    made = {**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}
+    return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)})
 
 
 def _same_model(runs: Sequence[Run]) -> None:
