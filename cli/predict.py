@@ -87,7 +87,7 @@ def predict(
         return
     table = frame_of(rows).dropna(axis="columns", how="all").drop(columns=["threshold", "kind"])
     table.insert(0, "task", [one.recipe.name for one in prepared])
-    print_table("Predicted task vectors (estimates)", table)
+    print_table("Predicted task vectors (estimates: about)", table, estimates=set(table.columns) - {"lr"})
     for sentence in said:
         click.echo(sentence)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tvgrad.record.training_loop import Progress as TrainingProgress
 
 MOST_ROWS = 40
+ESTIMATES = ("predicted_norm", "predicted_norm_order2", "interference_on_a", "interference_on_b")
+"""Columns of reports that hold estimates, of which a terminal shows no digits that mean nothing."""
 PIPE_WIDTH = 200  # columns of a table that no terminal wraps
 
 
@@ -29,19 +31,21 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
-def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS) -> None:
+def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS, estimates: Collection[str] = ESTIMATES) -> None:
     """Print a table, shortened in the middle when it is long.
 
     Args:
         title: stands above it.
         table: what to print.
         most: rows to print at the most.
+        estimates: columns of which three digits are as many as they deserve.
     """
     drawn = Table(title=title, title_justify="left", header_style="bold")
     for column in table.columns:
         drawn.add_column(column, justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold")
     rows = [
-        [shown(cell, column) for column, cell in zip(table, row, strict=True)] for row in table.itertuples(index=False)
+        [shown(cell, column, 3 if column in estimates else 6) for column, cell in zip(table, row, strict=True)]
+        for row in table.itertuples(index=False)
     ]
     if len(rows) > most:
         rows = [*rows[: most // 2], ["..."] * len(table.columns), *rows[-(most // 2) :]]

@@ -40,7 +40,8 @@ def test_gain_and_interval_stand_beside_the_normalised_score() -> None:
 def test_tensors_that_do_not_fit_the_model_are_named_ten_at_the_most() -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(40)))
     data = torch.randn(4, 3), torch.arange(4) % 3
-    recipe = tvgrad.Recipe(model, torch.nn.CrossEntropyLoss(), data, test=data, name="mine")
+    loss, metric = torch.nn.CrossEntropyLoss(), lambda output, target: 1.0
+    recipe = tvgrad.Recipe(model, loss, data, test=data, name="mine", metric=metric)
     with pytest.raises(tvgrad.TvgradError) as refused:
         Scorer(recipe, {name: torch.zeros(2, 5) for name, _ in model.named_parameters()})
     words = str(refused.value)

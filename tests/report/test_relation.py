@@ -88,14 +88,14 @@ def test_the_sentence(tmp_path: Path) -> None:
     chance = "chance among 100 coordinates stays within 0.3 for 99.7 % of pairs of independent random directions"
     assert relate_runs(base, pulled(tmp_path, "twice", 2 * one)).reading == (
         f"After epoch 1, the task vectors of base and twice point the same way (cosine 1.000; {chance}) and agree in "
-        "100% of their signs; to first order, adding that of twice adds about 200% to the descent on base and adding that of "
-        "base adds about 50% to the descent on twice."
+        "100% of their signs; to first order, adding that of twice adds about 200% to the descent on base and adding "
+        "that of base adds about 50% to the descent on twice."
     )
     share = -0.125 / 0.4375  # mean product with ones, over the mean square of `against`
     assert relate_runs(base, pulled(tmp_path, "against", against)).reading == (
         "After epoch 1, the task vectors of base and against are unrelated (cosine -0.189; "
-        f"{chance}) and agree in 25% of their signs; to first order, adding that of against undoes about 12% of the descent "
-        f"on base and adding that of base undoes about {-share:.0%} of the descent on against."
+        f"{chance}) and agree in 25% of their signs; to first order, adding that of against undoes about 12% of the "
+        f"descent on base and adding that of base undoes about {-share:.0%} of the descent on against."
     )
     assert relate_runs(base, pulled(tmp_path, "opposite", -one)).reading.startswith(
         f"After epoch 1, the task vectors of base and opposite point against each other (cosine -1.000; {chance}) and "

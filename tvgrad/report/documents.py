@@ -18,18 +18,19 @@ from tvgrad.report.latex import latex_table
 from tvgrad.results import json_text
 
 
-def shown(value: Any, column: object = "") -> str:
-    """Render a cell for people: six significant digits, empty where there is nothing; bounds are rounded outward.
+def shown(value: Any, column: object = "", digits: int = 6) -> str:
+    """Render a cell for people: significant digits, empty where there is nothing; bounds are rounded outward.
 
     Args:
         value: a number, a word or NaN.
         column: the name of its column.
+        digits: significant digits.
 
     Returns:
         Its text.
     """
     if isinstance(value, float):
-        return "" if math.isnan(value) else printed(value, column, 6)
+        return "" if math.isnan(value) else printed(value, column, digits)
     return str(value)
 
 

@@ -84,7 +84,7 @@ def escaped(text: str) -> str:
     Returns:
         LaTeX.
     """
-    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special: dict[str, str | int | None] = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": ""}
     plain = text.translate(str.maketrans(special)).translate(_OUTSIDE_ASCII_FONTS)
     return plain.replace("--", "-{}-")  # or two hyphens print as a dash
