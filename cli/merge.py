@@ -25,6 +25,11 @@ SEARCH = "search"
 
 @click.command()
 @options.runs
+@click.option(
+    "--pretrained",
+    type=options.PATH,
+    help="A checkpoint: RUNS are then checkpoints, or adapters, that were trained from it, and --out is a folder.",
+)
 @click.option("--epoch", type=int, help="Epoch to merge (default: the last that all runs keep).")
 @click.option(
     "--method",
@@ -38,17 +43,25 @@ SEARCH = "search"
 )
 @click.option("--density", type=float, help="ties, dare, breadcrumbs: share of the entries that are kept.")
 @click.option("--seed", type=int, help="dare: of the random numbers (default: 0).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .safetensors file to make.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .safetensors file to make; with --pretrained, the folder.",
+)
+@click.option("--dtype", help="With --pretrained: float32, bfloat16 or float16 (default: as the pretrained model).")
 @click.option("--evaluate", is_flag=True, help="Evaluate every task on its test samples; needs --recipe.")
 @click.option("--recipe", "target", help="TARGET of the recipe that made the runs.")
 def merge(
     runs: tuple[Path, ...],
+    pretrained: Path | None,
     epoch: int | None,
     name: str,
     alpha: str,
     density: float | None,
     seed: int | None,
     out: Path,
+    dtype: str | None,
     evaluate: bool,
     target: str | None,
 ) -> None:
@@ -58,16 +71,31 @@ def merge(
     runs. Heads stay each task's own: they are in the runs. `--alpha search` tries 0, 0.05 .. 1 on one half of each
     task's test samples; what is reported is then measured on the other half.
 
+    With --pretrained, RUNS are checkpoints as they lie on disks (Hugging Face folders, safetensors in one file or in
+    shards, files of torch.save that hold tensors only) or folders of LoRA adapters, which are merged in weight space.
+    The folder that is made opens with from_pretrained; an interrupted merge is finished by the same command.
+
     \b
     Examples:
       tvgrad merge runs/digits --epoch 1 --out merged.safetensors
       tvgrad merge runs/digits --epoch 1 --method ties --alpha 0.4 --out merged.safetensors
       tvgrad merge runs/digits --method task_arithmetic --alpha search --recipe digits --evaluate --out m.safetensors
+      tvgrad merge --pretrained base tuned-a tuned-b --method ties --out merged
+      tvgrad merge --pretrained base adapter-a adapter-b --method task_arithmetic --dtype bfloat16 --out merged
     """
     from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.run import open_runs
 
     method = _method(name, density=density, seed=seed)
+    if pretrained is not None:
+        if epoch is not None or evaluate or target is not None or alpha == SEARCH:
+            raise TvgradError(
+                "--epoch, --evaluate, --recipe and --alpha search are about runs: leave them out with --pretrained"
+            )
+        _merge_checkpoints(pretrained, runs, method, alpha=_number(alpha), out=out, dtype=dtype)
+        return
+    if dtype is not None:
+        raise TvgradError("--dtype is about checkpoints: give --pretrained, or leave it out")
     factor = None if alpha == SEARCH else _number(alpha)
     if target is None and (evaluate or factor is None):
         raise TvgradError("evaluating and searching alpha need the tasks' data: give --recipe TARGET")
@@ -85,6 +113,32 @@ def merge(
     click.echo(
         f"{made.path}: {counted(len(made.merged), 'tensor')} merged from {counted(len(opened), 'run')} by "
         f"{method.name} at {opened[0].unit} {chosen}, alpha {factor:g}; {_beside(made, len(opened))}"
+    )
+
+
+def _merge_checkpoints(
+    pretrained: Path, tuned: tuple[Path, ...], method: Method, *, alpha: float, out: Path, dtype: str | None
+) -> None:
+    import torch
+
+    from tvgrad.merging.checkpoints import merge_checkpoints
+
+    if out.suffix == ".safetensors":
+        raise TvgradError(f"{out} is to be a folder with --pretrained, and has a file's name: choose another --out")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if dtype is not None and dtype not in kinds:
+        raise TvgradError(f"there is no --dtype {dtype!r}: choose one of {', '.join(kinds)}")
+    made = merge_checkpoints(
+        method, pretrained, tuned, alpha=alpha, out=out, dtype=None if dtype is None else kinds[dtype]
+    )
+    for sentence in made.left_out:
+        click.echo(sentence, err=True)
+    kinds_of = f" ({made.adapters} of them LoRA, in weight space)" if made.adapters else ""
+    own = f"; {counted(len(made.from_base), 'tensor')} as in {pretrained}" if made.from_base else ""
+    files = f"; carried along: {', '.join(made.carried)}" if made.carried else ""
+    click.echo(
+        f"{out}: {counted(len(made.merged), 'tensor')} merged from {counted(len(tuned), 'model')}{kinds_of} by "
+        f"{method.name}, alpha {alpha:g}{own}{files}"
     )
 
 

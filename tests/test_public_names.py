@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors wording",
     "numerics files vectors results",
-    "problem update_rules",
+    "problem update_rules checkpoints",
     "store bounds",
     "record recipes streaming",
     "theory merging integrations installation",

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -58,6 +59,30 @@ class TensorPlace:
     def nbytes(self) -> int:
         """Number of bytes."""
         return self.numel * self.dtype.itemsize
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read in blocks: a safetensors file, or what can be read like one."""
+
+    @property
+    def path(self) -> Path:
+        """What to call it in messages; two sources of one path are the same."""
+
+    @property
+    def places(self) -> Mapping[str, TensorPlace]:
+        """Name -> shape and dtype."""
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Read `out.numel()` elements of a flattened tensor from `start` on into a buffer of its dtype.
+
+        Args:
+            name: the tensor's name.
+            start: index of the first element.
+            out: contiguous one-dimensional CPU tensor.
+
+        Returns:
+            `out`, filled.
+        """
 
 
 class TensorFile:

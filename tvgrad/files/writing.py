@@ -81,7 +81,15 @@ def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
-def write_stream(places: Places, blocks: Blocks, path: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+def write_stream(
+    places: Places,
+    blocks: Blocks,
+    path: Path,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+    resume: bool = False,
+) -> Path:
     """Write tensors block by block, so that they are never in memory together, as `write_tensors` does.
 
     Args:
@@ -89,6 +97,9 @@ def write_stream(places: Places, blocks: Blocks, path: Path, *, max_shard_bytes:
         blocks: gives the consecutive flat blocks of a tensor, in its dtype.
         path: the `.safetensors` file to make; a whole file appears, or none.
         max_shard_bytes: largest number of tensor bytes in one file.
+        metadata: words for the header of each file.
+        resume: keep files that stand under their final names already, which are whole, and leave finished shards where
+            the writing fails.
 
     Returns:
         The path that opens the tensors: `path`, or the index beside it when there are shards.
@@ -99,7 +110,8 @@ def write_stream(places: Places, blocks: Blocks, path: Path, *, max_shard_bytes:
     if not path.parent.is_dir():
         raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in places.items()}
-    return _write_shards(sizes, partial(_save_stream, places, sizes, blocks), path, max_shard_bytes)[0]
+    save = partial(_save_stream, places, sizes, blocks, metadata)
+    return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
 
 
 def _write_shards(
@@ -108,10 +120,14 @@ def _write_shards(
     path: Path,
     limit: int,
     checksum: Callable[[Path], str] = lambda path: "",
+    *,
+    resume: bool = False,
 ) -> tuple[Path, dict[Path, str]]:
     """Save tensors of these sizes in as many files as the limit asks for; what opens them, and a checksum a file."""
     shards = _split(sizes, limit)
     if len(shards) == 1:
+        if resume and path.exists():
+            return path, {}
         return path, {path: write_atomically(path, partial(save, shards[0]), checksum)}
     stem, index_path = path.name.removesuffix(".safetensors"), path.parent / f"{path.name}.index.json"
     files = [path.parent / f"{stem}-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)]
@@ -121,12 +137,13 @@ def _write_shards(
         checksums = {
             file: write_atomically(file, partial(save, shard), checksum)
             for file, shard in zip(files, shards, strict=True)
+            if not (resume and file.exists())
         }
         checksums[index_path] = write_atomically(
             index_path, partial(Path.write_text, data=index, encoding="utf-8"), checksum
         )
     except BaseException:
-        if not index_path.exists():  # shards without an index are of no use, and may fill the disk
+        if not index_path.exists() and not resume:  # shards without an index are of no use, and may fill the disk
             for file in files:
                 file.unlink(missing_ok=True)
         raise
@@ -160,8 +177,16 @@ def _save(
     save_file(plain, path, None if metadata is None else dict(metadata))
 
 
-def _save_stream(places: Places, sizes: Mapping[str, int], blocks: Blocks, names: Sequence[str], path: Path) -> None:
-    table, position = {}, 0
+def _save_stream(
+    places: Places,
+    sizes: Mapping[str, int],
+    blocks: Blocks,
+    metadata: Mapping[str, str] | None,
+    names: Sequence[str],
+    path: Path,
+) -> None:
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    position = 0
     for name in names:
         shape, dtype = places[name]
         table[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [position, position + sizes[name]]}

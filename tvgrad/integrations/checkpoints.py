@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from tvgrad.checkpoints.opening import read_checkpoint
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
 from tvgrad.recipes.of_run import objective_of, recipe_of
 from tvgrad.record.recorder import Recorder
 from tvgrad.record.run_header import RECORDABLE, objective_facts
@@ -19,16 +17,6 @@ from tvgrad.record.training_loop import Prepared
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter, cpu_copies
 from tvgrad.vectors.parameters import Weights, tied_names, trainable_parameters
-
-IN_FOLDERS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "model.pt",
-    "checkpoint.pt",
-)
-NESTED = ("state_dict", "model_state_dict", "model", "module")
-PREFIXES = ("_orig_mod.", "module.")
 
 
 def add_gradients(directory: str | os.PathLike[str], target: str, device: str = "auto") -> Run:
@@ -113,72 +101,6 @@ def trace_checkpoints(
                     raise TvgradError(f"{path} has another {name} than {paths[0]}, and the recipe freezes it")
             recorder.end_epoch()
     return Run.open(directory)
-
-
-def checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """Find the file of a checkpoint.
-
-    Args:
-        path: a file, or a folder that holds one under a usual name.
-
-    Returns:
-        The file; the index where the checkpoint is sharded.
-
-    Raises:
-        TvgradError: there is none.
-    """
-    file = Path(path)
-    if file.is_dir():
-        found = [file / name for name in IN_FOLDERS if (file / name).is_file()]
-        if not found:
-            raise TvgradError(f"{file} holds no checkpoint that is known ({', '.join(IN_FOLDERS)}): give a file")
-        return found[0]
-    if not file.is_file():
-        raise TvgradError(f"{file} does not exist: give a checkpoint's file or folder")
-    return file
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> Weights:
-    """Read a `state_dict` from a file or a folder. Code in a file is never run.
-
-    Args:
-        path: safetensors (or the index of its shards), a file of `torch.save` that holds tensors only, or a folder with
-            one of them under a usual name.
-
-    Returns:
-        Name -> CPU tensor.
-
-    Raises:
-        TvgradError: it is none of these.
-    """
-    file = checkpoint_file(path)
-    if file.name.endswith((".safetensors", ".safetensors.index.json")):
-        with TensorFile(file) as tensors:
-            return _plain_names(tensors.read_all())
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError):
-        raise TvgradError(
-            f"{file} holds more than tensors, or is no file of torch.save: write model.state_dict() alone, "
-            "or as safetensors"
-        ) from None
-    for key in NESTED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors_of = (
-        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if hasattr(content, "items") else {}
-    )
-    if not tensors_of:
-        raise TvgradError(f"{file} holds no state_dict: write model.state_dict() with torch.save, or as safetensors")
-    return _plain_names(tensors_of)
-
-
-def _plain_names(content: Weights) -> Weights:
-    """Names without what torch's wrappers put before them."""
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return content
 
 
 def _load(model: nn.Module, content: Weights, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ pretrained weights, it is the merged weights in the base's dtypes.
 `METHODS` holds the same methods by name, as objects that also merge files too large for the memory (`merge_files`).
 """
 
+from tvgrad.merging.checkpoints import MergedFolder, merge_checkpoints
 from tvgrad.merging.functions import (
     METHODS,
     analogy,
@@ -26,6 +27,7 @@ from tvgrad.merging.tsv_m import interference
 
 __all__ = [
     "METHODS",
+    "MergedFolder",
     "Method",
     "analogy",
     "breadcrumbs",
@@ -33,6 +35,7 @@ __all__ = [
     "interference",
     "mean",
     "median",
+    "merge_checkpoints",
     "merge_files",
     "merge_vectors",
     "negation",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.tensors import TensorSource
 from tvgrad.files.writing import write_stream
 from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.stack import FileStack, Stack, VectorStack, all_finite
@@ -20,6 +20,8 @@ BLOCK = 1 << 16
 
 A multiple of 64, see `Dare`.
 """
+COPIED = 1 << 22
+"""Elements that are copied at a time where nothing is merged."""
 
 
 def merge_vectors(
@@ -56,13 +58,13 @@ def merge_vectors(
 
 def merge_files(
     method: Method,
-    pretrained: TensorFile,
-    tuned: Sequence[TensorFile],
+    pretrained: TensorSource,
+    tuned: Sequence[TensorSource],
     *,
     alpha: float,
     out: str | os.PathLike[str],
     labels: Sequence[str] = (),
-    also: Mapping[str, TensorFile] | None = None,
+    also: Mapping[str, TensorSource] | None = None,
 ) -> Path:
     """Merge fine-tuned models that lie in safetensors files, in the memory of one tensor of each.
 
@@ -104,7 +106,7 @@ def write_merged(
     out: str | os.PathLike[str],
     *,
     alpha: float,
-    also: Mapping[str, TensorFile] | None = None,
+    also: Mapping[str, TensorSource] | None = None,
 ) -> Path:
     """Merge a stack into a file.
 
@@ -130,9 +132,9 @@ def write_merged(
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
         if name in beside:
-            yield beside[name].read(name).flatten()
+            yield from stored_blocks(beside[name], name)
         else:
-            yield from _blocks(method, stack, name, alpha=factor, dtype=stack.places[name][1])
+            yield from merged_blocks(method, stack, name, alpha=factor, dtype=stack.places[name][1])
 
     return write_stream({**stack.places, **kept}, blocks, Path(out))
 
@@ -158,15 +160,47 @@ def combine_stack(method: Method, stack: Stack, alpha: float = 1.0, *, add_base:
     merged: Weights = {}
     for name, (shape, kept) in stack.places.items():
         dtype = kept if add_base else torch.float64
-        parts = list(_blocks(method, stack, name, alpha=factor, dtype=dtype, add_base=add_base))
+        parts = list(merged_blocks(method, stack, name, alpha=factor, dtype=dtype, add_base=add_base))
         merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=dtype)
     return merged
 
 
-def _blocks(
+def stored_blocks(source: TensorSource, name: str, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+    """Read a tensor block by block.
+
+    Args:
+        source: what holds it.
+        name: the tensor.
+        dtype: to convert it to; by default as it is stored.
+
+    Yields:
+        Its consecutive flat blocks.
+    """
+    place = source.places[name]
+    for start in range(0, place.numel, COPIED):
+        block = torch.empty(min(COPIED, place.numel - start), dtype=place.dtype)
+        yield source.read_into(name, start, block).to(dtype or place.dtype)
+
+
+def merged_blocks(
     method: Method, stack: Stack, name: str, *, alpha: float, dtype: torch.dtype, add_base: bool = True
 ) -> Iterator[torch.Tensor]:
-    """Blocks of base + alpha times the merged tensor, flat, computed in float64 and rounded to a type that holds it."""
+    """Merge one tensor block by block, in float64, rounded once.
+
+    Args:
+        method: how.
+        stack: the task vectors.
+        name: the tensor.
+        alpha: what the merged tensor is multiplied with.
+        dtype: of the blocks.
+        add_base: whether to add the weights that the stack starts from, if it has any.
+
+    Yields:
+        Consecutive flat blocks of base + alpha times the merged tensor.
+
+    Raises:
+        TvgradError: a value is not finite, or does not fit into the dtype.
+    """
     numel = stack.numel(name)
     size = BLOCK if method.elementwise else max(numel, 1)
     for start in range(0, numel, size):

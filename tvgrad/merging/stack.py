@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from typing_extensions import override
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.tensors import TensorSource
 from tvgrad.streaming.blocks import at_least, matching_names
 from tvgrad.vectors.parameters import same_names_and_shapes
 
@@ -159,23 +159,34 @@ def _check(label: str, vector: object, first: Mapping[str, torch.Tensor], *, mor
 class FileStack(Stack):
     """Fine-tuned weights in safetensors files, whose difference to pretrained weights is formed in float64."""
 
-    def __init__(self, pretrained: TensorFile, tuned: Sequence[TensorFile], labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        pretrained: TensorSource,
+        tuned: Sequence[TensorSource],
+        labels: Sequence[str] = (),
+        *,
+        names: Iterable[str] | None = None,
+        changes: Collection[int] = (),
+    ) -> None:
         """Check that the files are of one model.
 
         Args:
             pretrained: the weights before fine-tuning.
             tuned: the weights after it, one file a task.
             labels: what to call each task; by default the file's path.
+            names: the tensors that are merged; by default all, which must then be the same in every file.
+            changes: places among `tuned` of sources that hold the difference already.
 
         Raises:
             TvgradError: there is no tuned file, or the files hold other tensors, shapes or kinds of numbers.
         """
         if not tuned:
             raise TvgradError("there is no fine-tuned model to merge: give one file for each task")
-        names = matching_names([pretrained, *tuned])
-        places = {name: (pretrained.places[name].shape, pretrained.places[name].dtype) for name in names}
+        chosen = matching_names([pretrained, *tuned], names)
+        places = {name: (pretrained.places[name].shape, pretrained.places[name].dtype) for name in chosen}
         super().__init__(places, labels or [str(file.path) for file in tuned])
         self._files = [pretrained, *tuned]
+        self._changes = frozenset(place + 1 for place in changes)
         self._weights = torch.empty(0, dtype=torch.float64)
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._last: tuple[str, int, int] | None = None
@@ -193,7 +204,9 @@ class FileStack(Stack):
         length = rows.shape[1]
         base = self.base(name, start, length)
         for number, row in enumerate(rows, start=1):
-            row.copy_(self._read(number, name, start, length=length)).sub_(base)
+            row.copy_(self._read(number, name, start, length=length))
+            if number not in self._changes:
+                row.sub_(base)
 
     def _read(self, number: int, name: str, start: int, *, length: int) -> torch.Tensor:
         """A block as it is stored, in one buffer for all files."""
@@ -203,7 +216,7 @@ class FileStack(Stack):
         return file.read_into(name, start, self._staging[: length * dtype.itemsize].view(dtype))
 
 
-def same_tensor(left: TensorFile, right: TensorFile, name: str, *, block: int = 1 << 16) -> bool:
+def same_tensor(left: TensorSource, right: TensorSource, name: str, *, block: int = 1 << 16) -> bool:
     """Compare a tensor of two files as bytes, so that a NaN equals itself.
 
     Args:
@@ -226,7 +239,7 @@ def same_tensor(left: TensorFile, right: TensorFile, name: str, *, block: int = 
     return True
 
 
-def first_difference(left: TensorFile, right: TensorFile) -> str | None:
+def first_difference(left: TensorSource, right: TensorSource) -> str | None:
     """Compare two files bit by bit.
 
     Args:

@@ -84,7 +84,7 @@ def relate_runs(
         interference_on_b=_interferences(made.tables["cross_task"], made.gram, *reversed(names)),
     )
     last = table[(table["group"] == ALL) & (table["epoch"] == shared[-1])].iloc[0]
-    reading = f"After {left.unit} {shared[-1]}, {_reading(last, _size(left))}"
+    reading = f"After {left.unit} {shared[-1]}, {reading_of(last, _size(left))}"
     return Relation(table, shared[-1], reading + ("." if _same_start(left, right) else f"; {ELSEWHERE}."))
 
 
@@ -106,8 +106,16 @@ def _interferences(cross_task: pd.DataFrame, gram: GramResult, on: str, of: str)
     return found
 
 
-def _reading(row: pd.Series, size: int) -> str:
-    """One row in words, without the full stop."""
+def reading_of(row: pd.Series, size: int) -> str:
+    """Say one row in words.
+
+    Args:
+        row: run_a, run_b, cos_task_vectors, sign_agreement, interference_on_a and interference_on_b.
+        size: number of coordinates.
+
+    Returns:
+        A sentence without its full stop, which begins in lower case.
+    """
     names = row["run_a"], row["run_b"]
     cosine, limit = row["cos_task_vectors"], CHANCE / math.sqrt(size)
     if math.isnan(cosine):

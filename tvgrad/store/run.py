@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST
@@ -350,6 +351,9 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
             continue
         below = sorted(child for child in path.glob("*/") if (child / MANIFEST).exists()) if path.is_dir() else []
         if not below:
+            sentence = needs_base(path)
+            if sentence is not None:
+                raise TvgradError(sentence)
             what = "does not exist" if not path.exists() else "is neither a run directory nor a directory of runs"
             raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
         runs += [Run.open(child) for child in below]

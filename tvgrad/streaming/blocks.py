@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.tensors import TensorSource
 
 NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Stored types whose values float32 holds exactly."""
@@ -41,7 +41,7 @@ class Block:
         return sum(segment.length for segment in self.segments)
 
 
-def matching_names(files: Sequence[TensorFile], names: Iterable[str] | None = None) -> list[str]:
+def matching_names(files: Sequence[TensorSource], names: Iterable[str] | None = None) -> list[str]:
     """Check that files hold the same floating-point tensors.
 
     Args:
@@ -80,7 +80,7 @@ def matching_names(files: Sequence[TensorFile], names: Iterable[str] | None = No
     return chosen
 
 
-def working_dtype(files: Sequence[TensorFile], names: Sequence[str]) -> torch.dtype:
+def working_dtype(files: Sequence[TensorSource], names: Sequence[str]) -> torch.dtype:
     """Choose the type that holds every stored value exactly.
 
     Args:
@@ -130,7 +130,7 @@ def blocks_of(sizes: Mapping[str, int], groups: Mapping[str, str], capacity: int
 class BlockReader:
     """Reads a block of every file into a row; each thread needs a reader of its own."""
 
-    def __init__(self, files: Sequence[TensorFile], rows: Sequence[torch.Tensor]) -> None:
+    def __init__(self, files: Sequence[TensorSource], rows: Sequence[torch.Tensor]) -> None:
         """Keep the files and the rows.
 
         Args:
@@ -159,7 +159,7 @@ class BlockReader:
                 stored = self._staging[: segment.length * dtype.itemsize].view(dtype)
                 out.copy_(file.read_into(segment.name, segment.start, stored))
 
-    def not_finite(self, block: Block) -> tuple[TensorFile, str] | None:
+    def not_finite(self, block: Block) -> tuple[TensorSource, str] | None:
         """Find where the block that was read last holds an infinity or a NaN.
 
         Args:
@@ -173,7 +173,7 @@ class BlockReader:
                 return file, segment.name
         return None
 
-    def _parts(self, block: Block) -> Iterator[tuple[TensorFile, Segment, torch.Tensor]]:
+    def _parts(self, block: Block) -> Iterator[tuple[TensorSource, Segment, torch.Tensor]]:
         """Each segment of each file, and where its elements stand in the file's row."""
         for file, row in zip(self._files, self._rows, strict=True):
             offset = 0

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.tensors import TensorSource
 from tvgrad.streaming.blocks import Block, blocks_of, matching_names, working_dtype
 from tvgrad.streaming.vector_key import Reference, VectorKey
 from tvgrad.vectors.parameters import ALL
@@ -29,8 +29,8 @@ class Vector:
     """One vector of a pass: the tensors of a file, or the difference of two files."""
 
     key: VectorKey | str
-    file: TensorFile
-    minus: TensorFile | None = None
+    file: TensorSource
+    minus: TensorSource | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MatrixPlan:
     the first two kinds are the rows of the Gram matrix. Vectors that are the same share a row.
     """
 
-    files: list[TensorFile]
+    files: list[TensorSource]
     place: list[int]  # file -> its row of the matrix
     sources: list[Source]  # row of the Gram matrix -> rows of the matrix from which it is formed
     plain: int  # number of rows that are files as they are
@@ -157,7 +157,7 @@ def plan_matrix(
     # A file that was opened twice is still one file. Subtracted files come first: the weights of a run then lie in
     # the order of epochs, and one call forms all differences.
     opened = [vector.minus for vector in vectors if vector.minus] + [vector.file for vector in vectors]
-    by_path: dict[str, TensorFile] = {}
+    by_path: dict[str, TensorSource] = {}
     same = {file: by_path.setdefault(str(file.path.resolve()), file) for file in opened}
     formed = [(same[vector.file], same[vector.minus] if vector.minus else None) for vector in vectors]
     plain_first = sorted(dict.fromkeys(formed), key=lambda pair: pair[1] is not None)

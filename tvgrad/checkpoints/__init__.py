@@ -1,0 +1,1 @@
+"""Models as they lie on disks: safetensors, files of `torch.save`, Hugging Face folders, and LoRA adapters."""

@@ -1,0 +1,72 @@
+"""Files of `torch.save` that hold tensors. No code in a file is ever run: PyTorch's restricted reader takes them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.vectors.parameters import Weights
+
+NESTED = ("state_dict", "model_state_dict", "model", "module")
+"""Where training scripts put a state_dict beside their optimizer's."""
+
+
+def load_tensors(file: Path) -> Weights:
+    """Read a `state_dict`; its tensors are mapped from the file where its format allows that.
+
+    Args:
+        file: a file of `torch.save`, or the index (`.bin.index.json`) of several.
+
+    Returns:
+        Name -> CPU tensor.
+
+    Raises:
+        TvgradError: it cannot be read, or holds more than tensors.
+    """
+    if not file.name.endswith(".index.json"):
+        return _state_dict(file)
+    try:
+        owners = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"].items())
+        shards = sorted(set(owners.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TvgradError(f"{file} is no index of a sharded checkpoint ({error}): write it again") from None
+    if not all(isinstance(name, str) and Path(name).name == name != ".." for name in shards):
+        raise TvgradError(f"{file} names a file outside its own folder: write the index again")
+    content: Weights = {}
+    for shard in shards:
+        content |= _state_dict(file.parent / shard)
+    return content
+
+
+def _state_dict(file: Path) -> Weights:
+    content = _load(file)
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = (
+        {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if hasattr(content, "items") else {}
+    )
+    if not tensors:
+        raise TvgradError(f"{file} holds no state_dict: write model.state_dict() with torch.save, or as safetensors")
+    return tensors
+
+
+def _load(file: Path) -> Any:
+    problems = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError)
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TvgradError(f"{file} cannot be read ({error.strerror}): restore it, or give another file") from None
+    except problems:
+        raise TvgradError(
+            f"{file} holds more than tensors, or is no file of torch.save: write model.state_dict() alone, "
+            "or as safetensors"
+        ) from None
