@@ -17,10 +17,10 @@ from tvgrad.merging.stack import VectorStack
 class TsvM(Method):
     """TSV-M.
 
-    Of each matrix every task keeps floor(min(shape) / T) singular triplets. The left vectors of all tasks, side by
-    side, are replaced by the nearest orthonormal columns (Procrustes: P Q' of their singular value decomposition), the
-    right ones likewise, and the result is U_perp S V_perp'. Tensors that are no matrices, and matrices with fewer rows
-    or columns than there are tasks, are averaged.
+    Of each matrix every task keeps floor(min(shape) / T) singular triplets, or as many as its rank. The left vectors of
+    all tasks, side by side, are replaced by the nearest orthonormal columns (Procrustes: P Q' of their singular value
+    decomposition), the right ones likewise, and the result is U_perp S V_perp'. Tensors that are no matrices, and
+    matrices with fewer rows or columns than there are tasks, are averaged.
     """
 
     name: ClassVar[str] = "tsv_m"
@@ -74,14 +74,16 @@ def _is_decomposed(rows: torch.Tensor) -> bool:
 
 
 def _triplets(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Leading left vectors (m, r T), values (r T) and right vectors (n, r T) of all tasks."""
+    """Leading left vectors (m, k), values (k) and right vectors (n, k) of all tasks, k at most r T."""
     rank = min(rows.shape[1:]) // len(rows)
     left, values, right = [], [], []
     for row in rows:
         u, s, vt = torch.linalg.svd(row, full_matrices=False)
-        left.append(u[:, :rank])
-        values.append(s[:rank])
-        right.append(vt[:rank].T)
+        # Of a task of lower rank (an adapter) the further vectors are any basis of the null space.
+        kept = min(rank, int((s > s[0] * max(row.shape) * torch.finfo(s.dtype).eps).sum()))
+        left.append(u[:, :kept])
+        values.append(s[:kept])
+        right.append(vt[:kept].T)
     return torch.cat(left, dim=1), torch.cat(values), torch.cat(right, dim=1)
 
 
