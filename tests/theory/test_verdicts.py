@@ -17,7 +17,7 @@ from tests.traced_runs import Tampered, Traced
 from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
 from tvgrad.theory.troubles import troubles_of
-from tvgrad.theory.verdicts import NO, SAME, UNKNOWN, YES, EquivalenceRow, GradientVerdict, headline, verdict_rows
+from tvgrad.theory.verdicts import NO, UNKNOWN, YES, EquivalenceRow, GradientVerdict, headline, verdict_rows
 
 GOOD = EquivalenceRow("a", "tau_1 = -lr g_0", EXACT, 0.9, 0.0, 0.0, "", YES, 2e-7, 1.0, "", "")
 AWAY = replace(GOOD, run="b", gradient_holds=NO, deviation=0.788, cosine=0.612, cause="adam divides")
@@ -121,12 +121,12 @@ def last_row(run: Run) -> EquivalenceRow:
 
 
 def test_the_answer_turns_at_one_hundredth(tmp_path: Path) -> None:
-    for name, factor, expected in (("under", 1 - 0.98 * SAME, YES), ("over", 1 - 1.02 * SAME, NO)):
+    for name, factor, expected in (("under", 1 - 0.0098, YES), ("over", 1 - 0.0102, NO)):
         row = last_row(stepped(tmp_path / name, scaled(factor)))
         assert (row.gradient_holds, row.cosine) == (expected, pytest.approx(1, abs=1e-6))
         assert row.deviation == pytest.approx(1 - factor, rel=1e-3)
         assert (row.cause == "") == (expected == YES)
-    rounded = with_info(stepped(tmp_path / "rounded", scaled(1 - 0.5 * SAME)), gradient_rounding=0.6 * SAME)
+    rounded = with_info(stepped(tmp_path / "rounded", scaled(1 - 0.005)), gradient_rounding=0.006)
     assert last_row(rounded).gradient_holds == NO  # the rounding of the recorded gradient counts
 
 
