@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,10 +19,10 @@ from tvgrad.wording import loading_error
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_LOSS_FUNCTIONS = {
+_LOSS_FUNCTIONS: dict[Any, str | nn.Module] = {
     nn.functional.cross_entropy: "cross_entropy",
     nn.functional.binary_cross_entropy_with_logits: "bce",
-    nn.functional.mse_loss: "mse",
+    nn.functional.mse_loss: nn.MSELoss(),
 }
 
 

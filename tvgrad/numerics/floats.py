@@ -90,3 +90,15 @@ def round_up(value: Number, margin: float = SUM_MARGIN) -> Number:
         Numbers at least `value (1 + margin)`, up to the rounding of this product.
     """
     return value * (1 + margin)
+
+
+def own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy numbers to float64 on the CPU, in memory of their own: what happens to the tensor later is not seen.
+
+    Args:
+        tensor: of any floating-point or integer dtype.
+
+    Returns:
+        A float64 tensor without gradient that shares nothing with it.
+    """
+    return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True)

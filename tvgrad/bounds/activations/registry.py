@@ -97,7 +97,8 @@ def register_activation(key: str | type[nn.Module], activation: Activation, span
         span: the grid reaches from -span to span in steps of span / 40,000, and sparsely to 1000 span.
 
     Raises:
-        UnboundedActivation: a constant is too small; names the derivative, the place and the value there.
+        UnboundedActivation: the class is built in, or a constant is too small; names the derivative, the place and the
+            value there.
 
     Examples:
         >>> import dataclasses, torch
@@ -109,8 +110,36 @@ def register_activation(key: str | type[nn.Module], activation: Activation, span
         >>> activation_of(Sine()).name
         'Sine'
     """
+    if key in OF_MODULE:
+        raise UnboundedActivation(f"{key} is built in: register a name or a class of your own")
     _check_on_grid(activation, span)
     _registered[key.lower().replace("-", "_") if isinstance(key, str) else key] = activation
+
+
+def check_forward(module: nn.Module, activation: Activation) -> None:
+    """Compare a registered module with the activation that it is known as, on a grid.
+
+    Args:
+        module: the module, on the CPU in float64.
+        activation: what stands for it.
+
+    Raises:
+        UnboundedActivation: values or slopes differ.
+    """
+    grid = torch.cat([torch.linspace(-8, 8, 161, dtype=torch.float64), torch.tensor([-100.0, 100.0]).double()])
+    with torch.enable_grad():
+        at = grid[:, None].clone().requires_grad_()
+        made = module(at)
+        if made.shape == at.shape:
+            (slope,) = torch.autograd.grad(made.sum(), at, materialize_grads=True)
+            if torch.allclose(made[:, 0], activation.value(grid), 1e-9, 1e-9) and torch.allclose(
+                slope[:, 0], activation.d1(grid), 1e-7, 1e-7
+            ):
+                return
+    raise UnboundedActivation(
+        f"{type(module).__name__} was registered as {activation.name} and computes something else: register its own "
+        "values and derivatives"
+    )
 
 
 def _check_on_grid(activation: Activation, span: float) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from tvgrad.bounds.certificates.coefficients import NoCertificate
+from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.results import Result
 
@@ -119,7 +120,7 @@ def attempt_all(
             continue
         try:
             found.append(form.attempt(case))
-        except NoCertificate as reason:
+        except (NoCertificate, UnknownLoss) as reason:  # a loss may have bounds for its targets alone
             found.append(Form(form.name, reason=str(reason)))
     return tuple(found)
 

@@ -6,6 +6,7 @@ Jacobians (`local`), and exact at the centre plus what the ball adds.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, own_copy, round_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,7 +105,7 @@ class DerivativeBounds:
             shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
             raise TvgradError(f"the inputs are {shape}: give a tensor of shape (samples, features)")
         network = read_module(module, inputs.detach())
-        self._set(network, inputs.detach().cpu().double().flatten(1), None, targets, loss, chunk_size)
+        self._set(network, own_copy(inputs).flatten(1), None, targets, loss, chunk_size)
 
     @classmethod
     def from_matrices(
@@ -148,7 +149,7 @@ class DerivativeBounds:
         """
         made = cls.__new__(cls)
         network = read_matrices(weights, biases, activation, trainable, skips)
-        norms = torch.as_tensor(input_norms, dtype=torch.float64)
+        norms = own_copy(torch.as_tensor(input_norms))
         if norms.ndim == 0 and loss_of(loss).reduction == "sum":
             raise TvgradError("a summed loss grows with the number of samples: give one input norm for each of them")
         norms = torch.atleast_1d(norms)
@@ -179,12 +180,13 @@ class DerivativeBounds:
         if chunk_size is not None and chunk_size < 1:
             raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
         self.network = network
-        self.loss = loss_of(loss)
+        self.loss = loss_of(loss) if not isinstance(loss, Loss) else copy.deepcopy(loss)
         self.inputs = inputs
         self.input_norms = input_norms
         self.targets = None
         if targets is not None:
-            self.targets = self.loss.check(targets.detach().cpu(), len(input_norms), network.outputs)
+            self.targets = self.loss.check(targets.detach().cpu().clone(), len(input_norms), network.outputs)
+            self.loss.divisor(self.targets)  # refuses targets that have none
         self._chunk_size = chunk_size
         self._target_norm = target_norm
         self._squarings = SQUARINGS

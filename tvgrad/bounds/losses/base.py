@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, Number, round_up
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, Number, own_copy, round_up
 
 
 class UnknownLoss(TvgradError):
@@ -200,7 +200,7 @@ def checked_weights(name: str, weight: torch.Tensor | None) -> torch.Tensor | No
     """Weights in float64, after a check."""
     if weight is None:
         return None
-    weight = weight.detach().double()
+    weight = own_copy(weight)
     if weight.dim() > 1 or not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise UnknownLoss(f"{name}: weights must be one finite number, at least zero, for each output.")
     return weight.reshape(-1)

@@ -151,16 +151,24 @@ class SquaredError(Loss):
     Args:
         half: 1/2 ||f - y||^2 for each sample, rather than PyTorch's loss.
         reduction: "mean" or "sum".
+        broadcasts: it is PyTorch's own loss, which compares (n, 1) logits with (n,) targets pair by pair, all n^2 of
+            them; such targets are refused then.
     """
 
     name = "mse"
 
-    def __init__(self, half: bool = False, reduction: str = "mean") -> None:
+    def __init__(self, half: bool = False, reduction: str = "mean", broadcasts: bool = False) -> None:
         self.reduction = choice(self.name, "reduction", reduction)
         self.half = half
+        self.broadcasts = broadcasts
 
     def check(self, targets: torch.Tensor, samples: int, outputs: int) -> torch.Tensor:
         """See `Loss.check`: numbers (n, C), or (n,) for one output."""
+        if outputs == 1 and targets.dim() == 1 and self.broadcasts and samples > 1:
+            raise UnknownLoss(
+                f"{self.name}: PyTorch compares every one of {samples} logits with every one of {targets.numel()} "
+                "targets here: give targets of shape (samples, 1)"
+            )
         return columns(self.name, targets, samples, outputs)
 
     def residual(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from tvgrad.bounds.losses.base import Loss, UnknownLoss
 from tvgrad.bounds.losses.cross_entropy import CrossEntropy
@@ -58,12 +59,16 @@ _ALIASES = {"bce_with_logits": "bce", "binary_cross_entropy_with_logits": "bce",
 
 
 def _of_module(loss: nn.Module) -> Loss:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    changed = any(getattr(loss, name) or getattr(torch_module, f"_global{name}", None) for name in hooks)
+    if changed or "forward" in vars(loss):
+        raise UnknownLoss(f"{type(loss).__name__} has hooks or a forward of its own: remove them")
     if type(loss) is nn.CrossEntropyLoss:
         return CrossEntropy(loss.weight, loss.label_smoothing, loss.ignore_index, loss.reduction)
     if type(loss) is nn.BCEWithLogitsLoss:
         return BinaryCrossEntropy("mean", loss.weight, loss.pos_weight, loss.reduction)
     if type(loss) is nn.MSELoss:
-        return SquaredError(reduction=loss.reduction)
+        return SquaredError(reduction=loss.reduction, broadcasts=True)
     raise UnknownLoss(_unknown(type(loss).__name__))
 
 

@@ -17,7 +17,7 @@ from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
 from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
-from tvgrad.numerics.floats import round_up
+from tvgrad.numerics.floats import own_copy, round_up
 
 Shape = tuple[int, ...]
 """Channels and sizes of one sample."""
@@ -220,8 +220,8 @@ def layer_of(module: nn.Linear | nn.Conv1d | nn.Conv2d, prefix: str, shared: Sha
     Returns:
         The layer, with the identity as its activation.
     """
-    weight = module.weight.detach().double().cpu()
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double().cpu()
+    weight = own_copy(module.weight)
+    bias = weight.new_zeros(len(weight)) if module.bias is None else own_copy(module.bias)
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     weight_name, bias_name = (f"{prefix}{name}" if name in trainable else None for name in ("weight", "bias"))
     return Layer(weight, bias, activation_of(IDENTITY), weight_name, bias_name, shared=shared)

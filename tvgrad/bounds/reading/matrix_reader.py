@@ -11,6 +11,7 @@ from tvgrad.bounds.activations.registry import activation_of
 from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
 from tvgrad.bounds.reading.builder import IDENTITY, NetworkBuilder, Value
+from tvgrad.numerics.floats import own_copy
 
 
 def read_matrices(
@@ -74,12 +75,12 @@ def _layers(
         raise UnsupportedNetwork("there are no matrices: give at least one")
     found = []
     for index, (given, bias, moves) in enumerate(zip(weights, biases, trainable, strict=True)):
-        weight = torch.as_tensor(given).detach().double()
+        weight = own_copy(torch.as_tensor(given))
         if weight.ndim != 2 or 0 in weight.shape:
             raise UnsupportedNetwork(
                 f"weights[{index}] has shape {tuple(weight.shape)}: give an (outputs, inputs) matrix"
             )
-        offset = weight.new_zeros(len(weight)) if bias is None else torch.as_tensor(bias).detach().double()
+        offset = weight.new_zeros(len(weight)) if bias is None else own_copy(torch.as_tensor(bias))
         if offset.shape != (len(weight),):
             raise UnsupportedNetwork(
                 f"biases[{index}] has shape {tuple(offset.shape)} beside {len(weight)} outputs: "

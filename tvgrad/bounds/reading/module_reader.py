@@ -1,9 +1,10 @@
 """Reading an `nn.Module` as a `Network`.
 
-What is read is exactly what PyTorch computes. A Sequential and its parts are known by their classes. The forward of any
-other module, above all a residual block, is traced (module forward_trace), and the network that comes of it is compared
-with the module on samples (module verification). A hook, a parametrization and whatever else cannot be read so is
-refused by name, because a bound for another function would be no bound.
+What is read is what PyTorch runs: a copy of the model is run and what it does is written down, call by call (module
+forward_record). Layers and activations of `torch.nn` are steps that are known by their classes. A hook, weights in one
+storage, and whatever else cannot be read so is refused by name (module module_state), because a bound for another
+function would be no bound. The network that comes of it is also compared with the model's numbers (module
+verification).
 """
 
 from __future__ import annotations
@@ -17,33 +18,52 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvgrad.bounds.activations.registry import activation_of, is_registered
+from tvgrad.bounds.activations.registry import activation_of, check_forward, is_registered
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
 from tvgrad.bounds.reading.builder import LINEAR_FORM, NetworkBuilder, Value, layer_of
 from tvgrad.bounds.reading.convolutions import CONVOLUTIONS, POOLINGS, convolution, pooling
-from tvgrad.bounds.reading.forward_trace import INPUT, SUM, trace_forward
-from tvgrad.bounds.reading.verification import verify
+from tvgrad.bounds.reading.forward_record import INPUT, SUM, ForwardRecord, as_one_step, record_forward
+from tvgrad.bounds.reading.module_state import check_plain, check_storage
+from tvgrad.bounds.reading.verification import SAMPLES, verify
 from tvgrad.errors import TvgradError
 
 
 def read_module(module: nn.Module, inputs: torch.Tensor) -> Network:
-    """Read Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations, BatchNorm, and sums.
+    """Read a model of Linear, convolutions, average pooling, Flatten, smooth activations, BatchNorm, and sums.
 
     Args:
-        module: the model; nothing in it is changed.
-        inputs: the samples, (n, ...), channels first; those of a traced model are also given to it.
+        module: the model; a copy is run, and nothing in it is changed.
+        inputs: the samples, (n, ...), channels first.
 
     Returns:
         Its layers, with trainable parameters named and ordered as in `named_parameters`.
 
     Raises:
-        UnsupportedNetwork: it holds something else, or its weights are not finite.
+        TvgradError: there are no samples.
+        UnsupportedNetwork: the model holds something else, or its weights are not finite.
     """
+    if not len(inputs):
+        raise TvgradError("the data is empty: give at least one sample")
+    for path, part in module.named_modules(remove_duplicate=False):
+        check_plain(f"module {path}" if path else "the model", part)
+    check_storage(module, inputs)
+    copied = _copied(module).double().cpu()
+    samples = inputs[:SAMPLES].detach().cpu().double()
+    record = record_forward(copied, samples, as_one_step)
+    if record.problem:
+        raise UnsupportedNetwork(record.problem)
     shape = tuple(inputs.shape[1:])
-    if not all(_is_known(part) for part in module.modules()):
-        module = _copied(module)  # a forward that is traced may change its module
     reader = _Reader(math.prod(shape))
-    result = reader.read("", module, Value(0, shape if len(shape) > 1 else None))
+    values = reader.read_calls(record, Value(0, shape if len(shape) > 1 else None))
+    if record.failed:  # the reader has no better words for it
+        raise UnsupportedNetwork(f"the model does not run on the data ({record.failed}): repair its forward")
+    if record.random:
+        raise UnsupportedNetwork("the model draws random numbers: leave chance out of its forward")
+    if record.changed:
+        raise UnsupportedNetwork(
+            "the model changes its own parts or weights when it runs: leave that out of its forward"
+        )
+    result = values[record.result]
     if result.shape is not None:
         raise UnsupportedNetwork("the model ends with images: end it with nn.Flatten(), so that there are logits")
     order = tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
@@ -54,9 +74,23 @@ def read_module(module: nn.Module, inputs: torch.Tensor) -> Network:
             f"{unused[0]} is trainable and what the model computes does not depend on it: set requires_grad to False"
         )
     network = replace(network, order=order)
-    if reader.traced:
-        verify(network, module, inputs)
+    _check_again(record, module, copied, inputs)
+    verify(network, module, inputs)
     return network
+
+
+def _check_again(record: ForwardRecord, module: nn.Module, copied: nn.Module, inputs: torch.Tensor) -> None:
+    """Run forward again on fewer samples, and on as many as there are, without their numbers: nothing may change."""
+    fewer = inputs[: max(1, min(SAMPLES, len(inputs)) // 2)].detach().cpu().double()
+    all_of_them = torch.empty(inputs.shape, dtype=torch.float64, device="meta")
+    for model, samples in [(copied, fewer), (_copied(module).double().to("meta"), all_of_them)]:
+        again = record_forward(model, samples, as_one_step)
+        if again.problem or again.failed or again.changed or again.told != record.told or again.result != record.result:
+            why = again.problem or again.failed or "its steps are others"
+            raise UnsupportedNetwork(
+                f"the model computes something else when it is called again, or for another number of samples ({why}): "
+                "leave chance and what changes from call to call out of its forward"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,38 +113,23 @@ class _Reader:
 
     def __init__(self, inputs: int) -> None:
         self.builder = NetworkBuilder(inputs)
-        self.traced = False
         self._seen: set[int] = set()
 
-    def read(self, path: str, module: nn.Module, value: Value) -> Value:
-        """Read a module that is applied to a value."""
-        name = f"module {path}" if path else f"the model ({type(module).__name__})"
-        _check_plain(name if path else "the model", module)
-        if type(module) is nn.Sequential:
-            for child, part in module._modules.items():  # named_children would list a repeated module once
-                if part is not None:
-                    value = self.read(_below(path, child), part, value)
-            return value
-        if _is_known(module):
-            return self._read_part(_Part(module, name, _below(path, "")), value)
-        return self._read_traced(f"{name} ({type(module).__name__})" if path else name, path, module, value)
-
-    def _read_traced(self, name: str, path: str, module: nn.Module, value: Value) -> Value:
-        self.traced = True
-        trace = trace_forward(name, module)
-        values = {INPUT: replace(value, alone=value.alone and INPUT not in trace.shared)}
-        for call in trace.calls:
+    def read_calls(self, record: ForwardRecord, value: Value) -> dict[str, Value]:
+        """Read what a model does with a value; of a forward that failed, what it began."""
+        shared = record.shared
+        values = {INPUT: replace(value, alone=INPUT not in shared)}
+        for call in record.calls if record.failed else record.needed:
             given = [values[one] for one in call.values]
             if call.part == SUM:
                 made = self.builder.added(call.path, *given)
             elif isinstance(call.part, str):
                 made = self.builder.activated(call.path, given[0], activation_of(call.part))
-            elif call.own:
-                made = self.read(_below(path, call.path), call.part, given[0])
             else:
-                made = self._read_part(_Part(call.part, call.path), given[0])
-            values[call.result] = replace(made, alone=made.alone and call.result not in trace.shared)
-        return values[trace.result]
+                name = (f"module {call.path}" if call.path else "the model") if call.own else call.path
+                made = self._read_part(_Part(call.part, name, _below(call.path, "") if call.own else ""), given[0])
+            values[call.result] = replace(made, alone=made.alone and call.result not in shared)
+        return values
 
     def _read_part(self, part: _Part, value: Value) -> Value:
         return _READERS.get(type(part.module), _Reader._read_activation)(self, part, value)
@@ -122,7 +141,12 @@ class _Reader:
                 f"{part.name} is given {len(value.shape)} dimensions a sample: put nn.Flatten() before it, or flatten "
                 "the data"
             )
-        if value.place and part.module.in_features != self.builder.width(value):
+        if part.module.in_features != self.builder.width(value):
+            if not value.place:
+                raise UnsupportedNetwork(
+                    f"the inputs have {self.builder.width(value)} features and {part.name} takes "
+                    f"{part.module.in_features}: give data of the model's shape"
+                )
             raise UnsupportedNetwork(
                 f"{part.name} takes {part.module.in_features} features and the layer before it gives "
                 f"{self.builder.width(value)}: the Linear layers must follow one another"
@@ -175,6 +199,8 @@ class _Reader:
             )
         try:
             activation = activation_of(module)
+            if is_registered(type(module)):
+                check_forward(module, activation)
         except TvgradError as error:
             raise UnsupportedNetwork(f"{part.name}: {error}") from None
         return self.builder.activated(part.name, value, activation)
@@ -195,11 +221,6 @@ def _below(path: str, child: str) -> str:
     return f"{path}.{child}" if path else child
 
 
-def _is_known(module: nn.Module) -> bool:
-    """Whether a module is read by its class; of any other the forward is traced."""
-    return type(module).__module__.startswith("torch.") or is_registered(type(module))
-
-
 def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
@@ -208,15 +229,6 @@ def _copied(module: nn.Module) -> nn.Module:
         raise UnsupportedNetwork(
             f"the model ({type(module).__name__}) cannot be copied ({first}): keep what is no parameter out of it"
         ) from None
-
-
-def _check_plain(name: str, module: nn.Module) -> None:
-    """Refuse what changes a module's function without changing its class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks):
-        raise UnsupportedNetwork(f"{name} has hooks, which may change what it computes: remove them")
-    if "forward" in vars(module):
-        raise UnsupportedNetwork(f"{name} has a forward of its own: {LINEAR_FORM}")
 
 
 def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,9 @@
-"""Verification: a network that was read from a traced module is compared with the module itself, on real samples.
+"""Verification: a network that was read from a module is also compared with the module itself, in numbers.
 
-Both are evaluated in float64, so that they can differ by rounding alone. `passes` bounds the rounding of one
-evaluation, in whatever order it sums; the module sums in another order and does not fold BatchNorm, which makes the
-difference a few times that bound at most. `SLACK` times the bound is still some ten digits below the values: what
-differs by more is another function. Outputs tell of values that tracing missed, gradients of paths that it does not
-see, such as `torch.no_grad` or `detach` by another name.
+What is read does not rest on this: it was written down call by call (module forward_record). It is a second look, by
+another way, at the reader and at the classes of `torch.nn` that it trusts. Both are evaluated in float64, so that they
+can differ by rounding alone. `passes` bounds the rounding of one evaluation, in whatever order it sums; the module sums
+in another order and does not fold BatchNorm, which makes the difference a few times that bound at most.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tvgrad.bounds.losses.elementwise import SquaredError
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
 from tvgrad.bounds.rounding import passes
 
-SAMPLES = 64
+SAMPLES = 16
 SLACK = 1000.0
 
 
@@ -59,8 +58,8 @@ def verify(network: Network, module: nn.Module, inputs: torch.Tensor) -> None:
     else:
         return
     raise UnsupportedNetwork(
-        f"the model was traced as a network with {what} on the data: leave operations in place, torch.no_grad, and "
-        "anything that depends on the data or on chance out of its forward"
+        f"the model was read as a network with {what} on the data: leave whatever is no layer, activation or sum out "
+        "of its forward"
     )
 
 
