@@ -91,7 +91,7 @@ class DerivativeBounds:
         Args:
             module: nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and
                 BatchNorm in eval mode, or modules whose forward is made of these and of sums, such as residual
-                blocks; these are traced, and what was read is compared with them on some samples.
+                blocks; a copy is run, and what it does is read.
             inputs: the samples, (n, ...).
             targets: the targets, or None for bounds that hold whatever they are.
             loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
