@@ -89,9 +89,8 @@ class DerivativeBounds:
         """Read a module; nothing in it is changed, and later changes to it are not seen.
 
         Args:
-            module: nested Sequentials of Linear, convolutions, average pooling, Flatten, smooth activations and
-                BatchNorm in eval mode, or modules whose forward is made of these and of sums, such as residual
-                blocks; a copy is run, and what it does is read.
+            module: Linear layers, convolutions, average pooling, Flatten, smooth activations, BatchNorm in eval mode,
+                and sums of two tensors; a copy is run, and what it does is read.
             inputs: the samples, (n, ...).
             targets: the targets, or None for bounds that hold whatever they are.
             loss: `cross_entropy`, `bce`, `mse`, `mse_half`, or a loss module.
@@ -152,8 +151,7 @@ class DerivativeBounds:
         norms = own_copy(torch.as_tensor(input_norms))
         if norms.ndim == 0 and loss_of(loss).reduction == "sum":
             raise TvgradError("a summed loss grows with the number of samples: give one input norm for each of them")
-        norms = torch.atleast_1d(norms)
-        made._set(network, None, norms, targets, loss, None, target_norm)
+        made._set(network, None, torch.atleast_1d(norms), targets, loss, None, target_norm)
         return made
 
     def _set(
@@ -180,7 +178,7 @@ class DerivativeBounds:
         if chunk_size is not None and chunk_size < 1:
             raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
         self.network = network
-        self.loss = loss_of(loss) if not isinstance(loss, Loss) else copy.deepcopy(loss)
+        self.loss = copy.deepcopy(loss_of(loss))
         self.inputs = inputs
         self.input_norms = input_norms
         self.targets = None
