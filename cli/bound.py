@@ -11,7 +11,7 @@ from tvgrad.update_rules.rules import LINEAR_RULES
 from . import options
 
 if TYPE_CHECKING:
-    from tvgrad.bounds import FeedForward
+    from tvgrad.bounds import FeedForward, Program
     from tvgrad.problem.recipe import Recipe
     from tvgrad.update_rules.linear import LinearRule
 
@@ -42,8 +42,9 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
     The upper and the lower bound hold for the iterates of exact arithmetic, whatever the rounding of this program.
     from_start is the least upper bound that uses gradients and Hessians at the pretrained weights alone. The form
     called tube follows the training in float64, which takes as many gradients as the training itself; `--no-simulate`
-    leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss;
-    ReLU has no second derivative and is refused.
+    leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss and
+    programs with attention, layer norm and embeddings, which have the tube alone; ReLU has no second derivative and is
+    refused.
 
     \b
     Examples:
@@ -62,9 +63,8 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
         _show(rows, details if forms else [], without)
 
 
-def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward, LinearRule]:
+def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward | Program, LinearRule]:
     """What is bounded for a recipe: one full-batch step an epoch, in place of its mini-batches and of Adam."""
-    from tvgrad.bounds import FeedForward
     from tvgrad.problem.recipe import positive, positive_integer
     from tvgrad.update_rules.rules import linear_rule, make_rule
 
@@ -73,11 +73,24 @@ def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward, 
     rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
     epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")
     row = {"task": recipe.name, "rule": rule.name, "lr": lr, "epochs": epochs}
-    return row, FeedForward.of_recipe(recipe), rule
+    return row, _read(recipe), rule
+
+
+def _read(recipe: Recipe) -> FeedForward | Program:
+    """A recipe as a feed-forward network, which has more forms, or else as a program."""
+    from tvgrad.bounds import FeedForward, Program, UnsupportedNetwork, UnsupportedProgram
+
+    try:
+        return FeedForward.of_recipe(recipe)
+    except UnsupportedNetwork as reason:
+        try:
+            return Program.of_recipe(recipe)
+        except UnsupportedProgram as other:
+            raise UnsupportedNetwork(f"{reason}; nor as a program: {other}") from None
 
 
 def _certify(
-    planned: list[tuple[_Row, FeedForward, LinearRule]], simulate: bool
+    planned: list[tuple[_Row, FeedForward | Program, LinearRule]], simulate: bool
 ) -> tuple[list[_Row], list[_Row], list[_Row]]:
     """The bounds, all their forms, and the reasons where there are none."""
     from tvgrad.bounds import NoCertificate

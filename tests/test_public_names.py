@@ -36,7 +36,7 @@ FLOORS_OF_BOUNDS = (
     "reading",
     "derivatives",
     "certificates",
-    "feedforward",
+    "feedforward program",
 )
 
 

@@ -45,6 +45,10 @@ def nll():
     return make(loss=lambda output, target: nn.functional.nll_loss(output.log_softmax(1), target))
 
 
+def normalised():
+    return make(model=lambda: nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)))
+
+
 def six():
     return [make(name=f"task{i}", data=(INPUTS * (1 + i), TARGETS)) for i in range(6)]
 """
@@ -119,6 +123,15 @@ def test_every_form_of_every_task_is_shown(mine: Path, tvgrad: Callable[..., Any
     found = numbers(tvgrad, f"{mine}:six", "--lr", "1e-4", "--forms", "--tasks", "task1,task4")
     assert [row["task"] for row in found["bounds"]] == ["task1", "task4"]
     assert [row["form"] for row in found["forms"]] == 2 * FORMS
+
+
+def test_what_is_no_feed_forward_network_is_bounded_as_a_program(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    found = numbers(tvgrad, f"{mine}:normalised", "--lr", "0.1", "--epochs", 4)["bounds"]
+    for row in found:
+        assert 0 < row["lower_bound"] <= row["error_bound"] <= 1.001 * row["lower_bound"]
+        assert (row["method"], row["from_start"]) == ("tube", None)
+    (none,) = numbers(tvgrad, f"{mine}:normalised", "--lr", "0.1", "--epochs", 4, "--no-simulate")["none"]
+    assert "allow it to follow the training" in none["reason"]
 
 
 def test_what_does_not_exist_says_why(mine: Path, tvgrad: Callable[..., Any]) -> None:

@@ -17,6 +17,8 @@ from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import UnsupportedNetwork
 from tvgrad.bounds.network.spectral_norm import SpectralNorm, spectral_norm
+from tvgrad.bounds.program.operation import UnsupportedProgram
+from tvgrad.bounds.program.program import Program
 
 __all__ = [
     "Activation",
@@ -27,9 +29,11 @@ __all__ = [
     "GapCertificate",
     "Loss",
     "NoCertificate",
+    "Program",
     "SpectralNorm",
     "UniformBounds",
     "UnsupportedNetwork",
+    "UnsupportedProgram",
     "activation_of",
     "loss_of",
     "multitask_gap",

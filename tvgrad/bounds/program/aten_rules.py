@@ -1,0 +1,264 @@
+"""What becomes of each aten operation of an exported program: one function each, and the table of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tvgrad.bounds.program.affine import MatrixProduct, Multiple, Product, Sum
+from tvgrad.bounds.program.attention import Attention
+from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
+from tvgrad.bounds.program.elementwise import Quotient, Smooth, Square
+from tvgrad.bounds.program.lowering import Lowering, Rule, line_of
+from tvgrad.bounds.program.normalisation import LayerNorm, Softmax
+from tvgrad.bounds.program.operation import UnsupportedProgram
+from tvgrad.bounds.program.rearrangements import Broadcast, Concatenation, Embedding, Real, Rearrangement, Total
+
+aten = torch.ops.aten
+_IGNORED = -100
+
+
+def _args(node: fx.Node) -> Any:
+    return node.args
+
+
+def _target(node: fx.Node) -> Any:
+    return node.target
+
+
+def _filled(given: Any, *defaults: Any) -> list[Any]:
+    """Arguments, with defaults for those that are left out."""
+    return [*given, *defaults[len(given) :]]
+
+
+def _refuse(node: fx.Node, what: str) -> UnsupportedProgram:
+    return UnsupportedProgram(f"{node.target} {what} ({line_of(node)})")
+
+
+def _shape(node: Any) -> torch.Size:
+    shape: torch.Size = node.meta["val"].shape
+    return shape
+
+
+def _scalar(value: Any) -> torch.Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+def _linear(low: Lowering, node: fx.Node) -> int:
+    x, weight, *bias = _args(node)
+    places = [low.place(x), low.place(weight), *(low.place(one) for one in bias if one is not None)]
+    if not all(one.op == "placeholder" for one in (weight, *bias) if one is not None):
+        product = low.step(MatrixProduct(), places[0], low.step(Rearrangement(lambda part: part.mT), places[1]))
+        return low.step(Sum(), product, places[2]) if len(places) > 2 else product
+    return low.layer(_shape(node), *places)
+
+
+def _product_of_matrices(low: Lowering, node: fx.Node) -> int:
+    return low.step(MatrixProduct(), *(low.place(one) for one in _args(node)))
+
+
+def _addmm(low: Lowering, node: fx.Node) -> int:
+    if node.kwargs:
+        raise _refuse(node, "with factors has no bounds here")
+    product = low.step(MatrixProduct(), low.place(_args(node)[1]), low.place(_args(node)[2]))
+    return low.step(Sum(), product, low.place(_args(node)[0]))
+
+
+def _sum(sign: float) -> Rule:
+    def rule(low: Lowering, node: fx.Node) -> int:
+        a, b = _args(node)
+        factor = sign * float(dict[str, Any](node.kwargs).get("alpha", 1))
+        places = [low.place(one) if isinstance(one, fx.Node) else low.constant(_scalar(one)) for one in (a, b)]
+        return low.step(Sum(factor), *places)
+
+    return rule
+
+
+def _product(low: Lowering, node: fx.Node) -> int:
+    a, b = _args(node)
+    if not isinstance(a, fx.Node):
+        a, b = b, a
+    if not isinstance(b, fx.Node):
+        return low.step(Multiple(float(b)), low.place(a))
+    return low.step(Square(), low.place(a)) if a is b else low.step(Product(), low.place(a), low.place(b))
+
+
+def _quotient(low: Lowering, node: fx.Node) -> int:
+    a, b = _args(node)
+    below = low.place(b) if isinstance(b, fx.Node) else low.constant(_scalar(b))
+    if not low.exact(below):
+        raise _refuse(node, "by what is computed has no bounds here")
+    return low.step(Quotient(), low.place(a), below)
+
+
+def _square(low: Lowering, node: fx.Node) -> int:
+    if _args(node)[1] != 2:
+        raise _refuse(node, "has bounds for squares alone")
+    return low.step(Square(), low.place(_args(node)[0]))
+
+
+def _moved(low: Lowering, node: fx.Node) -> int:
+    if _target(node) is aten.constant_pad_nd.default and len(_args(node)) > 2 and _args(node)[2]:
+        raise _refuse(node, "with another number than zero has no bounds here")
+    target, rest, kwargs = _target(node), _args(node)[1:], dict[str, Any](node.kwargs)
+    if target is aten.view.default or target is aten._unsafe_view.default:
+        target = aten.reshape.default
+    place = low.step(Rearrangement(lambda part: target(part, *rest, **kwargs)), low.place(_args(node)[0]))
+    return low.selected(place) if target in (aten.slice.Tensor, aten.select.int) else place
+
+
+def _same(low: Lowering, node: fx.Node) -> int:
+    return low.place(_args(node)[0])
+
+
+def _converted(low: Lowering, node: fx.Node) -> int:
+    if node.meta["val"].dtype != torch.float64:
+        raise _refuse(node, f"converts to {node.meta['val'].dtype}, which rounds: bounds are of real numbers")
+    source = _args(node)[0]
+    if not source.meta["val"].is_floating_point():
+        return low.step(Real(), low.place(source))
+    return low.place(source)
+
+
+def _expanded(low: Lowering, node: fx.Node) -> int:
+    return low.step(Broadcast(tuple(_shape(node))), low.place(_args(node)[0]))
+
+
+def _concatenated(low: Lowering, node: fx.Node) -> int:
+    parts, axis = _args(node)[0], _args(node)[1] if len(_args(node)) > 1 else 0
+    places = [low.place(one) for one in parts]
+    return low.step(Concatenation(int(axis) % len(_shape(node))), *places)
+
+
+def _total(*, mean: bool) -> Rule:
+    def rule(low: Lowering, node: fx.Node) -> int:
+        ndim = len(_shape(_args(node)[0]))
+        given = _args(node)[1] if len(_args(node)) > 1 else None
+        axes = tuple(sorted(int(axis) % ndim for axis in given)) if given else tuple(range(ndim))
+        keep = bool(_args(node)[2]) if len(_args(node)) > 2 else False
+        return low.step(Total(axes, keep, mean), low.place(_args(node)[0]))
+
+    return rule
+
+
+def _embedding(low: Lowering, node: fx.Node) -> int:
+    table, index = _args(node)[:2]
+    return low.step(Embedding(), low.place(table), low.place(index))
+
+
+def _smooth(name: str) -> Rule:
+    def rule(low: Lowering, node: fx.Node) -> int:
+        chosen = "gelu_tanh" if name == "gelu" and node.kwargs.get("approximate") == "tanh" else name
+        return low.step(Smooth(chosen, where=line_of(node)), low.place(_args(node)[0]))
+
+    return rule
+
+
+def _softplus(low: Lowering, node: fx.Node) -> int:
+    beta, threshold = (float(one) for one in _filled(_args(node)[1:], 1.0, 20.0))
+    scaled = low.step(Multiple(beta), low.place(_args(node)[0]))
+    value = low.step(Smooth("softplus", threshold, line_of(node)), scaled)
+    return low.step(Quotient(), value, low.constant(_scalar(beta)))
+
+
+def _layer_norm(low: Lowering, node: fx.Node) -> int:
+    x, shape, weight, bias, eps = _args(node)
+    if len(shape) != 1:
+        raise _refuse(node, "over several axes has no bounds here")
+    if weight is None:
+        return low.step(LayerNorm(float(eps)), low.place(x))
+    parts = [low.place(one) for one in (x, weight, bias) if one is not None]
+    return low.step(LayerNorm(float(eps)), *parts)
+
+
+def _softmax(low: Lowering, node: fx.Node) -> int:
+    x, axis = _args(node)[:2]
+    ndim = len(_shape(x))
+    place, at = low.place(x), int(axis) % ndim
+    if at == ndim - 1:
+        return low.step(Softmax(), place)
+    moved = low.step(Rearrangement(lambda part: part.movedim(at, -1)), place)
+    return low.step(Rearrangement(lambda part: part.movedim(-1, at)), low.step(Softmax(), moved))
+
+
+def _attention(low: Lowering, node: fx.Node) -> int:
+    query, key, value, *rest = _args(node)
+    mask, dropout, causal = _filled(rest, None, 0.0, False)
+    if mask is not None or dropout or node.kwargs.get("enable_gqa"):
+        raise _refuse(node, "with a mask of its own, dropout or grouped queries has no bounds here")
+    scale = dict[str, Any](node.kwargs).get("scale")
+    factor = float(scale) if scale is not None else float(_shape(query)[-1]) ** -0.5
+    seen = None
+    if causal:
+        seen = torch.ones(_shape(query)[-2], _shape(key)[-2], dtype=torch.bool).tril()
+    return low.step(Attention(factor, seen), low.place(query), low.place(key), low.place(value))
+
+
+def _cross_entropy(low: Lowering, node: fx.Node) -> int:
+    logits, labels, *rest = _args(node)
+    weight, reduction, _, smoothing = _filled(rest, None, 1, _IGNORED, 0.0)
+    if _args(node)[1].meta["val"].is_floating_point():
+        raise _refuse(node, "with probabilities as targets has no bounds here")
+    if weight is not None or reduction != 1:
+        raise _refuse(node, "with class weights, or another reduction than the mean, is not a mean over the samples")
+    return low.step(RowsCrossEntropy(float(smoothing)), low.place(logits), low.place(labels))
+
+
+def _squared_error(low: Lowering, node: fx.Node) -> int:
+    outputs, targets = _args(node)[:2]
+    reduction = _args(node)[2] if len(_args(node)) > 2 else 1
+    if _shape(outputs) != _shape(targets):
+        raise _refuse(node, f"broadcasts {tuple(_shape(outputs))} against {tuple(_shape(targets))}: give equal shapes")
+    squares = low.step(Square(), low.step(Sum(-1.0), low.place(outputs), low.place(targets)))
+    if reduction == 0:
+        return squares
+    return low.step(Total(tuple(range(len(_shape(outputs)))), False, reduction == 1), squares)
+
+
+def _created(low: Lowering, node: fx.Node) -> int:
+    return low.constant(_target(node)(*_args(node), **node.kwargs))
+
+
+RULES: dict[Any, Rule] = {
+    aten.linear.default: _linear,
+    aten.mm.default: _product_of_matrices,
+    aten.bmm.default: _product_of_matrices,
+    aten.addmm.default: _addmm,
+    aten.add.Tensor: _sum(1.0),
+    aten.sub.Tensor: _sum(-1.0),
+    aten.mul.Tensor: _product,
+    aten.mul.Scalar: _product,
+    aten.div.Tensor: _quotient,
+    aten.neg.default: lambda low, node: low.step(Multiple(-1.0), low.place(_args(node)[0])),
+    aten.pow.Tensor_Scalar: _square,
+    **dict.fromkeys(
+        (
+            aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.permute.default,
+            aten.transpose.int, aten.t.default, aten.squeeze.dims, aten.squeeze.dim, aten.squeeze.default,
+            aten.unsqueeze.default, aten.slice.Tensor, aten.select.int, aten.constant_pad_nd.default, aten.flip.default,
+        ),
+        _moved,
+    ),
+    **dict.fromkeys((aten.clone.default, aten.alias.default, aten.contiguous.default), _same),
+    aten._to_copy.default: _converted,
+    aten.expand.default: _expanded,
+    aten.cat.default: _concatenated,
+    aten.sum.dim_IntList: _total(mean=False),
+    aten.sum.default: _total(mean=False),
+    aten.mean.dim: _total(mean=True),
+    aten.mean.default: _total(mean=True),
+    aten.embedding.default: _embedding,
+    aten.tanh.default: _smooth("tanh"),
+    aten.sigmoid.default: _smooth("sigmoid"),
+    aten.silu.default: _smooth("silu"),
+    aten.gelu.default: _smooth("gelu"),
+    aten.softplus.default: _softplus,
+    aten.native_layer_norm.default: _layer_norm,
+    aten._softmax.default: _softmax,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.cross_entropy_loss.default: _cross_entropy,
+    aten.mse_loss.default: _squared_error,
+    **dict.fromkeys((aten.full.default, aten.zeros.default, aten.ones.default), _created),
+}  # fmt: skip

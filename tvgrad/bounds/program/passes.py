@@ -1,0 +1,238 @@
+"""Passes over some samples of a program: values and gradient with their rounding, and norms of derivatives over a ball.
+
+Each step is computed from the computed values before it, and its operation encloses the rounding of that one step. How
+such errors, and a move of the parameters, go on is bounded by norms, one for each sample:
+
+**Forward.** Anywhere in a ball of radius R, a unit step of parameter g changes a tensor v by at most `c_v[g]`, with
+`c_v = sum_i L_i c_i` over the arguments of its step, `L_i` from `first`. Rounding leaves v within
+`rho_v = sum_i L_i rho_i + local rounding` of the exact one. So v stays within `rho_v + R ||c_v||` of what was computed.
+
+**Backward.** With p_v the derivative of the loss in v, what is computed is within `sum (L_v dp + sum_j W_vj rho_j)` and
+the local rounding, summed over the steps that read v; dp belongs to the step's result, `W` is from `second`. For all
+weights of the ball, `rho_j + R ||c_j||` stands for rho_j. For a parameter, v is the gradient.
+
+**Hessian.** That of one sample's loss is exactly the sum over all steps of `<p_v, D^2 f [dv_i, dv_j]>`, so that
+
+    |D^2 loss [u, w]| <= sum over steps, i, j of W_ij (c_i . u)(c_j . w),
+
+u and w the norms of the parameters' parts: a matrix of nonnegative numbers, one for each pair of parameters, whose norm
+bounds that of the Hessian. It is summed over the samples before its norm is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from tvgrad.bounds.program.balls import Ball, add
+from tvgrad.bounds.program.graph import Graph, Step
+from tvgrad.bounds.program.operation import Enclosure, Operation, norm
+from tvgrad.numerics.floats import round_up
+
+Known = Ball | torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far a tensor can be from its computed value, (n or 1,): by rounding alone, and anywhere in the ball."""
+
+    rounding: torch.Tensor
+    ball: torch.Tensor
+
+    def plus(self, other: _Reach) -> _Reach:
+        return _Reach(round_up(self.rounding + other.rounding), round_up(self.ball + other.ball))
+
+
+def _still(size: int = 1) -> _Reach:
+    zeros = torch.zeros(size, dtype=torch.float64)
+    return _Reach(zeros, zeros)
+
+
+def _without_error(ball: Ball) -> tuple[Ball, torch.Tensor]:
+    """The computed numbers, and the norms of what they were rounded by."""
+    return Ball(ball.hi, ball.lo, torch.zeros_like(ball.err)), round_up(norm(ball.err))
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass found, summed over its samples.
+
+    Attributes:
+        loss: the sum of the losses.
+        gradient: for each trainable parameter, the derivative of the sum; the radii are those of the last sum alone.
+        errors: for each, a bound on the Euclidean distance to the exact derivative.
+        hessian: (P, P), bounds of the Hessian's blocks over the ball.
+    """
+
+    loss: Ball
+    gradient: list[Ball]
+    errors: list[float]
+    hessian: torch.Tensor
+
+
+class ChunkPass:
+    """One pass over some samples."""
+
+    def __init__(
+        self, graph: Graph, parameters: Sequence[Ball], inputs: torch.Tensor, targets: torch.Tensor, radius: float
+    ) -> None:
+        """Go forward.
+
+        Args:
+            graph: the program.
+            parameters: in the places of the graph, each with a first axis of length 1, taken as exact.
+            inputs: samples, (n, ...).
+            targets: (n, ...).
+            radius: of the ball round the trainable parameters.
+        """
+        self.samples, self._graph, self._radius = len(inputs), graph, float(radius)
+        self._precise = parameters[0].precise
+        size = len(graph.trainable)
+        self._known: dict[int, Known] = dict(enumerate(parameters))
+        for place, tensor in (
+            {graph.inputs: inputs[:, None], graph.targets: targets[:, None]} | graph.constants
+        ).items():
+            exact = tensor.is_floating_point()
+            self._known[place] = Ball.exact(tensor.double(), precise=self._precise) if exact else tensor
+        own = torch.full((1,), self._radius, dtype=torch.float64)
+        self._changes = {
+            g: row[None] for g, row in zip(graph.trainable, torch.eye(size, dtype=torch.float64), strict=True)
+        }
+        self._reaches = {place: _still() for place in self._known} | {
+            g: _Reach(torch.zeros(1, dtype=torch.float64), own) for g in graph.trainable
+        }
+        self._first: dict[int, list[torch.Tensor]] = {}
+        for place, step in graph.steps.items():
+            if isinstance(step.operation, Operation):
+                self._compute(place, step, step.operation)
+            else:
+                self._known[place] = self._whole(step)
+                self._reaches[place] = _still()
+
+    def _compute(self, place: int, step: Step, operation: Operation) -> None:
+        """One step forward."""
+        args = [self._known[one] for one in step.inputs]
+        value, local = _without_error(operation.value(*cast("list[Ball]", args)))
+        self._known[place] = value
+        reach = _Reach(local, local)
+        moved = any(bool((self._reaches[one].ball > 0).any()) for one in step.inputs)
+        if step.trained or moved:
+            first = operation.first(self._enclosed(step), Enclosure.of(value, torch.zeros(1, dtype=torch.float64)))
+            gains = self._first[place] = [torch.as_tensor(one, dtype=torch.float64).reshape(-1) for one in first]
+            rounding, change = local, torch.zeros(1, len(self._graph.trainable), dtype=torch.float64)
+            for one, gain in zip(step.inputs, gains, strict=True):
+                rounding = rounding + gain * self._reaches[one].rounding
+                if one in self._changes:
+                    change = change + gain[:, None] * self._changes[one]
+            rounding = round_up(rounding)
+            reach = _Reach(rounding, rounding)
+            if step.trained:
+                self._changes[place] = round_up(change)
+                reach = _Reach(rounding, round_up(rounding + self._radius * self._changes[place].norm(dim=1)))
+        self._reaches[place] = reach
+
+    def _whole(self, step: Step) -> torch.Tensor:
+        """Whole numbers, as the program computes them."""
+        args = [cast("torch.Tensor", self._known[one]) for one in step.inputs]
+        size = max(len(one) for one in args)
+        function = cast("torch.Tensor", step.operation)
+        return torch.vmap(function)(*(one.expand(size, *one.shape[1:]) for one in args))  # type: ignore[arg-type]
+
+    def backward(self) -> PassResult:
+        """Go backward.
+
+        Returns:
+            Loss, gradient and Hessian bounds.
+        """
+        graph, size = self._graph, len(self._graph.trainable)
+        output = cast("Ball", self._known[graph.output])
+        ones = torch.ones_like(output.hi).expand(self.samples, *output.shape[1:])
+        self._p = {graph.output: Ball.exact(ones, precise=self._precise)}
+        self._moves = {graph.output: _still()}
+        hessian = torch.zeros(size, size, dtype=torch.float64)
+        for place in reversed(graph.steps):
+            step = graph.steps[place]
+            if step.trained and place in self._p:
+                hessian += self._pull(place, step, cast("Operation", step.operation))
+                if place != graph.output:
+                    del self._p[place], self._moves[place]
+        gradient, errors = [], []
+        for g in graph.trainable:
+            nothing = Ball.exact(torch.zeros_like(cast("Ball", self._known[g]).hi), precise=self._precise)
+            gradient.append(self._p.get(g, nothing))
+            errors.append(float(self._moves[g].rounding.sum()) if g in self._moves else 0.0)
+        reach = round_up(self._reaches[graph.output].rounding).reshape(-1)
+        losses = output.reshape(-1)
+        return PassResult(Ball(losses.hi, losses.lo, reach.expand(len(losses.hi))), gradient, errors, round_up(hessian))
+
+    def loudest(self) -> tuple[str, float]:
+        """The operation that amplifies changes most.
+
+        Returns:
+            Its name and line, and the factor; infinity or NaN counts as infinite.
+        """
+        found = ("no operation", 0.0)
+        for place, gains in self._first.items():
+            step = self._graph.steps[place]
+            through = [one for one, of in zip(gains, step.inputs, strict=True) if of in self._graph.steps]
+            gain = max((float(one.max()) for one in through), default=0.0)
+            if not gain <= found[1]:
+                found = f"{type(step.operation).__name__} ({step.where})", gain
+        return found
+
+    def _pull(self, place: int, step: Step, operation: Operation) -> torch.Tensor:
+        """One step backward: its part of the Hessian bounds, and the derivatives in its arguments."""
+        p, moves = self._p[place], self._moves[place]
+        args, wanted = [self._known[one] for one in step.inputs], [self._trained(one) for one in step.inputs]
+        found = operation.pull(cast("list[Ball]", args), cast("Ball", self._known[place]), p, wanted)
+        spread = len(p.hi)
+        gains = self._first[place]
+        reaches = [_Reach(gain * moves.rounding, gain * moves.ball) for gain in gains]
+        size = len(self._graph.trainable)
+        hessian = torch.zeros(size, size, dtype=torch.float64)
+        if not operation.linear:
+            out = Enclosure.of(cast("Ball", self._known[place]), self._reaches[place].ball)
+            enclosed = Enclosure.of(p, moves.ball)
+            for (i, j), weight in operation.second(self._enclosed(step), out, enclosed).items():
+                a, b = step.inputs[i], step.inputs[j]
+                if a in self._changes and b in self._changes:
+                    block = _outer(weight.reshape(-1, 1) * self._changes[a], self._changes[b])
+                    hessian += block if i == j else block + block.T
+                for mine, other in {(i, b), (j, a)}:
+                    far = self._reaches[other]
+                    reaches[mine] = reaches[mine].plus(_Reach(weight * far.rounding, weight * far.ball))
+        for one, part, reach in zip(step.inputs, found, reaches, strict=True):
+            if part is not None and self._trained(one):
+                self._accumulate(one, part, reach, spread)
+        return hessian
+
+    def _accumulate(self, place: int, part: Ball, reach: _Reach, spread: int) -> None:
+        """Add to the derivative of the loss in a tensor; what is the same for all samples sums over them."""
+        value, local = _without_error(part)
+        if len(value.hi) == 1 < spread:
+            reach = _Reach(reach.rounding.expand(spread).sum()[None], reach.ball.expand(spread).sum()[None])
+        reach = reach.plus(_Reach(local, local))
+        if place in self._p:
+            value, local = _without_error(add(self._p[place], value))
+            reach = reach.plus(self._moves[place]).plus(_Reach(local, local))
+        self._p[place], self._moves[place] = value, reach
+
+    def _trained(self, place: int) -> bool:
+        step = self._graph.steps.get(place)
+        return step.trained if step is not None else place in self._graph.trainable
+
+    def _enclosed(self, step: Step) -> list[Enclosure]:
+        found = []
+        for one in step.inputs:
+            arg = self._known[one]
+            found.append(Enclosure.of(arg, self._reaches[one].ball) if isinstance(arg, Ball) else arg)
+        return cast("list[Enclosure]", found)
+
+
+def _outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Sum over the samples of products of changes."""
+    size = max(len(left), len(right))
+    return left.expand(size, -1).T @ right.expand(size, -1)

@@ -1,0 +1,90 @@
+"""What is known of a program's mean loss at one place: the passes over all its samples, summed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tvgrad.bounds.network.spectral_norm import spectral_norm
+from tvgrad.bounds.program.balls import Ball, add, divide, number
+from tvgrad.bounds.program.graph import Graph
+from tvgrad.bounds.program.passes import ChunkPass
+from tvgrad.numerics.double_double import DoubleDouble
+from tvgrad.numerics.floats import round_up
+
+
+@dataclass(frozen=True)
+class PointBounds:
+    """Gradient and Hessian of a mean loss.
+
+    Attributes:
+        loss: as computed.
+        gradient: as computed, flat.
+        error: a bound of its Euclidean distance to the exact gradient.
+        hessian_norm: a bound of the norm of the Hessian anywhere in the ball.
+        loudest: the operation that amplifies changes most, in words.
+    """
+
+    loss: float
+    gradient: DoubleDouble
+    error: float
+    hessian_norm: float
+    loudest: str
+
+
+def measure(
+    graph: Graph,
+    parameters: list[Ball],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    radius: float,
+    chunk_size: int,
+) -> PointBounds:
+    """Go over all samples.
+
+    Args:
+        graph: the program.
+        parameters: in the places of the graph, each with a first axis of length 1.
+        inputs: all samples.
+        targets: all targets.
+        radius: of the ball round the trainable parameters.
+        chunk_size: samples at once.
+
+    Returns:
+        The bounds of the mean over the samples.
+    """
+    size = len(graph.trainable)
+    gradient: list[Ball] = []
+    errors = torch.zeros(size, dtype=torch.float64)
+    hessian = torch.zeros(size, size, dtype=torch.float64)
+    loss, loudest = 0.0, ("", 0.0)
+    with torch.no_grad():
+        for start in range(0, len(inputs), chunk_size):
+            chunk = slice(start, start + chunk_size)
+            one = ChunkPass(graph, parameters, inputs[chunk], targets[chunk], radius)
+            found = one.backward()
+            # the radii of a sum's balls are those of its last roundings: kept, and added up with the errors below
+            gradient = (
+                found.gradient if not gradient else [add(a, b) for a, b in zip(gradient, found.gradient, strict=True)]
+            )
+            errors += torch.tensor(found.errors, dtype=torch.float64)
+            hessian += found.hessian
+            loss += float(found.loss.hi.sum())
+            loudest = max(loudest, one.loudest(), key=lambda pair: pair[1])
+    samples = number(float(len(inputs)), gradient[0])
+    means = [divide(ball, samples) for ball in gradient]
+    rounding = torch.stack([ball.err.norm() for ball in means])
+    error = round_up(float((rounding + errors / len(inputs)).norm()))
+    flat = torch.cat([ball.hi.flatten() for ball in means])
+    low = torch.cat([torch.zeros_like(ball.hi).flatten() if ball.lo is None else ball.lo.flatten() for ball in means])
+    words = f"the bound of changes grows most in {loudest[0]}, by {loudest[1]:.3g}"
+    return PointBounds(loss / len(inputs), DoubleDouble(flat, low), error, _norm(hessian / len(inputs)), words)
+
+
+def _norm(hessian: torch.Tensor) -> float:
+    """A bound of the norm of a symmetric matrix of bounds."""
+    if not bool(torch.isfinite(hessian).all()):
+        return math.inf
+    return round_up(spectral_norm(hessian).bound)

@@ -1,0 +1,259 @@
+"""Program: bounds of the very program that PyTorch runs, and certificates of its training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from tvgrad.bounds.certificates.certificate import Certificate
+from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
+from tvgrad.bounds.program.balls import Ball
+from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
+from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
+from tvgrad.bounds.program.operation import UnsupportedProgram
+from tvgrad.bounds.program.point import PointBounds, measure
+from tvgrad.bounds.program.tube import ProgramTube
+from tvgrad.bounds.rounding.parameter_sum import BoundedVector
+from tvgrad.errors import TvgradError
+from tvgrad.numerics.double_double import DoubleDouble
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, UNIT_ROUNDOFF, round_up
+from tvgrad.problem.recipe import Recipe
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.rules import GD
+
+CHUNK_NUMBERS = 100_000  # in the largest tensor of a chunk, which then stays in the cache with its parts
+COMPARED = 16  # samples whose loss and gradient are compared with the module's own
+AGREEMENT = 1e-8  # relative; two evaluations in float64 differ by far less, two different functions by far more
+
+
+class Program:
+    """A model with its loss and data, as one program of real numbers: bounds on derivatives and on training.
+
+    The loss is the mean over the samples of the program's loss of each sample alone.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from tvgrad.bounds import Program
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)).double()
+        >>> inputs, targets = torch.eye(4, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+        >>> program = Program(model, "cross_entropy", inputs, targets)
+        >>> program.gradient_norm() <= program.gradient_norm(radius=0.01)
+        True
+        >>> certificate = program.certificate(0.01, epochs=3)
+        >>> certificate.lower_bound <= certificate.error_bound <= 1.001 * certificate.lower_bound
+        True
+
+    Attributes:
+        names: of the trainable parameters, in the order of the flat vector.
+        inputs: the samples.
+        targets: their targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | LossFunction,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        chunk_size: int | None = None,
+    ) -> None:
+        """Capture a program; weights and data are copied.
+
+        Args:
+            model: the model, in the mode that is meant (`eval` where it has dropout).
+            loss: "cross_entropy", "mse", or a function or module of (output, targets) that is a mean over the samples.
+            inputs: the samples, (n, ...), of real numbers or whole numbers.
+            targets: their targets, (n, ...).
+            chunk_size: samples at once; by default as many as the processor's cache holds.
+
+        Raises:
+            TvgradError: the data is empty, not finite, or does not fit.
+            UnsupportedProgram: an operation has no bounds, or the loss is not a mean over the samples.
+        """
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise TvgradError(f"no loss is called {loss!r}: give one of {', '.join(LOSSES)}, or a function")
+        self.inputs, self.targets = (_checked(name, one) for name, one in (("inputs", inputs), ("targets", targets)))
+        if len(self.inputs) != len(self.targets):
+            raise TvgradError(f"there are {len(self.inputs)} inputs and {len(self.targets)} targets: give one for each")
+        captured = capture(model, LOSSES[loss] if isinstance(loss, str) else loss, self.inputs, self.targets)
+        self._graph = captured.graph
+        if not self._graph.trainable:
+            raise UnsupportedProgram("no parameter of the program requires a gradient")
+        places = self._graph.names
+        self._tensors = [captured.tensors[name].clone() for name in places]
+        self.names = tuple(places[place].removeprefix("model.") for place in self._graph.trainable)
+        self._check_labels()
+        self._chunk = chunk_size or max(1, CHUNK_NUMBERS // captured.largest)
+        self._known: dict[float, PointBounds] = {}
+        self._compare(captured.module)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> Program:
+        """Capture a recipe's model, loss and training samples.
+
+        Args:
+            recipe: the task.
+            weights: a complete state for the model; by default its own.
+
+        Returns:
+            The program.
+
+        Raises:
+            TvgradError: the recipe goes through its own forward or count, or the program is not supported.
+        """
+        if recipe.forward is not None or recipe.count is not None or recipe.loss is None:
+            raise TvgradError(f"there are no bounds for {recipe.name}: its own forward or count is not known to them")
+        batch = recipe.train.batch(0, len(recipe.train))
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TvgradError(f"there are no bounds for {recipe.name}: its batches are not (inputs, targets)")
+        model = recipe.model
+        if weights is not None:
+            model = copy.deepcopy(model).double()
+            model.load_state_dict(weights)
+        return cls(model, recipe.loss, batch[0], batch[1])
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(self.inputs)
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The trainable parameters as one float64 vector."""
+        return torch.cat([self._tensors[place].flatten() for place in self._graph.trainable])
+
+    def measure(self, theta: DoubleDouble | None = None, radius: float = 0.0, *, precise: bool = True) -> PointBounds:
+        """Bound gradient and Hessian round some weights.
+
+        Args:
+            theta: trainable parameters like `flat`; by default those of the program.
+            radius: of the ball on which the Hessian is bounded.
+            precise: whether in double-double arithmetic.
+
+        Returns:
+            The gradient there with its error, and the bound of the Hessian's norm.
+        """
+        tensors = [Ball.exact(one[None], precise=precise) for one in self._tensors]
+        if theta is not None:
+            start = 0
+            for place in self._graph.trainable:
+                shape = self._tensors[place].shape
+                at = slice(start, start := start + shape.numel())
+                zeros = torch.zeros(1, *shape, dtype=torch.float64)
+                tensors[place] = Ball(theta.hi[at].reshape(1, *shape), theta.lo[at].reshape(1, *shape), zeros)
+        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk)
+
+    def _at(self, radius: float) -> PointBounds:
+        radius = float(radius)
+        if not 0 <= radius < math.inf:
+            raise TvgradError(f"a ball's radius must be a finite number of at least 0, not {radius!r}")
+        if radius not in self._known:
+            self._known[radius] = self.measure(radius=radius)
+        return self._known[radius]
+
+    @property
+    def gradient(self) -> BoundedVector:
+        """The gradient of the mean loss at the weights, with a bound on its error."""
+        found = self._at(0.0)
+        rounding = UNIT_ROUNDOFF * float(found.gradient.hi.norm())
+        return BoundedVector(found.gradient.hi, round_up(found.error + rounding))
+
+    def gradient_norm(self, radius: float = 0.0) -> float:
+        """Bound the norm of the mean loss's gradient.
+
+        Args:
+            radius: of the ball round the weights, in the trainable parameters.
+
+        Returns:
+            An upper bound, anywhere in the ball.
+        """
+        if not radius:
+            return self.gradient.upper
+        return self.gradient.upper + round_up(radius * self.hessian_norm(radius), FEW_OPERATIONS_MARGIN)
+
+    def hessian_norm(self, radius: float = 0.0) -> float:
+        """Bound the spectral norm of the mean loss's Hessian.
+
+        Args:
+            radius: of the ball.
+
+        Returns:
+            An upper bound, anywhere in the ball; infinity where none is found.
+        """
+        return self._at(radius).hessian_norm
+
+    def certificate(self, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
+        """Bound the error of the first-order prediction of a task vector, before training, from both sides.
+
+        The training is followed in double-double arithmetic, and the exact iterates are proven to be near: see
+        `program.tube`. There is no form that knows theta_0 alone.
+
+        Args:
+            rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
+            epochs: k.
+            simulate: whether the training may be followed; without it there is no certificate of a program.
+
+        Returns:
+            The bounds.
+
+        Raises:
+            NoCertificate: there are none; says which step and which operation ran away.
+        """  # noqa: DOC502 - raised by the tube
+        coefficients = coefficients_of(rule, epochs)
+        if not simulate:
+            raise NoCertificate("a program has no certificate from theta_0 alone: allow it to follow the training")
+        # the coefficients of plain gradient descent are the rate itself, without rounding
+        lr = rule.lr if isinstance(rule, GD) else rule
+        plain = isinstance(lr, (int, float)) and bool(np.isin(coefficients.matrix, (0.0, float(lr))).all())
+        try:
+            form = ProgramTube(self, coefficients, exact=plain).follow().form()
+        except NoCertificate as reason:
+            raise NoCertificate(
+                f"there is no certificate, lower the learning rate or the number of epochs: {reason}"
+            ) from None
+        return Certificate(form.radius, form.upper, form.lower, form.name, math.inf, (replace(form),))
+
+    def _check_labels(self) -> None:
+        """Labels that a cross-entropy ignores would make its mean another one."""
+        for step in self._graph.steps.values():
+            if isinstance(step.operation, RowsCrossEntropy) and bool((self.targets < 0).any()):
+                raise UnsupportedProgram(
+                    f"a label is negative ({step.where}): what cross-entropy ignores makes it no mean over the samples"
+                )
+
+    def _compare(self, module: nn.Module) -> None:
+        """The program of each sample alone, averaged, has to be the module's own loss of all of them."""
+        inputs, targets = self.inputs[:COMPARED], self.targets[:COMPARED]
+        tensors = [Ball.exact(one[None], precise=False) for one in self._tensors]
+        found = measure(self._graph, tensors, inputs, targets, 0.0, self._chunk)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        loss = module(inputs, targets)
+        parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        own = torch.cat([part.flatten() for part in parts])
+        size = max(float(own.norm()), float(found.gradient.hi.norm()))
+        apart = float((own - found.gradient.hi).norm())
+        if not (
+            apart <= AGREEMENT * size + 1e-12
+            and abs(float(loss.detach()) - found.loss) <= AGREEMENT * (1 + abs(found.loss))
+        ):
+            raise UnsupportedProgram(
+                f"the loss of {len(inputs)} samples is {float(loss.detach()):.9g} and the mean of their own losses "
+                f"{found.loss:.9g} (gradients are {apart:.2g} apart): samples depend on each "
+                "other, or the loss is not a mean"
+            )
+
+
+def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor) or not tensor.ndim or not len(tensor):
+        raise TvgradError(f"the {name} are empty or no tensor: give a tensor with one entry for each sample")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise TvgradError(f"the {name} hold NaN or infinite numbers: clean the data first")
+    copied = tensor.detach().cpu().clone()
+    return copied.double() if copied.is_floating_point() else copied
