@@ -84,6 +84,7 @@ def merge(
       tvgrad merge --pretrained base adapter-a adapter-b --method task_arithmetic --dtype bfloat16 --out merged
     """
     from tvgrad.merging.runs import common_epoch, merge_runs
+    from tvgrad.store.lora import is_lora
     from tvgrad.store.run import open_runs
 
     method = _method(name, density=density, seed=seed)
@@ -104,6 +105,11 @@ def merge(
     _check_out(out)
     opened = open_runs(runs)
     _check_different(opened)
+    if target is not None and any(is_lora(run) for run in opened):
+        raise TvgradError(
+            "LoRA runs are merged in weight space, where the recipe's adapted model is not evaluated: merge without "
+            "--recipe, and evaluate the merged model"
+        )
     method.check_tasks(len(opened))
     chosen = common_epoch(opened) if epoch is None else epoch
     if target is not None:

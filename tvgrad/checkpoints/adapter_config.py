@@ -119,10 +119,11 @@ def adapter_of(model: nn.Module) -> dict[str, Any] | None:
     Returns:
         name: the active adapter's; config: its configuration as plain values. None where there is no adapter.
     """
-    every = getattr(model, "peft_config", None)
-    if not isinstance(every, dict) or not every:
+    owner = next((module for module in model.modules() if isinstance(getattr(module, "peft_config", None), dict)), None)
+    every = getattr(owner, "peft_config", None)
+    if not every:
         return None
-    active = getattr(model, "active_adapter", None)
+    active = getattr(owner, "active_adapter", None)
     name = active if isinstance(active, str) and active in every else next(iter(every))
     describe = getattr(every[name], "to_dict", None)
     return {"name": name, "config": _plain(describe())} if callable(describe) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -89,3 +89,34 @@ def read_whole(source: TensorSource, name: str) -> torch.Tensor:
     """
     place = source.places[name]
     return source.read_into(name, 0, torch.empty(place.numel, dtype=place.dtype)).reshape(place.shape)
+
+
+class Joined:
+    """The tensors of several sources, which have different names."""
+
+    def __init__(self, path: Path, parts: Sequence[TensorSource]) -> None:
+        """Keep the sources.
+
+        Args:
+            path: what to call them together.
+            parts: the sources; where two know one name, the first counts.
+        """
+        self.path = path
+        self._owner: dict[str, TensorSource] = {}
+        for part in parts:
+            for name in part.places:
+                self._owner.setdefault(name, part)
+        self.places = {name: part.places[name] for name, part in self._owner.items()}
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Read consecutive elements of a flattened tensor.
+
+        Args:
+            name: the tensor's name.
+            start: index of the first element.
+            out: contiguous one-dimensional CPU tensor of the stored dtype.
+
+        Returns:
+            `out`, filled.
+        """
+        return self._owner[name].read_into(name, start, out)

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
+from tvgrad.merging.lora_runs import merge_lora_runs
 from tvgrad.merging.merge import write_merged
+from tvgrad.merging.merged_file import MergedFile
 from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.stack import FileStack, first_difference, same_tensor
+from tvgrad.store.lora import is_lora
 from tvgrad.store.run import Run
-
-
-@dataclass(frozen=True)
-class MergedFile:
-    """What `merge_runs` wrote.
-
-    Attributes:
-        path: the path that opens the tensors.
-        merged: names of the merged tensors.
-        shared: names of the frozen tensors and buffers that are the same in all runs, and stand in the file too.
-        own: names of those that differ from run to run, such as a task's head, and do not.
-    """
-
-    path: Path
-    merged: tuple[str, ...]
-    shared: tuple[str, ...]
-    own: tuple[str, ...]
 
 
 def common_epoch(runs: Sequence[Run]) -> int:
@@ -80,7 +64,8 @@ def merge_runs(
     """Merge the trainable parameters of runs into one safetensors file.
 
     Frozen parameters and buffers are written beside the merged tensors where they are the same, bit for bit, in all
-    runs. Those that differ (each task's own head) are not: take them from the task's run.
+    runs. Those that differ (each task's own head) are not: take them from the task's run. Runs of LoRA are merged
+    in weight space, under the names of the adapted model.
 
     Args:
         runs: runs of tasks that share one pretrained model.
@@ -97,6 +82,8 @@ def merge_runs(
     """  # noqa: DOC502 - raised by what is called
     checked_alpha(alpha)
     method.check_tasks(len(runs))
+    if any(is_lora(run) for run in runs):
+        return merge_lora_runs(runs, epoch, method, alpha=alpha, out=out)
     stack = stack_of(runs, epoch)
     shared, own = _frozen(runs, epoch)
     path = write_merged(method, stack, out, alpha=alpha, also=shared)

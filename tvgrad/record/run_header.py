@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tvgrad.checkpoints.adapter_config import adapter_of
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.store.keep_policy import KeepPolicy
@@ -78,6 +79,9 @@ class RunHeader:
                 "python": platform.python_version(),
             },
         }
+        adapter = adapter_of(self.model)
+        if adapter is not None:
+            facts["adapter"] = adapter
         return facts | ({} if self.objective is None else objective_facts(self.objective)) | dict(self.info)
 
     def creation(self, directory: Path) -> Callable[[], RunWriter]:

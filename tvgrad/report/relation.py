@@ -15,7 +15,9 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.report.lora_relation import IN_BOTH_SPACES, weight_space_cosines
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
+from tvgrad.store.lora import is_lora
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult
 from tvgrad.streaming.vector_key import VectorKey
@@ -35,7 +37,8 @@ class Relation:
 
     Attributes:
         table: the columns of cross_task, and interference_on_a and interference_on_b: the share of the first-order
-            descent of a run's own task vector that the other's would undo (negative: add); one row for each group and
+            descent of a run's own task vector that the other's would undo (negative: add); of two LoRA runs also
+            cos_weight_space, between their changes `dW = s B A` of the adapted weights; one row for each group and
             each epoch that both have. It is a first-order estimate at the pretrained weights, NaN where the run has no
             gradient there or its own task vector does not go downhill.
         epoch: the last epoch at which both have task vectors, which the reading is about.
@@ -83,8 +86,13 @@ def relate_runs(
         interference_on_a=_interferences(made.tables["cross_task"], made.gram, *names),
         interference_on_b=_interferences(made.tables["cross_task"], made.gram, *reversed(names)),
     )
+    adapters = is_lora(left) and is_lora(right)
+    if adapters:
+        table = table.assign(cos_weight_space=weight_space_cosines(left, right, table, left.groups(groups)))
     last = table[(table["group"] == ALL) & (table["epoch"] == shared[-1])].iloc[0]
     reading = f"After {left.unit} {shared[-1]}, {reading_of(last, _size(left))}"
+    if adapters:
+        reading += IN_BOTH_SPACES.format(cosine=last["cos_weight_space"])
     return Relation(table, shared[-1], reading + ("." if _same_start(left, right) else f"; {ELSEWHERE}."))
 
 

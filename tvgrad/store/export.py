@@ -9,8 +9,10 @@ from typing import Any
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.writing import write_tensors
+from tvgrad.store.lora import is_lora, lora_config, merged_weights, saved_names
 from tvgrad.store.manifest import FileEntry
 from tvgrad.store.run import Run
+from tvgrad.vectors.parameters import Weights
 
 FORMAT = {"format": "pt"}
 """What the Hugging Face libraries look for in the header of a checkpoint."""
@@ -21,27 +23,34 @@ MERGEABLE = ("float32", "bfloat16", "float16")
 UNKNOWN = "path/to/the/pretrained/model"
 
 
-def export_checkpoint(run: Run, epoch: int, directory: Path, base: str | None = None) -> list[Path]:
-    """Write everything a `state_dict` of the tuned model holds.
+def export_checkpoint(
+    run: Run, epoch: int, directory: Path, base: str | None = None, *, merged: bool = False
+) -> list[Path]:
+    """Write everything a `state_dict` of the tuned model holds; of a run of LoRA, the adapter.
 
     Args:
         run: the run.
         epoch: epochs (or steps) done.
         directory: a new or empty folder.
-        base: name or path of the pretrained model, for mergekit; by default the one that its configuration carries.
+        base: name or path of the pretrained model, for mergekit or the adapter's configuration; by default the one that
+            the model's or the adapter's own configuration carries.
+        merged: of a run of LoRA, write the model with the adapter merged into its weights instead.
 
     Returns:
         The files: model.safetensors (or its index), and config.json and mergekit.yaml where the model has a Hugging
-        Face configuration.
+        Face configuration; or adapter_model.safetensors and adapter_config.json, which peft opens.
 
     Raises:
-        TvgradError: the epoch was not kept, a base is given for a model that mergekit cannot read, or the folder holds
-            other files or cannot be made.
+        TvgradError: the epoch was not kept, a base is given for a model that mergekit cannot read, the folder holds
+            other files or cannot be made, or `merged` is asked of a run without an adapter.
         DamagedRun: a file that is needed is not as it was written.
     """
     weights = run.file("weights", epoch)
-    config = run.info.get("config")
-    if base is not None and not config:
+    config, lora = run.info.get("config"), is_lora(run)
+    if merged and not lora:
+        raise TvgradError(f"{run.root} trained no LoRA adapter that could be merged: leave out --merged")
+    adapter = lora_config(run) if lora else {}
+    if base is not None and not config and (merged or not lora):
         raise TvgradError(
             f"{run.root} has no Hugging Face configuration, so there is no mergekit file: leave out --base"
         )
@@ -51,11 +60,13 @@ def export_checkpoint(run: Run, epoch: int, directory: Path, base: str | None = 
     for entry in _needed(run, epoch):
         for problem in entry.problems(run.root):
             raise DamagedRun(f"{run.root} cannot be exported: {problem}; restore it or trace the run again")
-    content = run.complete(epoch)
+    content = merged_weights(run, epoch) if merged else run.weights(epoch) if lora else run.complete(epoch)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TvgradError(f"{directory} cannot be made ({error.strerror}): choose another --out") from None
+    if lora and not merged:
+        return _write_adapter(run, content, adapter, directory, base=base)
     written = [write_tensors(content, directory / "model.safetensors", metadata=FORMAT)]
     if config:
         text = json.dumps(config, indent=2, sort_keys=True)
@@ -64,6 +75,18 @@ def export_checkpoint(run: Run, epoch: int, directory: Path, base: str | None = 
         write_text_atomically(directory / "mergekit.yaml", merge)
         written += [directory / "config.json", directory / "mergekit.yaml"]
     return written
+
+
+def _write_adapter(
+    run: Run, weights: Weights, config: dict[str, Any], directory: Path, *, base: str | None
+) -> list[Path]:
+    """An adapter as peft's `save_pretrained` writes it."""
+    content = {name: weights[own] for name, own in saved_names(run).items()}
+    file, described = directory / "adapter_model.safetensors", directory / "adapter_config.json"
+    written = write_tensors(content, file, metadata=FORMAT)
+    known = {"inference_mode": True} | ({} if base is None else {"base_model_name_or_path": base})
+    write_text_atomically(described, json.dumps(config | known, indent=2, sort_keys=True))
+    return [written, described]
 
 
 def _needed(run: Run, epoch: int) -> list[FileEntry]:
