@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "recipes": "List the built-in recipes.",
     "trace": "Fine-tune and record weights and full-batch gradients.",
+    "measure": "Measure full-batch gradients of an unchanged script.",
     "verify": "Check a run's files and the exactness of its first epoch.",
     "predict": "Predict task vectors and their second-order error before training.",
     "bound": "Bound the second-order error rigorously, before training.",

@@ -21,6 +21,15 @@ keep = click.option(
 )
 groups = click.option("--groups", help="Regular expression that groups parameters.")
 chunk_size = click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
+steps_per_epoch = click.option(
+    "--steps-per-epoch", type=click.IntRange(min=1), help="Where epochs cannot be read off DataLoaders."
+)
+model = click.option("--model", help="Which model, where the script trains several.")
+patience = click.option(
+    "--patience",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until the first backward pass of a measuring pass (default: 600, or an epoch of the run).",
+)
 allow = click.option(
     "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
 )

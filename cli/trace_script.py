@@ -21,7 +21,7 @@ RECORDED = "epoch-gradients"
 
 @click.command()
 @options.run_directory
-@click.option("--steps-per-epoch", type=click.IntRange(min=1), help="Where epochs cannot be read off DataLoaders.")
+@options.steps_per_epoch
 @options.record_at
 @click.option(
     "--record",
@@ -31,13 +31,23 @@ RECORDED = "epoch-gradients"
 )
 @options.keep
 @options.groups
-@click.option("--model", help="Which model, where the script trains several.")
+@options.model
+@click.option("--gradients", help="Points whose full-batch gradient is measured afterwards: numbers, last or all.")
+@options.patience
 @click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")
 @click.option("--strict", is_flag=True, help="End the script where recording fails (exit code 2).")
 @click.option("--quiet", is_flag=True, help="Say nothing where all is well.")
 @click.pass_context
 def trace_script(
-    ctx: click.Context, out: Path, recipe: str | None, quiet: bool, record: str, strict: bool, **given: object
+    ctx: click.Context,
+    out: Path,
+    recipe: str | None,
+    gradients: str | None,
+    patience: float | None,
+    quiet: bool,
+    record: str,
+    strict: bool,
+    **given: object,
 ) -> None:
     """Run COMMAND, any PyTorch training script, and record weights and gradients at the end of every epoch.
 
@@ -49,6 +59,11 @@ def trace_script(
       tvgrad trace --out runs/mine --steps-per-epoch 500 -- python -m mypackage.train
       tvgrad trace --out runs/gan --model generator -- python gan.py
       tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
+      tvgrad trace --out runs/mine --gradients 0,1,last -- python finetune.py
+
+    
+    --gradients starts COMMAND again, twice for each point, for one epoch of forward and backward at the recorded
+    weights (`tvgrad measure` does so later).
     """
     command: tuple[str, ...] = tuple(ctx.obj or ())
     kinds = tuple(part.strip() for part in record.split(",") if part.strip() not in {"", "none"})
@@ -64,10 +79,17 @@ def trace_script(
         **given,  # type: ignore[arg-type]
     )
     check(options)
-    if "gradients" in kinds and recipe is None:
+    if gradients is not None:
+        _check_gradients(gradients, recipe)
+    elif "gradients" in kinds and recipe is None:
         raise TvgradError(
-            "full-batch gradients need the data: give --recipe TARGET, or leave gradients out of --record"
+            "full-batch gradients need the data: give --gradients 0,1,last, which starts the command again, or "
+            "--recipe TARGET"
         )
+    if gradients is not None:
+        points, model = gradients, given.get("model")
+        end_like(launch(options, lambda: _measure(out, command, points, patience, quiet, model)))
+        return
     if recipe is None:
         end_like(launch(options))
         return
@@ -78,3 +100,25 @@ def trace_script(
     if len(names) > 1 and out.name not in names:
         raise TvgradError(f"{recipe} has {len(names)} tasks: end --out with the name of one ({', '.join(names)})")
     end_like(launch(options, lambda: add_gradients(out, recipe)))
+
+
+def _check_gradients(gradients: str, recipe: str | None) -> None:
+    from tvgrad.integrations.measuring.check_points import check_points
+
+    check_points(gradients)
+    if recipe is not None:
+        raise TvgradError("--gradients and --recipe are two ways to the same gradients: leave one of them out")
+
+
+def _measure(
+    out: Path, command: tuple[str, ...], gradients: str, patience: float | None, quiet: bool, model: object
+) -> None:
+    """Measure at the points of the run that has just been recorded."""
+    from tvgrad.cli.measure import measure_points
+
+    from tvgrad.integrations.measuring.measure import points_of
+    from tvgrad.store.run import Run
+
+    run = Run.open(out)
+    name = None if model is None else str(model)
+    measure_points(run, command, points_of(run, gradients), model=name, patience=patience, quiet=quiet)

@@ -102,6 +102,12 @@ TABLES = {
                 "the same of the gradient that the optimizer consumed, after clipping",
                 "`bar c_e`",
             ),
+            Column(
+                "gradient_error_bar",
+                "of a `g_e` that is one epoch's estimate: distance of two measuring passes over its norm; empty where "
+                "it is the full batch's",
+                "error bar of `g_e`",
+            ),
         ),
         (Column("pretrained_norm", "`||theta_0||`"), Column("relative_norm", "`||tau|| / ||theta_0||`")),
         "Norms are Euclidean: of gradients in units of the loss per unit of weight, of task vectors and displacements "
@@ -182,6 +188,12 @@ TABLES = {
                 "divergence, a test metric that ends below the pretrained model's, an early end, or weights that moved "
                 "outside the optimizer's steps or were not recorded at the script's end, with the numbers that show "
                 "it; empty where there is none",
+            ),
+            Column(
+                "gradient_error_bar",
+                "of a `g_0` that is one epoch's estimate: distance of two measuring passes over its norm; empty where "
+                "it is the full batch's",
+                "error bar of `g_0`",
             ),
         ),
     ),

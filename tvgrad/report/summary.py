@@ -36,6 +36,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame], tasks: Mapping[str, str] | No
     """
     found = [
         *_first_epoch(tables["equivalence"]),
+        *_estimates(tables["norms"]),
         *_dominance_in_norm(tables["norms"]),
         *_growth(tables["norms"]),
         *_dominance_in_direction(tables["directions"]),
@@ -108,6 +109,20 @@ def _first_epoch(verdicts: pd.DataFrame) -> list[str]:
                     "likewise, with the numbers in the table."
                 )
     return sentences
+
+
+def _estimates(norms: pd.DataFrame) -> list[str]:
+    """Which gradients are estimates: everything said of their norms and directions is one."""
+    if "gradient_error_bar" not in norms:
+        return []
+    found = norms[(norms["group"] == ALL) & norms["gradient_error_bar"].notna()]
+    if found.empty:
+        return []
+    runs, worst = listed(list(found["run"].drop_duplicates())), found["gradient_error_bar"].max()
+    return [
+        f"Estimates from one epoch: {counted(len(found), 'gradient')} of {runs}; two measuring passes differ by up to "
+        f"{worst:.2g} of the norm, and what follows of the full-batch gradient is an estimate there."
+    ]
 
 
 def _dominance_in_norm(norms: pd.DataFrame) -> list[str]:
@@ -232,7 +247,10 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
     if KINDS[OTHERS] in kinds:
         return "Next: `tvgrad report --pretrained BASE FINAL` on checkpoints that the script saves: its last weights."
     if (verdicts["gradient_holds"] == UNKNOWN).all():
-        return "Next: record full-batch gradients (`--record gradients` with a recipe): they are what is missing."
+        return (
+            "Next: record full-batch gradients (`--record gradients` with a recipe, `tvgrad measure RUN -- COMMAND` of "
+            "a script): they are what is missing."
+        )
     if (verdicts["gradient_holds"] == NO).any():
         if (verdicts.loc[verdicts["gradient_holds"] == NO, "frozen_share"] >= UNCHANGED).any():
             return "Next: keep the weights in float32, or raise the learning rate: then more coordinates move."

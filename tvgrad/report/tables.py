@@ -20,6 +20,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.report.columns import COLUMNS
 from tvgrad.results import Result, frame_of
 from tvgrad.store.batch_norms import BatchNorms, batch_norms
+from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
@@ -159,6 +160,7 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
     batch = _batch_norms(run)
     nothing = BatchNorms(math.nan, math.nan)
     batch_total = math.fsum(norms.before_clipping for norms in batch.values())
+    bars = {epoch: bar for epoch in run.having("gradient") if (bar := error_bar(run, epoch)) is not None}
     epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0, *found.epoch_gradients})
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
@@ -184,6 +186,7 @@ def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, obje
                 "mean_batch_gradient_norm": present.before_clipping,
                 "mean_batch_gradient_norm_share": present.before_clipping / batch_total if batch_total else math.nan,
                 "mean_consumed_gradient_norm": present.consumed,
+                "gradient_error_bar": bars.get(epoch, math.nan),
             })
     return rows
 

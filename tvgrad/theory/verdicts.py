@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvgrad.results import Result
+from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run
 from tvgrad.theory.budget_rows import UNEXPLAINED
 from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_rate, first_step_tensors
@@ -48,6 +49,7 @@ class GradientVerdict(Result):
         gradient_rounding: relative deviation of the recorded g_0 from the same gradient in a wider format, where the
             run says it; else NaN.
         cause: one sentence; empty where the answer is yes.
+        error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative; else NaN.
     """
 
     holds: str
@@ -55,6 +57,7 @@ class GradientVerdict(Result):
     cosine: float
     gradient_rounding: float
     cause: str
+    error_bar: float = math.nan
 
     @property
     def sentence(self) -> str:
@@ -64,6 +67,7 @@ class GradientVerdict(Result):
         own = ""
         if self.gradient_rounding > 0:
             own = f", g_0 itself {percent(self.gradient_rounding)} off by the rounding of its format"
+        own += _as_estimate(self.error_bar)
         far = f"deviation {percent(self.deviation)}{own}, cosine {self.cosine:.2f}"
         if self.holds == YES:
             return f"yes ({far})"
@@ -88,6 +92,8 @@ class EquivalenceRow(Result):
         cause: of a no or an unknown, one sentence.
         trouble: divergence, a model that got worse, an early end, or weights that moved outside the steps or were not
             recorded, as clauses with their numbers; empty where there is none.
+        gradient_error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative; NaN
+            where it is the full batch's.
     """
 
     run: str
@@ -102,11 +108,12 @@ class EquivalenceRow(Result):
     cosine: float
     cause: str
     trouble: str
+    gradient_error_bar: float = math.nan
 
     @property
     def far(self) -> str:
         """How far the task vector is from minus the rate times the gradient, in words."""
-        return f"{percent(self.deviation)} away, cosine {self.cosine:.2f}"
+        return f"{percent(self.deviation)} away, cosine {self.cosine:.2f}{_as_estimate(self.gradient_error_bar)}"
 
 
 def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...]:
@@ -127,6 +134,7 @@ def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...
         "cosine": gradient.cosine,
         "cause": gradient.cause,
         "trouble": trouble,
+        "gradient_error_bar": gradient.error_bar,
     }
     return tuple(EquivalenceRow(**{**vars(one), **said, "run": name or run.name}) for one in step.verdicts)
 
@@ -158,20 +166,27 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
     deviation = math.sqrt(apart / length)
     cosine = inner / math.sqrt(moved * length) if moved else nothing
     rounding = float(run.info.get("gradient_rounding") or nothing)
-    total = deviation if math.isnan(rounding) else deviation + rounding
+    bar = error_bar(run, 0)
+    total = math.fsum([deviation, 0.0 if math.isnan(rounding) else rounding, bar or 0.0])
+    bar = nothing if bar is None else bar
     if total <= SAME:
-        return GradientVerdict(YES, deviation, cosine, rounding, "")
+        return GradientVerdict(YES, deviation, cosine, rounding, "", bar)
     stretch = math.sqrt(moved / length)
-    return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, cosine, stretch))
+    return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, cosine, stretch), bar)
+
+
+def _as_estimate(bar: float) -> str:
+    """What is said of a g_0 that is an estimate, for the end of a sentence."""
+    return "" if math.isnan(bar) else f", g_0 being one epoch's estimate (two passes differ by {percent(bar)})"
 
 
 def _lacks(run: Run) -> str | None:
     """What is missing for a comparison with the full-batch gradient, or None."""
     if 0 not in run.having("gradient"):
-        return (
-            "no full-batch gradient at the pretrained weights was recorded (`--record gradients` with a recipe records "
-            "it)"
-        )
+        how = "`--record gradients` with a recipe records it"
+        if "command" in run.info:
+            how = "`tvgrad measure RUN --at 0 -- COMMAND` measures it"
+        return f"no full-batch gradient at the pretrained weights was recorded ({how})"
     if 0 not in run.epochs or 1 not in run.epochs:
         return f"the weights after {run.unit} 1 were not recorded or not kept"
     if run.rule is None:

@@ -26,6 +26,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.batch_items import BatchItems
 
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
 
@@ -72,7 +73,9 @@ class Iteration:
         steps: optimizer steps that its batches went into.
         exhausted: whether it came to its end.
         dropped: whether its iterator is gone.
-        waiting: (samples, whether the batch is still in memory) for each batch that waits for its backward pass.
+        data: samples in the loader's data set, where that is known.
+        waiting: (samples, whether the batch is still in memory, its items where they were counted) for each batch that
+            waits for its backward pass.
     """
 
     loader: int
@@ -83,7 +86,8 @@ class Iteration:
     steps: int = 0
     exhausted: bool = False
     dropped: bool = False
-    waiting: deque[tuple[int, Alive]] = field(default_factory=deque)
+    data: int | None = None
+    waiting: deque[tuple[int, Alive, BatchItems | None]] = field(default_factory=deque)
 
     @property
     def running(self) -> bool:
@@ -93,7 +97,7 @@ class Iteration:
     @property
     def keeps_batches(self) -> bool:
         """Whether a batch that waits for its backward pass is certainly still in use."""
-        return self.lead > 1 and any(alive() for _, alive in self.waiting)
+        return self.lead > 1 and any(alive() for _, alive, _ in self.waiting)
 
 
 class State(Enum):
@@ -129,6 +133,7 @@ class Epochs:
         steps: optimizer steps (and attempts that were skipped) since the last end of an epoch.
         backwards: backward passes since the last step.
         samples: samples in the batches consumed since the last step, 0 where they are not known.
+        items: of the batches consumed since the last step, where they were counted.
         state: where the script is.
     """
 
@@ -144,6 +149,7 @@ class Epochs:
         self.steps = 0
         self.backwards = 0
         self.samples = 0
+        self.items: list[BatchItems] = []
         self.state: State | Held = State.UNSEEN
         self._source: Iteration | None = None  # of the batch that was consumed last
         self._recent: list[Iteration] = []  # fetched from since the last backward pass that consumed a batch
@@ -155,13 +161,19 @@ class Epochs:
         """Whether loaders decide."""
         return self._fixed is None
 
-    def fetch(self, iteration: Iteration, samples: int, alive: Alive) -> None:
+    @property
+    def source(self) -> Iteration | None:
+        """The pass of the batch that was consumed last."""
+        return self._source
+
+    def fetch(self, iteration: Iteration, samples: int, alive: Alive, items: BatchItems | None = None) -> None:
         """A batch was fetched.
 
         Args:
             iteration: from which pass.
             samples: its size, 0 where that is not known.
             alive: tells whether the batch is still in memory.
+            items: what it holds, where that was counted.
         """
         held = self.state
         if isinstance(held, Held) and not (held.iteration.loader == iteration.loader and held.iteration.keeps_batches):
@@ -169,7 +181,7 @@ class Epochs:
         iteration.fetched += 1
         if iteration.lead == 1:
             iteration.waiting.clear()  # a batch without a backward pass was left out by the script
-        iteration.waiting.append((samples, alive))
+        iteration.waiting.append((samples, alive, items))
         if iteration not in self._recent:
             self._recent.append(iteration)
         self._fresh = True
@@ -234,7 +246,9 @@ class Epochs:
         while len(source.waiting) > 1 and not source.waiting[0][1]():
             source.waiting.popleft()  # the script left it out
         if source.waiting:
-            self.samples += source.waiting.popleft()[0]
+            samples, _, items = source.waiting.popleft()
+            self.samples += samples
+            self.items += [] if items is None else [items]
         self._source = source
         if self.state is State.UNSEEN:
             self.state = State.RUNNING
@@ -265,6 +279,7 @@ class Epochs:
         """An optimizer step was taken, or skipped by a gradient scaler."""
         self.backwards = 0
         self.samples = 0
+        self.items = []
         self.steps += 1
         if not self.telling:
             if self.steps == self._fixed:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from tvgrad.integrations.measuring import neutral_hooks
+from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.script.clipping import largest_coordinate
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
@@ -22,16 +24,21 @@ from tvgrad.integrations.script.session import Session
 from tvgrad.numerics.no_compile import eager
 
 
-def install() -> Session | None:
+def install() -> Session | MeasuringSession | None:
     """Install the hooks, once torch is imported.
 
     Returns:
-        The session, or None in a process that no `tvgrad trace` has started.
+        The session, or None in a process that no command of tvgrad has started.
     """
     options = ScriptOptions.from_environment()
     if options is None:
         return None
     leave_note(options.notes, event="torch")
+    if options.measure is not None:
+        measuring = MeasuringSession(options, options.measure)
+        measuring.guard(lambda: neutral_hooks.install(measuring))
+        atexit.register(measuring.close)
+        return measuring
     session = Session(options)
     session.guard(lambda: _install(session))
     atexit.register(session.close)

@@ -86,7 +86,7 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
     notes = tempfile.mkdtemp(prefix="tvgrad-")
     try:
         options = replace(options, notes=notes)
-        status = _run(options.command, _environment(options))
+        status = _run(options.command, environment(options))
         failed = _outcome(options, out, status)
         if not failed and after is not None:
             try:
@@ -115,7 +115,15 @@ def end_like(status: int) -> None:
     sys.exit(status if status >= 0 else 128 - status)
 
 
-def _environment(options: ScriptOptions) -> dict[str, str]:
+def environment(options: ScriptOptions) -> dict[str, str]:
+    """Make the environment of a command whose every Python is to load tvgrad with torch.
+
+    Args:
+        options: what these are told.
+
+    Returns:
+        The variables.
+    """
     bootstrap = Path(__file__).resolve().parent / "bootstrap"
     places = [str(bootstrap), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(places), VARIABLE: options.to_environment()}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.data import dataloader
 
+from tvgrad.integrations.script.batch_items import items_of, tensors_of
 from tvgrad.integrations.script.epochs import Epochs, Iteration
 
 Guard = Callable[..., None]
-DEPTH = 4  # how deep in nested containers a batch's first tensor is looked for
+Substitute = Callable[[Callable[[], Any]], Any]
+"""Gets a function that fetches the next batch, and returns what the script is to have instead."""
 
 
 class LoaderWatch:
@@ -24,14 +25,21 @@ class LoaderWatch:
         fetcher: the thread that fetched the last batch.
     """
 
-    def __init__(self, epochs: Epochs, guard: Guard) -> None:
+    def __init__(
+        self, epochs: Epochs, guard: Guard, tokens: bool = False, parts: Callable[[], Substitute] | None = None
+    ) -> None:
         """Prepare to watch.
 
         Args:
             epochs: what is told.
             guard: runs a function where there is something to be watched still, so that no error reaches the script.
+            tokens: count the tokens of batches too.
+            parts: makes, for each pass, what gives the script other batches than those fetched.
         """
         self.fetcher: int | None = None
+        self._tokens = tokens
+        self._parts = parts
+        self._substitutes: weakref.WeakKeyDictionary[Any, Substitute] = weakref.WeakKeyDictionary()
         self._epochs = epochs
         self._guard = guard
         self._passes: weakref.WeakKeyDictionary[Any, Iteration] = weakref.WeakKeyDictionary()
@@ -59,7 +67,7 @@ class LoaderWatch:
         @functools.wraps(fetched)
         def __next__(iterator: Any) -> Any:
             try:
-                batch = fetched(iterator)
+                batch = watch._next(iterator, fetched)
             except StopIteration:
                 watch._guard(lambda: watch._exhaust(iterator))
                 raise
@@ -70,14 +78,20 @@ class LoaderWatch:
         setattr(base, "_reset", _reset)  # noqa: B010
         setattr(base, "__next__", __next__)  # noqa: B010
 
+    def _next(self, iterator: Any, fetched: Callable[[Any], Any]) -> Any:
+        substitute = self._substitutes.get(iterator)
+        return fetched(iterator) if substitute is None else substitute(lambda: fetched(iterator))
+
     def _begin(self, iterator: Any, loader: Any) -> None:
         if loader not in self._loaders:
             self._count += 1
             self._loaders[loader] = self._count
         number = self._loaders[loader]
         self._epochs.begin(number)
-        iteration = Iteration(number, _length(loader))
+        iteration = Iteration(number, _length(loader), data=_size_of_data(loader))
         self._passes[iterator] = iteration
+        if self._parts is not None:
+            self._substitutes[iterator] = self._parts()
         key = id(iteration)
 
         def dropped(_: Any) -> None:
@@ -91,39 +105,17 @@ class LoaderWatch:
         if iteration is None:
             return
         self.fetcher = threading.get_ident()
-        tensor = first_tensor(batch)
-        if tensor is None:
+        tensors, items = tensors_of(batch), items_of(batch, self._tokens)
+        if not tensors:
             self._epochs.fetch(iteration, 0, lambda: False)
             return
-        held = weakref.ref(tensor)
-        self._epochs.fetch(iteration, len(tensor) if tensor.ndim else 1, lambda: held() is not None)
+        held = weakref.ref(tensors[0])
+        self._epochs.fetch(iteration, items.samples, lambda: held() is not None, items)
 
     def _exhaust(self, iterator: Any) -> None:
         iteration = self._passes.get(iterator)
         if iteration is not None and not iteration.exhausted:
             self._epochs.exhaust(iteration)
-
-
-def first_tensor(batch: Any, depth: int = DEPTH) -> torch.Tensor | None:
-    """Find a batch's first tensor, whose first dimension counts the samples.
-
-    Args:
-        batch: what a loader returned.
-        depth: how deep containers are searched.
-
-    Returns:
-        The tensor, or None where there is none.
-    """
-    if isinstance(batch, torch.Tensor):
-        return batch
-    if depth == 0 or isinstance(batch, (str, bytes)):
-        return None
-    inside = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
-    for one in inside:
-        found = first_tensor(one, depth - 1)
-        if found is not None:
-            return found
-    return None
 
 
 def _length(loader: Any) -> int | None:
@@ -133,4 +125,13 @@ def _length(loader: Any) -> int | None:
     try:
         return len(loader)
     except (TypeError, NotImplementedError):
+        return None
+
+
+def _size_of_data(loader: Any) -> int | None:
+    if getattr(loader, "_dataset_kind", None) != dataloader._DatasetKind.Map:
+        return None
+    try:
+        return len(loader.dataset)
+    except (TypeError, NotImplementedError, AttributeError):
         return None

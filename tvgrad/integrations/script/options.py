@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.record.record_at import AT_EPOCHS, RecordAt
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
 
@@ -30,6 +31,7 @@ class ScriptOptions:
         recipe: TARGET of the recipe whose full-batch gradients are computed afterwards.
         strict: end the script where recording fails.
         quiet: say nothing where all is well.
+        measure: what a pass at recorded weights does, where nothing is to be recorded.
     """
 
     out: str
@@ -44,6 +46,7 @@ class ScriptOptions:
     recipe: str | None = None
     strict: bool = False
     quiet: bool = False
+    measure: PassOptions | None = None
 
     def __post_init__(self) -> None:
         """Check the values that come as text from a command line or the environment."""
@@ -68,4 +71,12 @@ class ScriptOptions:
         if text is None:
             return None
         content = json.loads(text)
-        return cls(**content | {"command": tuple(content["command"]), "record": tuple(content["record"])})
+        measure = content["measure"]
+        return cls(
+            **content
+            | {
+                "command": tuple(content["command"]),
+                "record": tuple(content["record"]),
+                "measure": None if measure is None else PassOptions(**measure),
+            }
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.batch_items import sum_of_fingerprints
 from tvgrad.integrations.script.clipping import Clipping, clip_facts
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
 from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
@@ -277,6 +278,9 @@ class Session:
         facts: dict[str, Any] = {"accumulated": self.epochs.backwards}
         if self.epochs.samples:
             facts["batch_size"] = self.epochs.samples
+        fingerprint = sum_of_fingerprints([items.fingerprint for items in self.epochs.items])
+        if fingerprint is not None:
+            facts["batch_fingerprint"] = fingerprint
         facts |= clip_facts(self._clips, self._held, self._scale is not None)
         if self._scale is not None:
             facts["loss_scale"] = self._scale

@@ -1,0 +1,234 @@
+"""Measuring a traced script from the command line, and what is then said of its gradients."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tvgrad
+from tests.integrations.script.script_runs import SCRIPTS, TRACE, run
+from tvgrad import Run
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring import measure as measuring
+from tvgrad.integrations.measuring.measure import Measurement, cost_sentence, measure, points_of
+from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.passes import PassResult
+from tvgrad.report.summary import summary_of
+from tvgrad.report.tables import run_tables
+from tvgrad.store.measured import ESTIMATE, EXACT
+from tvgrad.theory.verdicts import YES, headline, verdict_rows
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import norm
+
+MEASURE = (*TRACE[:-1], "measure")
+GD = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(40, 8)
+data = TensorDataset(x, x.sum(1).long() % 2)
+model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(2):
+    for a, b in DataLoader(data, batch_size=40, shuffle=True):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(a), b).backward()
+        optimizer.step()
+"""
+
+
+def test_gradient_descent_is_exact_by_the_script_s_own_gradient(tmp_path: Path) -> None:
+    script, out = tmp_path / "gd.py", tmp_path / "run"
+    script.write_text(GD)
+    done = run([*TRACE, "--out", str(out), "--gradients", "0", "--", sys.executable, str(script)])
+    assert done.returncode == 0, done.stderr
+    assert "1 point, 2 passes of one epoch of forward and backward" in done.stderr
+    assert "gradient at epoch 0: exact full batch" in done.stderr
+    record = Run.open(out)
+    assert not record.problems()
+    (row,) = verdict_rows(record)
+    assert (row.holds, row.gradient_holds) == ("exact", YES)
+    assert row.gradient_relative_error < 1e-6
+    assert "estimate" not in headline([row])
+
+    script.write_text(GD.replace("torch.randn(40, 8)", "torch.randn(41, 8)"))
+    other = run([*MEASURE, str(out), "--at", "1", "--", sys.executable, str(script)])
+    assert other.returncode == 2
+    assert "data is not what" in other.stderr
+    assert "41 samples, and had 40" in other.stderr
+    assert Run.open(out).having("gradient") == [0]
+
+
+def test_training_is_the_same_and_dropout_makes_an_estimate(tmp_path: Path) -> None:
+    plain, traced = tmp_path / "plain", tmp_path / "traced"
+    plain.mkdir()
+    traced.mkdir()
+    command = [sys.executable, str(SCRIPTS / "adamw_cosine.py"), "--out"]
+    alone = run([*command, str(plain)])
+    options = ["--out", str(tmp_path / "run"), "--gradients", "0"]
+    watched = run([*TRACE, *options, "--", *command, str(traced)])
+    assert watched.returncode == alone.returncode == 7
+    assert watched.stdout == alone.stdout
+    assert all((plain / f"epoch{e}.pt").read_bytes() == (traced / f"epoch{e}.pt").read_bytes() for e in range(4))
+    assert "gradient at epoch 0: one epoch's estimate" in watched.stderr
+    record = Run.open(tmp_path / "run")
+    made = record.info["measured_gradients"]["0"]
+    assert made["kind"] == ESTIMATE
+    assert 0.01 < made["deviation"] < 1
+    assert "dropout" in made["reason"]
+    assert (made["samples"], made["data"], made["steps"]) == (50, 50, 7)
+
+    torch.manual_seed(0)
+    x = torch.randn(70, 8)[:50]
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, 2)).double()
+    model.load_state_dict(record.weights(0))
+    parameters = dict(model.named_parameters())
+    means = []
+    for _ in range(200):
+        loss = nn.functional.cross_entropy(model(x.double()), y)
+        means.append(torch.autograd.grad(loss, list(parameters.values())))
+    mean = {name: sum(parts) / len(means) for name, parts in zip(parameters, zip(*means, strict=True), strict=True)}
+    off = norm(difference(record.gradient(0), mean)) / norm(mean)
+    assert 0 < off < 2 * made["deviation"], "the error bar is of the error's size"
+
+    (*_, row) = verdict_rows(record)
+    assert row.gradient_error_bar == made["deviation"]
+    assert "g_0 being one epoch's estimate" in headline([row])
+    tables = run_tables([record]).tables
+    assert tables["norms"].query("epoch == 0 and group == 'all'")["gradient_error_bar"].tolist() == [made["deviation"]]
+    assert any(sentence.startswith("Estimates from one epoch: 1 gradient of run") for sentence in summary_of(tables))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Run:
+    """Two epochs of plain gradient descent, with the tables of a script."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvgrad.Recorder(tmp_path / "run", model, optimizer, record=("epoch-gradients",)) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(4, 3)).square().mean().backward()
+            optimizer.step()
+            recorder.note_step(batch_size=4, batch_fingerprint=11, accumulated=2)
+            recorder.end_epoch()
+    return Run.open(tmp_path / "run")
+
+
+FACTS = {
+    "samples": 4, "data": 4, "batches": 1, "content": 11, "dtype": "float32", "epochs_repeated": 0, "weight": 4.0,
+    "steps": 1, "batches_a_step": 1, "mean_norm": 1.0,
+}  # fmt: skip
+PROBED = {"weighing": "mean", "counter": 0, "confirmed": True, "reason": "", "noise": False}
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0, **facts: Any) -> Measurement:
+    """What is made of passes with these facts, whose gradients lie `apart` of their norm from one another."""
+    first = record.epoch_gradient(1)
+    told = {key: facts.pop(key, PROBED[key]) for key in PROBED}
+    second = {"content": facts.pop("content_of_second", facts.get("content", FACTS["content"]))}
+
+    def run_pass(options: Any, plan: PassOptions, patience: float) -> PassResult:
+        if plan.probe:
+            return PassResult(told, {})
+        factor = 1.0 if plan.reseed is None else 1 + apart
+        more = {} if plan.reseed is None else second
+        scaled = {name: tensor.double() * factor for name, tensor in first.items()}
+        return PassResult({**FACTS, "mean_norm": norm(first), **facts, **more}, scaled)
+
+    monkeypatch.setattr(measuring, "run_pass", run_pass)
+    found: list[Measurement] = []
+    measure(record.root, ["python"], [0], on_point=lambda _, made: found.append(made))
+    return found[0]
+
+
+def test_passes_that_agree_are_the_full_batch(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = measured(monkeypatch, recorded, apart=1e-7)
+    assert (made.kind, made.reason) == (EXACT, "")
+    assert made.deviation == pytest.approx(1e-7, rel=1e-6)
+    again = Run.open(recorded.root)
+    assert again.info["measured_gradients"] == {"0": asdict(made)}
+    assert "gradients" in again.info["record"]
+    (row,) = verdict_rows(again)
+    assert (row.holds, row.gradient_holds, row.gradient_relative_error) == ("exact", YES, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"apart": 0.01}, "more than rounding"),
+        ({"noise": True}, "another gradient another time"),
+        ({"data": 5}, "used 4 samples of a data set of 5"),
+        ({"apart": 0.01, "dtype": "bfloat16", "content_of_second": 12}, "more than rounding"),
+        ({"apart": 0.01, "dtype": "bfloat16", "noise": None}, "more than rounding"),
+    ],
+)
+def test_anything_else_is_an_estimate(
+    recorded: Run, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], reason: str
+) -> None:
+    made = measured(monkeypatch, recorded, **facts)
+    assert made.kind == ESTIMATE
+    assert reason in made.reason
+    (row,) = verdict_rows(Run.open(recorded.root))
+    assert row.gradient_holds == YES or facts.get("apart")
+    assert "one epoch's estimate" in row.far
+
+
+def test_bfloat16_rounds_more_where_samples_and_noise_are_known(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(monkeypatch, recorded, apart=0.01, dtype="bfloat16").kind == EXACT
+
+
+def test_weights_that_are_not_confirmed_are_said(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = measured(monkeypatch, recorded, confirmed=False, reason="it normalises batches")
+    assert "the weights are not confirmed: it normalises batches" in made.sentence
+    tokens = measured(monkeypatch, recorded, weighing=Weighing.STEP.value, counter=1)
+    assert tokens.weights == "steps weighted by tokens"
+
+
+@pytest.mark.parametrize("facts", [{"samples": 9}, {"content": 12}])
+def test_other_data_is_refused(recorded: Run, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any]) -> None:
+    with pytest.raises(TvgradError, match="the command's data is not what"):
+        measured(monkeypatch, recorded, **facts)
+    assert not Run.open(recorded.root).having("gradient")
+
+
+def test_points_and_costs(recorded: Run) -> None:
+    assert points_of(recorded, "0, last") == [0, 2]
+    assert points_of(recorded, "all") == [0, 1, 2]
+    for wrong in ("", "first", "-1"):
+        with pytest.raises(TvgradError, match="is no list of points"):
+            points_of(recorded, wrong)
+    with pytest.raises(TvgradError, match="keeps no weights at epoch 7"):
+        points_of(recorded, "7")
+    assert cost_sentence(recorded, [0, 2]).startswith("2 points, 4 passes of one epoch of forward and backward (up to")
+
+
+def test_wrong_usage(recorded: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from tvgrad.cli.main import main
+
+    for words, message in (
+        (["measure", str(recorded.root), "--"], "there is no command after `--`"),
+        (["measure", str(recorded.root), "--", "no-such-program"], "is not found"),
+        (["measure", str(recorded.root), "--at", "9", "--", "true"], "keeps no weights at epoch 9"),
+        (["trace", "--gradients", "x", "--out", str(recorded.root / "o"), "--", "true"], "no list of points"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_run_says_what_was_measured(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, recorded)
+    content = json.loads((recorded.root / "run.json").read_text())
+    assert content["info"]["measured_gradients"]["0"]["kind"] == EXACT
+    assert content["info"]["samples"] == 4

@@ -1,0 +1,251 @@
+"""One pass of a script at recorded weights, against the gradient that a second program computes there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tvgrad
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.passes import PassResult, run_pass
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import norm
+
+HEADER = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(44, 5)
+y = (x[:, 0] > 0).long()
+data = TensorDataset(x, y)
+model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+loss_of = nn.CrossEntropyLoss()
+"""
+WEIGHTS = 0.3
+"""The recorded weights are this far from those that the script begins with."""
+
+ADAMW = """
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=2)
+with torch.no_grad():
+    model(x)  # a look before training
+for epoch in range(2):
+    for a, b in loader:
+        optimizer.zero_grad()
+        loss_of(model(a), b).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        scheduler.step()
+    open("after", "w").close()
+"""
+ACCUMULATION = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for epoch in range(2):
+    for index, (a, b) in enumerate(DataLoader(data, batch_size=6)):
+        (loss_of(model(a), b) / 3).backward()
+        if index % 3 == 2:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    open("after", "w").close()
+"""
+SCALED = """
+optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+for epoch in range(2):
+    for index, (a, b) in enumerate(DataLoader(data, batch_size=8)):
+        scaler.scale(loss_of(model(a), b) / 2).backward()
+        if index % 2:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_value_(model.parameters(), 1e-4)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    open("after", "w").close()
+"""
+CLOSURE = """
+optimizer = torch.optim.LBFGS(model.parameters())
+def closure():
+    optimizer.zero_grad()
+    loss = loss_of(model(x), y)
+    loss.backward()
+    return loss
+for epoch in range(2):
+    optimizer.step(closure)
+open("after", "w").close()
+"""
+GAN = """
+critic = nn.Linear(2, 1)
+first = torch.optim.Adam(critic.parameters(), lr=0.1)
+second = torch.optim.Adam(model.parameters(), lr=0.1)
+for epoch in range(2):
+    for a, b in DataLoader(data, batch_size=8):
+        first.zero_grad()
+        (critic(torch.ones(len(a), 2)) - critic(model(a).detach())).mean().backward()
+        first.step()
+        second.zero_grad()
+        (loss_of(model(a), b) + 0.0 * critic(model(a)).mean()).backward()
+        second.step()
+    open("after", "w").close()
+"""
+CRITIC = """
+maker = nn.Linear(5, 5)
+first = torch.optim.Adam(model.parameters(), lr=0.1)
+second = torch.optim.Adam(maker.parameters(), lr=0.1)
+for epoch in range(2):
+    for a, b in DataLoader(data, batch_size=8):
+        first.zero_grad()
+        loss_of(model(a), b).mul(0.75).backward()  # two backward passes for one batch and step
+        loss_of(model(a), b).mul(0.25).backward()
+        first.step()
+        second.zero_grad()
+        loss_of(model(maker(a)), 1 - b).backward()  # reaches the model too, whose optimizer drops it
+        second.step()
+    open("after", "w").close()
+"""
+
+
+@pytest.fixture
+def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[PassResult, dict[str, Any]]]:
+    """passed(body, **plan) -> what a pass of HEADER and the body finds, and the names that HEADER makes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(body: str, steps: int | None = None, **plan: Any) -> tuple[PassResult, dict[str, Any]]:
+        scope: dict[str, Any] = {}
+        exec(HEADER, scope)
+        with torch.no_grad():
+            for parameter in scope["model"].parameters():
+                parameter.add_(WEIGHTS)
+        if not Path("run").exists():
+            with tvgrad.Recorder("run", scope["model"]):
+                pass
+        Path("script.py").write_text(HEADER + body)
+        options = ScriptOptions(
+            out=str(tmp_path / "run"), notes="", command=(sys.executable, "script.py"), steps_per_epoch=steps
+        )
+        told = PassOptions(run=options.out, number=0, parent=os.getpid(), **plan)
+        return run_pass(options, told, patience=60), scope
+
+    return run
+
+
+def apart(found: PassResult, loss: torch.Tensor, model: torch.nn.Module) -> float:
+    """Relative distance of a measured gradient from the one that autograd computes of a loss."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    expected = dict(zip(names, (g.double() for g in torch.autograd.grad(loss, parameters)), strict=True))
+    return norm(difference(found.gradient, expected)) / norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "plan", "batches"),
+    [
+        (ADAMW, {}, 1),
+        (ACCUMULATION, {}, 3),
+        (SCALED, {}, 2),
+        (GAN, {}, 1),
+        (CRITIC, {}, 1),
+        (CLOSURE, {"steps": 1, "weighing": Weighing.STEP.value}, 1),
+    ],
+    ids=["adamw", "accumulation", "scaled", "gan", "critic", "closure"],
+)
+def test_the_gradient_is_the_full_batch_s(passed: Any, body: str, plan: dict[str, Any], batches: int) -> None:
+    found, scope = passed(body, **plan)
+    loss = scope["loss_of"](scope["model"](scope["x"]), scope["y"])
+    assert apart(found, loss, scope["model"]) < 2e-6  # of float32 batches: 44 samples, some 16 roundings each
+    assert found.facts["batches_a_step"] == batches
+    assert not Path("after").exists(), "code after the epoch has run"
+    assert load_file("run/weights/epoch-0000.safetensors").keys() == dict(scope["model"].named_parameters()).keys()
+
+
+def test_bfloat16_autocast_is_the_script_s_own(passed: Any) -> None:
+    body = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for a, b in DataLoader(data, batch_size=11):
+    optimizer.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(model(a), b)
+    loss.backward()
+    optimizer.step()
+"""
+    found, scope = passed(body)
+    model, summed = scope["model"], []
+    for a, b in zip(scope["x"].split(11), scope["y"].split(11), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = scope["loss_of"](model(a), b)
+        summed.append(torch.autograd.grad(loss, list(model.parameters())))
+    own = [sum(part.double() for part in parts) / 4 for parts in zip(*summed, strict=True)]
+    expected = dict(zip(dict(model.named_parameters()), own, strict=True))
+    assert norm(difference(found.gradient, expected)) < 1e-14 * norm(expected)  # the same gradients, summed in float64
+    full = scope["loss_of"](scope["model"](scope["x"]), scope["y"])
+    assert apart(found, full, scope["model"]) > 1e-4, "float32 would not have been the script's"
+    assert found.facts["dtype"] == "bfloat16"
+
+
+def test_other_random_numbers_draw_order_and_dropout_anew(passed: Any) -> None:
+    body = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(data, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
+for a, b in loader:
+    optimizer.zero_grad()
+    loss_of(nn.functional.dropout(model(a), 0.5), b).backward()
+    optimizer.step()
+"""
+    first, _ = passed(body)
+    again, _ = passed(body)
+    other, _ = passed(body, reseed=5)
+    assert norm(difference(first.gradient, again.gradient)) == 0
+    assert first.facts["fingerprints"] == again.facts["fingerprints"]
+    assert norm(difference(first.gradient, other.gradient)) > 0.01 * norm(first.gradient)
+    assert first.facts["fingerprints"] != other.facts["fingerprints"]
+    assert first.facts["content"] == other.facts["content"], "the samples are the same in another order"
+
+
+STEPS = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "model = nn.Linear(5, 2)\n" + STEPS + "loss_of(model(x), y).backward()\noptimizer.step()\n",
+            "the command trains another model than the run records: it does not train 0.weight",
+        ),
+        (STEPS + "loss_of(model(x), y)\n", "ended before an epoch was measured; its optimizer took no step"),
+        (
+            STEPS + "for e in range(3):\n    for a, b in DataLoader(data, batch_size=8):\n"
+            "        loss_of(model(a), b).backward()\noptimizer.step()\n",
+            "its optimizer took no step in the whole of an epoch",
+        ),
+        (
+            STEPS + "for a, b in DataLoader(data, batch_size=8):\n    optimizer.zero_grad()\n"
+            "    loss_of(model(a), b).backward()\n    optimizer.step()\n    model[0].weight.data.mul_(0.9)\n",
+            "moved the weights by something besides its optimizer's steps",
+        ),
+        ("raise SystemExit('no data here')", "ended with exit code 1 before its epoch did; it said: no data here"),
+    ],
+    ids=["other_model", "no_step", "longer_than_an_epoch", "moved", "failed"],
+)
+def test_what_cannot_be_measured_is_one_sentence(passed: Any, body: str, message: str) -> None:
+    with pytest.raises(TvgradError) as caught:
+        passed(body)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_patience_ends(passed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvgrad.integrations.measuring.passes.LOOK", 0.01)
+    options = ScriptOptions(out="run", notes="", command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    with pytest.raises(TvgradError, match=r"no backward pass within 0.2 s; give it longer by --patience"):
+        run_pass(options, PassOptions(run="run", number=0, parent=os.getpid()), patience=0.2)

@@ -1,0 +1,120 @@
+"""How batches are weighted follows from one of them and its two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tvgrad.integrations.measuring.pass_options import Weighing, Weights
+from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe, split
+from tvgrad.integrations.script.batch_items import items_of
+
+GENERATOR = torch.Generator().manual_seed(0)
+IDS = torch.randint(1, 9, (6, 7), generator=GENERATOR)
+LABELS = torch.where(torch.arange(7) < torch.tensor([[7], [3], [5], [2], [6], [4]]), IDS, -100)
+BATCH = {"input_ids": IDS, "labels": LABELS, "names": list("abcdef")}
+
+Loss = Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]
+
+
+def token_mean(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+def shifted(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def token_sum(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+
+
+def padded(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=0)
+
+
+def sample_mean(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits[:, 0], batch["labels"][:, 0])
+
+
+def over_pairs(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    first = logits[:, 0]
+    return (first[:, None] - first[None]).square().mean()
+
+
+def probed(
+    loss: Loss, *, group: int = 1, by_step: Callable[[Any], torch.Tensor] | None = None, whole: Any = BATCH
+) -> Weights:
+    """The weights that a probe finds of a script that accumulates `group` batches."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).double()
+    probe, parts = WeightsProbe(dict(model.named_parameters())), Parts()
+    number = 0
+    while not probe.ready:
+        batches = [parts(lambda: whole) for _ in range(group)]
+        divisor = torch.tensor(float(group)) if by_step is None else sum(by_step(one) for one in batches)
+        model.zero_grad()
+        for batch in batches:
+            number += 1
+            probe.before_backward()
+            (loss(model(batch["input_ids"]), batch) / divisor).backward()
+            probe.after_backward(number, items_of(batch), 1.0)
+        probe.end_step()
+        assert not probe.compared or number < 40
+    return probe.weights(torch.float64)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("loss", "by_step", "weighing", "counter"),
+    [
+        (sample_mean, None, Weighing.MEAN, 0),
+        (token_mean, None, Weighing.MEAN, 1),
+        (shifted, None, Weighing.MEAN, 2),
+        (padded, None, Weighing.MEAN, 3),
+        (token_sum, None, Weighing.SUM, 0),
+        (token_sum, lambda batch: (batch["labels"] != -100).sum(), Weighing.STEP, 1),
+    ],
+    ids=["samples", "tokens", "shifted", "padded", "sum", "step"],
+)
+def test_the_weights_are_found(loss: Loss, by_step: Any, weighing: Weighing, counter: int, group: int) -> None:
+    whole = {**BATCH, "labels": LABELS.clamp(min=0)} if loss is padded else BATCH
+    found = probed(loss, group=group, by_step=by_step, whole=whole)
+    if weighing is Weighing.STEP and group == 1:
+        weighing = Weighing.MEAN  # the same, where a step is a batch
+    if weighing is Weighing.SUM:
+        counter = 0
+    assert (found.weighing, found.counter, found.confirmed, found.noise) == (weighing, counter, True, False)
+
+
+def test_what_is_no_mean_is_not_confirmed() -> None:
+    found = probed(over_pairs)
+    assert not found.confirmed
+    assert "no weighted mean" in found.reason
+
+
+def test_noise_is_noticed() -> None:
+    generator = torch.Generator().manual_seed(3)
+    calls = iter(range(100))
+
+    def noisy(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        late = next(calls) >= 4  # the probe has the dropout switched off before
+        return sample_mean(logits, batch) * (1 + late * torch.rand((), generator=generator))
+
+    found = probed(noisy)
+    assert found.confirmed
+    assert found.noise
+
+
+def test_a_batch_is_cut_with_everything_that_belongs_to_its_samples() -> None:
+    first, second = split(BATCH) or ({}, {})
+    assert [len(part["input_ids"]) for part in (first, second)] == [2, 4]
+    assert sorted(first["names"] + second["names"]) == list("abcdef")
+    for part in (first, second):
+        rows = ["abcdef".index(name) for name in part["names"]]
+        assert torch.equal(part["labels"], LABELS[rows])
+    assert split([torch.zeros(1, 3), torch.zeros(1)]) is None

@@ -1,0 +1,1 @@
+"""Full-batch gradients of an unchanged script, by measuring passes at recorded weights."""

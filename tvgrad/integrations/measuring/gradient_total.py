@@ -1,0 +1,200 @@
+"""GradientTotal: gradients of a script's backward passes, weighted and summed as its optimizer steps consume them.
+
+A step may consume several backward passes (accumulation), each a mean over a batch of another size. So the gradient of
+each is taken apart: what was accumulated before is set aside while a backward pass runs, and added to it afterwards by
+the addition that torch would have done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tvgrad.integrations.measuring.pass_options import Weighing
+from tvgrad.integrations.script.batch_items import BatchItems
+from tvgrad.vectors.parameters import Weights, norm
+
+
+class GradientTotal:
+    """The weighted sum of an epoch's gradients, in float64.
+
+    Attributes:
+        parameters: name -> parameter.
+        steps: optimizer steps that were added.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], weighing: Weighing, counter: int) -> None:
+        """Start at nothing.
+
+        Args:
+            parameters: name -> parameter, of the model.
+            weighing: how gradients add up.
+            counter: which count of a batch is its weight.
+        """
+        self.parameters = parameters
+        self._weighing = weighing
+        self._counter = counter
+        self._aside: dict[str, torch.Tensor] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.steps = 0
+        self._sum: Weights = {}
+        self._weight = 0.0
+        self._norms = 0.0
+        self._batches_a_step: Counter[int] = Counter()
+        self._forget_step()
+
+    def before_backward(self) -> None:
+        """A backward pass begins: what was accumulated is set aside."""
+        grads = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if self._passes and not any(map(reaches, grads.values())):
+            self._forget_step()  # the script has dropped what was accumulated
+        if self._passes == 1 and self._weighing is Weighing.MEAN:
+            self._add_pass(grads, self._first)
+        self._aside = grads
+        for name in grads:
+            self.parameters[name].grad = None
+
+    def after_backward(self, batch: int, items: BatchItems | None, scale: float) -> bool:
+        """A backward pass has ended.
+
+        Args:
+            batch: the number of the batch that it went through.
+            items: of that batch; None where batches are not known.
+            scale: the loss scale that its gradient carries.
+
+        Returns:
+            Whether it reached the model's parameters.
+        """
+        fresh = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if fresh:
+            self._passes += 1
+            self._scale = scale
+            self._items[batch] = 1.0 if items is None else items.counts[self._counter]
+            if self._passes == 1:
+                self._first = (self._items[batch], scale)
+            elif self._weighing is Weighing.MEAN:
+                self._add_pass(fresh, (self._items[batch], scale))
+        for name, grad in self._aside.items():
+            parameter = self.parameters[name]
+            parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
+        self._aside = {}
+        return bool(fresh)
+
+    def end_step(self, scale: float = 1.0) -> Weights:
+        """An optimizer step consumes the gradients.
+
+        Args:
+            scale: the loss scale that they carry still.
+
+        Returns:
+            Name -> float64 gradient that it consumes, without the loss scale.
+        """
+        grads = {name: wide(p.grad) / scale for name, p in self.parameters.items() if p.grad is not None}
+        self._norms += self._commit(grads)
+        self.steps += 1
+        return grads
+
+    def flush(self) -> None:
+        """The epoch is over: gradients that no step has consumed yet count too."""
+        if self._passes and any(batch not in self._done for batch in self._items):
+            grads = {name: wide(p.grad) / self._scale for name, p in self.parameters.items() if p.grad is not None}
+            self._norms += self._commit(grads)
+
+    def mean(self) -> Weights:
+        """Divide by the weight.
+
+        Returns:
+            Name -> float64 gradient of the full batch, zero where there was none.
+        """
+        factor = 1.0 if self._weighing is Weighing.SUM else 1.0 / (self._weight or 1.0)
+        if self._weighing is Weighing.MEAN:
+            factor *= self.batches_a_step
+        return {
+            name: self._sum[name] * factor if name in self._sum else torch.zeros(p.shape, dtype=torch.float64)
+            for name, p in self.parameters.items()
+        }
+
+    @property
+    def batches_a_step(self) -> int:
+        """How many batches most steps accumulate."""
+        return max(self._batches_a_step.items(), key=lambda one: (one[1], one[0]), default=(1, 0))[0]
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the sum.
+
+        Returns:
+            weight; steps; batches_a_step; mean_norm, the weighted mean of the norms of what was summed.
+        """
+        return {
+            "weight": self._weight,
+            "steps": self.steps,
+            "batches_a_step": self.batches_a_step,
+            "mean_norm": self._norms / (self._weight or 1.0),
+        }
+
+    def _commit(self, grads: Weights) -> float:
+        """Add a step; its norm, times its weight."""
+        weight = sum(self._items.values())
+        parts = self._parts
+        if self._weighing is Weighing.MEAN:
+            parts = parts or {name: grad * weight for name, grad in grads.items()}
+        else:
+            factor = weight if self._weighing is Weighing.STEP else 1.0
+            parts = {name: grad * factor for name, grad in grads.items()}
+        for name, part in parts.items():
+            if name in self._sum:
+                self._sum[name] += part
+            else:
+                self._sum[name] = part
+        self._weight += weight
+        self._batches_a_step[len(self._items)] += 1
+        done = set(self._items)
+        self._forget_step()
+        self._done.update(done)
+        return weight * norm(grads)
+
+    def _add_pass(self, grads: Mapping[str, torch.Tensor], weight_and_scale: tuple[float, float]) -> None:
+        weight, scale = weight_and_scale
+        for name, grad in grads.items():
+            if name in self._parts:
+                self._parts[name] += wide(grad) * (weight / scale)
+            else:
+                self._parts[name] = wide(grad) * (weight / scale)
+
+    def _forget_step(self) -> None:
+        self._passes = 0
+        self._scale = 1.0
+        self._first = (1.0, 1.0)
+        self._items: dict[int, float] = {}
+        self._parts: Weights = {}
+        self._done: set[int] = set()
+
+
+def reaches(grad: torch.Tensor) -> bool:
+    """Tell whether a gradient is there: scripts set it to zero where they do not take it away.
+
+    Args:
+        grad: a parameter's gradient.
+
+    Returns:
+        Whether any element is not zero.
+    """
+    return bool((grad.coalesce().values() if grad.is_sparse else grad).any())
+
+
+def wide(grad: torch.Tensor) -> torch.Tensor:
+    """Make a gradient dense and wide enough to be summed.
+
+    Args:
+        grad: a parameter's gradient.
+
+    Returns:
+        It in float64.
+    """
+    return (grad.to_dense() if grad.is_sparse else grad).double()

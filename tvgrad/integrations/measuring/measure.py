@@ -1,0 +1,298 @@
+"""Measure: full-batch gradients of an unchanged script at the recorded weights of its run.
+
+Each point takes two passes: one with the script's own random numbers, and one with others, which draws order,
+augmentation and dropout anew. Where both agree to rounding, and every sample was used, the gradient is the full
+batch's. Where they do not, it is one epoch's estimate of it, and their distance says how good that is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.check_points import check_points
+from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing, Weights
+from tvgrad.integrations.measuring.passes import PATIENCE, PassResult, run_pass
+from tvgrad.integrations.script.batch_items import COUNTERS, MODULUS
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.numerics.floats import unit_roundoff
+from tvgrad.store.measured import ESTIMATE, EXACT, MEASURED
+from tvgrad.store.run import Run
+from tvgrad.store.writer import RunWriter
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import norm
+from tvgrad.wording import counted, percent
+
+RESEED = 20_261
+"""Where the random numbers of second passes begin."""
+
+PASSES_A_POINT = 2
+NARROW = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The full-batch gradient at one point, as it is kept in run.json.
+
+    Attributes:
+        kind: `exact full batch`, or `one epoch's estimate`.
+        deviation: between two passes, relative to the gradient: the error bar of an estimate.
+        samples: in the epoch that was measured.
+        data: in the loader's data set; None where that is not known.
+        steps: optimizer steps of the epoch.
+        weights: how batches are weighted, in words.
+        reason: why it is an estimate, or a sentence on the weights; empty where there is nothing to say.
+    """
+
+    kind: str
+    deviation: float
+    samples: int
+    data: int | None
+    steps: int
+    weights: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """What was measured, in words."""
+        said = f"{self.kind}, two passes differ by {percent(self.deviation)}, {self.weights}"
+        return f"{said}; {self.reason}" if self.reason else said
+
+
+def points_of(run: Run, text: str) -> list[int]:
+    """Read a list of points.
+
+    Args:
+        run: a recorded run.
+        text: numbers, `last` or `all`, separated by commas.
+
+    Returns:
+        The numbers, in order.
+
+    Raises:
+        TvgradError: it is not understood, or the run keeps no weights there.
+    """
+    wanted: set[int] = set()
+    for part in check_points(text):
+        if part == "all":
+            wanted |= set(run.epochs)
+        elif run.epochs:
+            wanted.add(run.epochs[-1] if part == "last" else int(part))
+    missing = sorted(wanted - set(run.epochs))
+    if missing or not wanted:
+        which = f"at {run.unit} {missing[0]}" if missing else "at any point"
+        raise TvgradError(f"{run.root} keeps no weights {which}: choose from {run.epochs}")
+    return sorted(wanted)
+
+
+def cost_sentence(run: Run, points: Sequence[int]) -> str:
+    """Say what measuring costs, before it is spent.
+
+    Args:
+        run: the run.
+        points: where gradients are measured.
+
+    Returns:
+        One sentence.
+    """
+    passes = PASSES_A_POINT * len(points)
+    seconds = [p.metrics["seconds"] for p in run.points if p.number > 0 and "seconds" in p.metrics]
+    known = run.unit == "epoch" and bool(seconds)
+    each = f"up to {max(seconds):.2g} s, as an epoch of the run" if known else "one epoch of forward and backward"
+    total = f", {passes * max(seconds):.2g} s in all" if known else ""
+    return (
+        f"{counted(len(points), 'point')}, {passes} passes of one epoch of forward and backward ({each}{total}), and "
+        f"{counted(passes + (not _one_batch_an_epoch(run)), 'start')} of the command"
+    )
+
+
+def measure(
+    directory: str | os.PathLike[str],
+    command: Sequence[str],
+    points: Sequence[int],
+    *,
+    model: str | None = None,
+    steps_per_epoch: int | None = None,
+    patience: float | None = None,
+    on_point: Callable[[int, Measurement], None] = lambda number, made: None,
+) -> Run:
+    """Measure the full-batch gradient at points of a script's run, and keep it there.
+
+    Args:
+        directory: the run.
+        command: as the user gives it; the one that the run names is never started.
+        points: where.
+        model: the model's name, where several have the run's parameters.
+        steps_per_epoch: optimizer steps in an epoch; by default as recorded.
+        patience: seconds until the command's first backward pass.
+        on_point: called with each point and what was measured there.
+
+    Returns:
+        The run.
+
+    Raises:
+        TvgradError: a pass failed, or the command's data is not what the run was recorded with.
+    """  # noqa: DOC502 - raised by _measured and run_pass
+    run = Run.open(directory)
+    options = ScriptOptions(
+        out=str(run.root.absolute()),
+        notes="",
+        command=tuple(command),
+        steps_per_epoch=steps_per_epoch or run.info.get("steps_per_epoch"),
+    )
+    seconds = max((p.metrics.get("seconds", 0.0) for p in run.points), default=0.0)
+    wait = patience or max(PATIENCE, seconds)
+
+    def start(number: int, **rest: Any) -> PassResult:
+        name = model or run.info.get("model")
+        plan = PassOptions(run=options.out, number=number, parent=os.getpid(), model=name, **rest)
+        return run_pass(options, plan, wait)
+
+    weights = Weights(confirmed=True) if _one_batch_an_epoch(run) else _probed(start(points[0], probe=True))
+    for number in points:
+        given = {"weighing": weights.weighing.value, "counter": weights.counter}
+        first = start(number, **given)
+        _require_same_size(run, first.facts)
+        if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
+            weights = _probed(start(number, probe=True))  # whether it is exact depends on its noise
+        second = start(number, reseed=RESEED, **given)
+        _require_same_samples(run, first.facts, second.facts)
+        made = _measured(weights, first, second)
+        _keep(run.root, number, first, made)
+        on_point(number, made)
+    return Run.open(run.root)
+
+
+def _measured(weights: Weights, first: PassResult, second: PassResult) -> Measurement:
+    """Compare two passes."""
+    length = norm(first.gradient)
+    apart = norm(difference(first.gradient, second.gradient))
+    deviation = apart / length if length else (0.0 if apart == 0 else math.inf)
+    facts, data = first.facts, first.facts["data"]
+    reasons = [weights.reason and f"the weights are not confirmed: {weights.reason}"]
+    exact = apart <= _rounding(first, torch.float32)
+    if not exact and weights.noise is False and _same_content(facts, second.facts):
+        exact = apart <= _rounding(first, getattr(torch, facts["dtype"]))
+    if weights.noise:
+        exact = False
+        reasons.append("the same batch gives another gradient another time (dropout, say)")
+    elif not exact:
+        reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
+    if data is not None and facts["samples"] != data:
+        exact = False
+        reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")
+    if facts["epochs_repeated"]:
+        reasons.append(f"an epoch with an overflow of the loss scale was left out, {facts['epochs_repeated']} times")
+    return Measurement(
+        kind=EXACT if exact else ESTIMATE,
+        deviation=deviation,
+        samples=facts["samples"],
+        data=data,
+        steps=facts["steps"],
+        weights=_weights_in_words(weights, facts),
+        reason="; ".join(filter(None, reasons)),
+    )
+
+
+def _rounding(one: PassResult, dtype: torch.dtype) -> float:
+    """What rounding explains of the distance of two passes: a sum of n terms errs by about sqrt(n) u of their size."""
+    terms = max(one.facts["samples"], one.facts["weight"]) + max(
+        (size for tensor in one.gradient.values() for size in tensor.shape), default=1
+    )
+    bound: float = 8 * unit_roundoff(dtype) * one.facts["mean_norm"] * one.facts["batches_a_step"]
+    return bound * terms**0.5 if dtype.itemsize >= 4 else bound
+
+
+def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first["content"] is not None and first["content"] == second["content"]
+
+
+def _weights_in_words(weights: Weights, facts: dict[str, Any]) -> str:
+    if not facts["batches"]:
+        return "each step weighed alike (its batches come from no DataLoader)"
+    counter = COUNTERS[weights.counter]
+    if weights.weighing is Weighing.SUM:
+        return "batches added, the loss being a sum"
+    what = "steps" if weights.weighing is Weighing.STEP else "batches"
+    said = f"{what} weighted by {counter}"
+    if facts["batches_a_step"] > 1 and weights.weighing is Weighing.MEAN:
+        said += f", {facts['batches_a_step']} batches to a step"
+    return said
+
+
+def _probed(found: PassResult) -> Weights:
+    facts = found.facts
+    return Weights(Weighing(facts["weighing"]), facts["counter"], facts["confirmed"], facts["reason"], facts["noise"])
+
+
+def _tables(run: Run) -> list[pd.DataFrame]:
+    """The tables of steps of the epochs whose batches were counted."""
+    found = [run.steps(number) for number in run.having("steps")] if run.unit == "epoch" else []
+    return [table for table in found if "batch_size" in table and not table["batch_size"].isna().any()]
+
+
+def _most_accumulated(tables: Sequence[pd.DataFrame]) -> float:
+    return max((float(table["accumulated"].max()) for table in tables if "accumulated" in table), default=math.inf)
+
+
+def _one_batch_an_epoch(run: Run) -> bool:
+    """Whether no weights are needed."""
+    tables = _tables(run)
+    return bool(tables) and all(len(table) == 1 for table in tables) and _most_accumulated(tables) == 1
+
+
+def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
+    """Refuse another number of samples than the run was recorded with."""
+    tables = _tables(run)
+    sizes = [int(table["batch_size"].sum()) for table in tables]
+    if not sizes or not measured["batches"] or measured["samples"] in sizes:
+        return
+    # A last group of accumulated gradients that the script did not consume is no recorded step's.
+    left_over = measured["samples"] - max(sizes)
+    if _most_accumulated(tables) > 1 and 0 < left_over < max(float(table["batch_size"].max()) for table in tables):
+        return
+    raise TvgradError(
+        f"the command's data is not what {run.root} was recorded with: an epoch has {measured['samples']:,} samples, "
+        f"and had {max(sizes):,}"
+    )
+
+
+def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Refuse other samples than the run was recorded with, as far as their fingerprints tell."""
+    told = [t for t in _tables(run) if "batch_fingerprint" in t and not t["batch_fingerprint"].isna().any()]
+    same_size = [table for table in told if int(table["batch_size"].sum()) == first["samples"]]
+    sums = [sum(map(int, table["batch_fingerprint"])) % MODULUS for table in same_size]
+    measured = {first["content"], second["content"]}
+    if not sums or None in measured or measured & set(sums):
+        return
+    # Augmentation gives other samples in every epoch: then neither the epochs nor the passes agree with one another.
+    if len(measured) == 1 or (len(sums) > 1 and len(set(sums)) == 1):
+        raise TvgradError(
+            f"the command's data is not what {run.root} was recorded with: its samples have another fingerprint"
+        )
+
+
+def _keep(root: Path, number: int, measured: PassResult, made: Measurement) -> None:
+    run = Run.open(root)
+    stored = {}
+    for name, parameter in run.parameters.items():
+        dtype = getattr(torch, parameter.dtype)
+        stored[name] = measured.gradient[name].to(torch.float32 if dtype.itemsize < 4 else dtype)
+    writer = RunWriter.resume(root)
+    try:
+        writer.amend(number, {"gradient": stored}, {})
+        record = list(run.info.get("record", ()))
+        facts: dict[str, Any] = {MEASURED: {**(run.info.get(MEASURED) or {}), str(number): asdict(made)}}
+        if made.kind == EXACT and made.data is not None:
+            facts["samples"] = made.data
+        writer.update_info(record=["gradients", *(kind for kind in record if kind != "gradients")], **facts)
+    finally:
+        writer.close()

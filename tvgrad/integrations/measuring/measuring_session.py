@@ -1,0 +1,385 @@
+"""MeasuringSession: one pass of a script at recorded weights, from its import of torch to the end of an epoch.
+
+The script runs as it stands. Before its first forward pass the recorded weights are put into its model; its optimizer's
+steps change nothing; and when the epoch is over its gradients are written for the process that waits, which ends this
+one before any code after the epoch runs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from tvgrad.errors import TvgradError
+from tvgrad.files.writing import write_tensors
+from tvgrad.integrations.measuring.gradient_total import GradientTotal
+from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.placement import Placement
+from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
+from tvgrad.integrations.script.batch_items import BatchItems, sum_of_fingerprints
+from tvgrad.integrations.script.epochs import Epochs, Held
+from tvgrad.integrations.script.loaders import LoaderWatch
+from tvgrad.integrations.script.notes import leave_note
+from tvgrad.integrations.script.options import ScriptOptions
+
+GRADIENT, RESULT = "gradient.safetensors", "result.json"
+
+
+class MeasuringSession:
+    """Follows a script and sums the gradients of one epoch.
+
+    What goes wrong ends the pass with one sentence, left for the process that started it.
+
+    Attributes:
+        options: the command's options; `notes` is where results go.
+        plan: what this pass does.
+        epochs: finds the end of the epoch.
+        loaders: watches the script's loaders.
+        forward_hook: of the first forward pass; it goes with the first backward pass.
+    """
+
+    def __init__(self, options: ScriptOptions, plan: PassOptions) -> None:
+        """Start before the script does.
+
+        Args:
+            options: how the run was recorded.
+            plan: what to do.
+        """
+        self.options, self.plan = options, plan
+        self.epochs = Epochs(self, options.steps_per_epoch)
+        parts = Parts if plan.probe else None
+        self.loaders = LoaderWatch(self.epochs, self.guard, tokens=True, parts=parts)
+        self.forward_hook: RemovableHandle | None = None
+        self._placement: Placement | None = None
+        self._total: GradientTotal | WeightsProbe | None = None
+        self._process = os.getpid()
+        self._depth = 0
+        self._batch, self._items = 0, list[BatchItems]()
+        self._scale = 1.0
+        self._stepped = False
+        self._overflowed, self._repeated = False, 0
+        self._dtype: torch.dtype | None = None
+        self._fingerprints: list[int | None] = []
+        self._reseeded = 0
+        self._dropouts: list[tuple[Any, float]] = []
+        self._done = False
+
+    def guard(self, action: Callable[[], None], may_exit: bool = True) -> None:  # noqa: ARG002
+        """Run something of tvgrad's; what it raises ends the pass.
+
+        Args:
+            action: what to run.
+            may_exit: as for `Session.guard`; no matter here.
+        """
+        if self._done or os.getpid() != self._process:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - it is handed on to the process that waits
+            sentence = str(error) if isinstance(error, TvgradError) else f"{type(error).__name__}: {error}"
+            leave_note(self.options.notes, event="failed", reason=sentence)
+            self._wait_for_the_end()
+
+    def made(self, optimizer: torch.optim.Optimizer) -> None:
+        """The script has made an optimizer.
+
+        Args:
+            optimizer: it.
+        """
+        self._placed().meet(optimizer)
+
+    def before_iterator(self, loader: Any) -> None:
+        """A pass over a loader is about to begin.
+
+        Args:
+            loader: which.
+        """
+        self._place()
+        if self.plan.reseed is not None:
+            self._reseed(loader)
+
+    def forward(self) -> None:
+        """A module's forward pass is about to begin, and there was no backward pass yet."""
+        self._place()
+
+    def before_backward(self) -> None:
+        """A backward pass begins."""
+        self._depth += 1
+        if self._depth > 1:  # inside another: checkpointing computes a part again
+            return
+        if self.forward_hook is not None:
+            self.forward_hook.remove()
+            self.forward_hook = None
+            leave_note(self.options.notes, event="backward")
+        self._consume_batch()
+        placement = self._placed()
+        if placement.trained is None:
+            if placement.place():
+                raise TvgradError(
+                    "the recorded weights could not be put in before the script's first forward pass: it makes its "
+                    "optimizer after that"
+                )
+            return
+        if placement.place():
+            raise TvgradError("the script writes its weights anew in the middle of a step: no pass stays at others")
+        if self._total is None:
+            self._total = self._summed(placement)
+        self._total.before_backward()
+
+    def after_backward(self) -> None:
+        """A backward pass has ended."""
+        self._depth = max(0, self._depth - 1)
+        if self._depth or self._total is None:
+            return
+        items = self._items[-1] if self._items else None
+        self._total.after_backward(self._batch, items, self._scale)
+        self._scale = 1.0
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer would step.
+
+        Args:
+            optimizer: any of the script's.
+        """
+        self._stepped = True
+        placement = self._placed()
+        if not placement.moves(optimizer):
+            self._require_known(placement, optimizer)
+            return
+        total = self._total
+        if total is None:
+            return
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None and float(found) > 0:
+            self._overflowed = True
+        if self.epochs.backwards == 0:
+            self._consume_batch()
+        self.epochs.before_step()
+        self._end_step(total, optimizer)
+
+    def scaled(self, scale: float) -> None:
+        """A loss was scaled.
+
+        Args:
+            scale: by how much.
+        """
+        self._scale = scale
+
+    def autocast(self, dtype: torch.dtype) -> None:
+        """The script computes in another format.
+
+        Args:
+            dtype: in which.
+        """
+        if dtype.is_floating_point and (self._dtype is None or dtype.itemsize < self._dtype.itemsize):
+            self._dtype = dtype
+
+    def scaler_steps(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """A gradient scaler is about to step.
+
+        Args:
+            optimizer: which.
+        """
+        self._stepped = False
+
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """A gradient scaler has stepped, or skipped the step.
+
+        Args:
+            optimizer: which.
+        """
+        if not self._stepped and self._placed().moves(optimizer):
+            self._overflowed = True
+            self.epochs.after_step()
+
+    def hold(self) -> None:
+        """The epoch may end here: it does where every batch has had its backward pass."""
+        held = self.epochs.state
+        if self.plan.coefficients is not None or not isinstance(held, Held) or not held.iteration.exhausted:
+            return
+        if held.iteration.lead <= 1 or not held.iteration.waiting:
+            self._end_epoch()
+
+    def end(self, how: str) -> None:  # noqa: ARG002
+        """The epoch has ended.
+
+        Args:
+            how: loader, break, steps or exit.
+        """
+        if self.plan.coefficients is None:
+            self._end_epoch()
+
+    def close(self) -> None:
+        """The script has ended by itself."""
+        if self._done or os.getpid() != self._process:
+            return
+        self.guard(lambda: self.epochs.exit(True, True))
+        if isinstance(self._total, WeightsProbe):
+            self.guard(self._finish)
+        placement = self._placement
+        if placement is None or (placement.trained is None and placement.misfit is None):
+            reason = (
+                "it made no optimizer of torch.optim" if placement is None else "it has none of the run's parameters"
+            )
+        elif placement.trained is None:
+            reason = f"it trains another model than the run records: {placement.misfit}"
+        elif self._total is None or not self._total.steps:
+            reason = "its optimizer took no step"
+        else:
+            reason = "its epoch did not end"
+        leave_note(self.options.notes, event="ended", reason=reason)
+        self._done = True
+
+    def _placed(self) -> Placement:
+        if self._placement is None:
+            distributed = torch.distributed
+            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+                raise TvgradError("several processes train together, and a measuring pass follows one")
+            self._placement = Placement(self.plan)
+        return self._placement
+
+    def _place(self) -> None:
+        placement = self._placement
+        first = placement is not None and placement.trained is None
+        if placement is not None and placement.place() and first and self.plan.reseed is not None:
+            self._reseed(None)
+        if first and placement is not None and placement.trained is not None and self.plan.probe:
+            for module in placement.trained.root.modules():  # its noise would hide how batches are weighted
+                if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+                    self._dropouts.append((module, module.p))
+                    module.p = 0.0
+
+    def _summed(self, placement: Placement) -> GradientTotal | WeightsProbe:
+        assert placement.trained is not None
+        parameters = placement.trained.parameters
+        for parameter in parameters.values():
+            self.autocast(parameter.dtype)
+        if self.plan.probe:
+            return WeightsProbe(parameters)
+        return GradientTotal(parameters, Weighing(self.plan.weighing), self.plan.counter)
+
+    def _consume_batch(self) -> None:
+        before = len(self.epochs.items)
+        self.epochs.backward()
+        if len(self.epochs.items) > before:
+            self._batch += 1
+            self._items.append(self.epochs.items[-1])
+        elif self.epochs.source is None:  # no loader: what a step consumes is a batch
+            self._batch = 0 if self._total is None else self._total.steps
+
+    def _require_known(self, placement: Placement, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse the only optimizer of a script if it trains something else than the run records."""
+        if placement.trained is None:
+            placement.meet(optimizer)
+            placement.place()
+            if placement.trained is None and placement.only(optimizer):
+                raise TvgradError(f"the command trains another model than the run records: {placement.misfit}")
+
+    def _end_step(self, total: GradientTotal | WeightsProbe, optimizer: torch.optim.Optimizer) -> None:
+        scale = getattr(optimizer, "grad_scale", None)
+        self._fingerprints.append(sum_of_fingerprints([one.fingerprint for one in self.epochs.items]))
+        if isinstance(total, WeightsProbe):
+            total.end_step()
+            self.epochs.after_step()
+            if total.compared and self._dropouts:
+                for module, probability in self._dropouts:
+                    module.p = probability
+                self._dropouts = []
+            if total.ready:
+                self._finish()
+            return
+        total.end_step(1.0 if scale is None else float(scale))
+        self.epochs.after_step()
+
+    def _end_epoch(self) -> None:
+        total = self._total
+        if total is None:
+            return
+        if isinstance(total, WeightsProbe):
+            self._finish()
+            return
+        if self._overflowed:
+            # The scale of the loss is lower by now; an epoch in which a batch overflowed has not all gradients.
+            total.clear()
+            self._overflowed, self._fingerprints, self._items = False, [], []
+            self._repeated += 1
+        elif total.steps:
+            total.flush()
+            self._finish()
+        elif self._items:
+            raise TvgradError(
+                "its optimizer took no step in the whole of an epoch: gradients are accumulated for longer than that"
+            )
+
+    def _finish(self) -> None:
+        total, placement = self._total, self._placement
+        assert total is not None
+        assert placement is not None
+        placement.require_unmoved()
+        source = self.epochs.source
+        dtype = self._dtype or torch.float32
+        result: dict[str, Any] = {
+            "samples": sum(one.samples for one in self._items),
+            "data": None if source is None else source.data,
+            "batches": len(self._items),
+            "fingerprints": self._fingerprints,
+            "content": sum_of_fingerprints([one.fingerprint for one in self._items]),
+            "dtype": str(dtype).removeprefix("torch."),
+            "epochs_repeated": self._repeated,
+        }
+        folder = Path(self.options.notes)
+        if isinstance(total, WeightsProbe):
+            result |= vars(total.weights(dtype))
+        else:
+            gradient = total.mean()
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
+                raise TvgradError("the gradient of the epoch is not finite at these weights")
+            result |= total.facts()
+            cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in gradient.items()}
+            write_tensors(cpu, folder / GRADIENT, max_shard_bytes=2**62)
+        (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+        leave_note(self.options.notes, event="measured")
+        self._wait_for_the_end()
+
+    def _reseed(self, loader: Any) -> None:
+        """Other random numbers: for the order of the samples, augmentation, dropout and noise."""
+        assert self.plan.reseed is not None
+        self._reseeded += 1
+        seed = self.plan.reseed + self._reseeded
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed)
+        sampler = getattr(loader, "sampler", None)
+        places: list[Any] = [loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
+        for place in places:
+            generator = getattr(place, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            if isinstance(getattr(place, "initial_seed", None), int):  # a sampler that seeds itself in each epoch
+                place.initial_seed = seed
+
+    def _wait_for_the_end(self) -> None:
+        """Stop here: the process that waits ends this one and all that it has started."""
+        self._done = True
+        for child in multiprocessing.active_children():
+            with suppress(Exception):
+                child.terminate()
+        while os.path.isdir(self.options.notes):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(self.plan.parent, 0)
+                time.sleep(0.02)
+                continue
+            break
+        os._exit(0)

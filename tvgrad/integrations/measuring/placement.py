@@ -1,0 +1,165 @@
+"""Placement: finds the model of a run in a script that trains it again, and puts recorded weights into it."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules
+from tvgrad.integrations.script.weights_watch import differ
+from tvgrad.store.run import Run
+from tvgrad.vectors.parameters import Weights
+
+TRIES = 40
+"""A look for the model goes through all objects of the process: so many that were in vain are enough between steps."""
+
+
+class Placement:
+    """The weights of one point of a run, on their way into the script's model and there.
+
+    Attributes:
+        trained: the model and its optimizer, once they are found.
+        misfit: why the model of an optimizer that was looked at is another one; None where none was.
+    """
+
+    def __init__(self, options: PassOptions) -> None:
+        """Read what is to be put in.
+
+        Args:
+            options: names the run and the point.
+
+        Raises:
+            TvgradError: the run or its weights cannot be read.
+        """  # noqa: DOC502 - raised by Run
+        run = Run.open(options.run)
+        self._run_name = str(Path(options.run).name)
+        self._weights = run.weights(options.number)
+        self._content = run.complete(options.number)
+        self._model = options.model
+        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._tries = 0
+        self._version = 0
+        self.trained: TrainedModule | None = None
+        self.misfit: str | None = None
+
+    def meet(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember an optimizer that the script has made.
+
+        Args:
+            optimizer: any.
+        """
+        self._optimizers.add(optimizer)
+        self._tries = 0
+
+    def place(self) -> bool:
+        """Put the weights in, where the model is there and does not hold them.
+
+        Returns:
+            Whether they were put in by this call.
+        """
+        if self.trained is None and self._optimizers and self._tries < TRIES:
+            self._tries += 1
+            self.trained = self._found()
+        elif self.trained is not None and self._stands():
+            return False
+        if self.trained is None:
+            return False
+        self._copy(self.trained.root)
+        self._version = self._present_version()
+        return True
+
+    def moves(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether an optimizer moves the model's parameters, and no others.
+
+        Args:
+            optimizer: any.
+
+        Returns:
+            Whether it does.
+        """
+        trained = self.trained
+        if trained is None:
+            return False
+        own = {id(parameter) for parameter in trained.parameters.values()}
+        held = {key for key, tensor in held_by(optimizer).items() if tensor.requires_grad}
+        return held == own
+
+    def only(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether an optimizer is the only one that the script has made.
+
+        Args:
+            optimizer: any.
+
+        Returns:
+            Whether there is no other.
+        """
+        return not [one for one in self._optimizers if one is not optimizer]
+
+    def require_unmoved(self) -> None:
+        """Refuse weights that are not those that were put in.
+
+        Raises:
+            TvgradError: the script has moved them by something besides its optimizer.
+        """
+        if self.trained is not None and differ(self._weights, dict(self.trained.root.named_parameters())):
+            raise TvgradError(
+                "the script moved the weights by something besides its optimizer's steps (it loads weights after the "
+                "first batch, or projects, averages or prunes them), so that no pass stays at the recorded ones"
+            )
+
+    def _stands(self) -> bool:
+        """Whether the weights are those that were put in."""
+        assert self.trained is not None
+        version = self._present_version()
+        if version != self._version and differ(self._weights, dict(self.trained.root.named_parameters())):
+            return False
+        self._version = version
+        return True
+
+    def _present_version(self) -> int:
+        assert self.trained is not None
+        return sum(parameter._version for parameter in self.trained.parameters.values())
+
+    def _found(self) -> TrainedModule | None:
+        fitting: list[TrainedModule] = []
+        for optimizer in list(self._optimizers):
+            try:
+                found = trained_modules(optimizer, sys._getframe())
+            except TvgradError as error:
+                self.misfit = str(error)
+                continue
+            misfit = self._misfit(found[0].parameters)
+            if misfit is None and not any(one.root is found[0].root for one in fitting):
+                fitting.append(found[0])
+            self.misfit = misfit
+        if len(fitting) > 1:
+            fitting = [one for one in fitting if self._model in {one.label, type(one.root).__name__}] or fitting
+        if len(fitting) > 1:
+            listed = "; ".join(one.description for one in fitting)
+            raise TvgradError(
+                f"{len(fitting)} models of the script have the run's parameters: pick by --model ({listed})"
+            )
+        return fitting[0] if fitting else None
+
+    def _misfit(self, parameters: Mapping[str, nn.Parameter]) -> str | None:
+        for name, tensor in self._weights.items():
+            if name not in parameters:
+                return f"it does not train {name}"
+            if parameters[name].shape != tensor.shape:
+                return f"its {name} has shape {tuple(parameters[name].shape)} and the run's {tuple(tensor.shape)}"
+        extra = [name for name in parameters if name not in self._weights]
+        return f"it trains {extra[0]}, which {self._run_name} does not have" if extra else None
+
+    @torch.no_grad()
+    def _copy(self, root: nn.Module) -> None:
+        present: Weights = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        for name, tensor in self._content.items():
+            if name in present and present[name].shape == tensor.shape:
+                present[name].copy_(tensor)
