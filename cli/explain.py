@@ -54,6 +54,10 @@ def explain(
       tvgrad explain runs/digits
       tvgrad explain runs/mine --recipe my_recipe.py --budget-seconds 60
       tvgrad explain runs/digits/low --epochs 1,5 --remainder
+
+    \b
+    A script's run is explained without a recipe, by the command that was traced (`tvgrad explain --help --`):
+      tvgrad explain runs/mine -- python finetune.py
     """
     import time
 
@@ -70,7 +74,7 @@ def explain(
     except ValueError:
         raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
     opened = open_runs(runs)
-    targets = [target or _own_target(run.info.get("recipe"), run.root) for run in opened]
+    targets = [target or _own_target(run.info.get("recipe"), run.root, "command" in run.info) for run in opened]
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device=device)
@@ -83,12 +87,17 @@ def explain(
             certified = none if left is not None and left <= 0 else bounds_of_run(run, recipe, objective, seconds=left)
             made = with_bounds(made, *certified)
         write_results(run, made)
-        _show(run.name, made)
+        show(run.name, made)
     click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
 
 
-def _show(name: str, made: Explanation) -> None:
-    """The tables of one run, and what there is to say."""
+def show(name: str, made: Explanation) -> None:
+    """Print the tables of one run, and what there is to say.
+
+    Args:
+        name: the run's.
+        made: what was found.
+    """
     from tvgrad.cli.terminal import print_table
 
     from tvgrad.report.columns import COLUMNS
@@ -107,7 +116,7 @@ def _show(name: str, made: Explanation) -> None:
         click.echo(f"{name}: {sentence}")
 
 
-def _own_target(recipe: dict[str, str] | None, root: Path) -> str:
+def _own_target(recipe: dict[str, str] | None, root: Path, script: bool) -> str:
     """A built-in recipe's name, as the run gives it; code of the user's is run only when it is named."""
     from tvgrad.recipes.catalogue import BUILT_IN
 
@@ -115,4 +124,5 @@ def _own_target(recipe: dict[str, str] | None, root: Path) -> str:
     if found in BUILT_IN:
         return str(found)
     said = f"was made by {found}, which" if found else "names no recipe, and one"
-    raise TvgradError(f"{root} {said} is only run when you name it: give --recipe TARGET")
+    or_else = f", or start the script again: `tvgrad explain {root} -- COMMAND`" if script else ""
+    raise TvgradError(f"{root} {said} is only run when you name it: give --recipe TARGET{or_else}")

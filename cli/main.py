@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:
-    """What to run: `trace` has forms of its own for a command after `--` (which click would drop) and checkpoints.
+    """What to run: `trace` and `explain` have forms of their own for a command after `--` (which click would drop).
 
     Returns:
         The command, its name, its arguments, and the words after `--`.
@@ -117,6 +117,10 @@ def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:
         place = words.index("--")
         script = importlib.import_module("tvgrad.cli.trace_script").trace_script
         return script, "tvgrad trace", words[1:place], words[place + 1 :]
+    if words[:1] == ["explain"] and "--" in words:
+        place = words.index("--")
+        script = importlib.import_module("tvgrad.cli.explain_script").explain_script
+        return script, "tvgrad explain", words[1:place], words[place + 1 :]
     if words[:1] == ["trace"] and "--from-checkpoints" in words:
         checkpoints = importlib.import_module("tvgrad.cli.trace_checkpoints").trace_checkpoints
         return checkpoints, "tvgrad trace", words[1:], []

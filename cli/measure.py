@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,18 +46,10 @@ def measure(
       tvgrad measure runs/mine --at 0,1,last -- python finetune.py --lr 1e-4
       tvgrad measure runs/gan --at 0 --model generator -- python gan.py
     """
-    import shutil
-
     from tvgrad.integrations.measuring.measure import points_of
     from tvgrad.store.run import Run
 
-    if not command:
-        raise TvgradError(
-            "there is no command after `--`: give the one that was traced, as in `tvgrad measure RUN -- python "
-            "train.py`"
-        )
-    if shutil.which(command[0]) is None:
-        raise TvgradError(f"the command {command[0]!r} is not found: give one that your shell would find")
+    check_command(command)
     opened = Run.open(run)
     measure_points(
         opened,
@@ -67,6 +60,23 @@ def measure(
         patience=patience,
         quiet=quiet,
     )
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Refuse a command that is not there, before long work.
+
+    Args:
+        command: the words after `--`.
+
+    Raises:
+        TvgradError: there are none, or the first is no program.
+    """
+    if not command:
+        raise TvgradError(
+            "there is no command after `--`: give the one that was traced, as in `RUN -- python train.py`"
+        )
+    if shutil.which(command[0]) is None:
+        raise TvgradError(f"the command {command[0]!r} is not found: give one that your shell would find")
 
 
 def measure_points(

@@ -50,6 +50,8 @@ class Measurement:
         steps: optimizer steps of the epoch.
         weights: how batches are weighted, in words.
         reason: why it is an estimate, or a sentence on the weights; empty where there is nothing to say.
+        weighing: the same weights, as `tvgrad.integrations.measuring.pass_options.Weighing` has them.
+        counter: which count of a batch it is weighted by.
     """
 
     kind: str
@@ -59,6 +61,8 @@ class Measurement:
     steps: int
     weights: str
     reason: str
+    weighing: str
+    counter: int
 
     @property
     def sentence(self) -> str:
@@ -142,14 +146,7 @@ def measure(
         TvgradError: a pass failed, or the command's data is not what the run was recorded with.
     """  # noqa: DOC502 - raised by _measured and run_pass
     run = Run.open(directory)
-    options = ScriptOptions(
-        out=str(run.root.absolute()),
-        notes="",
-        command=tuple(command),
-        steps_per_epoch=steps_per_epoch or run.info.get("steps_per_epoch"),
-    )
-    seconds = max((p.metrics.get("seconds", 0.0) for p in run.points), default=0.0)
-    wait = patience or max(PATIENCE, seconds)
+    options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
 
     def start(number: int, **rest: Any) -> PassResult:
         name = model or run.info.get("model")
@@ -169,6 +166,35 @@ def measure(
         _keep(run.root, number, first, made)
         on_point(number, made)
     return Run.open(run.root)
+
+
+def script_options(run: Run, command: Sequence[str], steps_per_epoch: int | None) -> ScriptOptions:
+    """Say how a command's epochs are found.
+
+    Args:
+        run: the run.
+        command: as the user gives it.
+        steps_per_epoch: optimizer steps in an epoch; None as recorded.
+
+    Returns:
+        The options.
+    """
+    steps = steps_per_epoch or run.info.get("steps_per_epoch")
+    return ScriptOptions(out=str(run.root.absolute()), notes="", command=tuple(command), steps_per_epoch=steps)
+
+
+def seconds_to_wait(run: Run, patience: float | None) -> float:
+    """Say how long a command may take until its first backward pass.
+
+    Args:
+        run: the run.
+        patience: as the user gives it.
+
+    Returns:
+        Seconds.
+    """
+    longest = max((point.metrics.get("seconds", 0.0) for point in run.points), default=0.0)
+    return patience or max(PATIENCE, longest)
 
 
 def _measured(weights: Weights, first: PassResult, second: PassResult) -> Measurement:
@@ -199,6 +225,8 @@ def _measured(weights: Weights, first: PassResult, second: PassResult) -> Measur
         steps=facts["steps"],
         weights=_weights_in_words(weights, facts),
         reason="; ".join(filter(None, reasons)),
+        weighing=weights.weighing.value,
+        counter=weights.counter,
     )
 
 

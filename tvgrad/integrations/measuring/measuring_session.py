@@ -32,6 +32,8 @@ from tvgrad.integrations.script.epochs import Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.step_plan import StepPlan, StepSums
+from tvgrad.vectors.parameters import Weights
 
 GRADIENT, RESULT = "gradient.safetensors", "result.json"
 
@@ -73,6 +75,7 @@ class MeasuringSession:
         self._fingerprints: list[int | None] = []
         self._reseeded = 0
         self._dropouts: list[tuple[Any, float]] = []
+        self._sums: StepSums | None = None
         self._done = False
 
     def guard(self, action: Callable[[], None], may_exit: bool = True) -> None:  # noqa: ARG002
@@ -118,10 +121,7 @@ class MeasuringSession:
         self._depth += 1
         if self._depth > 1:  # inside another: checkpointing computes a part again
             return
-        if self.forward_hook is not None:
-            self.forward_hook.remove()
-            self.forward_hook = None
-            leave_note(self.options.notes, event="backward")
+        self.forget_first_forward()
         self._consume_batch()
         placement = self._placed()
         if placement.trained is None:
@@ -136,6 +136,13 @@ class MeasuringSession:
         if self._total is None:
             self._total = self._summed(placement)
         self._total.before_backward()
+
+    def forget_first_forward(self) -> None:
+        """There is a backward pass: what was before it is over."""
+        if self.forward_hook is not None:
+            self.forward_hook.remove()
+            self.forward_hook = None
+            leave_note(self.options.notes, event="backward")
 
     def after_backward(self) -> None:
         """A backward pass has ended."""
@@ -299,8 +306,16 @@ class MeasuringSession:
             if total.ready:
                 self._finish()
             return
-        total.end_step(1.0 if scale is None else float(scale))
+        consumed = total.end_step(1.0 if scale is None else float(scale))
         self.epochs.after_step()
+        if self.plan.coefficients is not None:
+            if self._sums is None:
+                self._sums = StepSums(self.read_plan(), total.parameters)
+            if self._sums.add_batch(consumed):
+                self._sums.add_epoch(total.mean())
+                total.clear()
+            if self._sums.complete:
+                self._finish()
 
     def _end_epoch(self) -> None:
         total = self._total
@@ -346,9 +361,30 @@ class MeasuringSession:
             if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
                 raise TvgradError("the gradient of the epoch is not finite at these weights")
             result |= total.facts()
-            cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in gradient.items()}
-            write_tensors(cpu, folder / GRADIENT, max_shard_bytes=2**62)
+            if self._sums is None:
+                write_tensors(_on_cpu(gradient), folder / GRADIENT, max_shard_bytes=2**62)
+            else:
+                self.write_sums(self._sums)
         (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+        self.report_and_wait()
+
+    def read_plan(self) -> StepPlan:
+        """Read which sums over steps are wanted."""
+        return StepPlan.from_json(Path(str(self.plan.coefficients)).read_text(encoding="utf-8"))
+
+    def write_sums(self, steps: StepSums) -> None:
+        """Leave the sums over steps.
+
+        Args:
+            steps: they.
+        """
+        for epoch, sums in steps.sums.items():
+            for what, content in sums.items():
+                path = Path(self.options.notes) / f"sums-{epoch}-{what.value}.safetensors"
+                write_tensors(_on_cpu(content), path, max_shard_bytes=2**62)
+
+    def report_and_wait(self) -> None:
+        """Say that the result is there, and wait to be ended."""
         leave_note(self.options.notes, event="measured")
         self._wait_for_the_end()
 
@@ -383,3 +419,7 @@ class MeasuringSession:
                 continue
             break
         os._exit(0)
+
+
+def _on_cpu(tensors: Weights) -> Weights:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -6,6 +6,7 @@ runs the hooks that others have registered. Weights and the optimizer's state st
 
 from __future__ import annotations
 
+import atexit
 import functools
 import types
 from collections.abc import Callable
@@ -13,24 +14,72 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import dataloader
 
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
+from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.measuring.replay_session import ReplaySession
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.numerics.no_compile import eager
+
+
+def follow(options: ScriptOptions, plan: PassOptions) -> MeasuringSession:
+    """Begin a pass, once torch is imported.
+
+    Args:
+        options: the command's options.
+        plan: what the pass does.
+
+    Returns:
+        The session.
+    """
+    if plan.train:
+        replay = ReplaySession(options, plan)
+        replay.guard(lambda: install_replay(replay))
+        atexit.register(replay.close)
+        return replay
+    session = MeasuringSession(options, plan)
+    session.guard(lambda: install(session))
+    atexit.register(session.close)
+    return session
 
 
 def install(session: MeasuringSession) -> None:
-    """Install the hooks, once torch is imported.
+    """Install hooks that keep the weights where they are.
 
     Args:
         session: what is told.
     """
     session.loaders.install()
     _watch_iterators(session)
-    _watch_optimizers(session)
+    _watch_construction(session)
+    _neutralise_steps(session)
     _watch_backward(session)
     _keep_from_clipping()
     _watch_scaling(session)
     _watch_autocast(session)
+
+
+def install_replay(session: ReplaySession) -> None:
+    """Install hooks that leave the training as it is.
+
+    Args:
+        session: what is told.
+    """
+    session.loaders.install()
+    _watch_iterators(session)
+    _watch_construction(session)
+    _watch_backward(session)
+
+    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        session.guard(lambda: session.before_step(optimizer, closure))
+
+    register_optimizer_step_pre_hook(eager(before))
+    register_optimizer_step_post_hook(
+        eager(lambda optimizer, args, kwargs: session.guard(lambda: session.after_step(optimizer)))
+    )
 
 
 def _watch_iterators(session: MeasuringSession) -> None:
@@ -46,7 +95,8 @@ def _watch_iterators(session: MeasuringSession) -> None:
     setattr(base, "__init__", __init__)  # noqa: B010 - mypy forbids a plain assignment to a method
 
 
-def _watch_optimizers(session: MeasuringSession) -> None:
+def _watch_construction(session: MeasuringSession) -> None:
+    """An optimizer is made, and a module's forward pass begins: the weights can be put in."""
     base: Any = torch.optim.Optimizer
     made = base.__init__
 
@@ -54,6 +104,18 @@ def _watch_optimizers(session: MeasuringSession) -> None:
     def __init__(optimizer: Any, *args: Any, **kwargs: Any) -> None:
         made(optimizer, *args, **kwargs)
         session.guard(lambda: session.made(optimizer))
+
+    base.__init__ = __init__
+
+    def forward(module: nn.Module, args: Any) -> None:  # noqa: ARG001
+        if not torch.compiler.is_compiling():
+            session.guard(session.forward)
+
+    session.forward_hook = nn.modules.module.register_module_forward_pre_hook(forward)
+
+
+def _neutralise_steps(session: MeasuringSession) -> None:
+    base: Any = torch.optim.Optimizer
 
     def profile_hook_step(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -72,14 +134,7 @@ def _watch_optimizers(session: MeasuringSession) -> None:
 
         return step
 
-    base.__init__ = __init__
     base.profile_hook_step = staticmethod(profile_hook_step)
-
-    def forward(module: nn.Module, args: Any) -> None:  # noqa: ARG001
-        if not torch.compiler.is_compiling():
-            session.guard(session.forward)
-
-    session.forward_hook = nn.modules.module.register_module_forward_pre_hook(forward)
 
 
 def _watch_backward(session: MeasuringSession) -> None:

@@ -49,8 +49,8 @@ class PassOptions:
         counter: see `Weights`.
         probe: find the weights out instead of measuring.
         reseed: for other random numbers than the script's own; None leaves those.
-        epochs: after how many the pass is complete.
-        coefficients: a file with the sums over steps that are wanted besides, or None.
+        coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.
+        train: train as the script does, instead of staying at the weights.
     """
 
     run: str
@@ -61,5 +61,5 @@ class PassOptions:
     counter: int = 0
     probe: bool = False
     reseed: int | None = None
-    epochs: int = 1
     coefficients: str | None = None
+    train: bool = False

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.script.launch import environment
 from tvgrad.integrations.script.notes import read_notes
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.step_plan import ScriptSum
 from tvgrad.vectors.parameters import Weights
 
 OUTPUT = "output"
@@ -39,11 +40,13 @@ class PassResult:
 
     Attributes:
         facts: plain values, see `MeasuringSession`.
-        gradient: name -> float64 tensor; empty for a probe.
+        gradient: name -> float64 tensor; empty for a probe and where sums were wanted.
+        sums: epoch that is explained -> what -> the sum over steps, where they were wanted.
     """
 
     facts: dict[str, Any]
     gradient: Weights
+    sums: dict[int, dict[ScriptSum, Weights]] = field(default_factory=dict)
 
 
 def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> PassResult:
@@ -84,10 +87,21 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> Pass
         facts = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if plan.probe:
             return PassResult(facts, {})
+        if plan.coefficients is not None:
+            return PassResult(facts, {}, _read_sums(folder))
         with TensorFile(folder / GRADIENT) as file:
             return PassResult(facts, file.read_all())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_sums(folder: Path) -> dict[int, dict[ScriptSum, Weights]]:
+    found: dict[int, dict[ScriptSum, Weights]] = {}
+    for path in folder.glob("sums-*.safetensors"):
+        _, epoch, what = path.stem.split("-")
+        with TensorFile(path) as file:
+            found.setdefault(int(epoch), {})[ScriptSum(what)] = file.read_all()
+    return found
 
 
 def _await(child: subprocess.Popen[bytes], folder: Path, patience: float) -> None:

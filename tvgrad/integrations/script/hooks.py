@@ -35,10 +35,7 @@ def install() -> Session | MeasuringSession | None:
         return None
     leave_note(options.notes, event="torch")
     if options.measure is not None:
-        measuring = MeasuringSession(options, options.measure)
-        measuring.guard(lambda: neutral_hooks.install(measuring))
-        atexit.register(measuring.close)
-        return measuring
+        return neutral_hooks.follow(options, options.measure)
     session = Session(options)
     session.guard(lambda: _install(session))
     atexit.register(session.close)

@@ -1,0 +1,64 @@
+"""`tvgrad explain RUN -- COMMAND ...`: the error budget of a script's run, without a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tvgrad.errors import TvgradError
+
+from . import options
+
+
+@click.command()
+@click.argument("run", type=options.PATH)
+@click.option("--epochs", default="1", show_default=True, help="Epochs whose error budget is made, by commas.")
+@options.steps_per_epoch
+@options.model
+@options.patience
+@click.pass_context
+def explain_script(
+    ctx: click.Context, run: Path, epochs: str, steps_per_epoch: int | None, model: str | None, patience: float | None
+) -> None:
+    """Explain RUN, a script's, by starting COMMAND again: why its task vectors are not exactly the gradient.
+
+    COMMAND is the one that was traced. It is started twice, up to the end of the last epoch explained: once it trains
+    as it did, and once it goes through the same batches at the pretrained weights. The full-batch gradient there is
+    measured first, where it was not before. Everything is kept in RUN/results, where `tvgrad report` finds it.
+
+    \b
+    Examples:
+      tvgrad explain runs/mine -- python finetune.py --lr 1e-4
+      tvgrad explain runs/mine --epochs 1,3 -- python finetune.py --lr 1e-4
+    """
+    from tvgrad.cli.explain import show
+    from tvgrad.cli.measure import check_command, measure_points
+
+    from tvgrad.integrations.measuring.explain_passes import explain_passes
+    from tvgrad.integrations.script.notes import say
+    from tvgrad.problem.objective import Evaluations
+    from tvgrad.store.run import Run
+    from tvgrad.theory.explain import Explanation, write_results
+    from tvgrad.theory.script_budget import script_budget, step_plan
+
+    command: tuple[str, ...] = tuple(ctx.obj or ())
+    check_command(command)
+    try:
+        wanted = [int(part) for part in epochs.split(",")]
+    except ValueError:
+        raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
+    opened = Run.open(run)
+    plan = step_plan(opened, wanted)
+    given = {"steps_per_epoch": steps_per_epoch, "model": model, "patience": patience}
+    if 0 not in opened.having("gradient"):
+        measure_points(opened, command, [0], **given)  # type: ignore[arg-type]
+        opened = Run.open(run)
+    last = len(plan.ends) - 1
+    say(f"explaining: two starts of the command, each of {last} epoch{'s' * (last > 1)} of forward and backward")
+    found = explain_passes(opened, command, plan, **given)  # type: ignore[arg-type]
+    budget = script_budget(opened, plan, found.trained, found.at_start, found.same_batches)
+    made = Explanation((), budget, Evaluations(), Evaluations(), budget.sentences)
+    write_results(opened, made)
+    show(opened.name, made)
+    click.echo(f"kept in {opened.root / 'results'}")

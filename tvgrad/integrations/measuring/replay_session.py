@@ -1,0 +1,92 @@
+"""ReplaySession: a script trained once more, to form the sums over its steps that its error budget needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.gradient_total import wide
+from tvgrad.integrations.measuring.measuring_session import MeasuringSession
+from tvgrad.integrations.script.batch_items import sum_of_fingerprints
+from tvgrad.record.step_plan import StepSums
+
+
+class ReplaySession(MeasuringSession):
+    """Follows a script as it trains from the recorded theta_0, up to the end of the last epoch that is explained."""
+
+    _training = False
+    _steps: StepSums | None = None
+
+    def before_backward(self) -> None:
+        """A backward pass begins."""
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self.forget_first_forward()
+        self._training = True
+        self._consume_batch()
+
+    def after_backward(self) -> None:
+        """A backward pass has ended."""
+        self._depth = max(0, self._depth - 1)
+
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: Any) -> None:
+        """An optimizer is about to step.
+
+        Args:
+            optimizer: any of the script's.
+            closure: what it was given to compute the gradients, or None.
+
+        Raises:
+            TvgradError: the optimizer computes its own gradients.
+        """
+        placement = self._placed()
+        if not placement.moves(optimizer):
+            self._require_known(placement, optimizer)
+            return
+        if callable(closure):
+            raise TvgradError("its optimizer takes a closure, whose steps have no update rule here")
+        assert placement.trained is not None
+        parameters = placement.trained.parameters
+        if self._steps is None:
+            self._steps = StepSums(self.read_plan(), parameters)
+        scale = getattr(optimizer, "grad_scale", None)
+        divisor = 1.0 if scale is None else float(scale)
+        grads = {name: wide(p.grad) / divisor for name, p in parameters.items() if p.grad is not None}
+        self._steps.add_training_step(grads, {name: p.detach() for name, p in parameters.items()})
+        self._fingerprints.append(sum_of_fingerprints([one.fingerprint for one in self.epochs.items]))
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped.
+
+        Args:
+            optimizer: any of the script's.
+        """
+        placement, steps = self._placed(), self._steps
+        if steps is None or placement.trained is None or not placement.moves(optimizer):
+            return
+        steps.end_training_step(placement.trained.parameters)
+        self.epochs.after_step()
+        if steps.complete:
+            self.write_sums(steps)
+            result = {"fingerprints": self._fingerprints}
+            (Path(self.options.notes) / "result.json").write_text(json.dumps(result), encoding="utf-8")
+            self.report_and_wait()
+
+    def hold(self) -> None:
+        """Ends of epochs are those of the plan."""
+
+    def end(self, how: str) -> None:
+        """Ends of epochs are those of the plan.
+
+        Args:
+            how: of no matter.
+        """
+
+    def _place(self) -> None:
+        if not self._training:
+            super()._place()

@@ -1,0 +1,154 @@
+"""The error budget of a script's run, from sums that the script has formed when it was started again.
+
+Nodes and rows are those of `tvgrad.theory.error_budget`. Without Hessian-vector products of the script's loss,
+remainder, batch curvature and curvature are one row: what the consumed gradients are more than those of the same
+batches at theta_0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.objective import Evaluations
+from tvgrad.record.step_plan import ScriptSum, StepPlan
+from tvgrad.store.measured import error_bar
+from tvgrad.store.run import Run
+from tvgrad.theory.budget_rows import EpochBudget, Row, rows_between
+from tvgrad.theory.error_budget import MOST_MISMATCH, ErrorBudget, epochs_with_task_vector
+from tvgrad.theory.training_steps import schedule_of
+from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import rule_from_dict
+from tvgrad.vectors.algebra import combination, difference, to_float64
+from tvgrad.vectors.parameters import Weights, inner_product, norm
+from tvgrad.wording import percent
+
+Sums = Mapping[int, Mapping[ScriptSum, Weights]]
+
+
+def step_plan(run: Run, epochs: Sequence[int]) -> StepPlan:
+    """Say which sums over the steps of a script explain its task vectors.
+
+    Args:
+        run: a script's run, recorded by epoch, with a known update rule.
+        epochs: after which its task vector is explained.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TvgradError: the run cannot be explained, or an epoch was not kept.
+    """  # noqa: DOC502 - also raised by schedule_of
+    kept = epochs_with_task_vector(run)
+    wanted = sorted(set(epochs))
+    missing = [number for number in wanted if number not in kept]
+    if missing or not wanted:
+        raise TvgradError(f"{run.root} keeps no weights after {run.unit} {missing or 'any'}: choose from {kept}")
+    schedule = schedule_of(run, wanted[-1])
+    if any(clip == 0 or not math.isfinite(clip) for clip in schedule.clips):
+        raise TvgradError(f"{run.root} has a clip factor that is 0 or not finite in its table of steps")
+    weights = {epoch: schedule.rule_until(epoch).momentum_weights(schedule.ends[epoch]).tolist() for epoch in wanted}
+    return StepPlan(schedule.rule_until(wanted[-1]).to_dict(), schedule.ends, schedule.clips, weights)
+
+
+def script_budget(run: Run, plan: StepPlan, trained: Sums, at_start: Sums, same_batches: bool) -> ErrorBudget:
+    """Cut the residual of a script's task vectors into rows.
+
+    Args:
+        run: the run, with the full-batch gradient at theta_0.
+        plan: what was asked for.
+        trained: sums of the script's training, done again.
+        at_start: sums of a pass at theta_0.
+        same_batches: whether both went through the batches of the run.
+
+    Returns:
+        The budgets.
+
+    Raises:
+        TvgradError: the rule has a preconditioner, and the training done again is another one.
+    """
+    sentences = [
+        "remainder, batch curvature and curvature are one row: to split them takes Hessian-vector products (--recipe)"
+    ]
+    bar = error_bar(run, 0)
+    if bar is not None:
+        sentences.append(f"g_0 is one epoch's estimate (two passes differ by {percent(bar)}): so is every row with it")
+    budgets: dict[int, EpochBudget] = {}
+    for epoch in plan.weights:
+        off = _mismatch(run, epoch, trained[epoch][ScriptSum.AFTER])
+        followed = same_batches and off <= MOST_MISMATCH
+        if not followed:
+            sentences.append(
+                f"the command, started again, trained on other batches or to other weights (epoch {epoch}: "
+                f"{percent(off)} of the task vector away), so that only coverage has a row: a script that seeds its "
+                "random numbers trains the same way again"
+            )
+        elif off:
+            sentences.append(f"the training done again ended {percent(off)} away in epoch {epoch}: a row of its own")
+        budgets[epoch] = _epoch_budget(run, epoch, plan, trained[epoch], at_start[epoch], followed)
+    sentences.append("shares depend on the order of the terms")
+    return ErrorBudget(
+        tuple(row for budget in budgets.values() for row in budget.rows),
+        {epoch: budget.residual_norm for epoch, budget in budgets.items()},
+        {epoch: budget.relative_residual for epoch, budget in budgets.items()},
+        max(budget.gap for budget in budgets.values()),
+        Evaluations(),
+        Evaluations(),
+        tuple(sentences),
+    )
+
+
+def _epoch_budget(
+    run: Run,
+    epoch: int,
+    plan: StepPlan,
+    trained: Mapping[ScriptSum, Weights],
+    at_start: Mapping[ScriptSum, Weights],
+    followed: bool,
+) -> EpochBudget:
+    rule, clipped = rule_from_dict(plan.rule), any(clip != 1 for clip in plan.clips[: plan.ends[epoch]])
+    linear = isinstance(rule, LinearRule)
+    if not linear and not followed:
+        raise TvgradError(
+            f"{run.root} was trained by {rule.name}, whose preconditioner is known from the consumed gradients alone, "
+            "and the command, started again, trains another way: fix its seeds"
+        )
+    kappa, nodes = 1.0, dict[Row, Weights]()
+    absent = {Row.REPLAY_MISMATCH} | (set() if clipped else {Row.CLIPPING})
+    absent |= (set() if rule.decays else {Row.WEIGHT_DECAY}) | ({Row.PRECONDITIONER} if linear else set())
+    if followed:
+        nodes[Row.UPDATE_ROUNDING] = trained[ScriptSum.RULE]
+        nodes[Row.WEIGHT_DECAY] = trained[ScriptSum.WITHOUT_DECAY]
+        if _mismatch(run, epoch, trained[ScriptSum.AFTER]):
+            absent -= {Row.REPLAY_MISMATCH}
+            after = to_float64(trained[ScriptSum.AFTER])
+            nodes[Row.REPLAY_MISMATCH] = difference(after, to_float64(run.weights(0)))
+        if not linear:
+            kappa = _nearest_multiple(nodes[Row.WEIGHT_DECAY], trained[ScriptSum.CONSUMED])
+        nodes[Row.PRECONDITIONER] = combination((-kappa, trained[ScriptSum.CONSUMED]))
+        if clipped:
+            nodes[Row.CLIPPING] = combination((-kappa, trained[ScriptSum.UNCLIPPED]))
+        nodes[Row.CURVATURE] = combination((-kappa, at_start[ScriptSum.BATCH_GRADIENT]))
+        nodes[Row.BATCH_ORDER] = combination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
+    nodes[Row.UNEQUAL_BATCHES] = combination((-kappa, at_start[ScriptSum.BATCHES_BY_SIZE]))
+    nodes[Row.COVERAGE] = combination((-kappa * sum(plan.weights[epoch]), to_float64(run.gradient(0))))
+    terms = {} if str(run.info.get("dtype")) == "float64" else {Row.REMAINDER: "remainder and gradient rounding"}
+    return rows_between(run, epoch, nodes, absent=absent, terms=terms, unexplained=not followed)
+
+
+def _nearest_multiple(moved: Weights, consumed: Weights) -> float:
+    """Kappa: which multiple of minus the consumed sum lies nearest to what the rule did."""
+    size = inner_product(consumed, consumed)
+    return -inner_product(moved, consumed) / size if size else 1.0
+
+
+def _mismatch(run: Run, epoch: int, after: Weights) -> float:
+    """How far a training done again is from the recorded one, relative to the task vector; 0 for the same bits."""
+    recorded = run.weights(epoch)
+    if all(torch.equal(tensor, after[name]) for name, tensor in recorded.items()):
+        return 0.0
+    length = norm(run.task_vector(epoch))
+    return norm(difference(recorded, after)) / length if length else math.inf
