@@ -7,11 +7,8 @@ one before any code after the epoch runs.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import random
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,10 +19,11 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.writing import write_tensors
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
+from tvgrad.integrations.measuring.pass_files import write_facts, write_gradient, write_sums
 from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
 from tvgrad.integrations.measuring.placement import Placement
+from tvgrad.integrations.measuring.reseed import reseed
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
 from tvgrad.integrations.script.batch_items import BatchItems, sum_of_fingerprints
 from tvgrad.integrations.script.epochs import Epochs, Held
@@ -33,9 +31,6 @@ from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.step_plan import StepPlan, StepSums
-from tvgrad.vectors.parameters import Weights
-
-GRADIENT, RESULT = "gradient.safetensors", "result.json"
 
 
 class MeasuringSession:
@@ -353,7 +348,6 @@ class MeasuringSession:
             "dtype": str(dtype).removeprefix("torch."),
             "epochs_repeated": self._repeated,
         }
-        folder = Path(self.options.notes)
         if isinstance(total, WeightsProbe):
             result |= vars(total.weights(dtype))
         else:
@@ -362,49 +356,29 @@ class MeasuringSession:
                 raise TvgradError("the gradient of the epoch is not finite at these weights")
             result |= total.facts()
             if self._sums is None:
-                write_tensors(_on_cpu(gradient), folder / GRADIENT, max_shard_bytes=2**62)
+                write_gradient(self.options.notes, gradient)
             else:
-                self.write_sums(self._sums)
-        (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
-        self.report_and_wait()
+                write_sums(self.options.notes, self._sums)
+        self.report_and_wait(result)
 
     def read_plan(self) -> StepPlan:
         """Read which sums over steps are wanted."""
         return StepPlan.from_json(Path(str(self.plan.coefficients)).read_text(encoding="utf-8"))
 
-    def write_sums(self, steps: StepSums) -> None:
-        """Leave the sums over steps.
+    def report_and_wait(self, facts: dict[str, Any]) -> None:
+        """Leave plain values, say that the result is there, and wait to be ended.
 
         Args:
-            steps: they.
+            facts: name -> value.
         """
-        for epoch, sums in steps.sums.items():
-            for what, content in sums.items():
-                path = Path(self.options.notes) / f"sums-{epoch}-{what.value}.safetensors"
-                write_tensors(_on_cpu(content), path, max_shard_bytes=2**62)
-
-    def report_and_wait(self) -> None:
-        """Say that the result is there, and wait to be ended."""
+        write_facts(self.options.notes, facts)
         leave_note(self.options.notes, event="measured")
         self._wait_for_the_end()
 
     def _reseed(self, loader: Any) -> None:
-        """Other random numbers: for the order of the samples, augmentation, dropout and noise."""
         assert self.plan.reseed is not None
         self._reseeded += 1
-        seed = self.plan.reseed + self._reseeded
-        torch.manual_seed(seed)
-        random.seed(seed)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(seed)
-        sampler = getattr(loader, "sampler", None)
-        places: list[Any] = [loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
-        for place in places:
-            generator = getattr(place, "generator", None)
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
-            if isinstance(getattr(place, "initial_seed", None), int):  # a sampler that seeds itself in each epoch
-                place.initial_seed = seed
+        reseed(loader, self.plan.reseed + self._reseeded)
 
     def _wait_for_the_end(self) -> None:
         """Stop here: the process that waits ends this one and all that it has started."""
@@ -419,7 +393,3 @@ class MeasuringSession:
                 continue
             break
         os._exit(0)
-
-
-def _on_cpu(tensors: Weights) -> Weights:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,8 +16,7 @@ from types import FrameType
 from typing import Any
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
-from tvgrad.integrations.measuring.measuring_session import GRADIENT, RESULT
+from tvgrad.integrations.measuring.pass_files import read_facts, read_gradient, read_sums
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.script.launch import environment
 from tvgrad.integrations.script.notes import read_notes
@@ -84,24 +82,14 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> Pass
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        facts = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        facts = read_facts(folder)
         if plan.probe:
             return PassResult(facts, {})
         if plan.coefficients is not None:
-            return PassResult(facts, {}, _read_sums(folder))
-        with TensorFile(folder / GRADIENT) as file:
-            return PassResult(facts, file.read_all())
+            return PassResult(facts, {}, read_sums(folder))
+        return PassResult(facts, read_gradient(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read_sums(folder: Path) -> dict[int, dict[ScriptSum, Weights]]:
-    found: dict[int, dict[ScriptSum, Weights]] = {}
-    for path in folder.glob("sums-*.safetensors"):
-        _, epoch, what = path.stem.split("-")
-        with TensorFile(path) as file:
-            found.setdefault(int(epoch), {})[ScriptSum(what)] = file.read_all()
-    return found
 
 
 def _await(child: subprocess.Popen[bytes], folder: Path, patience: float) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import wide
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
+from tvgrad.integrations.measuring.pass_files import write_sums
 from tvgrad.integrations.script.batch_items import sum_of_fingerprints
 from tvgrad.record.step_plan import StepSums
 
@@ -72,10 +71,8 @@ class ReplaySession(MeasuringSession):
         steps.end_training_step(placement.trained.parameters)
         self.epochs.after_step()
         if steps.complete:
-            self.write_sums(steps)
-            result = {"fingerprints": self._fingerprints}
-            (Path(self.options.notes) / "result.json").write_text(json.dumps(result), encoding="utf-8")
-            self.report_and_wait()
+            write_sums(self.options.notes, steps)
+            self.report_and_wait({"fingerprints": self._fingerprints})
 
     def hold(self) -> None:
         """Ends of epochs are those of the plan."""

@@ -1,0 +1,94 @@
+"""pass_files: what a pass leaves in its folder for the process that waits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
+from tvgrad.record.step_plan import ScriptSum, StepSums
+from tvgrad.vectors.parameters import Weights
+
+GRADIENT, RESULT = "gradient.safetensors", "result.json"
+
+
+def write_gradient(folder: str, gradient: Weights) -> None:
+    """Leave a gradient.
+
+    Args:
+        folder: of the pass.
+        gradient: name -> tensor on any device.
+    """
+    _write(Path(folder, GRADIENT), gradient)
+
+
+def write_sums(folder: str, steps: StepSums) -> None:
+    """Leave sums over steps.
+
+    Args:
+        folder: of the pass.
+        steps: they.
+    """
+    for epoch, sums in steps.sums.items():
+        for what, content in sums.items():
+            _write(Path(folder, f"sums-{epoch}-{what.value}.safetensors"), content)
+
+
+def write_facts(folder: str, facts: dict[str, Any]) -> None:
+    """Leave plain values.
+
+    Args:
+        folder: of the pass.
+        facts: name -> value.
+    """
+    Path(folder, RESULT).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read what `write_facts` left.
+
+    Args:
+        folder: of the pass.
+
+    Returns:
+        Name -> value.
+    """
+    facts: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return facts
+
+
+def read_gradient(folder: Path) -> Weights:
+    """Read what `write_gradient` left.
+
+    Args:
+        folder: of the pass.
+
+    Returns:
+        Name -> CPU tensor.
+    """
+    with TensorFile(folder / GRADIENT) as file:
+        return file.read_all()
+
+
+def read_sums(folder: Path) -> dict[int, dict[ScriptSum, Weights]]:
+    """Read what `write_sums` left.
+
+    Args:
+        folder: of the pass.
+
+    Returns:
+        Epoch that is explained -> what -> the sum.
+    """
+    found: dict[int, dict[ScriptSum, Weights]] = {}
+    for path in folder.glob("sums-*.safetensors"):
+        _, epoch, what = path.stem.split("-")
+        with TensorFile(path) as file:
+            found.setdefault(int(epoch), {})[ScriptSum(what)] = file.read_all()
+    return found
+
+
+def _write(path: Path, tensors: Weights) -> None:
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(on_cpu, path, max_shard_bytes=2**62)
