@@ -119,7 +119,7 @@ def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
     writer.amend(0, {"gradient": {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}}, {})
     writer.close()
 
-    done = run([*EXPLAIN, str(out), "--", *command])
+    done = run([*EXPLAIN, str(out), "--", *command], starts=3)
     assert done.returncode == 0, done.stderr
     assert "two starts of the command, each of 1 epoch" in done.stderr
     rows = read_results(Run.open(out))[1]

@@ -14,6 +14,9 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 Done = subprocess.CompletedProcess[str]
 
 
-def run(command: list[str] | tuple[str, ...], folder: Path | None = None) -> Done:
-    """Run a command to its end, keeping what it prints."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ONE_THREAD, cwd=folder, check=False)
+def run(command: list[str] | tuple[str, ...], folder: Path | None = None, starts: int = 1) -> Done:
+    """Run a command to its end, keeping what it prints; it may start Python so many times, one after the other."""
+    seconds = 120 * starts
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds, env=ONE_THREAD, cwd=folder, check=False
+    )
