@@ -19,7 +19,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring import measure as measuring
 from tvgrad.integrations.measuring.measure import Measurement, cost_sentence, measure, points_of
 from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
-from tvgrad.integrations.measuring.passes import PassResult
+from tvgrad.integrations.measuring.passes import PassOutcome
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
 from tvgrad.store.measured import ESTIMATE, EXACT
@@ -137,13 +137,13 @@ def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0
     told = {key: facts.pop(key, PROBED[key]) for key in PROBED}
     second = {"content": facts.pop("content_of_second", facts.get("content", FACTS["content"]))}
 
-    def run_pass(options: Any, plan: PassOptions, patience: float) -> PassResult:
+    def run_pass(options: Any, plan: PassOptions, patience: float) -> PassOutcome:
         if plan.probe:
-            return PassResult(told, {})
+            return PassOutcome(told, {})
         factor = 1.0 if plan.reseed is None else 1 + apart
         more = {} if plan.reseed is None else second
         scaled = {name: tensor.double() * factor for name, tensor in first.items()}
-        return PassResult({**FACTS, "mean_norm": norm(first), **facts, **more}, scaled)
+        return PassOutcome({**FACTS, "mean_norm": norm(first), **facts, **more}, scaled)
 
     monkeypatch.setattr(measuring, "run_pass", run_pass)
     found: list[Measurement] = []

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import tvgrad
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
-from tvgrad.integrations.measuring.passes import PassResult, run_pass
+from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import norm
@@ -117,12 +117,12 @@ for epoch in range(2):
 
 
 @pytest.fixture
-def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[PassResult, dict[str, Any]]]:
+def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[PassOutcome, dict[str, Any]]]:
     """passed(body, **plan) -> what a pass of HEADER and the body finds, and the names that HEADER makes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run(body: str, steps: int | None = None, **plan: Any) -> tuple[PassResult, dict[str, Any]]:
+    def run(body: str, steps: int | None = None, **plan: Any) -> tuple[PassOutcome, dict[str, Any]]:
         scope: dict[str, Any] = {}
         exec(HEADER, scope)
         with torch.no_grad():
@@ -141,7 +141,7 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     return run
 
 
-def apart(found: PassResult, loss: torch.Tensor, model: torch.nn.Module) -> float:
+def apart(found: PassOutcome, loss: torch.Tensor, model: torch.nn.Module) -> float:
     """Relative distance of a measured gradient from the one that autograd computes of a loss."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     expected = dict(zip(names, (g.double() for g in torch.autograd.grad(loss, parameters)), strict=True))

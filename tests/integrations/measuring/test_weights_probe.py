@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tvgrad.integrations.measuring.pass_options import Weighing, Weights
+from tvgrad.integrations.measuring.pass_options import BatchWeights, Weighing
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe, split
 from tvgrad.integrations.script.batch_items import items_of
 
@@ -48,7 +48,7 @@ def over_pairs(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
 
 def probed(
     loss: Loss, *, group: int = 1, by_step: Callable[[Any], torch.Tensor] | None = None, whole: Any = BATCH
-) -> Weights:
+) -> BatchWeights:
     """The weights that a probe finds of a script that accumulates `group` batches."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).double()

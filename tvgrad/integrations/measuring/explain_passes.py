@@ -12,7 +12,7 @@ from typing import Any
 
 from tvgrad.integrations.measuring.measure import script_options, seconds_to_wait
 from tvgrad.integrations.measuring.pass_options import PassOptions
-from tvgrad.integrations.measuring.passes import PassResult, run_pass
+from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.store.measured import measured_at
 from tvgrad.store.run import Run
@@ -66,7 +66,7 @@ def explain_passes(
         wanted = folder / "plan.json"
         wanted.write_text(plan.to_json(), encoding="utf-8")
 
-        def start(**rest: Any) -> PassResult:
+        def start(**rest: Any) -> PassOutcome:
             told = PassOptions(
                 run=options.out,
                 number=0,

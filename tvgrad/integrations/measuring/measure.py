@@ -19,8 +19,8 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.check_points import check_points
-from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing, Weights
-from tvgrad.integrations.measuring.passes import PATIENCE, PassResult, run_pass
+from tvgrad.integrations.measuring.pass_options import BatchWeights, PassOptions, Weighing
+from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
 from tvgrad.integrations.script.batch_items import COUNTERS, MODULUS
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.numerics.floats import unit_roundoff
@@ -148,12 +148,12 @@ def measure(
     run = Run.open(directory)
     options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
 
-    def start(number: int, **rest: Any) -> PassResult:
+    def start(number: int, **rest: Any) -> PassOutcome:
         name = model or run.info.get("model")
         plan = PassOptions(run=options.out, number=number, parent=os.getpid(), model=name, **rest)
         return run_pass(options, plan, wait)
 
-    weights = Weights(confirmed=True) if _one_batch_an_epoch(run) else _probed(start(points[0], probe=True))
+    weights = BatchWeights(confirmed=True) if _one_batch_an_epoch(run) else _probed(start(points[0], probe=True))
     for number in points:
         given = {"weighing": weights.weighing.value, "counter": weights.counter}
         first = start(number, **given)
@@ -197,7 +197,7 @@ def seconds_to_wait(run: Run, patience: float | None) -> float:
     return patience or max(PATIENCE, longest)
 
 
-def _measured(weights: Weights, first: PassResult, second: PassResult) -> Measurement:
+def _measured(weights: BatchWeights, first: PassOutcome, second: PassOutcome) -> Measurement:
     """Compare two passes."""
     length = norm(first.gradient)
     apart = norm(difference(first.gradient, second.gradient))
@@ -230,7 +230,7 @@ def _measured(weights: Weights, first: PassResult, second: PassResult) -> Measur
     )
 
 
-def _rounding(one: PassResult, dtype: torch.dtype) -> float:
+def _rounding(one: PassOutcome, dtype: torch.dtype) -> float:
     """What rounding explains of the distance of two passes: a sum of n terms errs by about sqrt(n) u of their size."""
     terms = max(one.facts["samples"], one.facts["weight"]) + max(
         (size for tensor in one.gradient.values() for size in tensor.shape), default=1
@@ -243,7 +243,7 @@ def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return first["content"] is not None and first["content"] == second["content"]
 
 
-def _weights_in_words(weights: Weights, facts: dict[str, Any]) -> str:
+def _weights_in_words(weights: BatchWeights, facts: dict[str, Any]) -> str:
     if not facts["batches"]:
         return "each step weighed alike (its batches come from no DataLoader)"
     counter = COUNTERS[weights.counter]
@@ -256,9 +256,11 @@ def _weights_in_words(weights: Weights, facts: dict[str, Any]) -> str:
     return said
 
 
-def _probed(found: PassResult) -> Weights:
+def _probed(found: PassOutcome) -> BatchWeights:
     facts = found.facts
-    return Weights(Weighing(facts["weighing"]), facts["counter"], facts["confirmed"], facts["reason"], facts["noise"])
+    return BatchWeights(
+        Weighing(facts["weighing"]), facts["counter"], facts["confirmed"], facts["reason"], facts["noise"]
+    )
 
 
 def _tables(run: Run) -> list[pd.DataFrame]:
@@ -308,7 +310,7 @@ def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any
         )
 
 
-def _keep(root: Path, number: int, measured: PassResult, made: Measurement) -> None:
+def _keep(root: Path, number: int, measured: PassOutcome, made: Measurement) -> None:
     run = Run.open(root)
     stored = {}
     for name, parameter in run.parameters.items():

@@ -18,7 +18,7 @@ class Weighing(str, Enum):
 
 
 @dataclass(frozen=True)
-class Weights:
+class BatchWeights:
     """How the batches of a script are weighted.
 
     Attributes:
@@ -45,8 +45,8 @@ class PassOptions:
         number: whose weights are put in.
         parent: the process that waits for this one.
         model: the recorded model's name, where several have its parameters.
-        weighing: see `Weights`; of no use to a probe.
-        counter: see `Weights`.
+        weighing: see `BatchWeights`; of no use to a probe.
+        counter: see `BatchWeights`.
         probe: find the weights out instead of measuring.
         reseed: for other random numbers than the script's own; None leaves those.
         coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.

@@ -33,7 +33,7 @@ PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
-class PassResult:
+class PassOutcome:
     """What one pass has found.
 
     Attributes:
@@ -47,7 +47,7 @@ class PassResult:
     sums: dict[int, dict[ScriptSum, Weights]] = field(default_factory=dict)
 
 
-def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> PassResult:
+def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> PassOutcome:
     """Start the command for one pass.
 
     Args:
@@ -84,10 +84,10 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> Pass
                 child.wait()
         facts = read_facts(folder)
         if plan.probe:
-            return PassResult(facts, {})
+            return PassOutcome(facts, {})
         if plan.coefficients is not None:
-            return PassResult(facts, {}, read_sums(folder))
-        return PassResult(facts, read_gradient(folder))
+            return PassOutcome(facts, {}, read_sums(folder))
+        return PassOutcome(facts, read_gradient(folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

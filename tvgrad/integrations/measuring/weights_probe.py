@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tvgrad.integrations.measuring.gradient_total import reaches, wide
-from tvgrad.integrations.measuring.pass_options import Weighing, Weights
+from tvgrad.integrations.measuring.pass_options import BatchWeights, Weighing
 from tvgrad.integrations.script.batch_items import COUNTERS, DEPTH, BatchItems, items_of, tensors_of
 from tvgrad.numerics.floats import unit_roundoff
 
@@ -203,7 +203,7 @@ class WeightsProbe:
         """An optimizer step consumes the gradients."""
         self.steps += 1
 
-    def weights(self, dtype: torch.dtype) -> Weights:
+    def weights(self, dtype: torch.dtype) -> BatchWeights:
         """Compare the whole with its parts.
 
         Args:
@@ -227,7 +227,7 @@ class WeightsProbe:
         return [] if self._noisy_from is None else [one for one in self._closed() if one.step >= self._noisy_from]
 
 
-def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> Weights:
+def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
     """Find the weights under which the gradient of a batch is that of its two parts together.
 
     Args:
@@ -238,19 +238,19 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> Weights:
         The weights; by the number of samples, unconfirmed, where none fit.
     """
     if len(found) < PARTS:
-        return Weights(reason="its first batch could not be given to it in two parts")
+        return BatchWeights(reason="its first batch could not be given to it in two parts")
     whole, first, second = found[:PARTS]
     if whole.counts[0] != first.counts[0] + second.counts[0] or not first.counts[0]:
-        return Weights(reason="its first batch could not be cut into two parts")
+        return BatchWeights(reason="its first batch could not be cut into two parts")
     rounding, best = _rounding(whole, dtype), math.inf
     for weighing, counter in itertools.product(Weighing, range(len(COUNTERS))):  # by samples before by tokens
         apart = _distance(found, weighing, counter)
         if apart <= rounding:
-            return Weights(weighing, counter, confirmed=True)
+            return BatchWeights(weighing, counter, confirmed=True)
         best = min(best, apart)
     if best == math.inf:
-        return Weights(reason="the gradient of its first batch is zero or not finite")
-    return Weights(
+        return BatchWeights(reason="the gradient of its first batch is zero or not finite")
+    return BatchWeights(
         reason=f"a batch's gradient is no weighted mean of those of its parts (off by {best:.1g} of its size at "
         "best), as with batch normalisation, a loss over pairs, or noise that is no dropout layer's"
     )
