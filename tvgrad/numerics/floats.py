@@ -16,6 +16,9 @@ Number = TypeVar("Number", float, np.ndarray, torch.Tensor)
 UNIT_ROUNDOFF = 2.0**-53
 """The unit roundoff of float64."""
 
+TINY = 1e-150
+"""Over what underflow can take from a norm or a sum of products of up to a million numbers in float64."""
+
 SUM_MARGIN = 1e-9
 """Over gamma_n of four million terms in float64, a handful of further operations included."""
 
@@ -90,6 +93,23 @@ def round_up(value: Number, margin: float = SUM_MARGIN) -> Number:
         Numbers at least `value (1 + margin)`, up to the rounding of this product.
     """
     return value * (1 + margin)
+
+
+def upper_norm(rows: torch.Tensor, margin: float = SUM_MARGIN) -> torch.Tensor:
+    """Bound Euclidean norms of rows, those included whose squares underflow.
+
+    A square below 2^-1022 is off by less than that, the sum of d of them by d times as much, the root by at most
+    `sqrt(d) 2^-511`, 1.5e-154 for each of the d numbers at most.
+
+    Args:
+        rows: (n, d), float64.
+        margin: the relative rounding error of a norm at most.
+
+    Returns:
+        Upper bounds, (n,); zero for zeros.
+    """
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return round_up(norms, margin) + TINY * (rows != 0).any(dim=1)
 
 
 def own_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,7 @@ class Activation:
         d1: s' on float64 tensors.
         d2: s'' on float64 tensors.
         d3: s''' on float64 tensors.
+        added: a bound of the numbers that a folded BatchNorm adds to s, which its value may cancel; 0 for others.
 
     Example:
         >>> from tvgrad.bounds import activation_of
@@ -69,9 +70,10 @@ class Activation:
     d1: Elementwise
     d2: Elementwise
     d3: Elementwise
+    added: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("b1", "b2", "b3", "b4", "supremum", "at_zero"):
+        for field in ("b1", "b2", "b3", "b4", "supremum", "at_zero", "added"):
             number = getattr(self, field)
             if not number >= 0:
                 raise UnboundedActivation(f"{self.name}: {field} is {number}; give a bound that is at least zero.")

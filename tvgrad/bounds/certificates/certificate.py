@@ -17,6 +17,7 @@ from tvgrad.bounds.certificates.form import CertificateForm, Form, ResultOfForms
 from tvgrad.bounds.certificates.taylor_models import TaylorForm
 from tvgrad.bounds.certificates.tubes import TubeForm
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
+from tvgrad.numerics.floats import round_up
 from tvgrad.update_rules.base import UpdateRule
 
 UNIFORM = UniformForm("closed, uniform")
@@ -91,7 +92,12 @@ def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, *,
         NoCertificate: no form gives a bound; the message says why, form by form.
     """  # noqa: DOC502 - raised by best_of
     start = ExpansionPoint(problem, coefficients_of(rule, epochs))
-    forms = attempt_all(FORMS, start, steps=epochs, has_data=problem.has_data, simulate=simulate)
+    rule_of = start.coefficients
+    scale = float(rule_of.totals[-1]) * problem.gradient_norm()
+    scale = round_up(
+        scale + (float(rule_of.shrunk[-1]) + float(rule_of.totals[-1]) * rule_of.coupled) * start.theta_norm
+    )
+    forms = attempt_all(FORMS, start, totals=rule_of.totals, has_data=problem.has_data, simulate=simulate, scale=scale)
     best, lower = best_of(forms)
     uniform = next(form.upper for form in forms if form.name == UNIFORM.name)
     return Certificate(best.radius, best.upper, lower, best.name, uniform, forms)

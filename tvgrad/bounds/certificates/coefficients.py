@@ -9,6 +9,7 @@ what a certificate bounds is the norm of `tau_k - p_k = -sum_e c[k,e] (g_e - g_0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from tvgrad.numerics.floats import gamma
 from tvgrad.update_rules.base import Array, UpdateRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD
+
+LEAST_RATE = 1e-60
 
 
 class NoCertificate(TvgradError):
@@ -85,5 +88,40 @@ def coefficients_of(rule: UpdateRule | float, epochs: int) -> StepCoefficients:
             "beforehand and no certificate: use gd, sgd, momentum or nesterov, or read the estimates"
         )
     matrix = rule.coefficient_matrix(epochs)
-    shrunk = np.asarray(rule.decay_shrinkages(epochs))
+    if rule.decoupled_decay:
+        matrix, shrunk = _decayed(rule, epochs)
+    else:
+        shrunk = np.zeros(epochs + 1)
+    sizes = matrix[matrix != 0]
+    if not np.isfinite(sizes).all() or (sizes < 0).any() or (sizes < LEAST_RATE).any() or not sizes.size:
+        raise NoCertificate(
+            f"the rule weighs gradients by {matrix.min() if (sizes < 0).any() else sizes.min(initial=0.0):.3g}, and "
+            f"certificates need finite weights of at least {LEAST_RATE:g}: below, float64 underflows"
+        )
     return StepCoefficients(matrix, np.asarray(matrix.sum(axis=1)), shrunk, rule.coupled_decay)
+
+
+def _decayed(rule: LinearRule, steps: int) -> tuple[Array, Array]:
+    """The matrix and the shares of theta_0 taken, in exact arithmetic: `1 - rate lambda` may cancel, near 0 and 1."""
+    plain = rule.without_decay()
+    rates = [Fraction(float(rate)) for rate in rule.rates(steps)]
+    kept = [1 - rate * Fraction(rule.decoupled_decay) for rate in rates]
+    if any(share < 0 for share in kept):
+        raise NoCertificate("a rate times the weight decay is more than 1, which turns the weights round: lower one")
+    # what step s adds to the task vector: rate_s w[s,e], the difference of two rows without decay
+    rows, shrunk = [[Fraction(0)] * steps], [Fraction(0)]
+    mixtures = _mixtures(plain, rates)
+    for step in range(steps):
+        rows.append([kept[step] * old + new for old, new in zip(rows[-1], mixtures[step], strict=True)])
+        shrunk.append(1 - kept[step] * (1 - shrunk[-1]))
+    return np.array([[float(x) for x in row] for row in rows]), np.array([float(x) for x in shrunk])
+
+
+def _mixtures(rule: LinearRule, rates: list[Fraction]) -> list[list[Fraction]]:
+    """`rate_s w[s,e]`, from float64 mixtures of nonnegative numbers."""
+    average, found = rule.average, []
+    buffer: Array | None = None
+    for step, rate in enumerate(rates):
+        direction, buffer = average.direction(np.eye(len(rates))[step], buffer)
+        found.append([rate * Fraction(float(weight)) for weight in direction])
+    return found

@@ -129,6 +129,11 @@ class ExpansionPoint(Generic[Loss]):
         """The gradient at theta_0, `g_0 + lambda theta_0`."""
         return decayed(self.problem.gradient, self.theta, self.coefficients.coupled)
 
+    @property
+    def theta_norm(self) -> float:
+        """An upper bound of `||theta_0||`."""
+        return round_up(float(self.theta.norm()))
+
     @cached_property
     def hessian_norm(self) -> float:
         """An upper bound of `||H_0 + lambda I||`."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.results import Result
+from tvgrad.update_rules.base import Array
 
 Case = TypeVar("Case")
+
+# Rates are between 1e-60 and 1e30 and bounds of derivatives at least 1e-150, so that what underflows is far below.
+UNDERFLOW = 1e-200
+WORTHLESS = 1e9
+MOST_RATE = 1e30
 
 
 @dataclass(frozen=True)
@@ -97,20 +103,22 @@ class CertificateForm(ABC, Generic[Case]):
 
 
 def attempt_all(
-    forms: Sequence[CertificateForm[Case]], case: Case, *, steps: int, has_data: bool, simulate: bool
+    forms: Sequence[CertificateForm[Case]], case: Case, *, totals: Array, has_data: bool, simulate: bool, scale: float
 ) -> tuple[Form, ...]:
     """Try every form that applies.
 
     Args:
         forms: the forms.
         case: what is known.
-        steps: k.
+        totals: S_s of the rule, (k+1,).
         has_data: whether samples and targets are known.
         simulate: whether the training may be followed in float64.
+        scale: an upper bound of what is predicted, next to which bounds are compared.
 
     Returns:
         What each of them found.
     """
+    steps = len(totals) - 1
     found = []
     for form in forms:
         if (form.needs_data and not has_data) or (form.simulates and not simulate):
@@ -119,10 +127,22 @@ def attempt_all(
             found.append(Form(form.name, reason=f"left out: it takes {form.cost} an epoch, at most {form.most_steps}"))
             continue
         try:
-            found.append(form.attempt(case))
+            found.append(_told(form.attempt(case), scale, float(totals[-1]), UNDERFLOW if steps > 1 else 0.0))
         except (NoCertificate, UnknownLoss) as reason:  # a loss may have bounds for its targets alone
             found.append(Form(form.name, reason=str(reason)))
     return tuple(found)
+
+
+def _told(form: Form, scale: float, rates: float, underflow: float) -> Form:
+    """A form's bounds with what underflow can take from them; none where they say nothing."""
+    if not form.upper <= WORTHLESS * (scale + underflow):
+        reason = f"its bound of {form.upper:.3g} is more than {WORTHLESS:g} times the prediction itself"
+        return replace(form, upper=math.inf, lower=0.0, reason=reason)
+    if not rates <= MOST_RATE:
+        reason = f"the rates add up to {rates:.3g}, and there are bounds up to {MOST_RATE:g}: above, float64 underflows"
+        return replace(form, upper=math.inf, lower=0.0, reason=reason)
+    lower = form.lower - underflow
+    return replace(form, upper=form.upper + underflow, lower=max(0.0, lower))
 
 
 def best_of(forms: Sequence[Form]) -> tuple[Form, float]:

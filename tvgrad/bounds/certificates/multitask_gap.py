@@ -183,13 +183,14 @@ class GapTubeForm(CertificateForm[Gap]):
         tasks = [Tube([problem], case.coefficients).follow() for problem in case.problems]
         multitask = Tube(case.problems, case.coefficients, case.alpha).follow()
         total = torch.zeros_like(case.problems[0].network.flat)
-        error = width = 0.0
+        error = width = size_of_terms = 0.0
         for task, tube in enumerate(tasks):
             found, wide = _difference(tube, multitask, task)
+            size_of_terms += found.norm
             total += found.value
             error += found.error
             width += wide
-        error += gamma(len(tasks) + 4) * float(total.norm()) + 4 * UNIT_ROUNDOFF * error
+        error += gamma(len(tasks) + 4) * size_of_terms + 4 * UNIT_ROUNDOFF * error
         gap = case.alpha * total
         scaled = BoundedVector(gap, round_up(size * error + 4 * UNIT_ROUNDOFF * float(gap.norm())))
         furthest = max(tube.furthest for tube in [*tasks, multitask])
@@ -300,7 +301,10 @@ def multitask_gap_bound(
         )
     gap = Gap(problems, rule_coefficients, alpha)
     has_data = all(problem.has_data for problem in problems)
-    forms = attempt_all(GAP_FORMS, gap, steps=epochs, has_data=has_data, simulate=simulate)
+    scale = round_up(abs(alpha) * float(rule_coefficients.totals[-1]) * sum(one.gradient_norm() for one in problems))
+    forms = attempt_all(
+        GAP_FORMS, gap, totals=rule_coefficients.totals, has_data=has_data, simulate=simulate, scale=scale
+    )
     best, lower = best_of(forms)
     return GapCertificate(best.upper, lower, best.name, best.radius, _coefficient_bound(gap, forms[0]), forms)
 

@@ -25,7 +25,7 @@ from tvgrad.bounds.derivatives.sample_norms import EVALUATION, Pair, SampleNorms
 from tvgrad.bounds.derivatives.worst_case import layer_stretch, magnitudes, perturbation
 from tvgrad.bounds.losses.base import LocalLoss, Loss
 from tvgrad.bounds.network.network import Network
-from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, UNIT_ROUNDOFF, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, TINY, UNIT_ROUNDOFF, round_up
 
 Vector = torch.Tensor
 
@@ -77,7 +77,7 @@ def ball_norms(network: Network, loss: Loss, at: SampleNorms, radius: float, *, 
     for end in range(network.depth):
         ball.go_forward(end)
     moved = ball.z_changes[-1]
-    widened = loss.local(at.logits, at.targets, moved, at.curvatures) if capped else _uncapped(loss, at, moved)
+    widened = loss.local(at.logits, at.targets, moved, at.curvatures) if capped else _uncapped(loss, at, moved, radius)
     z_gradient, h_gradient = ball.go_backward(widened)
     of_z = at.z_columns, at.z_columns_second, at.z_jacobian, ball.z_jacobian_changes, ball.z_jacobian
     of_h = at.h_columns, at.h_columns_second, at.h_jacobian, ball.h_jacobian_changes, ball.h_jacobian
@@ -94,12 +94,14 @@ def ball_norms(network: Network, loss: Loss, at: SampleNorms, radius: float, *, 
     return BallNorms(norms, ball.steps, widened)
 
 
-def _uncapped(loss: Loss, at: SampleNorms, moved: Vector) -> LocalLoss:
+def _uncapped(loss: Loss, at: SampleNorms, moved: Vector, radius: float) -> LocalLoss:
     """The loss's bounds at the logits, each with what it changes by over a distance."""
     local = loss.local(at.logits, at.targets, 0.0, at.curvatures)
     uniform = loss.uniform(at.targets, at.logits.shape[1], 0.0)
     hessian = round_up(local.hessian + uniform.third * moved, 8 * UNIT_ROUNDOFF)
-    third = round_up(local.third + loss.fourth(hessian, uniform.hessian) * moved, 8 * UNIT_ROUNDOFF)
+    # of the bounds of the fourth derivative the smaller one; at the centre the larger one, which covers both
+    fourth = loss.fourth(hessian if radius else hessian + uniform.hessian, uniform.hessian)
+    third = round_up(local.third + fourth * moved, 8 * UNIT_ROUNDOFF)
     return replace(local, hessian=hessian, third=third)
 
 
@@ -169,7 +171,7 @@ class _Widening:
     def _move_z(self, end: int) -> Vector:
         """Bound how far z_l moves, rounding included; return the part that is rounding."""
         layer, source, added = self.network.layers[end], self.network.skips.reads[end], self.network.skips.adds[end]
-        terms = sum((self.sizes[k] for k in added), self.norms[end] * self.sizes[source] + layer.offset_norm)
+        terms = sum((self.sizes[k] for k in added), self.norms[end] * self.sizes[source] + layer.offset_size)
         own = self.at.rounding[end] * torch.hypot(self.sizes[source], self.ones)
         own = own + 2 * len(added) * UNIT_ROUNDOFF * terms
         moved = self.radius * self.steps[end] + own + self.norms[end] * self.h_changes[source]
@@ -198,8 +200,10 @@ class _Widening:
         s = layer.activation
         change = self.choose(s.b1 * moved, self.at.maxima[1, end] * moved + 0.5 * s.b2 * moved.square())
         change = self.choose(change, self._along_ball(self.h_jacobian, end) + s.b1 * rounding)
-        entering = sum((self.sizes[k] for k in skips.adds[end]), self.sizes[skips.reads[end]])
-        evaluation = EVALUATION * torch.hypot(entering, self.ones * layer.width**0.5)
+        z = self.norms[end] * self.sizes[skips.reads[end]] + layer.offset_size
+        z = sum((self.sizes[k] for k in skips.adds[end]), z)
+        # |s(z)| is at most b1 |z| + |s(0)|; a folded BatchNorm's terms may cancel in it
+        evaluation = EVALUATION * (2 * s.b1 * z + layer.width**0.5 * (s.at_zero + 2 * s.added + TINY))
         self.h_changes.append(change + evaluation)
         self.h_rounding.append(s.b1 * rounding + evaluation)
 

@@ -29,7 +29,7 @@ from tvgrad.bounds.rounding import passes
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.bounds.rounding.passes import Pass
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, own_copy, round_up
+from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, own_copy, round_up, upper_norm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -170,7 +170,7 @@ class DerivativeBounds:
                     f"the inputs have {inputs.shape[1]} features and the first layer takes {network.inputs}: "
                     "give data of the model's shape"
                 )
-            input_norms = round_up(inputs.norm(dim=1), gamma(inputs.shape[1] + 8))
+            input_norms = upper_norm(inputs, gamma(inputs.shape[1] + 8))
         if input_norms is None or not len(input_norms):
             raise TvgradError("the data is empty: give at least one sample")
         if not bool(torch.isfinite(input_norms).all()) or bool((input_norms < 0).any()):

@@ -25,7 +25,7 @@ from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.network.spectral_norm import spectral_norms
 from tvgrad.bounds.rounding.passes import CHUNK_NUMBERS
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma
+from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, upper_norm
 
 SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 0.2 % for most Jacobians
 EVALUATION = 64 * UNIT_ROUNDOFF  # an elementwise function of order 1 is within so much: PyTorch's are within a few ulps
@@ -138,7 +138,7 @@ def _measure_chunk(
             s = layer.activation
             derivatives.append((s.d1(z), s.d2(z), s.d3(z)))
             made.append(s.value(z))
-    sizes = [h.norm(dim=1) for h in made]
+    sizes = [upper_norm(h) for h in made]
     found = SampleNorms(z, targets, sizes, curvatures=loss.curvature(z, targets), rounding=rounding)
     for index, values in enumerate(derivatives):
         s = layers[index].activation
@@ -170,7 +170,7 @@ def _measure_jacobians(network: Network, found: SampleNorms, derivatives: Deriva
             product = step * first[:, None, :]
             for (columns, columns_second, jacobian), rows, bound in kinds:
                 norms = (step if rows is None else rows * step).square().sum(dim=-2).sqrt()
-                error = relative * reach * bound
+                error = relative * reach * bound + TINY
                 columns[k, end] = (norms.amax(-1) + error).expand(samples)
                 columns_second[k, end] = (norms * second.abs()).amax(1) + error * (s.b1 + s.b2)
                 measured = spectral_norms(product if rows is None else rows * product, squarings)
@@ -230,4 +230,4 @@ def _measure_gradients(network: Network, loss: Loss, found: SampleNorms, derivat
             found.h_gradient[0, index] = size.amax(1)
             found.h_gradient[2, index] = (size * second.abs()).amax(1)
             found.h_gradient[3, index] = (size * third.abs()).amax(1)
-        found.z_gradient[index] = p[index].norm(dim=1)
+        found.z_gradient[index] = upper_norm(p[index])

@@ -28,7 +28,7 @@ import torch
 
 from tvgrad.bounds.losses.base import Loss, LossBounds
 from tvgrad.bounds.network.network import Network
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, round_up
+from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, round_up
 
 CHUNK = 4096
 
@@ -79,8 +79,8 @@ class LayerBounds:
         return self._outward(float((once @ norms).norm())), self._outward(spectral_bound(once))
 
     def _outward(self, bound: float) -> float:
-        """Round up by the margin, and by 8 u for the rounding of this product."""
-        return round_up(bound, self.margin + 8 * UNIT_ROUNDOFF)
+        """Round up by the margin, by 8 u for the rounding of this product, and by what underflow can take."""
+        return round_up(bound, self.margin + 8 * UNIT_ROUNDOFF) + TINY
 
     @property
     def thirds(self) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, Number, own_copy, round_up
+from tvgrad.numerics.floats import UNIT_ROUNDOFF, Number, own_copy, round_up, upper_norm
 
 
 class UnknownLoss(TvgradError):
@@ -185,8 +185,7 @@ def outward(bound: Number) -> Number:
 
 def row_norms(rows: torch.Tensor, roundings: int = 8) -> torch.Tensor:
     """Upper bounds on the Euclidean norms of rows, (n, C) -> (n,), whose numbers carry a few roundings."""
-    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return round_up(norms, (rows.shape[1] + roundings) * UNIT_ROUNDOFF)
+    return upper_norm(rows, (rows.shape[1] + roundings) * UNIT_ROUNDOFF)
 
 
 def choice(name: str, option: str, value: str) -> str:

@@ -9,6 +9,7 @@ too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +20,11 @@ from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
 from tvgrad.bounds.network.spectral_norm import spectral_norm
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.floats import SUM_MARGIN, UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.numerics.floats import SUM_MARGIN, TINY, UNIT_ROUNDOFF, gamma, round_up
+
+# Roundings in an entry of G W or G b + t: of a BatchNorm's variance plus eps, its root, quotient, weight and mean, the
+# products with W and b, and two sums, twice over.
+FOLDED = 16
 
 
 class UnsupportedNetwork(TvgradError):
@@ -38,6 +43,7 @@ class Layer:
         bias_name: the same for b.
         gains: diagonal of G, (outputs,), or None for ones.
         shift: t, (outputs,), or None for zeros.
+        shift_size: the sizes of the terms that t is the sum of, or None where t was not computed.
         shared: how the kernel and bias of a convolution fill W and b; None for any other layer.
     """
 
@@ -48,6 +54,7 @@ class Layer:
     bias_name: str | None
     gains: torch.Tensor | None = None
     shift: torch.Tensor | None = None
+    shift_size: torch.Tensor | None = None
     shared: SharedKernel | None = None
 
     @cached_property
@@ -71,19 +78,31 @@ class Layer:
     @cached_property
     def spectral_norm(self) -> float:
         """A certified upper bound of ||G W||_2, the rounding of G W (or of a pooling's W) included."""
-        rounding = 2 * UNIT_ROUNDOFF * float(torch.linalg.vector_norm(self.matrix))
+        rounding = FOLDED * UNIT_ROUNDOFF * float(torch.linalg.vector_norm(self.matrix))
         return round_up(spectral_norm(self.matrix).bound + rounding, 16 * UNIT_ROUNDOFF)
 
     @cached_property
     def frobenius_norm(self) -> float:
-        """The Frobenius norm of [G W, G b + t], rounded up."""
-        size = torch.cat([self.matrix, self.offset[:, None]], dim=1)
-        return round_up(float(torch.linalg.vector_norm(size)), gamma(size.numel() + 16))
+        """The Frobenius norm of [G W, terms of G b + t], rounded up: what the rounding of z is relative to."""
+        matrix = round_up(float(torch.linalg.vector_norm(self.matrix)), gamma(self.matrix.numel() + 32))
+        return round_up(math.hypot(matrix, self.offset_size), 8 * UNIT_ROUNDOFF) + TINY
+
+    @cached_property
+    def offset_size(self) -> float:
+        """`|| |G b| + |terms of t| ||`, rounded up: what the rounding of G b + t is relative to."""
+        size = (self.bias if self.shared is None else self.shared.offset(self.bias)).abs()
+        if self.gains is not None:
+            size = size * self.gains.abs()
+        if self.shift is not None:
+            size = size + (self.shift.abs() if self.shift_size is None else self.shift_size)
+        return round_up(float(torch.linalg.vector_norm(size)), gamma(len(size) + 32))
 
     @cached_property
     def offset_norm(self) -> float:
         """||G b + t||, rounded up."""
-        return round_up(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 16))
+        computed = round_up(float(torch.linalg.vector_norm(self.offset)), gamma(len(self.offset) + 16))
+        # without a folded BatchNorm the offset is the bias itself
+        return computed if self.gains is None else computed + FOLDED * UNIT_ROUNDOFF * self.offset_size
 
     @property
     def moves_weight(self) -> float:
@@ -204,10 +223,12 @@ class Network:
         Returns:
             (L,), rounded up; zeros for frozen layers.
         """
-        squares = torch.zeros(self.depth, dtype=torch.float64)
+        squares, known = torch.zeros(2, self.depth, dtype=torch.float64)
         for index, _, where in self.parts:
             squares[index] += flat[where].square().sum()
-        return round_up(squares.sqrt(), gamma(len(flat) + 8))
+            known[index] = float(bool(flat[where].any())) or known[index]
+        norms: torch.Tensor = round_up(squares.sqrt(), gamma(len(flat) + 8)) + TINY * known
+        return norms
 
     def margin(self, samples: int) -> float:
         """The relative rounding error of a bound that is computed from n samples without cancellation.

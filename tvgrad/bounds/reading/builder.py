@@ -17,7 +17,7 @@ from tvgrad.bounds.activations.smooth import Activation
 from tvgrad.bounds.network.network import Layer, Network, UnsupportedNetwork
 from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
-from tvgrad.numerics.floats import own_copy, round_up
+from tvgrad.numerics.floats import TINY, own_copy, round_up
 
 Shape = tuple[int, ...]
 """Channels and sizes of one sample."""
@@ -112,7 +112,9 @@ class NetworkBuilder:
         self._activated[value.place - 1] = True
         return value
 
-    def normalised(self, name: str, value: Value, scale: torch.Tensor, shift: torch.Tensor) -> Value:
+    def normalised(
+        self, name: str, value: Value, scale: torch.Tensor, shift: torch.Tensor, size: torch.Tensor
+    ) -> Value:
         """Apply a BatchNorm that does not look at the batch.
 
         Args:
@@ -120,6 +122,7 @@ class NetworkBuilder:
             value: what it is applied to.
             scale: one number a feature, or a channel.
             shift: likewise.
+            size: of what the shift is a difference of, likewise.
 
         Returns:
             `scale * value + shift`.
@@ -128,23 +131,29 @@ class NetworkBuilder:
             UnsupportedNetwork: it has other numbers of features, or is applied to the data.
         """
         if value.shape is not None and len(scale) == value.shape[0]:  # one number a channel
-            scale, shift = (each.repeat_interleave(math.prod(value.shape[1:])) for each in (scale, shift))
+            positions = math.prod(value.shape[1:])
+            scale, shift, size = (each.repeat_interleave(positions) for each in (scale, shift, size))
         if value.place == 0 and value.alone:
             raise UnsupportedNetwork(f"{name} normalises the inputs: normalise the data instead, and drop the layer")
         if len(scale) != self.width(value):
             raise UnsupportedNetwork(
                 f"{name} has {len(scale)} features where the layer before it gives {self.width(value)}"
             )
-        if value.alone and self._activated[value.place - 1]:
-            layer = self.layers[value.place - 1]
-            self.layers[value.place - 1] = replace(layer, activation=_scaled(layer.activation, scale, shift))
+        layer = self.layers[value.place - 1] if value.place else None
+        if value.alone and layer and self._activated[value.place - 1] and not layer.activation.added:
+            self.layers[value.place - 1] = replace(layer, activation=_scaled(layer.activation, scale, shift, size))
             return value
-        if not value.alone or self._adds[value.place - 1]:  # the gains of a layer are not those of what is added to it
+        # the gains of a layer are not those of what is added to it; one BatchNorm a layer keeps its rounding known
+        if (
+            not value.alone
+            or not layer
+            or self._activated[value.place - 1]
+            or self._adds[value.place - 1]
+            or (layer.gains is not None)
+        ):
             value = self._more(value)
-        layer = self.layers[value.place - 1]
-        gains = scale if layer.gains is None else scale * layer.gains
-        moved = shift if layer.shift is None else scale * layer.shift + shift
-        self.layers[value.place - 1] = replace(layer, gains=gains, shift=moved)
+            layer = self.layers[value.place - 1]
+        self.layers[value.place - 1] = replace(layer, gains=scale, shift=shift, shift_size=size)
         return value
 
     def added(self, name: str, one: Value, other: Value) -> Value:
@@ -227,17 +236,19 @@ def layer_of(module: nn.Linear | nn.Conv1d | nn.Conv2d, prefix: str, shared: Sha
     return Layer(weight, bias, activation_of(IDENTITY), weight_name, bias_name, shared=shared)
 
 
-def _scaled(inner: Activation, scale: torch.Tensor, shift: torch.Tensor) -> Activation:
+def _scaled(inner: Activation, scale: torch.Tensor, shift: torch.Tensor, size: torch.Tensor) -> Activation:
     """`scale * s + shift`, element by element: an activation whose constants are the largest among the units."""
-    largest, offset = float(scale.abs().max()), float(shift.abs().max())
+    largest, offset = (round_up(float(each.abs().max()), 1e-14) for each in (scale, size))
     bounds = {name: round_up(getattr(inner, name) * largest, 1e-15) for name in ("b1", "b2", "b3", "b4")}
     return Activation(
         name=f"{inner.name} then BatchNorm",
         **bounds,
-        supremum=round_up(inner.supremum * largest + offset, 1e-15),
+        supremum=round_up(inner.supremum * largest + offset, 1e-15) if largest else offset,
         at_zero=round_up(inner.at_zero * largest + offset, 1e-15),
         value=lambda x: scale * inner.value(x) + shift,
         d1=lambda x: scale * inner.d1(x),
         d2=lambda x: scale * inner.d2(x),
         d3=lambda x: scale * inner.d3(x),
+        # positive, so that it is known that there is a BatchNorm
+        added=round_up(float(size.max()), 1e-15) + TINY,
     )

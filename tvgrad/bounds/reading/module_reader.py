@@ -231,8 +231,8 @@ def _copied(module: nn.Module) -> nn.Module:
         ) from None
 
 
-def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of a BatchNorm that uses its running statistics."""
+def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scale and shift of a BatchNorm that uses its running statistics, and the size of the shift's terms."""
     if module.training or module.running_mean is None or module.running_var is None:
         raise UnsupportedNetwork(
             f"{name} normalises by the batch in train mode, which couples the samples: call model.eval() "
@@ -247,6 +247,10 @@ def _batch_norm(name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[tor
     if module.weight is not None:
         scale = scale * module.weight.detach().double().cpu()
     shift = -scale * module.running_mean.detach().double().cpu()
+    size = shift.abs()
     if module.bias is not None:
-        shift = shift + module.bias.detach().double().cpu()
-    return scale, shift
+        bias = module.bias.detach().double().cpu()
+        shift, size = shift + bias, size + bias.abs()
+    if not bool((torch.isfinite(scale) & torch.isfinite(shift)).all()):
+        raise UnsupportedNetwork(f"{name} has statistics or weights that are not finite: repair the checkpoint first")
+    return scale, shift, size

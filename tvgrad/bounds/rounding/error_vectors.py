@@ -5,7 +5,8 @@ The distance is Euclidean, one for each sample. The rules, with u the unit round
 - product with a matrix: the incoming error grows by ||W||_2, and each inner product adds at most
   `gamma_d sum |w||h|`, so that the vector of them adds `gamma_d ||W||_F ||h||`;
 - a function, entry by entry: the incoming error grows by its Lipschitz constant, and its evaluation adds 64 u times
-  its bound (PyTorch's are within a few u) and 64 u of its argument's size;
+  its bound (PyTorch's are within a few u) and 64 u of its argument's size. A folded BatchNorm, `scale s + shift`, may
+  cancel: `|scale s|` is at most the value's size and |shift|, so that its bound is twice the terms of the shift;
 - a sum: both errors, and one rounding of the terms' sizes;
 - an entrywise product: `|a|_inf err_b + |b|_inf err_a + err_a err_b`, and one rounding.
 """
@@ -18,7 +19,7 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.activations.smooth import Elementwise
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, upper_norm
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class ErrorVectors:
     @cached_property
     def size(self) -> torch.Tensor:
         """An upper bound of the computed norms; with the error, of the exact ones."""
-        norms: torch.Tensor = self.value.norm(dim=1)
-        return round_up(norms)
+        return upper_norm(self.value)
 
     @cached_property
     def largest(self) -> torch.Tensor:
@@ -55,7 +55,7 @@ class ErrorVectors:
         Returns:
             W times each vector, (n, outputs).
         """
-        error = spectral * self.error + gamma(matrix.shape[1] + 8) * frobenius * self.size
+        error = spectral * self.error + gamma(matrix.shape[1] + 24) * frobenius * self.size + TINY
         return ErrorVectors(self.value @ matrix.T, error)
 
     def doubled(self) -> ErrorVectors:
@@ -85,7 +85,7 @@ class ErrorVectors:
         """
         product = self.value * other.value
         error = self.largest * other.error + other.largest * self.error + self.error * other.error
-        return ErrorVectors(product, error + 2 * UNIT_ROUNDOFF * product.norm(dim=1))
+        return ErrorVectors(product, error + 2 * UNIT_ROUNDOFF * upper_norm(product) + TINY)
 
 
 def applied(function: Elementwise, z: ErrorVectors, lipschitz: float, bound: float) -> ErrorVectors:
@@ -101,7 +101,7 @@ def applied(function: Elementwise, z: ErrorVectors, lipschitz: float, bound: flo
         The values.
     """
     value = function(z.value)
-    evaluation = 64 * UNIT_ROUNDOFF * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + value.norm(dim=1))
+    evaluation = 64 * UNIT_ROUNDOFF * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + upper_norm(value)) + TINY
     return ErrorVectors(value, lipschitz * z.error + evaluation)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.rounding.error_vectors import ErrorVectors
-from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, round_up
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class BoundedVector:
 
     @property
     def norm(self) -> float:
-        """The computed norm."""
-        return float(self.value.norm())
+        """The computed norm, and what underflow can take from it."""
+        return float(self.value.norm()) + TINY * bool(self.value.any())
 
     @property
     def upper(self) -> float:
@@ -40,7 +40,9 @@ class BoundedVector:
     @property
     def lower(self) -> float:
         """A lower bound of the exact vector's norm."""
-        return max(0.0, (self.norm * (1 - gamma(len(self.value) + 4)) - self.error) * (1 - 4 * UNIT_ROUNDOFF))
+        return max(
+            0.0, ((self.norm - 2 * TINY) * (1 - gamma(len(self.value) + 4)) - self.error) * (1 - 4 * UNIT_ROUNDOFF)
+        )
 
 
 class ParameterSum:
@@ -55,6 +57,7 @@ class ParameterSum:
         self.network = network
         self.value = torch.zeros(network.parameters, dtype=torch.float64)
         self.errors = torch.zeros(len(network.parts), dtype=torch.float64)
+        self._sizes, self._terms = torch.zeros_like(self.errors), 0
 
     def add(self, index: int, p: ErrorVectors, h: ErrorVectors | None, rounding: float) -> None:
         """Add the sum of `p h'` (or of p) to the part of one parameter.
@@ -65,6 +68,7 @@ class ParameterSum:
             h: what multiplies that of the weight, (n, inputs); None for a bias.
             rounding: relative error of a sum over the samples.
         """
+        self._terms += 1
         for number, (layer, weight, where) in enumerate(self.network.parts):
             if (layer, weight) != (index, h is not None):
                 continue
@@ -77,12 +81,15 @@ class ParameterSum:
             if h is None:
                 total = value.sum(0)
                 self.value[where] += total if share is None else share.collect_offset(total)
-                error = p.error + rounding * p.size
+                size = p.size
+                error = p.error + rounding * size
             else:
                 total = value.T @ h.value
                 self.value[where] += total.flatten() if share is None else share.collect(total)
-                error = p.error * (h.size + h.error) + p.size * h.error + rounding * p.size * h.size
+                size = p.size * h.size
+                error = p.error * (h.size + h.error) + p.size * h.error + rounding * size
             self.errors[number] += gain * float(error.sum())
+            self._sizes[number] += gain * float(size.sum())
 
     def mean(self, divisor: float, samples: int) -> BoundedVector:
         """Divide by the divisor, which carries a relative error of n u at most.
@@ -95,5 +102,7 @@ class ParameterSum:
             The mean.
         """
         value = self.value / divisor
-        error = round_up(float(self.errors.norm()) / divisor)
-        return BoundedVector(value, error + gamma(samples + 8) * float(value.norm()))
+        # each addition rounds a partial sum, which is at most the sum of all sizes
+        errors = self.errors + gamma(samples + self._terms + 8) * self._sizes
+        error = round_up((float(errors.norm()) + TINY * bool(errors.any())) / divisor)
+        return BoundedVector(value, error)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from tvgrad.bounds.losses.base import Loss
-from tvgrad.bounds.network.network import Layer, Network
+from tvgrad.bounds.network.network import FOLDED, Layer, Network
 from tvgrad.bounds.rounding.error_vectors import ErrorVectors, applied, nothing_like, total_of
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector, ParameterSum
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
@@ -122,7 +122,7 @@ def _steps(network: Network, direction: torch.Tensor) -> list[LayerStep]:
     for layer, moved in zip(network.layers, network.at(direction).layers, strict=True):
         weight = moved.weight if layer.weight_name is not None else torch.zeros_like(layer.weight)
         bias = moved.bias if layer.bias_name is not None else torch.zeros_like(layer.bias)
-        step = Layer(weight, bias, layer.activation, None, None, layer.gains, None, layer.shared)
+        step = Layer(weight, bias, layer.activation, None, None, layer.gains, shared=layer.shared)
         norms = (round_up(float(part.norm())) for part in (step.matrix, step.offset))
         found.append(LayerStep(step.matrix, step.offset, *norms))
     return found
@@ -137,7 +137,7 @@ def _backward(p: ErrorVectors, layer: Layer) -> ErrorVectors:
 
 
 def _shifted(z: ErrorVectors, offset: torch.Tensor, norm: float) -> ErrorVectors:
-    return ErrorVectors(z.value + offset, z.error + 4 * UNIT_ROUNDOFF * (z.size + norm))
+    return ErrorVectors(z.value + offset, z.error + UNIT_ROUNDOFF * (4 * z.size + FOLDED * norm))
 
 
 class Pass:
@@ -163,11 +163,11 @@ class Pass:
         self._h = [ErrorVectors(inputs, torch.zeros(len(inputs), dtype=torch.float64))]
         self._z: list[ErrorVectors] = []
         for index, layer in enumerate(network.layers):
-            z = _shifted(_forward(self._h[skips.reads[index]], layer), layer.offset, layer.offset_norm)
+            z = _shifted(_forward(self._h[skips.reads[index]], layer), layer.offset, layer.offset_size)
             self._z.append(total_of([z, *(self._h[k] for k in skips.adds[index])]))
             if index < self._last:
                 s = layer.activation
-                self._h.append(applied(s.value, self._z[-1], s.b1, 0.0))
+                self._h.append(applied(s.value, self._z[-1], s.b1, 2 * s.added))
         self._first = self._derivatives(1)
         logits = self._z[-1]
         # constants here only multiply rounding errors: rough ones do
