@@ -193,6 +193,39 @@ for a, b in DataLoader(data, batch_size=11):
     assert found.facts["dtype"] == "bfloat16"
 
 
+def test_a_trainer_of_transformers(passed: Any) -> None:
+    pytest.importorskip("accelerate")
+    body = """
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+rows = []
+for row in range(22):
+    ids = torch.randint(1, 50, (16,))
+    seen = torch.arange(16) < 6 + row % 9
+    rows.append({"input_ids": ids, "attention_mask": seen.long(), "labels": torch.where(seen, ids, -100)})
+small = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+model = LlamaForCausalLM(small)
+"""
+    train = """
+settings = TrainingArguments("out", per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2,
+                             max_grad_norm=0.01, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True)
+Trainer(model=model, args=settings, train_dataset=rows).train()
+"""
+    scope: dict[str, Any] = {}
+    exec(HEADER + body, scope)
+    model, rows = scope["model"], scope["rows"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    with tvgrad.Recorder("run", model):
+        pass
+    found, _ = passed(body + train, weighing=Weighing.STEP.value, counter=2)
+    whole = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    logits = model(input_ids=whole["input_ids"], attention_mask=whole["attention_mask"]).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), whole["labels"][:, 1:].flatten())
+    assert apart(found, loss, model) < 1e-5  # float32, two layers
+    assert (found.facts["samples"], found.facts["steps"], found.facts["batches_a_step"]) == (22, 3, 2)
+
+
 def test_other_random_numbers_draw_order_and_dropout_anew(passed: Any) -> None:
     body = """
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -275,3 +276,37 @@ def test_a_fixed_number_of_steps_where_the_only_batch_is_fetched_ahead() -> None
             world.train()
     world.epochs.exit(clean=True, unchanged=True)
     assert world.ends == [(3, "steps")]
+
+
+def groups_ahead(batches: Iterator[object], size: int) -> Iterator[list[object]]:
+    """Lists of batches that a step accumulates, from a loader that is one batch ahead, as Trainers fetch them."""
+    ahead = one_ahead(batches)
+    while group := list(itertools.islice(ahead, size)):
+        yield group
+
+
+@pytest.mark.parametrize(("length", "size", "expected"), [(6, 2, [8, 8, 8]), (7, 3, [12, 12, 4]), (4, 1, [4] * 4)])
+def test_a_group_that_is_fetched_together_is_consumed_batch_by_batch(
+    length: int, size: int, expected: list[int]
+) -> None:
+    world = World()
+    for _ in range(2):
+        found = []
+        for group in groups_ahead(world.batches(1, length), size):
+            for _ in group:
+                world.backward()
+            found.append(world.epochs.samples)
+            world.step()
+        assert found == expected
+    assert [how for _, how in world.ends] == ["loader", "loader"][: len(world.ends)]
+
+
+def test_two_backward_passes_of_one_batch_consume_one_where_batches_are_fetched_ahead() -> None:
+    world = World()
+    found = []
+    for _ in one_ahead(world.batches(1, 5)):
+        world.backward()
+        world.backward()
+        found.append(world.epochs.samples)
+        world.step()
+    assert found == [4] * 5

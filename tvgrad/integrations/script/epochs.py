@@ -73,6 +73,8 @@ class Iteration:
         steps: optimizer steps that its batches went into.
         exhausted: whether it came to its end.
         dropped: whether its iterator is gone.
+        burst: batches fetched without a backward pass between them, and the end of the loader.
+        used: of this burst, batches that backward passes have consumed.
         data: samples in the loader's data set, where that is known.
         waiting: (samples, whether the batch is still in memory, its items where they were counted) for each batch that
             waits for its backward pass.
@@ -86,6 +88,8 @@ class Iteration:
     steps: int = 0
     exhausted: bool = False
     dropped: bool = False
+    burst: int = 0
+    used: int = 0
     data: int | None = None
     waiting: deque[tuple[int, Alive, BatchItems | None]] = field(default_factory=deque)
 
@@ -93,6 +97,22 @@ class Iteration:
     def running(self) -> bool:
         """Whether it may give another batch."""
         return not self.exhausted and not self.dropped
+
+    @property
+    def fetched_a_group(self) -> bool:
+        """Whether the next backward pass goes through another batch than the last, though none was fetched since.
+
+        That is so where the batches that a step accumulates are fetched together. One of the first burst is fetched
+        ahead.
+        """
+        ahead = 1 if self.fetched == self.burst else 0
+        return self.lead > 1 and bool(self.waiting) and 0 < self.used < self.burst - ahead
+
+    def note_fetch(self) -> None:
+        """A batch was fetched, or the end was met."""
+        if self.used:
+            self.burst = self.used = 0
+        self.burst += 1
 
     @property
     def keeps_batches(self) -> bool:
@@ -179,6 +199,7 @@ class Epochs:
         if isinstance(held, Held) and not (held.iteration.loader == iteration.loader and held.iteration.keeps_batches):
             self._end(held.how)
         iteration.fetched += 1
+        iteration.note_fetch()
         if iteration.lead == 1:
             iteration.waiting.clear()  # a batch without a backward pass was left out by the script
         iteration.waiting.append((samples, alive, items))
@@ -193,6 +214,7 @@ class Epochs:
             iteration: the pass.
         """
         iteration.exhausted = True
+        iteration.note_fetch()
         self._fresh = True
         if not self.telling:
             return
@@ -235,6 +257,8 @@ class Epochs:
         """A backward pass begins."""
         self.backwards += 1
         if not self._fresh:
+            if self._source is not None and self._source.fetched_a_group:
+                self._consume(self._source)
             return
         self._fresh = False
         source = self._consumed_from()
@@ -242,13 +266,7 @@ class Epochs:
             return
         if not source.lead:
             source.lead = max(source.fetched, 1)
-        source.consumed += 1
-        while len(source.waiting) > 1 and not source.waiting[0][1]():
-            source.waiting.popleft()  # the script left it out
-        if source.waiting:
-            samples, _, items = source.waiting.popleft()
-            self.samples += samples
-            self.items += [] if items is None else [items]
+        self._consume(source)
         self._source = source
         if self.state is State.UNSEEN:
             self.state = State.RUNNING
@@ -256,6 +274,17 @@ class Epochs:
             self.state = Held(source, "loader")  # its only batch was fetched ahead
         self._feeds.update((one.loader, one.length) for one in self._recent if one.running)
         self._recent.clear()
+
+    def _consume(self, source: Iteration) -> None:
+        """A backward pass goes through the next batch of a pass."""
+        source.consumed += 1
+        source.used += 1
+        while len(source.waiting) > 1 and not source.waiting[0][1]():
+            source.waiting.popleft()  # the script left it out
+        if source.waiting:
+            samples, _, items = source.waiting.popleft()
+            self.samples += samples
+            self.items += [] if items is None else [items]
 
     def before_step(self) -> None:
         """An optimizer step is about to be taken.
