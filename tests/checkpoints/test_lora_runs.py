@@ -17,6 +17,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.merging import METHODS
 from tvgrad.merging.runs import merge_runs
 from tvgrad.report.relation import relate_runs
+from tvgrad.report.tables import run_tables
 from tvgrad.store.export import export_checkpoint
 from tvgrad.store.run import Run
 
@@ -130,6 +131,20 @@ def test_the_relation_speaks_of_both_spaces(tmp_path: Path) -> None:
         assert groups[group] == pytest.approx(exact, rel=1e-9)
     start = relation.table[relation.table["epoch"] == 0]["cos_weight_space"]
     assert all(math.isnan(value) for value in start)
+
+
+def test_the_report_has_norms_in_weight_space(tmp_path: Path) -> None:
+    run, model = trained(tmp_path / "one", 1)
+    norms = run_tables([run]).tables["norms"]
+    last = norms[norms["epoch"] == 3].set_index("group")["weight_change_norm"]
+    moved = {name: float(change(model, name).norm()) for name in ("body.0", "body.1")}
+    assert last["all"] == pytest.approx(math.hypot(*moved.values()), rel=1e-9)
+    for name, length in moved.items():
+        (group,) = [one for one in last.index if one.endswith(name)]
+        assert last[group] == pytest.approx(length, rel=1e-9)
+    assert set(norms[norms["epoch"] == 0]["weight_change_norm"]) == {0.0}
+    dora, _ = trained(tmp_path / "dora", 1, use_dora=True)
+    assert run_tables([dora]).tables["norms"]["weight_change_norm"].isna().all()
 
 
 def test_refusals(tmp_path: Path) -> None:

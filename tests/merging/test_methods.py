@@ -15,7 +15,8 @@ from tvgrad import merging
 from tvgrad.errors import TvgradError
 from tvgrad.merging.dare import Dare
 from tvgrad.merging.median import median_network
-from tvgrad.merging.ties import BLOCK
+from tvgrad.merging.stack import VectorStack
+from tvgrad.merging.ties import BLOCK, smallest_kept, smallest_kept_of
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -191,6 +192,25 @@ def test_dares_entries_depend_on_their_place_alone():
     assert np.array_equal(whole[:37], Dare(0.3, seed=2).kept(1, "w", 0, length=37))
     assert whole.mean() == pytest.approx(0.3, abs=5 * (0.21 / 400_000) ** 0.5)
     assert not np.array_equal(whole, Dare(0.3, seed=2).kept(1, "v", 0, length=400_000))
+
+
+@pytest.mark.parametrize("case", ["any", "alike in float32", "too large for float32", "exact", "subnormal"])
+def test_ranks_of_float32_magnitudes_find_the_float64_one(case):
+    generator = np.random.default_rng(3)
+    values = generator.standard_normal(150_000)
+    if case == "alike in float32":
+        values = 1 + 1e-12 * values
+    elif case == "too large for float32":
+        values *= 1e200
+    elif case == "exact":
+        values = values.astype(np.float32).astype(np.float64)
+    elif case == "subnormal":
+        values *= 1e-44
+    tensor = torch.from_numpy(values)
+    stack = VectorStack([{"w": tensor}])
+    for density in (1e-6, 0.01, 0.2, 0.5, 0.999, 1.0):
+        expected = np.sort(np.abs(values))[len(values) - max(1, int(density * len(values)))] if density < 1 else 0.0
+        assert smallest_kept_of(stack, 0, "w", density) == expected == smallest_kept(tensor, density)
 
 
 def test_one_task_merges_to_itself():

@@ -13,10 +13,11 @@ from tvgrad.files.tensors import TensorSource
 from tvgrad.files.writing import write_stream
 from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.stack import FileStack, Stack, VectorStack, all_finite
+from tvgrad.merging.workers import in_order
 from tvgrad.vectors.parameters import Weights
 
 BLOCK = 1 << 16
-"""Elements of each task in a block: large enough for two threads, small enough for the cache.
+"""Elements of each task in a block: large enough for a thread, small enough for the cache.
 
 A multiple of 64, see `Dare`.
 """
@@ -201,12 +202,13 @@ def merged_blocks(
     Raises:
         TvgradError: a value is not finite, or does not fit into the dtype.
     """
-    numel = stack.numel(name)
-    size = BLOCK if method.elementwise else max(numel, 1)
-    for start in range(0, numel, size):
+    chosen, numel = method.for_tensor(stack, name), stack.numel(name)
+    size = BLOCK if chosen.elementwise else max(numel, 1)
+
+    def merged(start: int) -> torch.Tensor:
         length = min(size, numel - start)
-        rows = stack.rows(name, start, length) if method.elementwise else stack.rows(name)
-        part = method.combine(rows, name, start).reshape(-1).mul_(alpha)
+        rows = stack.rows(name, start, length) if chosen.elementwise else stack.rows(name)
+        part = chosen.combine(rows, name, start).reshape(-1).mul_(alpha)
         base = stack.base(name, start, length) if add_base else None
         rounded = (part if base is None else part.add_(base)).to(dtype)
         if not all_finite(rounded):
@@ -214,4 +216,8 @@ def merged_blocks(
             raise TvgradError(
                 f"the merged {name!r} does not fit into {kind} at alpha {alpha:g}: choose a smaller alpha"
             )
-        yield rounded
+        # The thread's next block overwrites what it read.
+        shared = rounded.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
+        return rounded.clone() if shared else rounded
+
+    yield from in_order(merged, range(0, numel, size))

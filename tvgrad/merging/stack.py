@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -15,8 +16,18 @@ from tvgrad.streaming.blocks import at_least, matching_names
 from tvgrad.vectors.parameters import same_names_and_shapes
 
 
+class _Buffers(threading.local):
+    """What a thread reads into."""
+
+    def __init__(self) -> None:
+        self.rows = torch.empty(0, dtype=torch.float64)
+        self.weights = torch.empty(0, dtype=torch.float64)
+        self.staging = torch.empty(0, dtype=torch.uint8)
+        self.last: tuple[str, int, int] | None = None  # the block that `weights` holds
+
+
 class Stack(ABC):
-    """Task vectors side by side, read a piece at a time.
+    """Task vectors side by side, read a piece at a time; several threads may read.
 
     Attributes:
         places: name -> shape and dtype of the tensors that are merged.
@@ -32,7 +43,7 @@ class Stack(ABC):
         """
         self.places = dict(places)
         self.labels = list(labels)
-        self._rows = torch.empty(0, dtype=torch.float64)
+        self._buffers = _Buffers()
 
     @property
     def tasks(self) -> int:
@@ -59,15 +70,17 @@ class Stack(ABC):
             length: how many elements; None is the whole tensor, in its shape.
 
         Returns:
-            float64, shape (tasks, length) or (tasks, *shape); the next call overwrites it.
+            float64, shape (tasks, length) or (tasks, *shape); the thread's next call overwrites it.
 
         Raises:
             TvgradError: a value is an infinity or a NaN.
         """
         count = self.numel(name) if length is None else length
-        self._rows = at_least(self._rows, self.tasks * count)
-        rows = self._rows[: self.tasks * count].view(self.tasks, count)
-        self._fill(name, start, rows)
+        buffers = self._buffers
+        buffers.rows = at_least(buffers.rows, self.tasks * count)
+        rows = buffers.rows[: self.tasks * count].view(self.tasks, count)
+        for task, row in enumerate(rows):
+            self.read_row(task, name, start, row)
         if not all_finite(rows):
             label = next(one for one, row in zip(self.labels, rows, strict=True) if not all_finite(row))
             raise TvgradError(f"{name!r} of {label} holds a NaN or an infinity: leave that model out")
@@ -87,7 +100,15 @@ class Stack(ABC):
         """
 
     @abstractmethod
-    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None: ...
+    def read_row(self, task: int, name: str, start: int, out: torch.Tensor) -> None:
+        """Read a block of one tensor of one task vector; nothing is said of values that are not finite.
+
+        Args:
+            task: which one.
+            name: the tensor.
+            start: first element of the flattened tensor.
+            out: float64, one-dimensional, as long as the block.
+        """
 
 
 class VectorStack(Stack):
@@ -131,9 +152,8 @@ class VectorStack(Stack):
         return block
 
     @override
-    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
-        for row, vector in zip(rows, self._vectors, strict=True):
-            row.copy_(vector[name].detach().flatten()[start : start + row.numel()])
+    def read_row(self, task: int, name: str, start: int, out: torch.Tensor) -> None:
+        out.copy_(self._vectors[task][name].detach().flatten()[start : start + out.numel()])
 
 
 def _check(label: str, vector: object, first: Mapping[str, torch.Tensor], *, more: bool = False) -> None:
@@ -186,34 +206,29 @@ class FileStack(Stack):
         places = {name: (pretrained.places[name].shape, pretrained.places[name].dtype) for name in chosen}
         super().__init__(places, labels or [str(file.path) for file in tuned])
         self._files = [pretrained, *tuned]
-        self._changes = frozenset(place + 1 for place in changes)
-        self._weights = torch.empty(0, dtype=torch.float64)
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        self._last: tuple[str, int, int] | None = None
+        self._changes = frozenset(changes)
 
     @override
-    def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
-        if self._last != (name, start, length):  # the block that `rows` read last is not read again
-            self._weights = at_least(self._weights, length)
-            self._weights[:length].copy_(self._read(0, name, start, length=length))
-            self._last = name, start, length
-        return self._weights[:length]
+    def base(self, name: str, start: int, length: int) -> torch.Tensor:
+        buffers = self._buffers
+        if buffers.last != (name, start, length):  # the block that `rows` read last is not read again
+            buffers.weights = at_least(buffers.weights, length)
+            buffers.weights[:length].copy_(self._read(0, name, start, length=length))
+            buffers.last = name, start, length
+        return buffers.weights[:length]
 
     @override
-    def _fill(self, name: str, start: int, rows: torch.Tensor) -> None:
-        length = rows.shape[1]
-        base = self.base(name, start, length)
-        for number, row in enumerate(rows, start=1):
-            row.copy_(self._read(number, name, start, length=length))
-            if number not in self._changes:
-                row.sub_(base)
+    def read_row(self, task: int, name: str, start: int, out: torch.Tensor) -> None:
+        out.copy_(self._read(task + 1, name, start, length=out.numel()))
+        if task not in self._changes:
+            out.sub_(self.base(name, start, out.numel()))
 
     def _read(self, number: int, name: str, start: int, *, length: int) -> torch.Tensor:
         """A block as it is stored, in one buffer for all files."""
         file = self._files[number]
         dtype = file.places[name].dtype
-        self._staging = at_least(self._staging, length * dtype.itemsize)
-        return file.read_into(name, start, self._staging[: length * dtype.itemsize].view(dtype))
+        staging = self._buffers.staging = at_least(self._buffers.staging, length * dtype.itemsize)
+        return file.read_into(name, start, staging[: length * dtype.itemsize].view(dtype))
 
 
 def same_tensor(left: TensorSource, right: TensorSource, name: str, *, block: int = 1 << 16) -> bool:

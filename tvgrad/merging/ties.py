@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import hardshrink
 from typing_extensions import override
 
-from tvgrad.merging.method import Method, checked_share
+from tvgrad.errors import TvgradError
+from tvgrad.merging.method import Method, added, checked_share
+from tvgrad.merging.stack import Stack, all_finite
 from tvgrad.merging.workers import workers
 
 BLOCK = 1 << 14
 """Coordinates that are merged at once: ten tasks' share of them stays in a core's cache."""
+READ = 1 << 16
+"""Coordinates of one task that are ranked at once."""
+IN_TURN = 1 << 25
+"""Elements of a tensor from which on tasks are ranked one after another, for the memory's sake."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,94 @@ class Ties(Method):
         object.__setattr__(self, "density", checked_share(self.density, "density"))
 
     @override
+    def for_tensor(self, stack: Stack, name: str) -> Method:
+        every = range(stack.tasks)
+        if stack.numel(name) >= IN_TURN:  # the magnitudes of one task at a time
+            edges = [smallest_kept_of(stack, task, name, self.density) for task in every]
+        else:
+            edges = list(workers().map(lambda task: smallest_kept_of(stack, task, name, self.density), every))
+        return TrimmedTies(tuple(edges))
+
+    @override
+    def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
+        return TrimmedTies(tuple(smallest_kept(row, self.density) for row in rows)).combine(rows, name, start)
+
+
+@dataclass(frozen=True)
+class TrimmedTies(Method):
+    """TIES of one tensor, where it is known from which magnitude on each task keeps entries."""
+
+    edges: tuple[float, ...]
+
+    name: ClassVar[str] = "ties"
+    least: ClassVar[int] = 2
+    elementwise: ClassVar[bool] = True
+
+    @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
         flat = rows.reshape(len(rows), -1)
-        edges = workers().map(lambda row: smallest_kept(row, self.density), flat)
-        below = [math.nextafter(edge, 0.0) for edge in edges]  # hardshrink keeps what is larger, not what is as large
+        # hardshrink keeps what is larger, not what is as large
+        below = [math.nextafter(edge, 0.0) for edge in self.edges]
         merged = torch.empty_like(flat[0])
         for begin in range(0, flat.shape[1], BLOCK):
             block = flat[:, begin : begin + BLOCK]
-            kept = torch.stack([hardshrink(row, edge) for row, edge in zip(block, below, strict=True)])
-            signs = torch.where(kept.sum(dim=0) >= 0, 1.0, -1.0)
+            kept = [hardshrink(row, edge) for row, edge in zip(block, below, strict=True)]
+            signs = torch.where(added(kept) >= 0, 1.0, -1.0).to(flat.dtype)
             # Turned to the elected sign, an entry is above zero where its row agrees.
-            agreeing = kept.mul_(signs).clamp_(min=0)
-            total = agreeing.sum(dim=0).mul_(signs)
-            merged[begin : begin + BLOCK] = total.div_(agreeing.sign_().sum(dim=0).clamp_(min=1))
+            agreeing = [row.mul_(signs).clamp_(min=0) for row in kept]
+            total = added(agreeing).mul_(signs)
+            merged[begin : begin + BLOCK] = total.div_(added([row.sign_() for row in agreeing]).clamp_(min=1))
         return merged.reshape(rows.shape[1:])
+
+
+def smallest_kept_of(stack: Stack, task: int, name: str, density: float) -> float:
+    """Find the magnitude that `smallest_kept` finds, without the tensor in memory in float64.
+
+    Magnitudes are kept in float32. Rounding keeps their order, so that the value looked for is one of those that round
+    to the float32 number of its rank; where any magnitude was rounded, those are read again.
+
+    Args:
+        stack: the task vectors.
+        task: which one.
+        name: the tensor.
+        density: share of the entries that are among the largest.
+
+    Returns:
+        The smallest of their magnitudes; 0 where they are all.
+
+    Raises:
+        TvgradError: a value is an infinity or a NaN.
+    """
+    numel = stack.numel(name)
+    count = max(1, int(density * numel))
+    if count >= numel:
+        return 0.0
+    narrow, exact = np.empty(numel, dtype=np.float32), True
+    for start, block in _magnitudes(stack, task, name):
+        part = narrow[start : start + block.size]
+        with np.errstate(over="ignore"):
+            part[:] = block
+        exact = exact and bool((part == block).all())
+    narrow.partition(numel - count)  # an order of magnitude quicker than torch.kthvalue
+    edge = narrow[numel - count]
+    if exact:
+        return float(edge)
+    larger = int((narrow[numel - count :] > edge).sum())
+    with np.errstate(over="ignore"):
+        close = np.concatenate([block[block.astype(np.float32) == edge] for _, block in _magnitudes(stack, task, name)])
+    close.sort()
+    return float(close[larger - count])
+
+
+def _magnitudes(stack: Stack, task: int, name: str) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    numel = stack.numel(name)
+    values = torch.empty(min(READ, numel), dtype=torch.float64)
+    for start in range(0, numel, READ):
+        block = values[: min(READ, numel - start)]
+        stack.read_row(task, name, start, block)
+        if not all_finite(block):
+            raise TvgradError(f"{name!r} of {stack.labels[task]} holds a NaN or an infinity: leave that model out")
+        yield start, block.abs_().numpy()
 
 
 def smallest_kept(tensor: torch.Tensor, density: float) -> float:

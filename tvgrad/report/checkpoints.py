@@ -23,7 +23,7 @@ from tvgrad.streaming.rows import Vector
 from tvgrad.vectors.parameters import ALL, group_names
 
 CHECKPOINT_COLUMNS = {
-    "norms": COLUMNS["norms"] + FURTHER_COLUMNS["norms"],
+    "norms": (*COLUMNS["norms"], "pretrained_norm", "relative_norm"),
     "directions": COLUMNS["directions"] + FURTHER_COLUMNS["directions"],
     "cross_task": COLUMNS["cross_task"],
 }

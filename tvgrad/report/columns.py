@@ -41,7 +41,8 @@ class TableText:
         title: opens its caption in print.
         symbols: define what the columns' meanings use.
         columns: of a report on runs, in order.
-        further: columns that `tvgrad report --pretrained` (norms, directions) or `tvgrad relate` (cross_task) adds.
+        further: columns that `tvgrad report --pretrained` (norms, directions), a report of LoRA runs (norms) or
+            `tvgrad relate` (cross_task) adds.
         note: ends the caption.
     """
 
@@ -109,7 +110,14 @@ TABLES = {
                 "error bar of `g_e`",
             ),
         ),
-        (Column("pretrained_norm", "`||theta_0||`"), Column("relative_norm", "`||tau|| / ||theta_0||`")),
+        (
+            Column("pretrained_norm", "`||theta_0||`"),
+            Column("relative_norm", "`||tau|| / ||theta_0||`"),
+            Column(
+                "weight_change_norm",
+                "in weight space, `||s (B_e A_e - B_0 A_0)||`; the other columns speak of the factors of LoRA",
+            ),
+        ),
         "Norms are Euclidean: of gradients in units of the loss per unit of weight, of task vectors and displacements "
         "in units of weights",
     ),
@@ -220,6 +228,11 @@ TABLES = {
                 "`-<g_0^a, tau_e^b> / <g_0^a, tau_e^a>`; negative where it adds to it",
             ),
             Column("interference_on_b", "the same with a and b exchanged"),
+            Column(
+                "cos_weight_space",
+                "of two LoRA runs: cosine of their changes `dW = s B A` of the adapted weights, where the other "
+                "columns speak of the factors",
+            ),
         ),
     ),
     "second_order": TableText(

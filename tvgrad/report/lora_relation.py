@@ -1,4 +1,4 @@
-"""How two runs of LoRA relate in weight space, beside the space of the factors in which they were trained."""
+"""Runs of LoRA in weight space, beside the space of the factors in which they were trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from tvgrad.checkpoints.low_rank import inner_products
-from tvgrad.store.lora import factor_pairs, weight_changes
+from tvgrad.errors import TvgradError
+from tvgrad.store.lora import factor_pairs, is_lora, lora_config, weight_changes
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import ALL
 
@@ -30,10 +31,7 @@ def weight_space_cosines(left: Run, right: Run, table: pd.DataFrame, groups: Map
     Returns:
         For each row the cosine, NaN where an epoch was not kept by both, a change is zero or a group has no factors.
     """
-    of_group: dict[str, list[str]] = {}
-    for pair in factor_pairs(left)[0]:
-        for group in (ALL, groups[pair.first]):
-            of_group.setdefault(group, []).append(f"{pair.module}.weight")
+    of_group = _weights_of_groups(left, groups)
     found = []
     for epoch, rows in table.groupby("epoch", sort=False):
         both = [run for run in (left, right) if epoch in run.epochs and epoch != 0]
@@ -48,3 +46,51 @@ def weight_space_cosines(left: Run, right: Run, table: pd.DataFrame, groups: Map
             length = math.sqrt(products[1] * products[2]) if products else 0.0
             found.append((row, max(-1.0, min(1.0, products[0] / length)) if length else math.nan))
     return [cosine for _, cosine in sorted(found)]
+
+
+def weight_change_norms(runs: Mapping[str, Run], table: pd.DataFrame, groups: Mapping[str, str]) -> list[float]:
+    """Measure how far runs of LoRA moved the adapted weights.
+
+    Args:
+        runs: name -> run.
+        table: has the columns run, epoch and group.
+        groups: name of a factor -> its group.
+
+    Returns:
+        For each row the norm of `s (B_e A_e - B_0 A_0)`, NaN where the epoch was not kept, the group has no factors or
+        the run trained no adapter (or one that is no plain LoRA).
+    """
+    found: dict[object, float] = {}
+    for (name, epoch), rows in table.groupby(["run", "epoch"], sort=False):
+        run = runs[str(name)]
+        if epoch not in run.epochs or not is_plain_lora(run):
+            continue
+        of_group, changes = _weights_of_groups(run, groups), weight_changes(run, int(str(epoch)))
+        for row, group in rows["group"].items():
+            if group in of_group:
+                found[row] = math.sqrt(max(0.0, inner_products(changes, changes, of_group[group])))
+    return [found.get(row, math.nan) for row in table.index]
+
+
+def is_plain_lora(run: Run) -> bool:
+    """Say whether the changes of weights of a run are known.
+
+    Args:
+        run: any run.
+
+    Returns:
+        Whether it trained an adapter that is plain LoRA and whose scale was recorded.
+    """
+    try:
+        return is_lora(run) and bool(lora_config(run)) and bool(factor_pairs(run))
+    except TvgradError:
+        return False
+
+
+def _weights_of_groups(run: Run, groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """Group -> the adapted weights whose factors are in it."""
+    found: dict[str, list[str]] = {}
+    for pair in factor_pairs(run)[0]:
+        for group in (ALL, groups[pair.first]):
+            found.setdefault(group, []).append(f"{pair.module}.weight")
+    return found

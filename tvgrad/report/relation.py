@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.report.lora_relation import IN_BOTH_SPACES, weight_space_cosines
+from tvgrad.report.lora_relation import IN_BOTH_SPACES, is_plain_lora, weight_space_cosines
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
-from tvgrad.store.lora import is_lora
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult
 from tvgrad.streaming.vector_key import VectorKey
@@ -86,7 +85,7 @@ def relate_runs(
         interference_on_a=_interferences(made.tables["cross_task"], made.gram, *names),
         interference_on_b=_interferences(made.tables["cross_task"], made.gram, *reversed(names)),
     )
-    adapters = is_lora(left) and is_lora(right)
+    adapters = is_plain_lora(left) and is_plain_lora(right)
     if adapters:
         table = table.assign(cos_weight_space=weight_space_cosines(left, right, table, left.groups(groups)))
     last = table[(table["group"] == ALL) & (table["epoch"] == shared[-1])].iloc[0]

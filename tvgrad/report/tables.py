@@ -18,8 +18,10 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.report.columns import COLUMNS
+from tvgrad.report.lora_relation import weight_change_norms
 from tvgrad.results import Result, frame_of
 from tvgrad.store.batch_norms import BatchNorms, batch_norms
+from tvgrad.store.lora import is_lora
 from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
@@ -114,8 +116,9 @@ def run_tables(
             signs=_task_pairs(found),
             progress=progress,
         )
+    gram_groups = runs[0].groups(groups)
     # From input to output, as the model has them: files list their tensors by name.
-    depth = dict.fromkeys(runs[0].groups(groups).values())
+    depth = dict.fromkeys(gram_groups.values())
     gram = replace(gram, groups={group: gram.groups[group] for group in depth if group in gram.groups})
     frames = {
         "norms": [row for run, one in zip(runs, found, strict=True) for row in _norms(run, one, gram)],
@@ -123,6 +126,10 @@ def run_tables(
         "cross_task": _cross_task(found, gram),
     }
     tables = {name: pd.DataFrame(rows, columns=list(COLUMNS[name])) for name, rows in frames.items()}
+    if any(is_lora(run) for run in runs):
+        tables["norms"] = tables["norms"].assign(
+            weight_change_norm=weight_change_norms(dict(zip(names, runs, strict=True)), tables["norms"], gram_groups)
+        )
     verdicts = [row for run, name in zip(runs, names, strict=True) for row in verdict_rows(run, name)]
     explained = [(name, *read_results(run)) for run, name in zip(runs, names, strict=True)]
     results: dict[str, Sequence[Result]] = {
