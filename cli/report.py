@@ -73,6 +73,7 @@ def _report_runs(
     from tvgrad.cli.terminal import bytes_bar
 
     from tvgrad.report.empty_columns import missing_results
+    from tvgrad.report.lora_relation import IN_FACTORS
     from tvgrad.report.summary import summary_of
     from tvgrad.report.tables import run_tables
 
@@ -88,6 +89,8 @@ def _report_runs(
     with bytes_bar("reading") as progress:
         made = run_tables(whole, groups, progress)
     click.echo(summary_of(made.tables)[0])
+    if "weight_change_norm" in made.tables["norms"]:
+        click.echo(f"LoRA: {IN_FACTORS}")
     if out is None:
         _print(made.tables, bool(groups))
         for sentence in missing_results(made.tables):

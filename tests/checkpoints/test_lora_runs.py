@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from tvgrad.cli.main import main
 
 import tvgrad
 from tvgrad.errors import TvgradError
@@ -133,7 +134,7 @@ def test_the_relation_speaks_of_both_spaces(tmp_path: Path) -> None:
     assert all(math.isnan(value) for value in start)
 
 
-def test_the_report_has_norms_in_weight_space(tmp_path: Path) -> None:
+def test_the_report_has_norms_in_weight_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, model = trained(tmp_path / "one", 1)
     norms = run_tables([run]).tables["norms"]
     last = norms[norms["epoch"] == 3].set_index("group")["weight_change_norm"]
@@ -143,6 +144,10 @@ def test_the_report_has_norms_in_weight_space(tmp_path: Path) -> None:
         (group,) = [one for one in last.index if one.endswith(name)]
         assert last[group] == pytest.approx(length, rel=1e-9)
     assert set(norms[norms["epoch"] == 0]["weight_change_norm"]) == {0.0}
+    main(["report", str(tmp_path / "one")])
+    printed = capsys.readouterr().out
+    assert "-eta s^2 G A'A" in printed
+    assert "weight_change_norm" in printed
     dora, _ = trained(tmp_path / "dora", 1, use_dora=True)
     assert run_tables([dora]).tables["norms"]["weight_change_norm"].isna().all()
 

@@ -213,6 +213,15 @@ def test_ranks_of_float32_magnitudes_find_the_float64_one(case):
         assert smallest_kept_of(stack, 0, "w", density) == expected == smallest_kept(tensor, density)
 
 
+def test_large_tensors_are_ranked_one_task_after_another(monkeypatch):
+    numbers = torch.Generator().manual_seed(1)
+    tasks = [{"w": torch.randn(3, 60_001, generator=numbers, dtype=torch.float64)} for _ in range(3)]
+    side_by_side = merging.ties(tasks)["w"]
+    monkeypatch.setattr("tvgrad.merging.ties.IN_TURN", 1)
+    assert torch.equal(merging.ties(tasks)["w"], side_by_side)
+    np.testing.assert_allclose(side_by_side.numpy(), naive_ties([task["w"].numpy() for task in tasks]), rtol=1e-12)
+
+
 def test_one_task_merges_to_itself():
     (vector,) = as_tensors(vectors(1))
     for name in ("task_arithmetic", "mean", "median"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from typing_extensions import override
 from tvgrad.errors import TvgradError
 from tvgrad.merging.method import Method, added, checked_share
 from tvgrad.merging.stack import Stack, all_finite
-from tvgrad.merging.workers import workers
+from tvgrad.merging.workers import in_order
 
 BLOCK = 1 << 14
 """Coordinates that are merged at once: ten tasks' share of them stays in a core's cache."""
@@ -46,10 +46,8 @@ class Ties(Method):
     def for_tensor(self, stack: Stack, name: str) -> Method:
         every = range(stack.tasks)
         if stack.numel(name) >= IN_TURN:  # the magnitudes of one task at a time
-            edges = [smallest_kept_of(stack, task, name, self.density) for task in every]
-        else:
-            edges = list(workers().map(lambda task: smallest_kept_of(stack, task, name, self.density), every))
-        return TrimmedTies(tuple(edges))
+            return TrimmedTies(tuple(smallest_kept_of(stack, task, name, self.density, in_order) for task in every))
+        return TrimmedTies(tuple(in_order(lambda task: smallest_kept_of(stack, task, name, self.density), every)))
 
     @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
@@ -83,7 +81,9 @@ class TrimmedTies(Method):
         return merged.reshape(rows.shape[1:])
 
 
-def smallest_kept_of(stack: Stack, task: int, name: str, density: float) -> float:
+def smallest_kept_of(
+    stack: Stack, task: int, name: str, density: float, mapped: Callable[..., Iterable[Any]] = map
+) -> float:
     """Find the magnitude that `smallest_kept` finds, without the tensor in memory in float64.
 
     Magnitudes are kept in float32. Rounding keeps their order, so that the value looked for is one of those that round
@@ -94,6 +94,7 @@ def smallest_kept_of(stack: Stack, task: int, name: str, density: float) -> floa
         task: which one.
         name: the tensor.
         density: share of the entries that are among the largest.
+        mapped: calls a function for each block, in the order of `map`.
 
     Returns:
         The smallest of their magnitudes; 0 where they are all.
@@ -105,32 +106,37 @@ def smallest_kept_of(stack: Stack, task: int, name: str, density: float) -> floa
     count = max(1, int(density * numel))
     if count >= numel:
         return 0.0
-    narrow, exact = np.empty(numel, dtype=np.float32), True
-    for start, block in _magnitudes(stack, task, name):
+    narrow = np.empty(numel, dtype=np.float32)
+
+    def magnitudes(start: int) -> NDArray[np.float64]:
+        block = torch.empty(min(READ, numel - start), dtype=torch.float64)
+        stack.read_row(task, name, start, block)
+        if not all_finite(block):
+            raise TvgradError(f"{name!r} of {stack.labels[task]} holds a NaN or an infinity: leave that model out")
+        return block.abs_().numpy()
+
+    def narrowed(start: int) -> bool:
+        block = magnitudes(start)
         part = narrow[start : start + block.size]
         with np.errstate(over="ignore"):
             part[:] = block
-        exact = exact and bool((part == block).all())
+        return bool((part == block).all())
+
+    def close_to(start: int) -> NDArray[np.float64]:
+        block = magnitudes(start)
+        with np.errstate(over="ignore"):
+            near: NDArray[np.float64] = block[block.astype(np.float32) == edge]
+        return near
+
+    exact = all(list(mapped(narrowed, range(0, numel, READ))))
     narrow.partition(numel - count)  # an order of magnitude quicker than torch.kthvalue
     edge = narrow[numel - count]
     if exact:
         return float(edge)
     larger = int((narrow[numel - count :] > edge).sum())
-    with np.errstate(over="ignore"):
-        close = np.concatenate([block[block.astype(np.float32) == edge] for _, block in _magnitudes(stack, task, name)])
+    close = np.concatenate(list(mapped(close_to, range(0, numel, READ))))
     close.sort()
     return float(close[larger - count])
-
-
-def _magnitudes(stack: Stack, task: int, name: str) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    numel = stack.numel(name)
-    values = torch.empty(min(READ, numel), dtype=torch.float64)
-    for start in range(0, numel, READ):
-        block = values[: min(READ, numel - start)]
-        stack.read_row(task, name, start, block)
-        if not all_finite(block):
-            raise TvgradError(f"{name!r} of {stack.labels[task]} holds a NaN or an infinity: leave that model out")
-        yield start, block.abs_().numpy()
 
 
 def smallest_kept(tensor: torch.Tensor, density: float) -> float:

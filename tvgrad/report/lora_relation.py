@@ -13,6 +13,11 @@ from tvgrad.store.lora import factor_pairs, is_lora, lora_config, weight_changes
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import ALL
 
+IN_FACTORS = (
+    "all is said of the factors A and B, for which tau = -eta g is exact, but weight_change_norm, of weight space "
+    "(dW = s B A): there a first step of gradient descent from B = 0 is -eta s^2 G A'A and not -eta G"
+)
+"""Which statement holds where, for a report."""
 IN_BOTH_SPACES = (
     "; all this is said of the factors A and B, for which tau = -eta g is exact, and in weight space (dW = s B A) the "
     "cosine of the two is {cosine:.3f}"
