@@ -117,7 +117,8 @@ def _epoch_budget(
             "and the command, started again, trains another way: fix its seeds"
         )
     kappa, nodes = 1.0, dict[Row, Weights]()
-    absent = {Row.REPLAY_MISMATCH} | (set() if clipped else {Row.CLIPPING})
+    unknown = _clips_unknown(run, plan.ends[epoch])
+    absent = {Row.REPLAY_MISMATCH} | (set() if clipped or unknown else {Row.CLIPPING})
     absent |= (set() if rule.decays else {Row.WEIGHT_DECAY}) | ({Row.PRECONDITIONER} if linear else set())
     if followed:
         nodes[Row.UPDATE_ROUNDING] = trained[ScriptSum.RULE]
@@ -129,7 +130,7 @@ def _epoch_budget(
         if not linear:
             kappa = _nearest_multiple(nodes[Row.WEIGHT_DECAY], trained[ScriptSum.CONSUMED])
         nodes[Row.PRECONDITIONER] = combination((-kappa, trained[ScriptSum.CONSUMED]))
-        if clipped:
+        if clipped and not unknown:
             nodes[Row.CLIPPING] = combination((-kappa, trained[ScriptSum.UNCLIPPED]))
         nodes[Row.CURVATURE] = combination((-kappa, at_start[ScriptSum.BATCH_GRADIENT]))
         nodes[Row.BATCH_ORDER] = combination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
@@ -137,6 +138,12 @@ def _epoch_budget(
     nodes[Row.COVERAGE] = combination((-kappa * sum(plan.weights[epoch]), to_float64(run.gradient(0))))
     terms = {} if str(run.info.get("dtype")) == "float64" else {Row.REMAINDER: "remainder and gradient rounding"}
     return rows_between(run, epoch, nodes, absent=absent, terms=terms, unexplained=not followed)
+
+
+def _clips_unknown(run: Run, steps: int) -> bool:
+    """Whether a step was clipped by more than one factor: then clipping is part of the next row."""
+    table = run.steps().iloc[:steps]
+    return "clipped_in_parts" in table and bool(table["clipped_in_parts"].notna().any())
 
 
 def _nearest_multiple(moved: Weights, consumed: Weights) -> float:

@@ -22,6 +22,7 @@ from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
 from tvgrad.integrations.measuring.passes import PassOutcome
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
+from tvgrad.store.lock import WriterLock
 from tvgrad.store.measured import ESTIMATE, EXACT
 from tvgrad.theory.verdicts import YES, headline, verdict_rows
 from tvgrad.vectors.algebra import difference
@@ -199,6 +200,18 @@ def test_other_data_is_refused(recorded: Run, monkeypatch: pytest.MonkeyPatch, f
     with pytest.raises(TvgradError, match="the command's data is not what"):
         measured(monkeypatch, recorded, **facts)
     assert not Run.open(recorded.root).having("gradient")
+
+
+def test_a_run_that_is_being_written_is_refused_before_long_work(
+    recorded: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "run_pass", lambda *_, **__: pytest.fail("the command was started"))
+    lock = WriterLock(recorded.root)
+    try:
+        with pytest.raises(TvgradError, match="is being written by process"):
+            measure(recorded.root, ["python"], [0])
+    finally:
+        lock.close()
 
 
 def test_points_and_costs(recorded: Run) -> None:

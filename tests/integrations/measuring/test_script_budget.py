@@ -136,7 +136,7 @@ def descent(tmp_path: Path) -> Run:
     return recorded(tmp_path, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
 
 
-def recorded(folder: Path, make: Any) -> Run:
+def recorded(folder: Path, make: Any, **noted: float) -> Run:
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1).double()
     optimizer = make(model.parameters())
@@ -145,6 +145,7 @@ def recorded(folder: Path, make: Any) -> Run:
             optimizer.zero_grad()
             model(torch.ones(4, 3).double()).square().mean().backward()
             optimizer.step()
+            recorder.note_step(**noted)
             recorder.end_epoch()
     run = Run.open(folder / "run")
     writer = RunWriter.resume(run.root)
@@ -193,6 +194,15 @@ def test_a_preconditioner_takes_the_same_training(tmp_path: Path) -> None:
     plan = step_plan(run, [1])
     with pytest.raises(TvgradError, match="fix its seeds"):
         script_budget(run, plan, *sums_of(run, plan), same_batches=False)
+
+
+def test_clipping_by_several_factors_is_part_of_the_next_row(tmp_path: Path) -> None:
+    run = recorded(tmp_path, lambda parameters: torch.optim.SGD(parameters, lr=0.1), clipped_in_parts=2)
+    plan = step_plan(run, [1])
+    budget = script_budget(run, plan, *sums_of(run, plan), same_batches=True)
+    terms = [row.term for row in budget.rows]
+    assert "clipping + remainder + batch curvature + curvature" in terms
+    assert "clipping" not in terms
 
 
 def test_epochs_that_were_not_kept_are_refused(descent: Run) -> None:

@@ -24,6 +24,7 @@ from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
 from tvgrad.integrations.script.batch_items import COUNTERS, MODULUS
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.numerics.floats import unit_roundoff
+from tvgrad.store.lock import WriterLock
 from tvgrad.store.measured import ESTIMATE, EXACT, MEASURED
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter
@@ -146,6 +147,7 @@ def measure(
         TvgradError: a pass failed, or the command's data is not what the run was recorded with.
     """  # noqa: DOC502 - raised by _measured and run_pass
     run = Run.open(directory)
+    WriterLock(run.root).close()  # before long work: whether anything can be written there
     options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
 
     def start(number: int, **rest: Any) -> PassOutcome:
