@@ -28,6 +28,7 @@ from typing import cast
 import torch
 
 from tvgrad.bounds.program.balls import Ball, add
+from tvgrad.bounds.program.cuts import CutJacobians
 from tvgrad.bounds.program.graph import Graph, Step
 from tvgrad.bounds.program.operation import Enclosure, Operation, norm
 from tvgrad.numerics.floats import round_up
@@ -44,6 +45,10 @@ class _Reach:
 
     def plus(self, other: _Reach) -> _Reach:
         return _Reach(round_up(self.rounding + other.rounding), round_up(self.ball + other.ball))
+
+    def summed(self, samples: int) -> _Reach:
+        """Added up over the samples."""
+        return _Reach(self.rounding.expand(samples).sum()[None], self.ball.expand(samples).sum()[None])
 
 
 def _still(size: int = 1) -> _Reach:
@@ -77,7 +82,13 @@ class ChunkPass:
     """One pass over some samples."""
 
     def __init__(
-        self, graph: Graph, parameters: Sequence[Ball], inputs: torch.Tensor, targets: torch.Tensor, radius: float
+        self,
+        graph: Graph,
+        parameters: Sequence[Ball],
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        radius: float,
+        cuts: Sequence[int] = (),
     ) -> None:
         """Go forward.
 
@@ -87,6 +98,7 @@ class ChunkPass:
             inputs: samples, (n, ...).
             targets: (n, ...).
             radius: of the ball round the trainable parameters.
+            cuts: places between which Jacobians are computed.
         """
         self.samples, self._graph, self._radius = len(inputs), graph, float(radius)
         self._precise = parameters[0].precise
@@ -105,6 +117,10 @@ class ChunkPass:
             g: _Reach(torch.zeros(1, dtype=torch.float64), own) for g in graph.trainable
         }
         self._first: dict[int, list[torch.Tensor]] = {}
+        self._cuts = CutJacobians(graph, cuts)
+        # what the steps since the last cut add alone, and at each cut
+        self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._added: list[tuple[torch.Tensor, torch.Tensor]] = []
         for place, step in graph.steps.items():
             if isinstance(step.operation, Operation):
                 self._compute(place, step, step.operation)
@@ -123,16 +139,46 @@ class ChunkPass:
             first = operation.first(self._enclosed(step), Enclosure.of(value, torch.zeros(1, dtype=torch.float64)))
             gains = self._first[place] = [torch.as_tensor(one, dtype=torch.float64).reshape(-1) for one in first]
             rounding, change = local, torch.zeros(1, len(self._graph.trainable), dtype=torch.float64)
+            own_rounding, own_change = rounding, change
             for one, gain in zip(step.inputs, gains, strict=True):
                 rounding = rounding + gain * self._reaches[one].rounding
+                own_rounding = own_rounding + gain * self._own_of(one)[0]
                 if one in self._changes:
                     change = change + gain[:, None] * self._changes[one]
-            rounding = round_up(rounding)
-            reach = _Reach(rounding, rounding)
+                    own_change = own_change + gain[:, None] * self._own_of(one)[1]
+            rounding, change = round_up(rounding), round_up(change)
+            self._own[place] = round_up(own_rounding), round_up(own_change)
             if step.trained:
-                self._changes[place] = round_up(change)
-                reach = _Reach(rounding, round_up(rounding + self._radius * self._changes[place].norm(dim=1)))
+                self._changes[place] = change
+                self._reaches[place] = _Reach(rounding, round_up(rounding + self._radius * change.norm(dim=1)))
+                if place in self._cuts.places:
+                    rounding, change = self._cut(place, rounding, change)
+                    self._changes[place] = change
+                reach = _Reach(rounding, round_up(rounding + self._radius * change.norm(dim=1)))
+            else:
+                reach = _Reach(rounding, rounding)
         self._reaches[place] = reach
+
+    def _own_of(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rounding and change of a tensor since the last cut."""
+        if place in self._cuts.places:
+            nothing = torch.zeros(1, dtype=torch.float64)
+            return nothing, nothing[:, None]
+        return self._own.get(place) or (self._reaches[place].rounding, self._changes.get(place, torch.zeros(1, 1)))
+
+    def _cut(self, place: int, rounding: torch.Tensor, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What reaches a cut, by the Jacobians from the cuts before."""
+        number = self._cuts.places.index(place)
+        self._added.append(self._own[place])
+        if number:
+            enclosed = {at: self._enclosed(step) for at, step in self._graph.steps.items() if at in self._first}
+            self._cuts.reach(number, self._known, self._first, enclosed.__getitem__)
+        total_rounding, total_change = self._own[place]
+        for before in range(number):
+            gain = self._cuts.norms[before, number]
+            total_rounding = total_rounding + gain * self._added[before][0]
+            total_change = total_change + gain[:, None] * self._added[before][1]
+        return torch.minimum(round_up(total_rounding), rounding), torch.minimum(round_up(total_change), change)
 
     def _whole(self, step: Step) -> torch.Tensor:
         """Whole numbers, as the program computes them."""
@@ -152,13 +198,17 @@ class ChunkPass:
         ones = torch.ones_like(output.hi).expand(self.samples, *output.shape[1:])
         self._p = {graph.output: Ball.exact(ones, precise=self._precise)}
         self._moves = {graph.output: _still()}
+        self._own_moves = {graph.output: _still()}  # by what lies between here and the next cut alone
+        self._added_moves: dict[int, _Reach] = {}
         hessian = torch.zeros(size, size, dtype=torch.float64)
         for place in reversed(graph.steps):
             step = graph.steps[place]
             if step.trained and place in self._p:
+                if place in self._cuts.places:
+                    self._cut_moves(place)
                 hessian += self._pull(place, step, cast("Operation", step.operation))
                 if place != graph.output:
-                    del self._p[place], self._moves[place]
+                    del self._p[place], self._moves[place], self._own_moves[place]
         gradient, errors = [], []
         for g in graph.trainable:
             nothing = Ball.exact(torch.zeros_like(cast("Ball", self._known[g]).hi), precise=self._precise)
@@ -167,6 +217,11 @@ class ChunkPass:
         reach = round_up(self._reaches[graph.output].rounding).reshape(-1)
         losses = output.reshape(-1)
         return PassResult(Ball(losses.hi, losses.lo, reach.expand(len(losses.hi))), gradient, errors, round_up(hessian))
+
+    def sizes(self) -> dict[int, int]:
+        """Place -> numbers of one sample's tensor."""
+        tensors = {place: one.hi if isinstance(one, Ball) else one for place, one in self._known.items()}
+        return {place: tensor[0].numel() for place, tensor in tensors.items()}
 
     def loudest(self) -> tuple[str, float]:
         """The operation that amplifies changes most.
@@ -191,6 +246,8 @@ class ChunkPass:
         spread = len(p.hi)
         gains = self._first[place]
         reaches = [_Reach(gain * moves.rounding, gain * moves.ball) for gain in gains]
+        own_moves = self._own_moves[place]
+        own = [_Reach(gain * own_moves.rounding, gain * own_moves.ball) for gain in gains]
         size = len(self._graph.trainable)
         hessian = torch.zeros(size, size, dtype=torch.float64)
         if not operation.linear:
@@ -203,22 +260,39 @@ class ChunkPass:
                     hessian += block if i == j else block + block.T
                 for mine, other in {(i, b), (j, a)}:
                     far = self._reaches[other]
-                    reaches[mine] = reaches[mine].plus(_Reach(weight * far.rounding, weight * far.ball))
-        for one, part, reach in zip(step.inputs, found, reaches, strict=True):
+                    more = _Reach(weight * far.rounding, weight * far.ball)
+                    reaches[mine], own[mine] = reaches[mine].plus(more), own[mine].plus(more)
+        for one, part, reach, alone in zip(step.inputs, found, reaches, own, strict=True):
             if part is not None and self._trained(one):
-                self._accumulate(one, part, reach, spread)
+                self._accumulate(one, part, (reach, alone), spread)
         return hessian
 
-    def _accumulate(self, place: int, part: Ball, reach: _Reach, spread: int) -> None:
+    def _accumulate(self, place: int, part: Ball, reaches: tuple[_Reach, _Reach], spread: int) -> None:
         """Add to the derivative of the loss in a tensor; what is the same for all samples sums over them."""
         value, local = _without_error(part)
         if len(value.hi) == 1 < spread:
-            reach = _Reach(reach.rounding.expand(spread).sum()[None], reach.ball.expand(spread).sum()[None])
-        reach = reach.plus(_Reach(local, local))
+            reaches = reaches[0].summed(spread), reaches[1].summed(spread)
+        reach, alone = reaches
+        rounded = _Reach(local, local)
+        reach, alone = reach.plus(rounded), alone.plus(rounded)
         if place in self._p:
             value, local = _without_error(add(self._p[place], value))
-            reach = reach.plus(self._moves[place]).plus(_Reach(local, local))
-        self._p[place], self._moves[place] = value, reach
+            rounded = _Reach(local, local)
+            reach = reach.plus(self._moves[place]).plus(rounded)
+            alone = alone.plus(self._own_moves[place]).plus(rounded)
+        self._p[place], self._moves[place], self._own_moves[place] = value, reach, alone
+
+    def _cut_moves(self, place: int) -> None:
+        """How far the derivative in a cut can be, by the Jacobians to the cuts after it."""
+        number = self._cuts.places.index(place)
+        total = self._added_moves[number] = self._own_moves[place]
+        for after in range(number + 1, len(self._cuts.places)):
+            gain, far = self._cuts.norms[number, after], self._added_moves[after]
+            total = total.plus(_Reach(gain * far.rounding, gain * far.ball))
+        crude = self._moves[place]
+        least = torch.minimum(total.rounding, crude.rounding), torch.minimum(total.ball, crude.ball)
+        self._moves[place] = _Reach(*least)
+        self._own_moves[place] = _still()
 
     def _trained(self, place: int) -> bool:
         step = self._graph.steps.get(place)

@@ -41,6 +41,7 @@ def measure(
     targets: torch.Tensor,
     radius: float,
     chunk_size: int,
+    cuts: tuple[int, ...] = (),
 ) -> PointBounds:
     """Go over all samples.
 
@@ -51,6 +52,7 @@ def measure(
         targets: all targets.
         radius: of the ball round the trainable parameters.
         chunk_size: samples at once.
+        cuts: places between which Jacobians are computed.
 
     Returns:
         The bounds of the mean over the samples.
@@ -63,7 +65,7 @@ def measure(
     with torch.no_grad():
         for start in range(0, len(inputs), chunk_size):
             chunk = slice(start, start + chunk_size)
-            one = ChunkPass(graph, parameters, inputs[chunk], targets[chunk], radius)
+            one = ChunkPass(graph, parameters, inputs[chunk], targets[chunk], radius, cuts)
             found = one.backward()
             # the radii of a sum's balls are those of its last roundings: kept, and added up with the errors below
             gradient = (

@@ -15,7 +15,9 @@ from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
 from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
+from tvgrad.bounds.program.cuts import cuts_of
 from tvgrad.bounds.program.operation import UnsupportedProgram
+from tvgrad.bounds.program.passes import ChunkPass
 from tvgrad.bounds.program.point import PointBounds, measure
 from tvgrad.bounds.program.tube import ProgramTube
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
@@ -92,6 +94,7 @@ class Program:
         self._check_labels()
         self._chunk = chunk_size or max(1, CHUNK_NUMBERS // captured.largest)
         self._known: dict[float, PointBounds] = {}
+        self._cuts: tuple[int, ...] = ()
         self._compare(captured.module)
 
     @classmethod
@@ -148,7 +151,7 @@ class Program:
                 at = slice(start, start := start + shape.numel())
                 zeros = torch.zeros(1, *shape, dtype=torch.float64)
                 tensors[place] = Ball(theta.hi[at].reshape(1, *shape), theta.lo[at].reshape(1, *shape), zeros)
-        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk)
+        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk, self._cuts)
 
     def _at(self, radius: float) -> PointBounds:
         radius = float(radius)
@@ -228,11 +231,16 @@ class Program:
                     f"a label is negative ({step.where}): what cross-entropy ignores makes it no mean over the samples"
                 )
 
+    def _sizes(self, tensors: list[Ball]) -> dict[int, int]:
+        """Numbers of one sample in every place."""
+        return ChunkPass(self._graph, tensors, self.inputs[:1], self.targets[:1], 0.0).sizes()
+
     def _compare(self, module: nn.Module) -> None:
         """The program of each sample alone, averaged, has to be the module's own loss of all of them."""
         inputs, targets = self.inputs[:COMPARED], self.targets[:COMPARED]
         tensors = [Ball.exact(one[None], precise=False) for one in self._tensors]
         found = measure(self._graph, tensors, inputs, targets, 0.0, self._chunk)
+        self._cuts = cuts_of(self._graph, self._sizes(tensors))
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         loss = module(inputs, targets)
         parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
