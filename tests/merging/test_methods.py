@@ -195,7 +195,9 @@ def test_dares_entries_depend_on_their_place_alone():
     assert not np.array_equal(whole, Dare(0.3, seed=2).kept(1, "v", 0, length=400_000))
 
 
-@pytest.mark.parametrize("case", ["any", "alike in float32", "too large for float32", "exact", "subnormal"])
+@pytest.mark.parametrize(
+    "case", ["any", "few rounded", "alike in float32", "too large for float32", "exact", "subnormal"]
+)
 def test_ranks_of_float32_magnitudes_find_the_float64_one(case):
     generator = np.random.default_rng(3)
     values = generator.standard_normal(150_000)
@@ -203,6 +205,9 @@ def test_ranks_of_float32_magnitudes_find_the_float64_one(case):
         values = 1 + 1e-12 * values
     elif case == "too large for float32":
         values *= 1e200
+    elif case == "few rounded":
+        values = np.round(values, 2).astype(np.float32).astype(np.float64)
+        values[::50] *= 1 + 1e-12 * generator.standard_normal(3000)
     elif case == "exact":
         values = values.astype(np.float32).astype(np.float64)
     elif case == "subnormal":

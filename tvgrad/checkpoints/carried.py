@@ -60,7 +60,7 @@ def carry(files: Iterable[str], source: Path, target: Path, *, dtype: torch.dtyp
         dtype: what config.json is to say of the weights' type; by default what it says already.
 
     Raises:
-        TvgradError: the configuration says that the weights are quantised, or is not to be read.
+        TvgradError: the configuration is not to be read.
     """
     for name in files:
         (target / name).parent.mkdir(exist_ok=True)

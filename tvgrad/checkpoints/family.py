@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tvgrad.checkpoints.adapter import open_adapter
-from tvgrad.checkpoints.find import checkpoint_file, is_adapter
+from tvgrad.checkpoints.find import checkpoint_file, is_adapter, refuse_quantised
 from tvgrad.checkpoints.opening import Checkpoint, aligned_names, open_checkpoint
 from tvgrad.checkpoints.sources import Renamed
 from tvgrad.checkpoints.weight_change import WeightChange
@@ -93,6 +93,8 @@ def open_family(
     """
     if not tuned:
         raise TvgradError("there is no fine-tuned checkpoint: give at least one after the pretrained one")
+    for path in (pretrained, *tuned):
+        refuse_quantised(path)
     base_file = checkpoint_file(pretrained)
     paths = [Path(path) if is_adapter(path) else checkpoint_file(path) for path in tuned]
     names = member_names(paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -77,6 +78,24 @@ def needs_base(path: str | os.PathLike[str]) -> str | None:
     if in_folder or (given.is_file() and given.name.endswith(ends)):
         return f"{path} is a checkpoint and no run, {TAKEN}"
     return None
+
+
+def refuse_quantised(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder whose configuration says that its weights are quantised: they are no numbers to subtract.
+
+    Args:
+        path: a checkpoint; of a file nothing is known.
+
+    Raises:
+        TvgradError: its weights are quantised.
+    """
+    config = Path(path) / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise TvgradError(f"{config} cannot be read ({error}): restore it, or give the file of the weights") from None
+    if isinstance(content, dict) and content.get("quantization_config"):
+        raise TvgradError(f"the weights of {path} are quantised (see its config.json): give the checkpoint before that")
 
 
 def adapter_file(folder: str | os.PathLike[str]) -> Path:

@@ -22,6 +22,8 @@ BLOCK = 1 << 14
 """Coordinates that are merged at once: ten tasks' share of them stays in a core's cache."""
 READ = 1 << 16
 """Coordinates of one task that are ranked at once."""
+FEW = 16
+"""Share of a block, one in so many, that may be kept in float64 because float32 does not hold it."""
 IN_TURN = 1 << 25
 """Elements of a tensor from which on tasks are ranked one after another, for the memory's sake."""
 
@@ -87,7 +89,7 @@ def smallest_kept_of(
     """Find the magnitude that `smallest_kept` finds, without the tensor in memory in float64.
 
     Magnitudes are kept in float32. Rounding keeps their order, so that the value looked for is one of those that round
-    to the float32 number of its rank; where any magnitude was rounded, those are read again.
+    to the float32 number of its rank; magnitudes that were rounded are kept where they are few, or read again.
 
     Args:
         stack: the task vectors.
@@ -115,12 +117,13 @@ def smallest_kept_of(
             raise TvgradError(f"{name!r} of {stack.labels[task]} holds a NaN or an infinity: leave that model out")
         return block.abs_().numpy()
 
-    def narrowed(start: int) -> bool:
+    def narrowed(start: int) -> NDArray[np.float64] | None:
         block = magnitudes(start)
         part = narrow[start : start + block.size]
         with np.errstate(over="ignore"):
             part[:] = block
-        return bool((part == block).all())
+        rounded: NDArray[np.float64] = block[part != block]
+        return rounded if rounded.size <= block.size // FEW else None
 
     def close_to(start: int) -> NDArray[np.float64]:
         block = magnitudes(start)
@@ -128,13 +131,20 @@ def smallest_kept_of(
             near: NDArray[np.float64] = block[block.astype(np.float32) == edge]
         return near
 
-    exact = all(list(mapped(narrowed, range(0, numel, READ))))
+    rounded = list(mapped(narrowed, range(0, numel, READ)))
     narrow.partition(numel - count)  # an order of magnitude quicker than torch.kthvalue
     edge = narrow[numel - count]
-    if exact:
-        return float(edge)
     larger = int((narrow[numel - count :] > edge).sum())
-    close = np.concatenate(list(mapped(close_to, range(0, numel, READ))))
+    if any(block is None for block in rounded):
+        close = np.concatenate(list(mapped(close_to, range(0, numel, READ))))
+    else:
+        few = np.concatenate([block for block in rounded if block is not None])
+        with np.errstate(over="ignore"):
+            few = few[few.astype(np.float32) == edge]
+        if not few.size:
+            return float(edge)
+        same = int((narrow == edge).sum()) - few.size
+        close = np.concatenate([few, np.full(same, edge, dtype=np.float64)])
     close.sort()
     return float(close[larger - count])
 
