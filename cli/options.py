@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
+from tvgrad.store.layout import MANIFEST
+
 PATH = click.Path(path_type=Path)
 
 runs = click.argument("runs", nargs=-1, required=True, type=PATH)
-run_directory = click.option("--out", required=True, type=PATH, help="Run directory to make.")
+FOLDER = "tvgrad.folder"
+"""Key of a click context under which stands whether --out ends with a separator, which paths do not keep."""
+
+
+def _noting_a_separator(ctx: click.Context, _: click.Parameter, given: str) -> Path:
+    ctx.meta[FOLDER] = given.endswith(("/", os.sep))
+    return Path(given)
+
+
+run_directory = click.option(
+    "--out",
+    required=True,
+    callback=_noting_a_separator,
+    help="Run directory to make; a folder of runs, or a path that ends with /, gets a new directory in it.",
+)
+overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace the run in --out; nothing but a run of tvgrad is ever deleted."
+)
 tasks = click.option("--tasks", help="Only these tasks, separated by commas.")
 lr = click.option("--lr", type=float, help="Learning rate.")
 momentum = click.option("--momentum", type=float, help="For momentum and nesterov (default 0.9).")
@@ -46,3 +66,24 @@ def names_in(text: str | None) -> tuple[str, ...]:
         The names, without spaces; none where there is no text.
     """
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def free_place(ctx: click.Context, out: Path, name: str, *, replaced: bool) -> Path:
+    """Choose the run directory: --out itself, or a new one in it where it is a folder of runs.
+
+    Args:
+        ctx: click's context, in which --out was read.
+        out: the value of --out.
+        name: what the run is called where a name is chosen for it.
+        replaced: whether a run of that name may be used again: it is resumed or overwritten.
+
+    Returns:
+        `out`; or `out/name`, `out/name-2` and so on, the first that does not exist.
+    """
+    if (out / MANIFEST).exists() or not (ctx.meta.get(FOLDER) or any(out.glob(f"*/{MANIFEST}"))):
+        return out
+    number, place = 1, out / name
+    while place.exists() and not replaced:
+        number += 1
+        place = out / f"{name}-{number}"
+    return place

@@ -36,6 +36,7 @@ from . import options
 @options.chunk_size
 @options.allow
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; options not given again are as they were.")
+@options.overwrite
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
 def trace(
@@ -46,6 +47,7 @@ def trace(
     quiet: bool,
     record: str,
     allow: str | None,
+    overwrite: bool,
     **given: Any,
 ) -> None:
     """Fine-tune TARGET and record weights and full-batch gradients after every epoch.
@@ -74,19 +76,23 @@ def trace(
     from tvgrad.store.layout import MANIFEST
 
     wanted = TraceOptions(target=target, record=options.names_in(record), allow=options.names_in(allow), **given)
+    if overwrite and wanted.resume:
+        raise TvgradError("a run is either resumed or overwritten: give one of --resume and --overwrite")
     chosen = load_recipes(target, options.names_in(tasks))
+    if len(chosen) == 1:
+        out = options.free_place(context, out, chosen[0].name, replaced=overwrite or wanted.resume)
     places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
     if len(chosen) > 1 and (out / MANIFEST).exists():
         raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
     for place in places.values():
-        check_directory(place, wanted.resume)
+        check_directory(place, wanted.resume, overwrite)
     said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     prepared = [prepare(recipe, as_started(wanted, places[recipe.name], said)) for recipe in chosen]
     check_space([(one, places[one.recipe.name]) for one in prepared])
     for one in prepared:
         place = places[one.recipe.name]
         with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:
-            run = run_trace(one, place, on_epoch)
+            run = run_trace(one, place, on_epoch, overwrite=overwrite)
         if not quiet:
             last = run.points[-1]
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")

@@ -23,14 +23,18 @@ from . import options
 @options.groups
 @options.chunk_size
 @options.allow
+@options.overwrite
 @click.option("--quiet", is_flag=True, help="Say nothing.")
+@click.pass_context
 def trace_checkpoints(
+    context: click.Context,
     checkpoints: tuple[Path, ...],
     from_checkpoints: bool,
     recipe: str,
     tasks: str | None,
     out: Path,
     allow: str | None,
+    overwrite: bool,
     quiet: bool,
     **given: Any,
 ) -> None:
@@ -48,13 +52,14 @@ def trace_checkpoints(
     from tvgrad.record.options import TraceOptions
     from tvgrad.record.training_loop import check_directory, prepare
 
-    check_directory(out, resume=False)
     chosen = load_recipes(recipe, options.names_in(tasks))
     if len(chosen) != 1:
         raise TvgradError(
             f"{recipe} has {len(chosen)} tasks: pick one by --tasks ({', '.join(r.name for r in chosen)})"
         )
+    out = options.free_place(context, out, chosen[0].name, replaced=overwrite)
+    check_directory(out, resume=False, overwrite=overwrite)
     prepared = prepare(chosen[0], TraceOptions(target=recipe, allow=options.names_in(allow), **given))
-    run = record(checkpoints, prepared, out, recipe)
+    run = record(checkpoints, prepared, out, recipe, overwrite=overwrite)
     if not quiet:
         click.echo(f"{out}: {len(run.epochs)} points")

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.launch import check, end_like, launch
+from tvgrad.integrations.script.launch import check, end_like, launch, name_of
 from tvgrad.integrations.script.options import ScriptOptions
 
 from . import options
@@ -35,6 +35,7 @@ RECORDED = "epoch-gradients"
 @click.option("--gradients", help="Points whose full-batch gradient is measured afterwards: numbers, last or all.")
 @options.patience
 @click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")
+@options.overwrite
 @click.option("--strict", is_flag=True, help="End the script where recording fails (exit code 2).")
 @click.option("--quiet", is_flag=True, help="Say nothing where all is well.")
 @click.pass_context
@@ -56,6 +57,7 @@ def trace_script(
     \b
     Examples:
       tvgrad trace --out runs/mine -- python finetune.py --lr 1e-4
+      tvgrad trace --out runs/ -- python finetune.py              in runs/finetune, then runs/finetune-2
       tvgrad trace --out runs/mine --steps-per-epoch 500 -- python -m mypackage.train
       tvgrad trace --out runs/gan --model generator -- python gan.py
       tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
@@ -67,8 +69,10 @@ def trace_script(
     """
     command: tuple[str, ...] = tuple(ctx.obj or ())
     kinds = tuple(part.strip() for part in record.split(",") if part.strip() not in {"", "none"})
+    replaced = bool(given["overwrite"])
+    out = options.free_place(ctx, out, name_of(command), replaced=replaced)
     target = os.path.abspath(out)
-    options = ScriptOptions(
+    wanted = ScriptOptions(
         out=target,
         notes="",
         command=command,
@@ -78,7 +82,7 @@ def trace_script(
         quiet=quiet,
         **given,  # type: ignore[arg-type]
     )
-    check(options)
+    check(wanted)
     if gradients is not None:
         _check_gradients(gradients, recipe)
     elif "gradients" in kinds and recipe is None:
@@ -88,10 +92,10 @@ def trace_script(
         )
     if gradients is not None:
         points, model = gradients, given.get("model")
-        end_like(launch(options, lambda: _measure(out, command, points, patience, quiet, model)))
+        end_like(launch(wanted, lambda: _measure(out, command, points, patience, quiet, model)))
         return
     if recipe is None:
-        end_like(launch(options))
+        end_like(launch(wanted))
         return
     from tvgrad.integrations.checkpoints import add_gradients
     from tvgrad.recipes.catalogue import load_recipes
@@ -99,7 +103,7 @@ def trace_script(
     names = [one.name for one in load_recipes(recipe)]  # a mistake in it should show before the training
     if len(names) > 1 and out.name not in names:
         raise TvgradError(f"{recipe} has {len(names)} tasks: end --out with the name of one ({', '.join(names)})")
-    end_like(launch(options, lambda: add_gradients(out, recipe)))
+    end_like(launch(wanted, lambda: add_gradients(out, recipe)))
 
 
 def _check_gradients(gradients: str, recipe: str | None) -> None:

@@ -137,3 +137,8 @@ def test_recipes_are_listed(tvgrad: Tvgrad) -> None:
     assert (plain.code, machine.code) == (0, 0)
     assert all(name in plain.out for name in BUILT_IN)
     assert set(json.loads(machine.out)) == set(BUILT_IN)
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "tvgrad", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.startswith("tvgrad, version")) == (0, True)

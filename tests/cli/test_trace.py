@@ -148,7 +148,7 @@ def test_resume(tvgrad: Tvgrad, refused: Refused, recipes: Path, tmp_path: Path)
     assert tvgrad("trace", recipes, "--out", out, "--resume").code == 0
     before = (out / "run.json").read_bytes()
     assert refused("trace", recipes, "--out", out) == (
-        f"{out} already holds a run: choose another --out, or go on with it by --resume"
+        f"{out} already holds a run: choose another --out, go on with it by --resume, or replace it by --overwrite"
     )
     assert (out / "run.json").read_bytes() == before
     assert tvgrad("trace", recipes, "--out", out, "--resume", "--epochs", "5").code == 0
@@ -450,3 +450,17 @@ def test_too_little_room_for_all_tasks_together(
     words = refused("trace", f"{recipes}:tasks", "--out", tmp_path / "runs", "--epochs", "5")
     assert "the run needs about " in words
     assert not (tmp_path / "runs").exists()
+
+
+def test_overwrite_and_automatic_names(tvgrad: Tvgrad, refused: Refused, recipes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    assert tvgrad("trace", recipes, "--out", out).code == 0
+    assert tvgrad("trace", recipes, "--out", out, "--overwrite", "--epochs", "1").code == 0
+    assert Run.open(out).epochs == [0, 1]
+    assert "one of --resume and --overwrite" in refused("trace", recipes, "--out", out, "--overwrite", "--resume")
+    for _ in range(2):
+        assert tvgrad("trace", recipes, "--out", tmp_path / "runs", "--epochs", "1").code == 0
+    assert tvgrad("trace", recipes, "--out", f"{out}/", "--resume", "--epochs", "2").code == 0
+    assert Run.open(out).epochs == [0, 1, 2]  # a run's own directory, as the shell completes it
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["first", Run.open(out).name, f"{Run.open(out).name}-2"]

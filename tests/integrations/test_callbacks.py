@@ -63,6 +63,39 @@ def test_several_optimizers_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_an_error_never_ends_the_training(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = TrainingRecorder(tmp_path / "run", {})
+    with pytest.warns(UserWarning, match=r"recording stops, because .*other files.*the training goes on"):
+        training.attempt(lambda: training.begin(model, [optimizer], clips=False))
+    training.attempt(training.after_batch)
+    training.attempt(lambda: training.after_epoch({}))
+    training.attempt(training.finish)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_an_error_later_keeps_what_was_recorded(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    training = TrainingRecorder(tmp_path / "run", {"finite": True})
+    training.begin(model, [torch.optim.SGD(model.parameters(), lr=0.1)], clips=False)
+    training.after_epoch({})
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    with pytest.warns(UserWarning, match=r"weight of run is not finite .*keeps what was recorded before"):
+        training.attempt(lambda: training.after_epoch({}))
+    record = Run.open(tmp_path / "run")
+    assert (record.epochs, record.manifest.finished) == ([0, 1], False)
+
+
+def test_a_strict_callback_ends_the_training(tmp_path: Path) -> None:
+    training = TrainingRecorder(tmp_path / "run", {"strict": True})
+    with pytest.raises(TvgradError, match="2 optimizers"):
+        training.attempt(lambda: training.begin(nn.Linear(3, 1), [None, None], clips=False))  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(
     ("module", "base", "extra"),
     [

@@ -58,6 +58,8 @@ def trace_checkpoints(
     prepared: Prepared,
     directory: str | os.PathLike[str],
     target: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Run:
     """Record checkpoints, in the order given, as the epochs of a run, with the full-batch gradient at each.
 
@@ -66,6 +68,7 @@ def trace_checkpoints(
         prepared: the recipe, as `tvgrad.record.training_loop.prepare` makes it ready.
         directory: the run directory to make.
         target: the recipe's TARGET, for the record.
+        overwrite: replace a run that is there.
 
     Returns:
         The run.
@@ -83,6 +86,7 @@ def trace_checkpoints(
         directory,
         model,
         objective=prepared.objective,
+        overwrite=overwrite,
         keep=prepared.options.keep,
         groups=prepared.options.groups,
         name=prepared.recipe.name,

@@ -26,7 +26,8 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
 
         Args:
             directory: the run directory to make.
-            **options: options of `tvgrad.Recorder`: objective, record_at, record, keep, groups, name.
+            **options: options of `tvgrad.Recorder`: objective, record_at, record, keep, groups, name, overwrite; and
+                `strict`: end the training where recording fails, instead of a warning.
 
         Raises:
             TvgradError: lightning is not installed.
@@ -44,7 +45,8 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
             pl_module: the module.
         """
         if trainer.is_global_zero:
-            self._training.begin(pl_module, trainer.optimizers, clips=bool(trainer.gradient_clip_val))
+            optimizers, clips = trainer.optimizers, bool(trainer.gradient_clip_val)
+            self._training.attempt(lambda: self._training.begin(pl_module, optimizers, clips))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         """Record the step where `record_at` names it.
@@ -54,7 +56,7 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
             pl_module: the module.
             *rest: not used.
         """
-        self._training.after_batch()
+        self._training.attempt(self._training.after_batch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the epoch, with the metrics that the module has logged.
@@ -64,7 +66,7 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
             pl_module: the module.
         """
         logged = trainer.callback_metrics.items()
-        self._training.after_epoch({str(name): float(value) for name, value in logged})
+        self._training.attempt(lambda: self._training.after_epoch({str(name): float(value) for name, value in logged}))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run.
@@ -73,7 +75,7 @@ class RecorderCallback(Callback or object):  # type: ignore[misc]
             trainer: the Trainer.
             pl_module: the module.
         """
-        self._training.finish()
+        self._training.attempt(self._training.finish)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the run unfinished.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,12 +27,38 @@ class TrainingRecorder:
 
         Args:
             directory: the run directory to make.
-            options: options of `Recorder`.
+            options: options of `Recorder`, and `strict`: end the training where recording fails.
         """
         self.recorder: Recorder | None = None
         self._directory = directory
-        self._options = {"background": True, **options}
+        self._strict = bool(options.get("strict"))
+        self._options = {"background": True, **{name: one for name, one in options.items() if name != "strict"}}
         self._steps = 0
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do something of tvgrad's: what it raises stops the recording with a warning, and never the training.
+
+        Args:
+            action: what to do.
+
+        Raises:
+            Exception: what the action raised, where the callback was made with `strict=True`.
+        """
+        try:
+            action()
+        except Exception as error:
+            recorder, self.recorder = self.recorder, None
+            if recorder is not None:
+                with suppress(Exception):  # the first error is the one to tell
+                    recorder.__exit__(type(error), error, None)
+            if self._strict:
+                raise
+            kept = f"{self._directory} keeps what was recorded before" if recorder else "nothing is recorded"
+            why = str(error) if isinstance(error, TvgradError) else f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"tvgrad: recording stops, because {why}; {kept}, and the training goes on (strict=True ends it)",
+                stacklevel=2,
+            )
 
     def begin(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clips: bool) -> None:
         """Record the weights that training starts from.

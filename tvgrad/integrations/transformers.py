@@ -26,7 +26,8 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
 
         Args:
             directory: the run directory to make.
-            **options: options of `tvgrad.Recorder`: objective, record_at, record, keep, groups, name.
+            **options: options of `tvgrad.Recorder`: objective, record_at, record, keep, groups, name, overwrite; and
+                `strict`: end the training where recording fails, instead of a warning.
 
         Raises:
             TvgradError: transformers is not installed.
@@ -46,7 +47,8 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
             **present: its model and optimizer, among others.
         """
         if state.is_world_process_zero:
-            self._training.begin(present["model"], [present["optimizer"]], clips=bool(args.max_grad_norm))
+            model, optimizers, clips = present["model"], [present["optimizer"]], bool(args.max_grad_norm)
+            self._training.attempt(lambda: self._training.begin(model, optimizers, clips))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **present: Any) -> None:
         """Record the step where `record_at` names it.
@@ -57,7 +59,7 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
             control: what callbacks may ask of it.
             **present: not used.
         """
-        self._training.after_batch()
+        self._training.attempt(self._training.after_batch)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **present: Any) -> None:
         """Record the epoch.
@@ -68,7 +70,7 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
             control: what callbacks may ask of it.
             **present: not used.
         """
-        self._training.after_epoch({})
+        self._training.attempt(lambda: self._training.after_epoch({}))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **present: Any) -> None:
         """Close the run.
@@ -79,4 +81,4 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
             control: what callbacks may ask of it.
             **present: not used.
         """
-        self._training.finish()
+        self._training.attempt(self._training.finish)

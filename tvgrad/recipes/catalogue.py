@@ -21,6 +21,7 @@ from typing import Any
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe, check_recipes
+from tvgrad.recipes.module_names import defines_name, looks_like_training
 from tvgrad.wording import loading_error
 
 
@@ -93,6 +94,7 @@ def _importing_from(target: str) -> Generator[None]:
 def _function(target: str) -> Callable[[], Any]:
     place, _, name = target.rpartition(":") if ":" in target else (target, "", "recipe")
     if place.endswith(".py"):
+        _refuse_script(Path(place), name)
         module = _file_module(Path(place))
     elif ":" in target:
         module = _named_module(place)
@@ -105,6 +107,20 @@ def _function(target: str) -> Callable[[], Any]:
         raise TvgradError(f"{place} has no function called {name!r}: define one that returns a tvgrad.Recipe")
     result: Callable[[], Any] = function
     return result
+
+
+def _refuse_script(path: Path, name: str) -> None:
+    """Refuse a training script without the function before its code runs: it would train and leave no record."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        script = looks_like_training(source) and not defines_name(source, name)
+    except (OSError, SyntaxError, ValueError):
+        return  # said where the file is run
+    if script:
+        raise TvgradError(
+            f"{path} has no function called {name!r}: define one that returns a tvgrad.Recipe; a training script is "
+            f"recorded as it stands by `tvgrad trace --out DIR -- python {path}`"
+        )
 
 
 def _file_module(path: Path) -> ModuleType:

@@ -78,6 +78,7 @@ class Recorder:
         scheduler: Any = None,
         info: Mapping[str, Any] | None = None,
         resume: bool = False,
+        overwrite: bool = False,
         finite: bool = False,
         background: bool = False,
         first_metrics: Mapping[str, float] | None = None,
@@ -102,6 +103,7 @@ class Recorder:
             scheduler: a learning-rate scheduler whose state a resume needs.
             info: facts for run.json.
             resume: go on with the run in `directory`, where there is one.
+            overwrite: replace the run in `directory`, where there is one; nothing but a run of tvgrad is deleted.
             finite: raise instead of recording weights or a loss that are not finite.
             background: write in a thread: training waits for a copy in memory, and a point exists when the thread has
                 written it, at the latest when the recorder is left.
@@ -115,7 +117,10 @@ class Recorder:
         self.gradient: Weights | None = None
         self.loss: float | None = None
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._resume, self._finite, self._background = resume, finite, background
+        if resume and overwrite:
+            raise TvgradError("a run is either resumed or overwritten: give one of resume and overwrite")
+        self._resume, self._overwrite = resume, overwrite
+        self._finite, self._background = finite, background
         self._first_metrics = dict(first_metrics or {})
         self._record = _checked(record, optimizer, objective)
         self._parameters = trainable_parameters(model)
@@ -171,7 +176,13 @@ class Recorder:
         resumed = self._resume and (self.directory / MANIFEST).exists()
         if resumed:
             self._refuse_changes(read_manifest(self.directory))
-        make = (lambda: RunWriter.resume(self.directory)) if resumed else self._header.creation(self.directory)
+        if not resumed and not self._overwrite and (self.directory / MANIFEST).exists():
+            raise TvgradError(
+                f"{self.directory} already holds a run: choose another directory, go on with it by "
+                "Recorder(..., resume=True), or replace it by overwrite=True"
+            )
+        create = self._header.creation(self.directory, self._overwrite)
+        make = (lambda: RunWriter.resume(self.directory)) if resumed else create
         self._writer = start_writer(make, self._background)
         try:
             run = Run.open(self.directory) if resumed else None

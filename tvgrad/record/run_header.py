@@ -84,11 +84,12 @@ class RunHeader:
             facts["adapter"] = adapter
         return facts | ({} if self.objective is None else objective_facts(self.objective)) | dict(self.info)
 
-    def creation(self, directory: Path) -> Callable[[], RunWriter]:
+    def creation(self, directory: Path, overwrite: bool = False) -> Callable[[], RunWriter]:
         """Prepare to start the run directory.
 
         Args:
             directory: where.
+            overwrite: whether a run that is there is replaced.
 
         Returns:
             A function that makes the directory and its writer, and may be called in a thread.
@@ -100,7 +101,7 @@ class RunHeader:
         manifest = Manifest(self.facts(), self.unit, parameters, tied_names(self.model))
         others = {name: p.detach() for name, p in trainable_parameters(self.model).items() if name not in parameters}
         static = cpu_copies(frozen_state(self.model) | others)
-        return lambda: RunWriter.create(directory, manifest, static)
+        return lambda: RunWriter.create(directory, manifest, static, overwrite=overwrite)
 
 
 def read_rule(optimizer: torch.optim.Optimizer | None, rule: UpdateRule | None = None) -> dict[str, Any]:

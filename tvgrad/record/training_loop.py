@@ -24,6 +24,7 @@ from tvgrad.record.options import DTYPES, TraceOptions
 from tvgrad.record.recorder import Recorder
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.manifest import read_manifest
+from tvgrad.store.overwrite import require_replaceable
 from tvgrad.store.run import Run
 from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
@@ -106,17 +107,20 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
     return Prepared(recipe, objective.model, objective.samples, objective, rule, epochs, batch_size, options)
 
 
-def check_directory(directory: Path, resume: bool) -> None:
+def check_directory(directory: Path, resume: bool, overwrite: bool = False) -> None:
     """Refuse a run directory that is taken, before any long work starts.
 
     Args:
         directory: where a run is to go.
         resume: go on with a run that is there.
+        overwrite: replace a run that is there, when its successor begins.
 
     Raises:
-        TvgradError: it is a file, or holds other files, or a run that is not to be resumed.
+        TvgradError: it is a file, or holds other files, or a run that is neither to be resumed nor replaced.
     """  # noqa: DOC502 - raised by require_free
-    if not (resume and (directory / MANIFEST).is_file()):
+    if overwrite:
+        require_replaceable(directory)
+    elif not (resume and (directory / MANIFEST).is_file()):
         require_free(directory)
 
 
@@ -133,7 +137,13 @@ def check_space(places: Sequence[tuple[Prepared, Path]]) -> None:
         require_space(places[0][1], sum(_estimated_bytes(*place) for place in places))
 
 
-def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], None] | None = None) -> Run:
+def trace(
+    prepared: Prepared,
+    directory: Path,
+    on_epoch: Callable[[Progress], None] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Run:
     """Fine-tune and record.
 
     Full-batch training steps with the very tensor that is recorded as the gradient. Mini-batches are cut from an order
@@ -143,6 +153,7 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         prepared: what `prepare` made.
         directory: the run directory to make, or to go on with.
         on_epoch: called after each epoch.
+        overwrite: replace a run that is there.
 
     Returns:
         The finished run.
@@ -170,6 +181,7 @@ def trace(prepared: Prepared, directory: Path, on_epoch: Callable[[Progress], No
         rule=prepared.rule,
         info=_facts(prepared),
         resume=options.resume,
+        overwrite=overwrite,
         finite=True,
         first_metrics=_test_metric(prepared, prepared.recipe.batch_loss(model)) if fresh else None,
     )

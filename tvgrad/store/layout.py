@@ -62,7 +62,7 @@ def files_in(root: Path) -> list[str]:
     ]
 
 
-def require_free(root: Path, or_else: str = ", or go on with it by --resume") -> None:
+def require_free(root: Path, or_else: str = ", go on with it by --resume, or replace it by --overwrite") -> None:
     """Refuse a directory where no new run can go.
 
     Args:

@@ -22,6 +22,7 @@ from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
 from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
+from tvgrad.store.overwrite import remove_run
 from tvgrad.vectors.parameters import Weights
 from tvgrad.wording import bytes_in_words
 
@@ -51,7 +52,12 @@ class RunWriter:
 
     @classmethod
     def create(
-        cls, root: Path, manifest: Manifest, static: Weights, max_shard_bytes: int = MAX_SHARD_BYTES
+        cls,
+        root: Path,
+        manifest: Manifest,
+        static: Weights,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        overwrite: bool = False,
     ) -> RunWriter:
         """Start a new run directory.
 
@@ -60,6 +66,7 @@ class RunWriter:
             manifest: the run's description, without points.
             static: frozen parameters and buffers at the start.
             max_shard_bytes: larger tensor files are split.
+            overwrite: delete a run that is there, now that its successor begins.
 
         Returns:
             A writer that holds the lock.
@@ -67,6 +74,8 @@ class RunWriter:
         Raises:
             TvgradError: the directory holds a run or other files, or cannot be made.
         """
+        if overwrite:
+            remove_run(root)
         require_free(root)
         try:
             root.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, run
 from tvgrad import Run
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.launch import check
+from tvgrad.integrations.script.launch import check, name_of
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.report.tables import run_tables
 
@@ -272,6 +272,60 @@ def test_output_directory_in_use(tmp_path: Path, name: str) -> None:
     done = run([*TRACE, "--out", str(tmp_path), "--", "echo", "not reached"])
     assert (done.returncode, done.stdout) == (2, "")
     assert "choose" in done.stderr
+
+
+TRAINS = "for epoch in range(2):\n    for a, b in loader:\n        step(a, b)\n"
+
+
+def test_a_run_is_replaced_when_its_successor_begins(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run([*TRACE, "--out", str(out), "--", *write(TRAINS)]).returncode == 0
+    refused = run([*TRACE, "--out", str(out), "--", *write(TRAINS)])
+    assert (refused.returncode, "or replace it by --overwrite" in refused.stderr) == (2, True)
+    fails = run([*TRACE, "--overwrite", "--out", str(out), "--", *write("raise RuntimeError\n")])
+    assert fails.returncode == 1
+    assert Run.open(out).epochs == [0, 1, 2]  # nothing was recorded, and nothing is lost
+    longer = TRAINS.replace("range(2)", "range(3)")
+    assert run([*TRACE, "--overwrite", "--out", str(out), "--", *write(longer)]).returncode == 0
+    assert Run.open(out).epochs == [0, 1, 2, 3]
+
+
+def test_runs_in_a_folder_get_names(write: Write, tmp_path: Path) -> None:
+    first = run([*TRACE, "--out", f"{tmp_path}/runs/", "--", *write(TRAINS)])
+    second = run([*TRACE, "--out", f"{tmp_path}/runs", "--", *write(TRAINS)])
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"{tmp_path}/runs/script-2: 3 points" in second.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["script", "script-2"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("python train.py --lr 1", "train"),
+        ("python -m package.finetune", "finetune"),
+        ("python -m torch.distributed.run a/train.py", "train"),
+        ("bash run all.sh", "all"),
+        ("./my tool", "my"),
+        ("", "run"),
+    ],
+)
+def test_the_name_of_a_command(command: str, name: str) -> None:
+    assert name_of(command.split()) == name
+
+
+def test_nothing_recorded_names_the_way_to_an_exit_code(write: Write, tmp_path: Path) -> None:
+    command = write("print('only this')\n")
+    assert "--strict makes it 2" in run([*TRACE, "--out", str(tmp_path / "run"), "--", *command]).stderr
+    strict = run([*TRACE, "--strict", "--out", str(tmp_path / "run"), "--", *command])
+    assert (strict.returncode, strict.stdout) == (2, "only this\n")
+
+
+def test_a_training_script_without_the_dashes_is_not_run(write: Write, tmp_path: Path) -> None:
+    script = write(f"{TRAINS}open('trained', 'w').close()\n")[1]
+    done = run([*TRACE, script, "--out", str(tmp_path / "run")], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"`tvgrad trace --out DIR -- python {script}`" in done.stderr
+    assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
@@ -25,6 +26,7 @@ from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.lock import LOCK, WriterLock
+from tvgrad.store.overwrite import require_replaceable
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
@@ -57,16 +59,36 @@ def check(options: ScriptOptions) -> None:
                 f"{kind!r} cannot be recorded of a script: choose from {', '.join(RECORDABLE)} or none, and --recipe "
                 "for gradients"
             )
-    _check_directory(Path(options.out))
+    _check_directory(Path(options.out), options.overwrite)
 
 
-def _check_directory(out: Path) -> None:
-    require_free(out, or_else="")
+def _check_directory(out: Path, overwrite: bool) -> None:
+    if overwrite:
+        require_replaceable(out)
+    else:
+        require_free(out, or_else=", or replace it by --overwrite")
     nearest = next(place for place in (out, *out.parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise TvgradError(f"nothing can be written in {nearest}: choose another --out")
     if (out / LOCK).exists():
         WriterLock(out).close()  # refuses a directory in use
+
+
+def name_of(command: Sequence[str]) -> str:
+    """Name a run after the script that a command starts.
+
+    Args:
+        command: the command.
+
+    Returns:
+        The script's or the module's name without its ending; the program's where neither is seen.
+    """
+    words = [*command, "run"]
+    modules = [following for word, following in pairwise(words) if word == "-m"]
+    scripts = [word for word in words if word.endswith((".py", ".sh"))]
+    # a launcher's own module comes before the script: python -m torch.distributed.run train.py
+    found = Path(scripts[0]).stem if scripts else modules[0].rpartition(".")[2] if modules else Path(words[0]).stem
+    return re.sub(r"[^\w.-]+", "-", found).strip(".-") or "run"
 
 
 def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> int:
@@ -170,6 +192,7 @@ def _outcome(options: ScriptOptions, out: Path, status: int) -> bool:
     notes = read_notes(options.notes)
     events = {note["event"] for note in notes}
     points = _points(out) if "step" in events else []
+    plain = "" if status or options.strict else "; the exit code stays the command's (--strict makes it 2)"
     if points:
         unit = "step" if options.record_at != "epochs" else "epoch"
         short = " (recording stopped before the script did)" if "stopped" in events else ""
@@ -178,15 +201,15 @@ def _outcome(options: ScriptOptions, out: Path, status: int) -> bool:
     elif "stopped" in events:
         return True
     elif "step" in events:
-        say(f"nothing is recorded in {options.out}: the script ended before the pretrained weights were written")
+        say(f"nothing is recorded in {options.out}: the script ended before the pretrained weights were written{plain}")
     elif "torch" in events:
-        say(f"nothing is recorded, because no optimizer of torch.optim took a step{_ended(status)}")
+        say(f"nothing is recorded, because no optimizer of torch.optim took a step{_ended(status)}{plain}")
     elif status:
         say(f"nothing is recorded, because no torch was imported{_ended(status)}")
     else:
         say(
             "nothing is recorded, because the command imported no torch in a Python that can be reached (python -I, -E "
-            "and -S, and containers, shut it out)"
+            f"and -S, and containers, shut it out){plain}"
         )
     return "stopped" in events or not points
 

@@ -29,6 +29,7 @@ class ScriptOptions:
         steps_per_epoch: optimizer steps in an epoch; None reads epochs off the script's DataLoaders.
         model: which model to record where there are several.
         recipe: TARGET of the recipe whose full-batch gradients are computed afterwards.
+        overwrite: replace a run that is there, when the first step is recorded.
         strict: end the script where recording fails.
         quiet: say nothing where all is well.
         measure: what a pass at recorded weights does, where nothing is to be recorded.
@@ -44,6 +45,7 @@ class ScriptOptions:
     steps_per_epoch: int | None = None
     model: str | None = None
     recipe: str | None = None
+    overwrite: bool = False
     strict: bool = False
     quiet: bool = False
     measure: PassOptions | None = None

@@ -86,7 +86,7 @@ class ScriptRecorder:
         self._count = -1
         self._unrecorded: list[torch.Tensor] = []
         self._collector.restart()
-        self._writer = BackgroundWriter(header.creation(Path(options.out)))
+        self._writer = BackgroundWriter(header.creation(Path(options.out), options.overwrite))
         try:
             self._write(self._collected())
         except BaseException:
