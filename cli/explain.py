@@ -68,12 +68,17 @@ def explain(
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
     from tvgrad.theory.explain import with_bounds, write_results
+    from tvgrad.theory.explainable import why_not_explained
 
     try:
         wanted = None if epochs is None else [int(part) for part in epochs.split(",")]
     except ValueError:
         raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
     opened = open_runs(runs)
+    for run in opened:  # before a recipe is asked for that could not help
+        why = why_not_explained(run)
+        if why is not None:
+            raise TvgradError(why)
     targets = [target or _own_target(run.info.get("recipe"), run.root, "command" in run.info) for run in opened]
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)

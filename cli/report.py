@@ -14,6 +14,8 @@ from . import options
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tvgrad.store.run import Run
+
 DEFAULT_FORMATS = ("csv", "html")
 
 
@@ -70,12 +72,8 @@ def _report_runs(
     paths: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool
 ) -> None:
     from tvgrad.cli.open_runs import whole_runs
-    from tvgrad.cli.terminal import bytes_bar
 
-    from tvgrad.report.empty_columns import missing_results
-    from tvgrad.report.lora_relation import IN_FACTORS
-    from tvgrad.report.summary import summary_of
-    from tvgrad.report.tables import run_tables
+    from tvgrad.report.tables import runs_of_each_model
 
     whole, damaged = whole_runs(paths)
     for directory, problem in damaged:
@@ -86,19 +84,45 @@ def _report_runs(
         click.echo(f"{directory} is left out: {problem}", err=True)
     if not whole:
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
+    models = runs_of_each_model(whole)
+    if len(models) > 1:
+        click.echo(f"The runs are of {len(models)} different models: a report on each follows.")
+    for one, place in zip(models, _places(out, models), strict=True):
+        _report_model(one, place, formats, groups)
+
+
+def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
+    """A folder for the report on each model: --out itself for a single one, else one named after its first run."""
+    from tvgrad.report.tables import run_names
+
+    if out is None or len(models) == 1:
+        return [out] * len(models)
+    names = run_names([runs[0] for runs in models])
+    return [out / name.strip("/").replace("/", "-") for name in names]
+
+
+def _report_model(runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None) -> None:
+    """Report on runs of one model."""
+    from tvgrad.cli.terminal import bytes_bar
+
+    from tvgrad.report.empty_columns import missing_results
+    from tvgrad.report.lora_relation import IN_FACTORS
+    from tvgrad.report.summary import summary_of
+    from tvgrad.report.tables import run_tables
+
     with bytes_bar("reading") as progress:
-        made = run_tables(whole, groups, progress)
+        made = run_tables(runs, groups, progress)
     click.echo(summary_of(made.tables)[0])
     if "weight_change_norm" in made.tables["norms"]:
         click.echo(f"LoRA: {IN_FACTORS}")
     if out is None:
         _print(made.tables, bool(groups))
-        for sentence in missing_results(made.tables):
+        for sentence in missing_results(made.tables, made.refused):
             click.echo(sentence)
     else:
         from tvgrad.report.publishing import publish
 
-        _list(publish(made, whole, out, formats), out)
+        _list(publish(made, runs, out, formats), out)
 
 
 def _report_checkpoints(

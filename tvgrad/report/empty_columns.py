@@ -18,26 +18,29 @@ COMPUTED_BY = {
 MOST_NAMES = 6
 
 
-def missing_results(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def missing_results(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str] | None = None) -> list[str]:
     """Say which tables lack which runs, and what computes them.
 
     Args:
         tables: the tables of a report.
+        refused: run -> why it cannot be explained.
 
     Returns:
-        One sentence a table; none where all is there.
+        One sentence a table, and one for each reason why a run cannot be explained; none where all is there.
     """
-    sentences = []
+    sentences, cannot = [], dict(refused or {})
     for name, command in COMPUTED_BY.items():
         if name not in tables:  # checkpoints without a run have no such table
             continue
         present = set(tables[name]["run"])
-        without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in present]
+        without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in {*present, *cannot}]
         if without:
             sentences.append(
                 f"{name} has no rows of {listed(without, MOST_NAMES)}: {command} makes them "
                 "(with `--recipe TARGET` where the recipe is your own), then report again."
             )
+    for run, why in cannot.items():
+        sentences.append(f"second_order and error_budget have no rows of {run}, and cannot have any: {why}.")
     return sentences
 
 

@@ -118,7 +118,8 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
         epoch = int(table["epoch"].max()) if epoch is None else epoch
         table, when = table[table["epoch"] == epoch], f", epoch {epoch}"
     names = list(dict.fromkeys([*table["run_a"], *table["run_b"]]))
-    values = np.eye(len(names))
+    values = np.full((len(names), len(names)), np.nan)  # a pair without this epoch has no cosine
+    np.fill_diagonal(values, 1.0)
     for left, right, cosine in zip(table["run_a"], table["run_b"], table["cos_task_vectors"], strict=True):
         values[names.index(left), names.index(right)] = values[names.index(right), names.index(left)] = cosine
     matrix = pd.DataFrame(values, index=names, columns=names)
@@ -139,6 +140,7 @@ class FigureOf:
         draw: makes axes of the table.
         caption: defines every symbol and unit.
         each_run: one figure a run, instead of one for all.
+        by_block: its rows are blocks of the model, so that those of the whole model are nothing to show.
         instead_of: runs that have something in this column are drawn elsewhere, by it, and left out here.
     """
 
@@ -147,6 +149,7 @@ class FigureOf:
     draw: Callable[..., Axes]
     caption: str
     each_run: bool = False
+    by_block: bool = False
     instead_of: str = ""
 
 
@@ -238,6 +241,7 @@ FIGURES = {
         "relative_norm",
         block_norms,
         "Norm of each block's task vector over the norm of its pretrained weights.",
+        by_block=True,
     ),
     "gradient_cosines": FigureOf(
         "epoch_cosines",
@@ -289,7 +293,8 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
             continue
         if made.instead_of:
             table = table[~table["run"].isin(table[table[made.instead_of].notna()]["run"])]
-        if not table[made.column].notna().any():
+        shown = table[table["group"] != ALL] if made.by_block else table
+        if not shown[made.column].notna().any():
             continue
         if not made.each_run:
             written += _saved(made.draw(table), directory / name, made.caption)

@@ -30,6 +30,7 @@ def html_page(
     summary: Sequence[str],
     title: str,
     lead: str,
+    refused: Mapping[str, str] | None = None,
 ) -> str:
     """Render a report as one HTML file that needs nothing beside it.
 
@@ -41,6 +42,7 @@ def html_page(
         summary: sentences for the top.
         title: the page's title.
         lead: one line under it.
+        refused: run -> why it cannot be explained.
 
     Returns:
         The page.
@@ -52,7 +54,12 @@ def html_page(
     ]
     shown = [_table(name, table) for name, table in tables.items() if len(table)]
     return _PAGES.get_template("page.html.j2").render(
-        title=title, lead=lead, summary=summary, figures=drawn, tables=shown, missing=missing_results(tables)
+        title=title,
+        lead=lead,
+        summary=summary,
+        figures=drawn,
+        tables=shown,
+        missing=missing_results(tables, refused),
     )
 
 

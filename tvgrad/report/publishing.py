@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +36,8 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     cosines = epoch_cosines(made.gram)
     # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
     more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
-    return _publish(made.tables, more, summary_of(made.tables, made.tasks), _lead(runs), directory, formats)
+    said = summary_of(made.tables, made.tasks)
+    return _publish(made.tables, more, said, _lead(runs), directory, formats, made.refused)
 
 
 def publish_checkpoints(made: CheckpointTables, pretrained: str, directory: Path, formats: Iterable[str]) -> list[Path]:
@@ -66,6 +67,7 @@ def _publish(
     lead: str,
     directory: Path,
     formats: Iterable[str],
+    refused: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Tables, the figures of them and of what is only drawn, and the page."""
     wanted = check_formats(formats)
@@ -75,7 +77,7 @@ def _publish(
     written += [path for path, _ in figures]
     if PAGE in wanted:
         vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]
-        page = html_page(tables, vector_graphics, summary, "Task vectors and gradients", lead)
+        page = html_page(tables, vector_graphics, summary, "Task vectors and gradients", lead, refused)
         path = directory / "report.html"
         write_text_atomically(path, page)
         written.append(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -29,6 +30,7 @@ from tvgrad.streaming.rows import Vector
 from tvgrad.streaming.run_vectors import RunVectors, vectors_of
 from tvgrad.streaming.vector_key import VectorKey
 from tvgrad.theory.explain import read_results
+from tvgrad.theory.explainable import why_not_explained
 from tvgrad.theory.verdicts import verdict_rows
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
 
@@ -44,11 +46,13 @@ class RunTables:
         tables: name -> table, with the columns of `COLUMNS`.
         gram: all inner products.
         tasks: name of a run -> its task: runs of one task differ in seed, rule or format.
+        refused: name of a run that was not explained -> why it cannot be.
     """
 
     tables: dict[str, pd.DataFrame]
     gram: GramResult
     tasks: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def distinct_runs(runs: Sequence[Run]) -> list[Run]:
@@ -109,12 +113,16 @@ def run_tables(
     with ExitStack() as stack:
         found = [vectors_of(run, stack, name) for run, name in zip(runs, names, strict=True)]
         vectors: list[Vector] = [vector for one in found for vector in one.vectors]
-        gram = gram_of(
-            vectors,
-            runs[0].groups(groups),
-            projections=[pair for one in found for pair in one.projections],
-            signs=_task_pairs(found),
-            progress=progress,
+        gram = (
+            gram_of(
+                vectors,
+                runs[0].groups(groups),
+                projections=[pair for one in found for pair in one.projections],
+                signs=_task_pairs(found),
+                progress=progress,
+            )
+            if vectors
+            else GramResult((), np.zeros((0, 0)), {}, {}, {})  # every training ended in its first epoch
         )
     gram_groups = runs[0].groups(groups)
     # From input to output, as the model has them: files list their tensors by name.
@@ -138,7 +146,25 @@ def run_tables(
         "error_budget": [replace(row, run=name) for name, _, terms in explained for row in terms],
     }
     made = {**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}
-    return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)})
+    without = [(run, name) for run, (name, *found_in) in zip(runs, explained, strict=True) if not any(found_in)]
+    refused = {name: why for run, name in without if (why := why_not_explained(run)) is not None}
+    return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)}, refused)
+
+
+def runs_of_each_model(runs: Sequence[Run]) -> list[list[Run]]:
+    """Sort runs by their model, that is by names and shapes of the trainable parameters.
+
+    Args:
+        runs: the runs.
+
+    Returns:
+        Runs that one report can be made of, the first run's model first.
+    """
+    found: dict[tuple[tuple[str, tuple[int, ...]], ...], list[Run]] = {}
+    for run in distinct_runs(runs):
+        shapes = tuple(sorted((name, one.shape) for name, one in run.parameters.items()))
+        found.setdefault(shapes, []).append(run)
+    return list(found.values())
 
 
 def _same_model(runs: Sequence[Run]) -> None:

@@ -40,15 +40,19 @@ class Run:
         >>> directory.cleanup()
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        """Wrap a manifest that has been read; use `Run.open`.
+    def __init__(self, root: str | os.PathLike[str], manifest: Manifest | None = None) -> None:
+        """Open a run directory, as `Run.open` does.
 
         Args:
             root: the run directory.
-            manifest: the content of its run.json.
-        """
-        self.root = root
-        self.manifest = manifest
+            manifest: the content of its run.json, where it has been read already.
+
+        Raises:
+            TvgradError: there is no run, or it has another format version.
+            DamagedRun: run.json is damaged.
+        """  # noqa: DOC502 - raised by read_manifest
+        self.root = Path(root)
+        self.manifest = read_manifest(self.root) if manifest is None else manifest
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> Run:
@@ -70,8 +74,7 @@ class Run:
             Traceback (most recent call last):
             tvgrad.errors.TvgradError: no/such/run is not a run directory: it has no run.json
         """
-        root = Path(directory)
-        return cls(root, read_manifest(root))
+        return cls(directory)
 
     @property
     def name(self) -> str:

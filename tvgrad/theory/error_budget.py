@@ -27,10 +27,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
-from tvgrad.recipes.of_run import check_data
+from tvgrad.problem.recipe import Recipe
+from tvgrad.recipes.of_run import check_data, objective_of
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.budget_plan import BudgetPlan, Source, plan_budget
@@ -79,7 +81,7 @@ class ErrorBudget:
 
 def error_budget(
     run: Run,
-    objective: Objective,
+    objective: Objective | Recipe,
     epochs: Sequence[int] | None = None,
     *,
     seconds: float | None = None,
@@ -93,7 +95,8 @@ def error_budget(
 
     Args:
         run: a run recorded by epoch, with a known update rule.
-        objective: of the run's recipe, at any weights, in the run's dtype or float64.
+        objective: of the run's recipe, at any weights, in the run's dtype or float64; or the recipe itself, whose
+            gradients are then computed in float64.
         epochs: after which to explain it; by default the last one whose weights were kept.
         seconds: leave out, with a sentence, what is estimated not to fit into this time; None computes all that one
             pass over the data an epoch can give.
@@ -118,6 +121,8 @@ def error_budget(
         >>> abs(sum(row.share for row in budget.rows) - 1) < 1e-9
         True
     """  # noqa: DOC502 - raised by what it calls
+    if isinstance(objective, Recipe):
+        objective = objective_of(run, objective, torch.float64)
     check_data(run, objective)
     wanted = _epochs(run, epochs)
     schedule = schedule_of(run, wanted[-1])

@@ -27,6 +27,7 @@ from tvgrad.theory.curvature import Curvature, estimate_curvature
 from tvgrad.theory.expansion import Expansion, expand
 from tvgrad.theory.kinks import kink_sentence
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.given import Given, as_rule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.update_rules.stability import growth_factor, stability_limit
@@ -137,7 +138,7 @@ class Prediction:
 @np.errstate(over="ignore", invalid="ignore")  # huge rates give infinite norms, and sentences that say so
 def predict(
     objective: Objective,
-    rule: UpdateRule,
+    rule: Given,
     epochs: int,
     *,
     quadratic: bool = True,
@@ -152,7 +153,7 @@ def predict(
 
     Args:
         objective: model, loss and data.
-        rule: a linear update rule; one step an epoch.
+        rule: a linear update rule, or an optimizer that follows one; one step an epoch.
         epochs: k, at least 1.
         quadratic: follow the quadratic model too.
         curvature: estimate lambda_max by Lanczos, and with it the stability limit and the growth factor.
@@ -175,7 +176,7 @@ def predict(
     """
     positive_integer(epochs, "epochs")
     positive(threshold, "the threshold")
-    linear = linear_rule(rule)
+    rule = linear = linear_rule(as_rule(rule))
     linear.rates(epochs)  # before any work, whether the schedule is long enough
     before = objective.evaluations.copy()
     expansion = expand(objective, linear, at)

@@ -37,6 +37,8 @@ def troubles_of(run: Run) -> tuple[str, ...]:
     wanted = run.info.get("epochs")
     if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
         found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
+    elif not run.manifest.finished and len(run.points) == 1:
+        found.append(f"{STOPPED} before the first {run.unit} to be recorded had ended")
     if run.info.get("final_weights_differ"):
         further = run.info.get("steps_unrecorded")
         found.append(OTHERS + (f", {counted(further, 'step')} after the last recorded ones" if further else ""))

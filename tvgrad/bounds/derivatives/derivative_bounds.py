@@ -23,6 +23,7 @@ from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
+from tvgrad.bounds.reading.arguments import check_samples
 from tvgrad.bounds.reading.matrix_reader import read_matrices
 from tvgrad.bounds.reading.module_reader import read_module
 from tvgrad.bounds.rounding import passes
@@ -100,9 +101,7 @@ class DerivativeBounds:
             TvgradError: the loss or the data is not one for which bounds are known.
             UnsupportedNetwork: nor is a part of the model.
         """
-        if not isinstance(inputs, torch.Tensor) or inputs.ndim < 2:
-            shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-            raise TvgradError(f"the inputs are {shape}: give a tensor of shape (samples, features)")
+        check_samples(inputs, targets)
         network = read_module(module, inputs.detach())
         self._set(network, own_copy(inputs).flatten(1), None, targets, loss, chunk_size)
 
