@@ -138,15 +138,18 @@ class Recorder:
             rule=rule,
             info=info or {},
         )
-        self._collector = Collector(
+        self._collector = self._make_collector()
+        self._writer: RunWriter | BackgroundWriter | None = None
+
+    def _make_collector(self) -> Collector:
+        return Collector(
             self._clock,
-            model,
+            self.model,
             self._parameters,
             record=[*self._record, *(["gradient-norms"] if "epoch-gradients" in self._record else [])],
-            background=background,
+            background=self._background,
             watch=StepWatch(after_step=self._forget_gradient),
         )
-        self._writer: RunWriter | BackgroundWriter | None = None
 
     @property
     def epoch(self) -> int:
