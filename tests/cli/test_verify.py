@@ -67,10 +67,16 @@ def test_clean_runs(tvgrad: Called, copied: Path) -> None:
     code, out, err = tvgrad("verify", copied)
     assert (code, err) == (0, "")
     first, *runs = (line for line in out.splitlines() if not line.startswith(" "))
-    # three epochs cost the task rotated some of the accuracy that the pretrained model had
-    worse = r"Hurt by fine-tuning: rotated, it ends worse than the pretrained model \(accuracy 0\.\d+ after epoch 3, "
+    # three epochs cost the task rotated some accuracy, less than its few test samples can tell from chance
     both = "Task vector = -lr x full-batch gradient after the first epoch: yes for 2: "
-    assert re.match(worse + r"0\.\d+ before\)\. " + both, first)
+    assert first.startswith(both)
+    run_json = copied / "rotated" / "run.json"
+    content = json.loads(run_json.read_text())
+    content["info"]["test_samples"] *= 100
+    run_json.write_text(json.dumps(content))
+    hurt = tvgrad("verify", copied)[1].splitlines()[0]
+    worse = r"Hurt by fine-tuning: rotated, it ends worse than the pretrained model \(accuracy 0\.\d+ after epoch 3, "
+    assert re.match(worse + r"0\.\d+ before\)\. " + both, hurt)
     assert "Optimizer step: exact for every run" in first
     assert runs == [
         "low: 4 points whole",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,12 +61,20 @@ def test_a_step_that_was_not_checked_says_why() -> None:
     assert headline([row]).endswith("Optimizer step: not checked for b (epoch 1 took 4 steps (mini-batches of 128)).")
 
 
-def test_rows_of_runs(traced: Traced) -> None:
-    (plain,) = verdict_rows(traced("rotated"), "mine")
+def test_rows_of_runs(traced: Traced, tmp_path: Path) -> None:
+    plain_run = traced("rotated")
+    (plain,) = verdict_rows(plain_run, "mine")
     assert (plain.run, plain.holds, plain.gradient_holds, plain.cause) == ("mine", EXACT, YES, "")
-    before, *_, after = (point.metrics["accuracy"] for point in traced("rotated").points)
+    before, *_, after = (point.metrics["accuracy"] for point in plain_run.points)
     worse = f"it ends worse than the pretrained model (accuracy {after:.4g} after epoch 3, {before:.4g} before)"
-    assert plain.trouble == (worse if after < before else "")
+    samples = plain_run.info["test_samples"]
+    noise = 1.96 * math.sqrt((before * (1 - before) + after * (1 - after)) / samples)
+    assert 0 < before - after < noise  # it fell by less than so few test samples can tell
+    assert plain.trouble == ""
+    shutil.copytree(plain_run.root, tmp_path / "many")
+    (many,) = verdict_rows(with_info(Run.open(tmp_path / "many"), test_samples=100 * samples))
+    assert before - after > noise / 10
+    assert many.trouble == worse
     rows = verdict_rows(traced("rotated", optimizer="adam", lr=1e-3))
     assert {row.gradient_holds for row in rows} == {NO}
     assert [row.holds for row in rows] == [APPLIES_NOT, EXACT]
@@ -256,6 +265,29 @@ def test_a_model_that_got_worse_is_trouble(tmp_path: Path) -> None:
         assert troubles_of(traced_metrics(tmp_path / name, {"accuracy": 0.8}, {"accuracy": last})) == ()
     falling = {"loss": 2.0, "seconds": 3.0}, {"loss": 1.0, "seconds": 2.0}
     assert troubles_of(traced_metrics(tmp_path / "loss", *falling)) == ()  # of these lower is no loss
+
+
+def test_only_metrics_of_which_higher_is_better_can_show_damage(tmp_path: Path) -> None:
+    for name in ("perplexity", "error", "test_error", "mse", "wer"):
+        assert troubles_of(traced_metrics(tmp_path / name, {name: 0.9}, {name: 0.1})) == ()
+        said = {"metric": name, "test_samples": 1000}  # not even as the metric of a recipe
+        assert troubles_of(traced_metrics(tmp_path / f"{name}-recipe", {name: 0.9}, {name: 0.1}, info=said)) == ()
+    assert troubles_of(traced_metrics(tmp_path / "unknown", {"score": 0.9}, {"score": 0.1})) == ()
+    for name, facts in (("val_acc", {}), ("macro-f1", {}), ("score", {"metric": "score"})):
+        (trouble,) = troubles_of(traced_metrics(tmp_path / name, {name: 0.9}, {name: 0.1}, info=facts))
+        assert trouble == f"it ends worse than the pretrained model ({name} 0.1 after epoch 1, 0.9 before)"
+
+
+def test_a_fall_within_the_sampling_error_is_no_damage(tmp_path: Path) -> None:
+    facts = {"metric": "accuracy", "test_samples": 100}
+    # Of 100 samples, all right before: one tail of Fisher's test is C(200-k, 100) / C(200, 100) for k wrong after.
+    for wrong, damage in ((1, False), (5, False), (6, True)):
+        chance = 2 * math.comb(200 - wrong, 100) / math.comb(200, 100)
+        assert (chance < 0.05) == damage
+        run = traced_metrics(tmp_path / f"{wrong}", {"accuracy": 1.0}, {"accuracy": 1 - wrong / 100}, info=facts)
+        assert bool(troubles_of(run)) == damage
+    one = traced_metrics(tmp_path / "mean", {"accuracy": 0.9042}, {"accuracy": 0.9041}, info=facts)
+    assert troubles_of(one)  # a mean of something else: its sampling error is not known
 
 
 def test_losses_that_grew(tmp_path: Path) -> None:

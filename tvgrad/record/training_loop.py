@@ -311,10 +311,14 @@ def _test_metric(prepared: Prepared, loss_of: BatchLoss) -> dict[str, float]:
     modes = {module: module.training for module in prepared.model.modules()}
     prepared.model.eval()  # test samples may neither be dropped out nor enter the statistics of a BatchNorm
     try:
-        return {getattr(recipe.metric, "__name__", "metric"): _test_mean(prepared, loss_of, recipe.test, recipe.metric)}
+        return {_metric_name(recipe.metric): _test_mean(prepared, loss_of, recipe.test, recipe.metric)}
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _metric_name(metric: Callable[[Any, Any], Any]) -> str:
+    return getattr(metric, "__name__", "metric")
 
 
 def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Callable[[Any, Any], Any]) -> float:
@@ -361,9 +365,12 @@ def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:
-    options = prepared.options
+    options, recipe = prepared.options, prepared.recipe
+    tested = recipe.test is not None and recipe.metric is not None
     return {
-        "recipe": {"target": options.target, "task": prepared.recipe.name, "about": prepared.recipe.about},
+        "metric": _metric_name(recipe.metric) if recipe.metric is not None and tested else None,
+        "test_samples": len(recipe.test) if recipe.test is not None and tested else None,
+        "recipe": {"target": options.target, "task": recipe.name, "about": recipe.about},
         "options": {name: value for name, value in asdict(options).items() if name not in {"resume", "target"}},
         "epochs": prepared.epochs,
         "batch_size": prepared.batch_size,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+from scipy import stats
 
 from tvgrad.store.run import Run
 from tvgrad.wording import counted
@@ -22,6 +25,13 @@ KINDS = {
 """How a clause of trouble begins -> what a headline calls it; any other is divergence."""
 GREW = 2.0
 """From how many times its first value a loss is said to have grown."""
+
+HIGHER = {"accuracy", "acc", "accuracies", "f1", "auc", "auroc", "precision", "recall", "bleu", "rouge", "iou", "map"}
+"""Words in the name of a metric of which higher is better, as it is of a recipe's metric without a word of `LOWER`."""
+LOWER = {"loss", "losses", "error", "errors", "err", "perplexity", "ppl", "nll", "mse", "rmse", "mae", "wer", "cer"}
+"""Words in the name of a metric of which lower is better."""
+LEVEL = 0.05
+"""A fall of an accuracy is damage where Fisher's exact test on the number of test samples gives less than this."""
 
 
 def troubles_of(run: Run) -> tuple[str, ...]:
@@ -74,12 +84,32 @@ def _divergence(run: Run) -> list[str]:
 
 
 def _damage(run: Run) -> list[str]:
-    """Test metrics, of which higher is better, that end below those of the pretrained weights."""
+    """Test metrics, of which higher is better, that end below those of the pretrained weights by more than chance."""
     first = next((point.metrics for point in run.points if point.number == 0), {})
     fell = []
     for name in first.keys() - {*LOSSES, "seconds"}:
         measured = [(point.number, point.metrics[name]) for point in run.points if name in point.metrics]
         when, last = measured[-1]
-        if last < first[name]:
+        if _higher_is_better(run, name) and last < first[name] and not _by_chance(run, name, first[name], last):
             fell.append(f"{name} {last:.4g} after {run.unit} {when}, {first[name]:.4g} before")
     return [f"{WORSE} ({'; '.join(sorted(fell))})"] if fell else []
+
+
+def _higher_is_better(run: Run, name: str) -> bool:
+    words = set(re.findall(r"[a-z]+1?", name.lower()))
+    return not words & LOWER and (bool(words & HIGHER) or name == run.info.get("metric"))
+
+
+def _by_chance(run: Run, name: str, before: float, after: float) -> bool:
+    """Whether so few test samples can give such a fall by chance; False where their number is not known."""
+    # Fisher's exact test takes the two shares as of independent samples; both are of the same ones: it is cautious.
+    samples = run.info.get("test_samples") if name == run.info.get("metric") else None
+    if not samples:
+        return False
+    right = [round(score * samples) for score in (before, after)]
+    if any(
+        not 0 <= count <= samples or abs(count - score * samples) > 1e-6 * samples
+        for count, score in zip(right, (before, after), strict=True)
+    ):
+        return False  # no share of right answers: what one sample adds to it is not known
+    return bool(stats.fisher_exact([[count, samples - count] for count in right]).pvalue >= LEVEL)
