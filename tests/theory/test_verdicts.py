@@ -294,6 +294,9 @@ def test_losses_that_grew(tmp_path: Path) -> None:
     grown = traced_metrics(tmp_path / "grown", {"loss": 1.0}, {"loss": 2.1}, {"loss": 0.5})
     assert troubles_of(grown) == ("the loss grew from 1 to 2.1 in epoch 1",)
     assert troubles_of(traced_metrics(tmp_path / "calm", {"loss": 1.0}, {"loss": 1.9})) == ()
+    negative = traced_metrics(tmp_path / "negative", {"loss": -5.0}, {"loss": 800.0})
+    assert troubles_of(negative) == ("the loss grew from -5 to 800 in epoch 1",)
+    assert troubles_of(traced_metrics(tmp_path / "falls", {"loss": -1.0}, {"loss": -5.0})) == ()
     lost = traced_metrics(tmp_path / "lost", {"loss": 1.0}, {"loss": math.nan})
     assert troubles_of(lost) == ("the loss is not finite in epoch 1",)
 
@@ -308,3 +311,48 @@ def test_the_worst_of_several_is_the_one_that_is_named() -> None:
         "exact for a, within"
     )
     assert "unknown: no gradient" in headline([MISSING])
+
+
+@pytest.mark.parametrize(
+    ("factors", "trouble"),
+    [
+        ((1.0, 9.0), ""),
+        ((1.0, 11.0), "the mean batch gradient norm grew from"),
+        ((1.0, math.nan), "the gradients are not finite in epoch 2"),
+        ((1.0, math.inf, 1.0), "the gradients are not finite in epoch 2"),
+    ],
+)
+def test_gradients_tell_of_a_divergence_where_no_loss_does(
+    tmp_path: Path, factors: tuple[float, ...], trouble: str
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)  # the weights stand, so that the norms are the factors
+    with tvgrad.Recorder(tmp_path / "run", model, optimizer) as recorder:
+        for factor in factors:
+            optimizer.zero_grad()
+            (factor * model(torch.ones(1, 2)).sum()).backward()
+            optimizer.step()
+            recorder.note_step(batch_size=1)
+            recorder.end_epoch()
+    found = troubles_of(Run.open(tmp_path / "run"))
+    assert bool(found) == bool(trouble)
+    assert not found or found[0].startswith(trouble)
+
+
+def test_a_gradient_that_its_own_format_rounds_is_the_cause(tmp_path: Path) -> None:
+    row = last_row(with_info(stepped(tmp_path / "run"), gradient_rounding=0.15))
+    assert row.gradient_holds == NO
+    assert row.cause == "the recorded gradient is itself 15 % off by the rounding of its format"
+
+
+def test_the_ends_of_a_cause(tmp_path: Path, traced: Traced, tampered: Tampered) -> None:
+    zero = tampered(traced("low"), "gradient", 0, lambda content: {name: 0 * t for name, t in content.items()})
+    assert last_row(zero).gradient_holds == UNKNOWN
+    assert last_row(zero).cause == "the full-batch gradient at the start is zero"
+    lost = tampered(traced("parity"), "weights", 1, lambda content: {name: t * math.inf for name, t in content.items()})
+    assert (last_row(lost).gradient_holds, last_row(lost).cause) == (NO, "the weights after epoch 1 are not finite")
+    for factor in (900.0, 12345.0):
+        run = stepped(tmp_path / f"{factor}", scaled(factor), clip_factor=0.5)
+        cause = last_row(run).cause
+        assert f"it is {factor:,.0f} times as long" in cause
+        assert "scaled or clipped" not in cause  # another cause is known

@@ -7,6 +7,7 @@ import re
 
 from scipy import stats
 
+from tvgrad.store.batch_norms import batch_norms
 from tvgrad.store.run import Run
 from tvgrad.wording import counted
 
@@ -25,6 +26,8 @@ KINDS = {
 """How a clause of trouble begins -> what a headline calls it; any other is divergence."""
 GREW = 2.0
 """From how many times its first value a loss is said to have grown."""
+GRADIENTS_GREW = 10.0
+"""The same for gradients, whose norms vary more in a training that goes well."""
 
 HIGHER = {"accuracy", "acc", "accuracies", "f1", "auc", "auroc", "precision", "recall", "bleu", "rouge", "iou", "map"}
 """Words in the name of a metric of which higher is better, as it is of a recipe's metric without a word of `LOWER`."""
@@ -78,9 +81,23 @@ def _divergence(run: Run) -> list[str]:
         found.append(f"the loss is not finite in {run.unit} {lost[0]}")
     if losses:
         (_, first), (when, worst) = losses[0], max(losses, key=lambda one: one[1] if math.isfinite(one[1]) else 0.0)
-        if worst > GREW * first > 0:
+        if worst - first > (GREW - 1) * abs(first) > 0:
             found.append(f"the loss grew from {first:.3g} to {worst:.3g} in {run.unit} {when}")
-    return found
+    return found or _runaway_gradients(run)
+
+
+def _runaway_gradients(run: Run) -> list[str]:
+    """What the norms of the batch gradients tell of a divergence, where no loss does."""
+    norms = [(point.number, batch_norms(run, point.number).before_clipping) for point in run.points[1:]]
+    if not norms or not math.isfinite(norms[0][1]):  # not recorded
+        return []
+    lost = [number for number, norm in norms if not math.isfinite(norm)]
+    if lost:
+        return [f"the gradients are not finite in {run.unit} {lost[0]}"]
+    (_, first), (when, largest) = norms[0], max(norms, key=lambda one: one[1])
+    if largest > GRADIENTS_GREW * first > 0:
+        return [f"the mean batch gradient norm grew from {first:.3g} to {largest:.3g} in {run.unit} {when}"]
+    return []
 
 
 def _damage(run: Run) -> list[str]:

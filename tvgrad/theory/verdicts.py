@@ -230,7 +230,12 @@ def _cause(run: Run, step: OneEpochCheck, cosine: float, stretch: float) -> str:
         causes.append(
             f"it is {stretch:,.3g} times as long" if stretch < 1000 else f"it is {stretch:,.0f} times as long"
         )
-    return listed(causes) if causes else f"rounding to {run.info.get('dtype', 'the format')} of the weights"
+    if causes:
+        return listed(causes)
+    own = float(run.info.get("gradient_rounding") or 0)
+    if own > SAME:
+        return f"the recorded gradient is itself {percent(own)} off by the rounding of its format"
+    return f"rounding to {run.info.get('dtype', 'the format')} of the weights"
 
 
 def _largest_term(run: Run) -> str | None:
