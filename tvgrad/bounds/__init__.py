@@ -11,7 +11,8 @@ from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.certificates.form import Form
 from tvgrad.bounds.certificates.multitask_gap import GapCertificate, multitask_gap, multitask_gap_bound
-from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds, UniformBounds
+from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
+from tvgrad.bounds.derivatives.uniform_bounds import UniformBounds
 from tvgrad.bounds.feedforward import FeedForward
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of

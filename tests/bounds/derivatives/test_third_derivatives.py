@@ -176,7 +176,9 @@ def test_what_a_distance_adds_to_a_loss_is_attained() -> None:
     loss, moved = loss_of("bce"), 1e-4 * ONE[0]
     for logit, name, order in [(-math.log(2 + math.sqrt(3)), "hessian", 1), (0.0, "third", 2)]:
         at = SampleNorms(logit * ONE, 0 * ONE, curvatures=loss.curvature(logit * ONE, 0 * ONE))
-        added = float(getattr(_uncapped(loss, at, moved), name) - getattr(_uncapped(loss, at, 0 * moved), name))
+        radius = float(moved)
+        ends = [getattr(_uncapped(loss, at, by, radius), name) for by in (moved, 0 * moved)]
+        added = float(ends[0] - ends[1])
         slope = torch.sigmoid
         for _ in range(order):
             slope = grad(slope)

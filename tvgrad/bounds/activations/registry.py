@@ -7,7 +7,15 @@ import math
 import torch
 from torch import nn
 
-from tvgrad.bounds.activations.smooth import NAMED, OF_MODULE, SMOOTH, Activation, UnboundedActivation
+from tvgrad.bounds.activations.smooth import (
+    NAMED,
+    OF_MODULE,
+    SMOOTH,
+    WIDER,
+    Activation,
+    OutsideValidity,
+    UnboundedActivation,
+)
 from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN
 
 _SLOPE_JUMPS = "its slope jumps at a kink"
@@ -22,7 +30,7 @@ _KINKED = {
 _registered: dict[str | type[nn.Module], Activation] = {}
 
 
-def activation_of(activation: str | nn.Module, order: int = 3) -> Activation:
+def activation_of(activation: str | nn.Module, order: int = 3, *, partly: bool = False) -> Activation:
     """The activation of a name or a module, with its constants.
 
     Args:
@@ -30,12 +38,15 @@ def activation_of(activation: str | nn.Module, order: int = 3) -> Activation:
             "identity", "elu", a registered name, or a module (`nn.Tanh()`, `nn.Softplus(beta=2, threshold=40)`, ...).
         order: the highest derivative that has to be bounded. 2 (gradient and Hessian) also admits functions whose
             first derivative is Lipschitz but has kinks: ELU with alpha 1, CELU and Softsign, with b3 = b4 = infinity.
+        partly: also admit modules that compute a smooth function below a number alone (`Activation.below`):
+            `nn.Softplus` with its default threshold. Whoever asks has to keep the arguments below.
 
     Returns:
         The activation.
 
     Raises:
         UnboundedActivation: there are no such bounds, or none are known here; says why and what to use.
+        OutsideValidity: the module is another function from some number on, and `partly` is not set.
 
     Examples:
         >>> from torch import nn
@@ -64,12 +75,25 @@ def activation_of(activation: str | nn.Module, order: int = 3) -> Activation:
             f"{label} is not an activation with known derivative bounds; use {', '.join(sorted(NAMED))}, or give "
             "its constants with tvgrad.bounds.register_activation."
         )
+    if not partly and found.below < math.inf:
+        raise OutsideValidity(_cut_off(label, found, isinstance(activation, nn.Softplus)))
     if order >= 3 and not math.isfinite(found.b3 + found.b4):
         raise UnboundedActivation(
             f"{label} has a second derivative with jumps, so no third derivative is bounded: the gradient and Hessian "
             f"bounds exist (order=2), the Hessian-Lipschitz ones do not; use {SMOOTH} for those."
         )
     return found
+
+
+def _cut_off(label: str, found: Activation, softplus: bool) -> str:
+    """Why a module that computes a smooth function below a number alone has no bounds on the whole line."""
+    if not softplus:
+        return f"{label} is another function from x = {found.below:g} on: nothing is bounded there."
+    jump = float(found.value(torch.tensor(found.below, dtype=torch.float64))) - found.below
+    return (
+        f"{label} is replaced by x beyond its threshold, with a jump of {jump:.1e} at x = {found.below:g} where it has "
+        f"no derivative; {WIDER}."
+    )
 
 
 def is_registered(kind: type[nn.Module]) -> bool:
@@ -127,6 +151,7 @@ def check_forward(module: nn.Module, activation: Activation) -> None:
         UnboundedActivation: values or slopes differ.
     """
     grid = torch.cat([torch.linspace(-8, 8, 161, dtype=torch.float64), torch.tensor([-100.0, 100.0]).double()])
+    grid = grid[grid < activation.below]
     with torch.enable_grad():
         at = grid[:, None].clone().requires_grad_()
         made = module(at)

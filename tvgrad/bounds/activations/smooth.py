@@ -23,6 +23,7 @@ from tvgrad.errors import TvgradError
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 SMOOTH = "tanh, softplus (the larger its beta, the closer to ReLU), gelu or silu"
+WIDER = "pass threshold=40, which is smooth to the last bit of float64 and rounds to the same values in float32"
 # 4 / (3 sqrt 3) = 0.76980035..., 1 / (6 sqrt 3) = 0.09622504..., log 2 = 0.69314718...
 _TANH_SECOND, _SIGMOID_SECOND, _LOG_2 = 0.769801, 0.096226, 0.693148
 _TANH_FOURTH, _SIGMOID_FOURTH = 4.085886, 0.127684
@@ -34,9 +35,16 @@ class UnboundedActivation(TvgradError):
     """The activation has no bounded derivatives of the orders that the theorems need, or none are known."""
 
 
+class OutsideValidity(UnboundedActivation):
+    """A pre-activation may reach where the activation of the model is another function than the bounded one."""
+
+
 @dataclass(frozen=True)
 class Activation:
     """An elementwise activation s with bounds on its derivatives over the whole real line.
+
+    A module may compute s up to a number alone, as `nn.Softplus` does with its threshold. What is bounded is s, which
+    goes on smoothly; where a pre-activation may reach that number there are no bounds.
 
     Attributes:
         name: as messages print it.
@@ -51,6 +59,7 @@ class Activation:
         d2: s'' on float64 tensors.
         d3: s''' on float64 tensors.
         added: a bound of the numbers that a folded BatchNorm adds to s, which its value may cancel; 0 for others.
+        below: what the model computes is s for arguments below this number; infinity where it is s everywhere.
 
     Example:
         >>> from tvgrad.bounds import activation_of
@@ -71,12 +80,15 @@ class Activation:
     d2: Elementwise
     d3: Elementwise
     added: float = 0.0
+    below: float = math.inf
 
     def __post_init__(self) -> None:
         for field in ("b1", "b2", "b3", "b4", "supremum", "at_zero", "added"):
             number = getattr(self, field)
             if not number >= 0:
                 raise UnboundedActivation(f"{self.name}: {field} is {number}; give a bound that is at least zero.")
+        if math.isnan(self.below):
+            raise UnboundedActivation(f"{self.name}: below is NaN; give the number up to which the model computes it.")
 
 
 def _up(number: float) -> float:
@@ -162,18 +174,16 @@ def _softplus(beta: float = 1.0) -> Activation:
 
 
 def _softplus_of(module: nn.Module) -> Activation:
-    """Softplus of a module, whose threshold must not cut anything off."""
+    """Softplus of a module, up to where its threshold cuts something off."""
     beta, threshold = float(getattr(module, "beta", 1.0)), float(getattr(module, "threshold", 20.0))
     if not 0 < beta < math.inf:
         raise UnboundedActivation(f"Softplus needs a positive, finite beta, not {beta}.")
-    if not threshold >= _EXACT_THRESHOLD:
-        jump = math.log1p(math.exp(-threshold)) / beta
-        raise UnboundedActivation(
-            f"nn.Softplus(beta={beta:g}, threshold={threshold:g}) is replaced by x beyond its threshold, with a jump "
-            f"of {jump:.1e} at x = {threshold / beta:g} where it has no derivative; pass threshold=40, which is smooth "
-            "to the last bit of float64 and rounds to the same values in float32."
-        )
-    return _softplus(beta)
+    soft = _softplus(beta)
+    if threshold >= _EXACT_THRESHOLD:
+        return soft
+    if math.isnan(threshold):
+        raise UnboundedActivation("Softplus has the threshold NaN: give a number.")
+    return replace(soft, below=math.nextafter(threshold / beta, -math.inf))
 
 
 def _logsigmoid() -> Activation:

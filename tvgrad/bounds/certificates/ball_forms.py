@@ -31,7 +31,7 @@ from tvgrad.bounds.certificates.verified_ball import (
     deviation_on_ball,
     verified_ball,
 )
-from tvgrad.bounds.derivatives.derivative_bounds import UniformBounds
+from tvgrad.bounds.derivatives.uniform_bounds import UniformBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds
 from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, round_up
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+from tvgrad.bounds.activations.smooth import OutsideValidity
 from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
@@ -128,7 +129,8 @@ def attempt_all(
             continue
         try:
             found.append(_told(form.attempt(case), scale, float(totals[-1]), UNDERFLOW if steps > 1 else 0.0))
-        except (NoCertificate, UnknownLoss) as reason:  # a loss may have bounds for its targets alone
+        # a loss may have bounds for its targets alone, an activation for some of the balls that are tried
+        except (NoCertificate, UnknownLoss, OutsideValidity) as reason:
             found.append(Form(form.name, reason=str(reason)))
     return tuple(found)
 

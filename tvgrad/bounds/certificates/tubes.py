@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from tvgrad.bounds.activations.smooth import OutsideValidity
 from tvgrad.bounds.certificates.coefficients import NoCertificate, StepCoefficients, coefficients_of
 from tvgrad.bounds.certificates.expansion_point import TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form
@@ -180,11 +181,13 @@ class Tube:
         here = [one.at(centre) if self.gradients else one for one in self._problems]
         try:
             found = [one.gradient for one in here]
+            bounds = self._hessian_norms_round(here, centre, deviation) if deviation else [0.0 for _ in here]
         except UnknownLoss:  # the targets were checked: it is the logits that are not finite
             reason = f"the training itself runs away: its logits are not finite at step {len(self.gradients)}"
             raise NoCertificate(reason) from None
+        except OutsideValidity as why:
+            raise NoCertificate(f"at step {len(self.gradients)} {why}") from None
         coupled = self.coefficients.coupled
-        bounds = self._hessian_norms_round(here, centre, deviation) if deviation else [0.0 for _ in here]
         total = found[0] if self._factor is None else scaled_sum(found, self._factor, roundings=4)
         self.parts.append(list(zip(found, bounds, strict=True)))
         self.deviations.append(deviation)
@@ -194,9 +197,13 @@ class Tube:
     def _hessian_norms_round(self, here: list[DerivativeBounds], centre: torch.Tensor, deviation: float) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
         distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + SUM_MARGIN) + deviation
-        bounds = [one.hessian_norm(distance) for one in self._anchors]
+        try:
+            bounds = [one.hessian_norm(distance) for one in self._anchors]
+        except OutsideValidity:  # the ball round the old centre is the larger one
+            bounds = [math.inf for _ in here]
         growth = self._size * sum(bounds) * float(self.coefficients.totals[-1])
-        if growth > EASY_GROWTH and growth * deviation > EASY_SHARE * float((centre - self._theta).norm()):
+        share = EASY_SHARE * float((centre - self._theta).norm())
+        if not (growth <= EASY_GROWTH or growth * deviation <= share):
             self._anchors, self._anchor_at = here, centre
             bounds = [min(bound, one.hessian_norm(deviation)) for bound, one in zip(bounds, here, strict=True)]
         return bounds

@@ -72,7 +72,10 @@ def ball_norms(network: Network, loss: Loss, at: SampleNorms, radius: float, *, 
 
     Returns:
         Bounds that hold anywhere in the ball.
-    """
+
+    Raises:
+        OutsideValidity: an activation is another function somewhere in the ball.
+    """  # noqa: DOC502 - raised by the network
     ball = _Widening(network, at, radius, capped)
     for end in range(network.depth):
         ball.go_forward(end)
@@ -182,6 +185,7 @@ class _Widening:
 
     def _widen_activation(self, end: int) -> None:
         """The maxima of s' to s''' over the units, and the Jacobians of h_l."""
+        self.network.check_validity(end, self.at.highest[end], self.z_changes[end], self.radius)
         s = self.network.layers[end].activation
         for order, (bound, following) in enumerate(itertools.pairwise((s.b1, s.b2, s.b3, s.b4)), start=1):
             change = self._capped(following * self.z_changes[end], 2 * bound * self.ones)

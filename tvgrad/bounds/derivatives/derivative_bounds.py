@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tvgrad.bounds.activations.smooth import Activation
+from tvgrad.bounds.activations.smooth import Activation, OutsideValidity
 from tvgrad.bounds.derivatives.local import LocalBounds
 from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, SampleNorms, measure, merged
+from tvgrad.bounds.derivatives.uniform_bounds import UniformBounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
@@ -37,26 +37,6 @@ if TYPE_CHECKING:
 
 TOGETHER = 2048  # samples whose layer constants are assembled at once
 QUICK_SQUARINGS = 0  # away from theta_0, where a larger bound only widens a thin tube
-
-
-@dataclass(frozen=True)
-class UniformBounds:
-    """Upper bounds that use no data beyond the largest input norm, for comparison.
-
-    Attributes:
-        gradient_norm: of the mean loss, anywhere in the ball.
-        hessian_norm: likewise.
-        hessian_lipschitz: likewise.
-
-    Example:
-        >>> from tvgrad.bounds import UniformBounds
-        >>> UniformBounds(1.5, 2.0, 3.0).hessian_norm
-        2.0
-    """
-
-    gradient_norm: float
-    hessian_norm: float
-    hessian_lipschitz: float
 
 
 class DerivativeBounds:
@@ -335,8 +315,16 @@ class DerivativeBounds:
         return self._kept
 
     def _applicable(self, radius: float, third: bool) -> list[LayerBounds]:
-        worst = self.worst_case(radius, third)
-        return [worst, self.local(radius, third)] if self.has_data else [worst]
+        """What each argument says that holds on the ball."""
+        found, reason = list[LayerBounds](), None
+        for argument in (self.worst_case, self.local) if self.has_data else (self.worst_case,):
+            try:
+                found.append(argument(radius, third))
+            except OutsideValidity as why:
+                reason = why
+        if reason is not None and not found:
+            raise reason
+        return found
 
     def gradient_norm(self, radius: float = 0.0) -> float:
         """Bound the norm of the mean loss's gradient.
@@ -346,7 +334,10 @@ class DerivativeBounds:
 
         Returns:
             An upper bound, anywhere in the ball.
-        """
+
+        Raises:
+            OutsideValidity: an activation is another function somewhere in the ball.
+        """  # noqa: DOC502 - raised by the network
         found = [bounds.gradient_norm for bounds in self._applicable(radius, third=False)]
         if self.has_data:
             found.append(self.gradient.upper + round_up(radius * self.hessian_norm(radius), FEW_OPERATIONS_MARGIN))
@@ -360,7 +351,10 @@ class DerivativeBounds:
 
         Returns:
             An upper bound, anywhere in the ball.
-        """
+
+        Raises:
+            OutsideValidity: an activation is another function somewhere in the ball.
+        """  # noqa: DOC502 - raised by the network
         return min(bounds.hessian_norm for bounds in self._applicable(radius, third=False))
 
     def hessian_lipschitz(self, radius: float = 0.0) -> float:
@@ -371,7 +365,10 @@ class DerivativeBounds:
 
         Returns:
             An upper bound of `||H(a) - H(b)||_2 / ||a - b||` for all a, b in the ball.
-        """
+
+        Raises:
+            OutsideValidity: as for `gradient_norm`.
+        """  # noqa: DOC502 - raised by the network
         return min(bounds.hessian_lipschitz for bounds in self._applicable(radius, third=True))
 
     def closed_form(self, radius: float = 0.0) -> UniformBounds:

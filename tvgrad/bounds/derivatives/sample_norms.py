@@ -42,6 +42,7 @@ class SampleNorms:
         logits: (n, C).
         targets: of these samples, as the loss takes them.
         sizes: norm of h_0 .. h_{L-1}, what layers read.
+        highest: the largest entry of z of each hidden layer.
         maxima: for (order, l) the largest `|s'|`, `|s''|` or `|s'''|` of layer l, order 1 to 3.
         z_jacobian: `||J_{j,l}||`, j <= l.
         h_jacobian: `||D_l J_{j,l}||`.
@@ -58,6 +59,7 @@ class SampleNorms:
     logits: torch.Tensor
     targets: torch.Tensor
     sizes: list[torch.Tensor] = field(default_factory=list)
+    highest: list[torch.Tensor] = field(default_factory=list)
     maxima: dict[Pair, torch.Tensor] = field(default_factory=dict)
     z_jacobian: dict[Pair, torch.Tensor] = field(default_factory=dict)
     h_jacobian: dict[Pair, torch.Tensor] = field(default_factory=dict)
@@ -128,7 +130,7 @@ def _measure_chunk(
     network: Network, loss: Loss, inputs: torch.Tensor, targets: torch.Tensor, rounding: list[float], squarings: int
 ) -> SampleNorms:
     layers, skips = network.layers, network.skips
-    made, z = [inputs], inputs
+    made, z, highest = [inputs], inputs, list[torch.Tensor]()
     derivatives: Derivatives = []
     for index, layer in enumerate(layers):
         z = torch.addmm(layer.offset, made[skips.reads[index]], layer.matrix.T)
@@ -136,10 +138,11 @@ def _measure_chunk(
             z = z + made[k]
         if index < network.depth - 1:
             s = layer.activation
+            highest.append(z.amax(1))
             derivatives.append((s.d1(z), s.d2(z), s.d3(z)))
             made.append(s.value(z))
     sizes = [upper_norm(h) for h in made]
-    found = SampleNorms(z, targets, sizes, curvatures=loss.curvature(z, targets), rounding=rounding)
+    found = SampleNorms(z, targets, sizes, highest, curvatures=loss.curvature(z, targets), rounding=rounding)
     for index, values in enumerate(derivatives):
         s = layers[index].activation
         sums = itertools.accumulate((s.b1, s.b2, s.b3))

@@ -154,7 +154,10 @@ def worst_case(
 
     Returns:
         The constants of all layers.
-    """
+
+    Raises:
+        OutsideValidity: an activation is another function where the norms let a pre-activation get.
+    """  # noqa: DOC502 - raised by the network
     depth, samples = network.depth, len(input_norms)
     gradient = torch.zeros(depth, dtype=torch.float64)
     hessian = torch.zeros(depth, depth, dtype=torch.float64)
@@ -168,7 +171,9 @@ def worst_case(
     for start in range(0, samples, CHUNK):
         norms = input_norms[start : start + CHUNK]
         c, m, t = _recursion(network, norms, radius, third)
-        logits = magnitudes(network, norms, radius)[1][-1]
+        *hidden, logits = magnitudes(network, norms, radius)[1]
+        for index, size in enumerate(hidden):
+            network.check_validity(index, torch.zeros_like(size), size, radius)
         if targets is None:
             one = loss.worst(network.outputs, float(logits.max()), target_norm)
             constants = LossBounds(*(torch.full_like(norms, value) for value in one))

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import torch
 
-from tvgrad.bounds.activations.smooth import Activation
+from tvgrad.bounds.activations.smooth import WIDER, Activation, OutsideValidity
 from tvgrad.bounds.network.shared_kernel import SharedKernel
 from tvgrad.bounds.network.skips import Skips
 from tvgrad.bounds.network.spectral_norm import spectral_norm
@@ -229,6 +229,34 @@ class Network:
             known[index] = float(bool(flat[where].any())) or known[index]
         norms: torch.Tensor = round_up(squares.sqrt(), gamma(len(flat) + 8)) + TINY * known
         return norms
+
+    def check_validity(self, index: int, highest: torch.Tensor, change: torch.Tensor, radius: float) -> None:
+        """Check that no pre-activation of a layer reaches where the model's activation is another function.
+
+        Up to the first layer that fails, the model is what is bounded: layers have to be checked in order.
+
+        Args:
+            index: the layer, from 0.
+            highest: (n,), the largest pre-activations as computed.
+            change: (n,), an upper bound of what exact ones, anywhere in the ball, are larger by.
+            radius: of the ball.
+
+        Raises:
+            OutsideValidity: one may.
+        """
+        layer = self.layers[index]
+        below = layer.activation.below
+        if below == math.inf:
+            return
+        change = round_up(change, self.margin(1))
+        reached = highest + change + 8 * UNIT_ROUNDOFF * (highest.abs() + change)
+        if not bool((reached < below).all()):
+            name = layer.weight_name or layer.bias_name or f"layer {index + 1}"
+            where = f"within {radius:.3g} of the weights" if radius else "at the weights"
+            raise OutsideValidity(
+                f"the pre-activations of {name} may reach {float(reached.max()):.6g} {where}, and the model computes "
+                f"{layer.activation.name} below {below:g} alone: {WIDER}"
+            )
 
     def margin(self, samples: int) -> float:
         """The relative rounding error of a bound that is computed from n samples without cancellation.

@@ -251,4 +251,5 @@ def _scaled(inner: Activation, scale: torch.Tensor, shift: torch.Tensor, size: t
         d3=lambda x: scale * inner.d3(x),
         # positive, so that it is known that there is a BatchNorm
         added=round_up(float(size.max()), 1e-15) + TINY,
+        below=inner.below,
     )

@@ -36,7 +36,7 @@ def read_matrices(
     Raises:
         UnsupportedNetwork: lists of different lengths, shapes or skips that do not fit, or numbers that are not finite.
     """
-    between = activation if isinstance(activation, Activation) else activation_of(activation)
+    between = activation if isinstance(activation, Activation) else activation_of(activation, partly=True)
     layers = _layers(weights, biases, trainable)
     for first, last in skips:
         if not 1 <= first <= last <= len(layers):

@@ -124,7 +124,7 @@ class _Reader:
             if call.part == SUM:
                 made = self.builder.added(call.path, *given)
             elif isinstance(call.part, str):
-                made = self.builder.activated(call.path, given[0], activation_of(call.part))
+                made = self.builder.activated(call.path, given[0], activation_of(call.part, partly=True))
             else:
                 name = (f"module {call.path}" if call.path else "the model") if call.own else call.path
                 made = self._read_part(_Part(call.part, name, _below(call.path, "") if call.own else ""), given[0])
@@ -198,7 +198,7 @@ class _Reader:
                 "estimates, which take any model"
             )
         try:
-            activation = activation_of(module)
+            activation = activation_of(module, partly=True)
             if is_registered(type(module)):
                 check_forward(module, activation)
         except TvgradError as error:

@@ -155,7 +155,10 @@ class Pass:
             loss: the loss.
             inputs: the chunk, (n, features).
             targets: its targets.
-        """
+
+        Raises:
+            OutsideValidity: an activation is another function where a pre-activation is.
+        """  # noqa: DOC502 - raised by the network
         self.samples = len(inputs)
         self._network, self._loss, self._targets = network, loss, targets
         self._rounding = gamma(len(inputs) + 8)
@@ -165,6 +168,7 @@ class Pass:
         for index, layer in enumerate(network.layers):
             z = _shifted(_forward(self._h[skips.reads[index]], layer), layer.offset, layer.offset_size)
             self._z.append(total_of([z, *(self._h[k] for k in skips.adds[index])]))
+            network.check_validity(index, self._z[-1].value.amax(1), self._z[-1].error, 0.0)
             if index < self._last:
                 s = layer.activation
                 self._h.append(applied(s.value, self._z[-1], s.b1, 2 * s.added))
