@@ -12,7 +12,6 @@ from torch import nn
 
 from tvgrad.bounds import FeedForward
 from tvgrad.bounds.certificates.coefficients import coefficients_of
-from tvgrad.bounds.derivatives import ball_norms
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules import Momentum
 
@@ -114,21 +113,28 @@ def test_folded_norms_round_within_their_bounds_in_all_networks(part: int) -> No
         assert_within(seed)
 
 
-def test_the_terms_of_a_shift_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without them the check fails: it can."""
-    scaled = ball_norms.replace
-    assert scaled is dataclasses.replace
-    problems = 0
-    for seed in range(12):
-        model, inputs, targets = drawn(seed)
-        problem = FeedForward(model, inputs, targets, "mse_half")
-        layer = problem.network.layers[0]
-        bare = dataclasses.replace(layer, activation=dataclasses.replace(layer.activation, added=0.0))
-        assert layer.activation.added > 0
-        problem.network = dataclasses.replace(problem.network, layers=(bare, *problem.network.layers[1:]))
-        wide = FeedForward(model, inputs, targets, "mse_half").gradient.error
-        problems += problem.gradient.error < wide
-    assert problems > 3
+def rounding_apart(problem: FeedForward, seed: int) -> tuple[mpf, float]:
+    """How far the computed gradient is from that of 50 digits, and how far it says that it is at most."""
+    with mpmath.workdps(DIGITS):
+        exact = exact_gradient(*drawn(seed))
+        found = problem.gradient
+        return size([mpf(x) - y for x, y in zip(found.value.tolist(), exact, strict=True)]), found.error
+
+
+@pytest.mark.parametrize("seed", [77, 150, 332, 382])
+def test_the_terms_of_a_shift_are_needed(seed: int) -> None:
+    """In these of the first 400 networks the true error is larger than a bound that forgets what cancels."""
+    model, inputs, targets = drawn(seed)
+    problem = FeedForward(model, inputs, targets, "mse_half")
+    apart, error = rounding_apart(problem, seed)
+    assert apart <= error
+    layer = problem.network.layers[0]
+    assert layer.activation.added > 0
+    bare = dataclasses.replace(layer, activation=dataclasses.replace(layer.activation, added=0.0))
+    forgetful = FeedForward(model, inputs, targets, "mse_half")
+    forgetful.network = dataclasses.replace(problem.network, layers=(bare, *problem.network.layers[1:]))
+    apart, error = rounding_apart(forgetful, seed)
+    assert apart > error
 
 
 LINE = torch.linspace(-1, 1, 3, dtype=torch.float64)[:, None]
