@@ -7,84 +7,16 @@ import dataclasses
 import mpmath
 import pytest
 import torch
-from mpmath import mp, mpf
+from mpmath import mpf
 from torch import nn
 
+from tests.bounds.rounding.fifty_digits import DIGITS, drawn, exact_gradient, size
 from tvgrad.bounds import FeedForward
 from tvgrad.bounds.certificates.coefficients import coefficients_of
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules import Momentum
 
 NETWORKS = 2000
-DIGITS = 50
-
-
-def norm(width: int, generator: torch.Generator, cancelling: bool) -> nn.BatchNorm1d:
-    """A frozen BatchNorm with numbers over ten decades, whose shift may nearly cancel."""
-
-    def numbers() -> torch.Tensor:
-        size = 10 ** (10 * torch.rand(width, generator=generator, dtype=torch.float64) - 5)
-        return size * torch.randn(width, generator=generator, dtype=torch.float64).sign()
-
-    made = nn.BatchNorm1d(width).double().eval().requires_grad_(False)
-    for tensor in (made.running_mean, made.weight, made.bias):
-        tensor.data.copy_(numbers())
-    made.running_var.copy_(numbers().abs())
-    if cancelling:
-        near = made.weight.data * made.running_mean / (made.running_var + made.eps).sqrt()
-        made.bias.data.copy_(near * (1 + 1e-3 * torch.randn(width, generator=generator, dtype=torch.float64)))
-    return made
-
-
-def drawn(seed: int) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    first, last = nn.Linear(2, 3), nn.Linear(3, 2)
-    norms = [norm(3, generator, bool(seed >> bit & 1)) for bit in (1, 2)]
-    activation = nn.Tanh() if seed % 2 else nn.Sigmoid()
-    model = nn.Sequential(first, norms[0], activation, norms[1], last).double().eval()
-    for parameter in (*first.parameters(), *last.parameters()):
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    inputs, targets = torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
-    return model, inputs, targets
-
-
-def exact_gradient(model: nn.Sequential, inputs: torch.Tensor, targets: torch.Tensor) -> list[mpf]:
-    """That of the mean of half the squared distance, written out in numbers of 50 digits."""
-    first, before, activation, after, last = model
-
-    def rows(tensor: torch.Tensor) -> list[list[mpf]]:
-        return [[mpf(x) for x in row] for row in tensor.tolist()]
-
-    def folded(of: nn.BatchNorm1d) -> tuple[list[mpf], list[mpf]]:
-        numbers = zip(
-            of.running_var.tolist(), of.running_mean.tolist(), of.weight.tolist(), of.bias.tolist(), strict=True
-        )
-        pairs = [(mpf(w) / mp.sqrt(mpf(v) + mpf(of.eps)), mpf(m), mpf(b)) for v, m, w, b in numbers]
-        return [g for g, _, _ in pairs], [b - g * m for g, m, b in pairs]
-
-    def bend(z: mpf) -> tuple[mpf, mpf]:
-        if isinstance(activation, nn.Tanh):
-            return mp.tanh(z), mp.sech(z) ** 2
-        small = mp.exp(-abs(z))
-        return 1 / (1 + mp.exp(-z)), small / (1 + small) ** 2
-
-    w1, w2 = rows(first.weight), rows(last.weight)
-    b1, b2 = ([mpf(x) for x in layer.bias.tolist()] for layer in (first, last))
-    (g1, t1), (g2, t2) = folded(before), folded(after)
-    units, outputs, n = range(3), range(2), len(inputs)
-    parts = [[mpf(0)] * 6, [mpf(0)] * 3, [mpf(0)] * 6, [mpf(0)] * 2]
-    for x, y in zip(rows(inputs), rows(targets), strict=True):
-        bent = [bend(g1[j] * (sum(w * v for w, v in zip(w1[j], x, strict=True)) + b1[j]) + t1[j]) for j in units]
-        h = [g2[j] * bent[j][0] + t2[j] for j in units]
-        r = [sum(w * v for w, v in zip(w2[o], h, strict=True)) + b2[o] - y[o] for o in outputs]
-        p = [sum(w2[o][j] * r[o] for o in outputs) * g2[j] * bent[j][1] * g1[j] for j in units]
-        for part, one in zip(parts, ([a * b for a in p for b in x], p, [a * b for a in r for b in h], r), strict=True):
-            part[:] = [old + new / n for old, new in zip(part, one, strict=True)]
-    return [number for part in parts for number in part]
-
-
-def size(numbers: list[mpf]) -> mpf:
-    return mp.sqrt(sum(number**2 for number in numbers))
 
 
 def assert_within(seed: int) -> None:
