@@ -19,6 +19,12 @@ ANALYSES = {
     "multitask_gap": "Task arithmetic and multitask training differ by a second-order term that is known beforehand.",
     "practical_optimizers": "Momentum and Adam leave a residual that no small rate removes, and the budget names it.",
     "merge_epochs": "Merging models tuned for one epoch is as good as merging converged ones.",
+    "task_addition": "Conceptual tasks of overlap rho are both solved from lambda = 1 - rho on, opposed ones never.",
+    "task_negation": "Subtracting a conceptual task's vector forgets it and keeps an unrelated or opposed task.",
+    "out_of_domain": "Task vectors weighed for a mixture of conceptual tasks solve it from sum lambda gamma = 1 on.",
+    "low_rank": "Task vectors of rank 1 keep the effect of adding and of negating.",
+    "mechanism": "Margins are linear in the overlap of two conceptual tasks, attention logits quadratic.",
+    "forgetting": "What linear regression forgets on randomly turned inputs follows an exact formula.",
 }
 """Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""
 OUTCOMES = {
@@ -32,12 +38,12 @@ OUTCOMES = {
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--on", "target", default="digits", show_default=True, help="TARGET of the recipe to run it on.")
+@click.option("--on", "target", help="TARGET of the recipe to run it on; by default the analysis's own, mostly digits.")
 @click.option(
     "--out", type=options.PATH, default="tvgrad-analyses", show_default=True, help="Folder for table and figure."
 )
 @click.option("--set", "given", multiple=True, help="NAME=VALUE: an option of the analysis; may be repeated.")
-def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) -> None:
+def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, ...]) -> None:
     """Put one claim to the test on real data: one table, one figure, and whether it held (exit code 1: it failed).
 
     A claim that the data leave undecided, or that is vacuous on them, is printed as such and ends with exit code 0.
@@ -52,6 +58,7 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
       tvgrad analyse merge_epochs --on suite --set optimizers=gd,sgd,adam --set seeds=5 --set epochs=64
     """
     import importlib
+    import inspect
     from dataclasses import replace
 
     if name is None:
@@ -61,7 +68,7 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     chosen = name.replace("-", "_")
     if chosen not in ANALYSES:
         raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}")
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import percent_bar, print_table
 
     from tvgrad.report.documents import write_tables
 
@@ -70,7 +77,11 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
     except OSError as error:
         raise TvgradError(f"{out} cannot be made a folder: {error.strerror}") from None
     run = importlib.import_module(f"tvgrad.analyses.{chosen}").analyse
-    result = run(target, **_options(given, run))
+    known = inspect.signature(run).parameters
+    on = target or (known["target"].default if "target" in known else "")
+    chosen_options = _options(given, run)
+    with percent_bar(chosen) as progress:
+        result = run(on, **chosen_options, **({"progress": progress} if "progress" in known else {}))
     print_table(chosen, result.table)
     figure = out / f"{chosen}.png"
     result.save(figure)
@@ -83,7 +94,7 @@ def analyse(name: str | None, target: str, out: Path, given: tuple[str, ...]) ->
         click.echo(f"  {verdict}.")
     click.echo(f"Figure: {figure}, table: {written[0]}")
     if result.outcome == "fails":
-        raise CheckFailed(f"the claim of {chosen} did not hold on {target}")
+        raise CheckFailed(f"the claim of {chosen} did not hold on {on}")
 
 
 def _options(given: tuple[str, ...], run: Callable[..., Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
       tvgrad relate adapter-a adapter-b
     """
     from tvgrad.cli.open_runs import single_run
-    from tvgrad.cli.terminal import bytes_bar, print_table
+    from tvgrad.cli.terminal import percent_bar, print_table
 
     from tvgrad.checkpoints.find import is_adapter
     from tvgrad.files.atomic import write_atomically
@@ -50,7 +50,7 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
         _relate_checkpoints(pretrained, runs, groups, out=out, quiet=quiet)
         return
     left, right = (single_run(path) for path in runs)
-    with bytes_bar("reading", quiet) as progress:
+    with percent_bar("reading", quiet) as progress:
         found = relate_runs(left, right, groups, progress)
     if out is not None:
         write_atomically(out, lambda temporary: found.table.to_csv(temporary, index=False))
@@ -66,7 +66,7 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
 def _relate_checkpoints(
     pretrained: Path | None, pair: tuple[Path, Path], groups: str | None, *, out: Path | None, quiet: bool
 ) -> None:
-    from tvgrad.cli.terminal import bytes_bar, print_table
+    from tvgrad.cli.terminal import percent_bar, print_table
 
     from tvgrad.files.atomic import write_atomically
     from tvgrad.report.checkpoint_relation import relate_adapters, relate_checkpoints
@@ -75,7 +75,7 @@ def _relate_checkpoints(
     if pretrained is None:
         found = relate_adapters(*pair, groups)
     else:
-        with bytes_bar("reading", quiet) as progress:
+        with percent_bar("reading", quiet) as progress:
             found = relate_checkpoints(pretrained, pair, groups, progress)
     for sentence in found.left_out:
         click.echo(sentence, err=True)

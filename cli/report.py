@@ -103,14 +103,14 @@ def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
 
 def _report_model(runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None) -> None:
     """Report on runs of one model."""
-    from tvgrad.cli.terminal import bytes_bar
+    from tvgrad.cli.terminal import percent_bar
 
     from tvgrad.report.empty_columns import missing_results
     from tvgrad.report.lora_relation import IN_FACTORS
     from tvgrad.report.summary import summary_of
     from tvgrad.report.tables import run_tables
 
-    with bytes_bar("reading") as progress:
+    with percent_bar("reading") as progress:
         made = run_tables(runs, groups, progress)
     click.echo(summary_of(made.tables)[0])
     if "weight_change_norm" in made.tables["norms"]:
@@ -128,11 +128,11 @@ def _report_model(runs: list[Run], out: Path | None, formats: tuple[str, ...], g
 def _report_checkpoints(
     pretrained: Path, tuned: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None
 ) -> None:
-    from tvgrad.cli.terminal import bytes_bar
+    from tvgrad.cli.terminal import percent_bar
 
     from tvgrad.report.checkpoints import checkpoint_tables
 
-    with bytes_bar("reading") as progress:
+    with percent_bar("reading") as progress:
         made = checkpoint_tables(pretrained, tuned, groups, progress)
     for sentence in made.left_out:
         click.echo(sentence, err=True)

@@ -79,15 +79,15 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[Train
 
 
 @contextmanager
-def bytes_bar(title: str, quiet: bool = False) -> Generator[Callable[[int, int], None]]:
-    """A progress bar of a pass over files.
+def percent_bar(title: str, quiet: bool = False) -> Generator[Callable[[int, int], None]]:
+    """A progress bar of something whose size is known, such as a pass over files.
 
     Args:
         title: what is done.
         quiet: show nothing; so does an error stream that is no terminal.
 
     Yields:
-        A function of the bytes done and the bytes in all.
+        A function of how much is done and how much there is.
     """
     with _bar(quiet, TextColumn("{task.percentage:>3.0f} %"), transient=True) as bar:
         task = bar.add_task(title, total=None)
