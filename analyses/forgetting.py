@@ -227,8 +227,8 @@ def _result(regression: pd.DataFrame, networks: pd.DataFrame) -> AnalysisResult:
         claim="The error on the first task after the second has the expectation of the formula.",
         outcome=outcome_of(farthest.max() <= CLOSE and min(corrected) > LEVEL, min(corrected) <= LEVEL),
         evidence=(
-            f"every 95 % interval of simulated / formula lies within {farthest.max():.1%} of 1 ({CLOSE:.0%} is "
-            f"asked for); {within} of {len(regression)} shapes within {STANDARD_ERRORS:g} standard errors, the farthest "
+            f"every 95 % interval of simulated / formula lies within {farthest.max():.1%} of 1, and {CLOSE:.0%} is "
+            f"asked for; {within} of {len(regression)} shapes within {STANDARD_ERRORS:g} standard errors, the farthest "
             f"{scores.max():.2f} (p {min(corrected):.2g}, corrected)"
         ),
         table=regression,

@@ -40,6 +40,7 @@ BENCHES = {
     "certificate": ("goal_figures", "certificate", 3),
     "script_trace": ("goal_figures", "script_trace", 5),
     "merging": ("goal_figures", "merging", 3),
+    "laboratory": ("bench_laboratory", "figures", 1),
 }
 """Name -> module, its function of `(rounds, quick)`, and how many rounds it takes."""
 
