@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from tvgrad.errors import TvgradError
 
-from .analysis_result import AnalysisResult, outcome_of
+from .analysis_result import VACUOUS, AnalysisResult, outcome_of
 from .concept_figures import panels
 from .concept_grid import FEWEST, pair_tasks
 from .concept_training import (
@@ -44,6 +44,7 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 MATRICES = {"W": ("attention",), "V": ("value",), "W and V": ("attention", "value")}
 WIDTH, HEIGHT = 7.2, 2.7
 ADDED, NEGATED = 1.0, -1.0
+EFFECTS = {"added": "adding", "negated": "negating"}
 
 
 def cut_rank(matrices: torch.Tensor, rank: float) -> torch.Tensor:
@@ -130,7 +131,8 @@ def analyse(
     make = partial(_measured, setting, seeds, progress)
     grid = pd.DataFrame(store.rows({"kind": "cuts", "seeds": seeds}, make)[0])
     table = _summary(grid)
-    first = {name: _kept(table, "rank", name, 1.0) for name in MATRICES}
+    shown = [effect for effect in EFFECTS if _whole(table, effect)]
+    first = {name: all(_kept(table, "rank", name, 1.0, effect) for effect in shown) for name in MATRICES}
     needed = [
         f"{way}, {name}: adding {_least(table, way, name, 'added')}, negating {_least(table, way, name, 'negated')}"
         for way in CUTS
@@ -138,9 +140,10 @@ def analyse(
     ]
     return AnalysisResult(
         claim="Task vectors whose matrices are cut to rank 1 keep the effect of adding and of negating.",
-        outcome=outcome_of(all(first.values())),
+        outcome=outcome_of(all(first.values())) if shown else VACUOUS,
         evidence=(
-            "rank 1 keeps both effects for all seeds in "
+            f"whole task vectors show for all seeds: {' and '.join(EFFECTS[one] for one in shown) or 'nothing'}; rank 1 "
+            "keeps this in "
             + ("; ".join(f"{name}: {'yes' if kept else 'no'}" for name, kept in first.items()))
             + f"; smallest rank of both matrices: adding {_least(table, 'rank', 'W and V', 'added')}, negating "
             f"{_least(table, 'rank', 'W and V', 'negated')}; conditions: {setting}, {seeds} seeds"
@@ -209,14 +212,20 @@ def _rows(table: pd.DataFrame, way: str, matrix: str) -> pd.DataFrame:
     return table[(table["way"] == way) & (table["matrix"] == matrix)].sort_values("value")
 
 
-def _kept(table: pd.DataFrame, way: str, matrix: str, value: float) -> bool:
+def _whole(table: pd.DataFrame, effect: str) -> bool:
+    return _kept(table, "dense", "none", 1.0, effect)
+
+
+def _kept(table: pd.DataFrame, way: str, matrix: str, value: float, effect: str) -> bool:
     rows = _rows(table, way, matrix)
     one = rows[rows["value"] == value].iloc[0]
-    return bool(one["added"] == one["seeds"] and one["negated"] == one["seeds"])
+    return bool(one[effect] == one["seeds"])
 
 
 def _least(table: pd.DataFrame, way: str, matrix: str, effect: str) -> str:
     """The smallest value from which on every seed keeps the effect."""
+    if not _whole(table, effect):
+        return "not even whole"
     rows = _rows(table, way, matrix)
     whole = rows[effect] == rows["seeds"]
     # from the largest value down, as long as all seeds keep it
