@@ -142,8 +142,8 @@ def analyse(
         claim="Task vectors whose matrices are cut to rank 1 keep the effect of adding and of negating.",
         outcome=outcome_of(all(first.values())) if shown else VACUOUS,
         evidence=(
-            f"whole task vectors show for all seeds: {' and '.join(EFFECTS[one] for one in shown) or 'nothing'}; rank 1 "
-            "keeps this in "
+            f"whole task vectors show for all seeds: {' and '.join(EFFECTS[one] for one in shown) or 'nothing'}; rank "
+            "1 keeps this in "
             + ("; ".join(f"{name}: {'yes' if kept else 'no'}" for name, kept in first.items()))
             + f"; smallest rank of both matrices: adding {_least(table, 'rank', 'W and V', 'added')}, negating "
             f"{_least(table, 'rank', 'W and V', 'negated')}; conditions: {setting}, {seeds} seeds"
