@@ -63,6 +63,28 @@ def test_several_optimizers_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_library_logs_goes_to_its_epoch(tmp_path: Path) -> None:
+    """Logged inside an epoch, or after its end (an evaluation): both are of that epoch."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = TrainingRecorder(tmp_path / "run", {})
+    training.begin(model, [optimizer], clips=False)
+    training.log({"eval_loss": 9.0})
+    for epoch in (1, 2):
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+        training.after_batch()
+        training.log({"loss": 0.5 / epoch, "epoch": epoch, "learning_rate": 0.1, "note": "text"})
+        training.after_epoch({})
+        training.log({"eval_accuracy": 0.25 * epoch, "eval_runtime": 1.0, "epoch": epoch})
+    training.finish()
+    metrics = Run.open(tmp_path / "run").metrics.drop(columns="seconds")
+    assert list(metrics.columns) == ["epoch", "loss", "eval_accuracy"]
+    assert metrics["loss"].tolist()[1:] == [0.5, 0.25]
+    assert metrics["eval_accuracy"].tolist()[1:] == [0.25, 0.5]
+    assert metrics.iloc[0].isna().sum() == 2
+
+
 def test_an_error_never_ends_the_training(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

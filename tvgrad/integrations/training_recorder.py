@@ -14,6 +14,9 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.record.recorder import Recorder
 
+NOT_OF_THE_MODEL = ("epoch", "runtime", "per_second", "flos", "learning_rate", "step")
+"""Parts of the names under which libraries log clocks and options, which are no metrics of the weights."""
+
 
 class TrainingRecorder:
     """Opens a `Recorder` when a library's training begins, and closes it when the training ends.
@@ -34,6 +37,7 @@ class TrainingRecorder:
         self._strict = bool(options.get("strict"))
         self._options = {"background": True, **{name: one for name, one in options.items() if name != "strict"}}
         self._steps = 0
+        self._logged: dict[str, float] = {}
 
     def attempt(self, action: Callable[[], None]) -> None:
         """Do something of tvgrad's: what it raises stops the recording with a warning, and never the training.
@@ -98,7 +102,28 @@ class TrainingRecorder:
             metrics: name -> number.
         """
         if self.recorder is not None:
-            self.recorder.end_epoch(metrics)
+            logged, self._logged = self._logged, {}
+            self.recorder.end_epoch({**logged, **metrics})
+
+    def log(self, logged: Mapping[str, Any]) -> None:
+        """Note what a library logs: of the epoch that has just ended, or of the one that goes on.
+
+        What is logged before the first step is left out: it is a measurement of the pretrained weights, or none.
+
+        Args:
+            logged: name -> value; only numbers that describe the model are kept.
+        """
+        kept = {
+            str(name): float(value)
+            for name, value in logged.items()
+            if isinstance(value, (int, float)) and not any(part in str(name) for part in NOT_OF_THE_MODEL)
+        }
+        if self.recorder is None or not self.recorder.steps or not kept:
+            return
+        if self.recorder.epoch and not self.recorder.steps_in_epoch:
+            self.recorder.note_metrics(kept)
+        else:
+            self._logged.update(kept)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Write what is waiting, and give the directory back; a second call does nothing.

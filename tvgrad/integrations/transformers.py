@@ -72,6 +72,18 @@ class RecorderCallback(TrainerCallback or object):  # type: ignore[misc]
         """
         self._training.attempt(lambda: self._training.after_epoch({}))
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **present: Any) -> None:
+        """Keep what the Trainer logs (losses, and the metrics of an evaluation) for metrics.csv.
+
+        Args:
+            args: the Trainer's arguments.
+            state: its state.
+            control: what callbacks may ask of it.
+            logs: name -> value.
+            **present: not used.
+        """
+        self._training.attempt(lambda: self._training.log(logs or {}))
+
     def on_train_end(self, args: Any, state: Any, control: Any, **present: Any) -> None:
         """Close the run.
 

@@ -140,6 +140,7 @@ class Recorder:
         )
         self._collector = self._make_collector()
         self._writer: RunWriter | BackgroundWriter | None = None
+        self._recorded = 0
 
     def _make_collector(self) -> Collector:
         return Collector(
@@ -257,6 +258,14 @@ class Recorder:
         """
         self._collector.note_step(**facts)
 
+    def note_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add numbers to the point that was recorded last, for what is measured after its epoch has ended.
+
+        Args:
+            metrics: name -> number, for metrics.csv.
+        """
+        self._open_writer().amend(self._recorded, {}, metrics)
+
     def add_info(self, **facts: Any) -> None:
         """Add facts to the run's description.
 
@@ -283,6 +292,7 @@ class Recorder:
         state = buffers, {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
         moment.write(writer, self._clock.number, state=state, keep=self._header.keep)
         self._collector.clear(moment)
+        self._recorded = self._clock.number
 
     def _note_rounding(self) -> None:
         """Say how far the first gradient is from float32, where its format is a narrow one."""
@@ -315,7 +325,7 @@ class Recorder:
         """Put model, optimizer, scheduler and random numbers back to the last recorded point."""
         last = run.points[-1]
         restore_weights(run, self.model)
-        self._clock.steps, self._clock.epoch = last.steps, last.number
+        self._clock.steps, self._clock.epoch, self._recorded = last.steps, last.number, last.number
         state = self._open_writer().read_state()
         if state is not None:
             restore_state(self.directory, *state, self._optimizer, self._scheduler)

@@ -76,6 +76,16 @@ class BackgroundWriter:
         """
         self._submit(lambda: self._writer().add(number, steps, tensors, metrics, **rest))
 
+    def amend(self, number: int, tensors: Mapping[str, Weights], metrics: Mapping[str, float]) -> None:
+        """Have something added to a point that was asked for before.
+
+        Args:
+            number: the point.
+            tensors: as for `RunWriter.amend`.
+            metrics: name -> number.
+        """
+        self._submit(lambda: self._writer().amend(number, tensors, metrics))
+
     def wait(self) -> None:
         """Return when all that was asked for is done."""
         with self._condition:
