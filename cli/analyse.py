@@ -27,6 +27,8 @@ ANALYSES = {
     "forgetting": "What linear regression forgets on randomly turned inputs follows an exact formula.",
 }
 """Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""
+DEFAULT_TARGET = "digits"
+"""The recipe of an analysis that names no other."""
 OUTCOMES = {
     "holds": "It held",
     "fails": "It did not hold",
@@ -78,7 +80,8 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
         raise TvgradError(f"{out} cannot be made a folder: {error.strerror}") from None
     run = importlib.import_module(f"tvgrad.analyses.{chosen}").analyse
     known = inspect.signature(run).parameters
-    on = target or (known["target"].default if "target" in known else "")
+    own = known["target"].default
+    on = target or (DEFAULT_TARGET if own is inspect.Parameter.empty else own)
     chosen_options = _options(given, run)
     with percent_bar(chosen) as progress:
         result = run(on, **chosen_options, **({"progress": progress} if "progress" in known else {}))
