@@ -41,6 +41,13 @@ class MergedFolder:
         carried: names of the files that were copied from its folder.
         left_out: sentences on the tensors that were not merged.
         adapters: how many of the models were adapters.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tvgrad.merging import MergedFolder
+        >>> made = MergedFolder(Path("merged"), merged=("w",), from_base=("head",), carried=(), left_out=(), adapters=0)
+        >>> made.from_base
+        ('head',)
     """
 
     path: Path
