@@ -208,7 +208,7 @@ def test_a_disk_that_is_really_full(
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     RunWriter.create(tmp_path, manifest(), {}).close()
-    with pytest.raises(TvgradError, match=r"already holds a run: choose another --out, or go on with it by --resume"):
+    with pytest.raises(TvgradError, match="already holds a run: choose another --out, go on with it by --resume, "):
         RunWriter.create(tmp_path, manifest(), {})
 
 
