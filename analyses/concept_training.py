@@ -6,10 +6,12 @@ is, and not on the overlap: pairs of one seed differ in nothing else, and a stud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 
 import torch
+from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.recipes.conceptual import TokenMix
@@ -78,6 +80,21 @@ class ConceptTask:
     table: torch.Tensor
 
 
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Let torch use one thread: its threads wait for each other longer than tensors this small take.
+
+    Yields:
+        Nothing; the number of threads is put back afterwards.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def concept_models(setting: ConceptSetting, tasks: Sequence[ConceptTask]) -> ModelStack:
     """Make one start a training, the same for all tasks of a seed.
 
@@ -116,11 +133,11 @@ def concept_batches(
             drawn[key] = setting.mix.draw(setting.steps * setting.batch_size, generator)
     rows = torch.stack([drawn[task.seed, task.stream][0] for task in tasks])
     labels = torch.stack([drawn[task.seed, task.stream][1] for task in tasks])
-    tables = torch.stack([task.table for task in tasks])
-    place = torch.arange(len(tasks))[:, None, None]
+    tables = torch.cat([task.table for task in tasks])
+    rows += len(tasks[0].table) * torch.arange(len(tasks))[:, None, None]
     for step in range(setting.steps):
         batch = slice(step * setting.batch_size, (step + 1) * setting.batch_size)
-        yield tables[place, rows[:, batch]], labels[:, batch]
+        yield nn.functional.embedding(rows[:, batch], tables), labels[:, batch]
         if progress is not None:
             progress(step + 1, setting.steps)
 
@@ -140,7 +157,8 @@ def trained_concepts(
     """
     stack = concept_models(setting, tasks)
     batches = concept_batches(setting, tasks, progress)
-    tuned = stack.trained(batches, hinge_loss, setting.lr, setting.mix.repeats)
+    with one_thread():
+        tuned = stack.trained(batches, hinge_loss, setting.lr, setting.mix.repeats)
     return stack, {name: tensor - stack.start[name] for name, tensor in tuned.items()}
 
 
@@ -157,7 +175,8 @@ def margins(stack: ModelStack, weights: Stack, setting: ConceptSetting, table: t
         Shape (L, test samples).
     """
     rows, labels = setting.tests()
-    return stack.outputs(weights, table[rows], setting.mix.repeats, shared=True) * labels
+    with one_thread():
+        return stack.outputs(weights, table, setting.mix.repeats, rows, shared=True) * labels
 
 
 def mean_hinge(values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, stack_module_state, vmap
 
 Stack = dict[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -70,11 +70,14 @@ class ModelStack:
         def of_one(weights: Stack, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return loss(self._call(weights, inputs, *further), targets)
 
-        gradients = vmap(grad(of_one))
-        weights = dict(self.start if start is None else start)
+        of_all = vmap(of_one)
+        weights = {name: tensor.clone() for name, tensor in (self.start if start is None else start).items()}
         for inputs, targets in batches:
-            slopes = gradients(weights, inputs, targets)
-            weights = {name: tensor - lr * slopes[name] for name, tensor in weights.items()}
+            leaves = {name: tensor.requires_grad_() for name, tensor in weights.items()}
+            # A model's weights are in its own loss alone: the gradient of the sum is the gradients of all.
+            slopes = torch.autograd.grad(of_all(leaves, inputs, targets).sum(), list(leaves.values()))
+            pairs = zip(leaves.items(), slopes, strict=True)
+            weights = {name: tensor.detach() - lr * slope for (name, tensor), slope in pairs}
         return weights
 
     def _call(self, weights: Stack, *inputs: torch.Tensor) -> torch.Tensor:

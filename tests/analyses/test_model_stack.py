@@ -75,6 +75,18 @@ def test_pairs_share_their_start_and_not_their_samples() -> None:
     assert tokens.shape == (3, 8, 4, 10)
 
 
+def test_training_uses_one_thread_and_puts_the_number_back() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    try:
+        trained_concepts(SETTING, pair_tasks(SETTING, [0.5], 0), lambda *_: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 def test_progress_counts_steps() -> None:
     told: list[tuple[int, int]] = []
     trained_concepts(SETTING, pair_tasks(SETTING, [0.5], 0), lambda done, total: told.append((done, total)))

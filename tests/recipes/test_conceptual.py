@@ -75,6 +75,15 @@ def test_tokens_given_once_with_how_often_they_occur_are_the_same_sample() -> No
     torch.testing.assert_close(model(tokens, MIX.repeats), model(whole))
 
 
+def test_tokens_given_as_rows_of_a_table_are_the_same_sample() -> None:
+    draw = torch.Generator().manual_seed(2)
+    model = ConceptualTransformer(MIX.dimension, generator=draw).double()
+    table = 5 * torch.randn(6, MIX.dimension, generator=draw, dtype=torch.float64)
+    rows = torch.randint(6, (7, 4), generator=draw)
+    torch.testing.assert_close(model(table, MIX.repeats, rows), model(table[rows], MIX.repeats))
+    torch.testing.assert_close(model(table, None, rows), model(table[rows]))
+
+
 def test_hinge_loss() -> None:
     assert float(hinge_loss(torch.tensor([2.0, 0.5, 0.5]), torch.tensor([1.0, 1.0, -1.0]))) == pytest.approx(2 / 3)
 

@@ -35,20 +35,28 @@ class ConceptualTransformer(nn.Module):
         signs[width // 2 :] = -1
         self.register_buffer("readout", signs / math.sqrt(width))
 
-    def forward(self, tokens: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, repeats: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Evaluate.
 
         Args:
-            tokens: shape (n, slots, dimension).
+            tokens: shape (n, slots, dimension); with `rows`, a table of patterns, shape (patterns, dimension).
             repeats: how often each slot's token stands in a sample, shape (slots,); once each by default.
+            rows: which row of the table each token is, shape (n, slots). The matrices then meet each pattern once.
 
         Returns:
             Shape (n,).
         """
         logits = tokens @ self.attention.T @ tokens.transpose(-1, -2)  # [l, s] = x_s' W x_l, since (W x_l)' = x_l' W'
+        values = tokens @ self.value.T
+        if rows is not None:
+            pairs = rows[:, :, None] * len(tokens) + rows[:, None, :]
+            logits = logits.flatten().index_select(0, pairs.flatten()).view(pairs.shape)
+            values = values.index_select(0, rows.flatten()).view(*rows.shape, -1)
         if repeats is not None:
             logits = logits + repeats.log()
-        attended = torch.softmax(logits, dim=-1) @ (tokens @ self.value.T)
+        attended = torch.softmax(logits, dim=-1) @ values
         each = torch.relu(attended) @ self.readout
         return each.mean(-1) if repeats is None else (each * repeats).sum(-1) / repeats.sum()
 
