@@ -263,7 +263,11 @@ class _Widening:
         skips, stretches = self.network.skips, self.stretches
         start = at.z_gradient[last] + loss.residual_error
         drift = self._capped(loss.hessian * self.z_changes[-1], start + loss.gradient) + loss.residual_error
-        inexact = [rounding / max(norm, 1e-300) for rounding, norm in zip(at.rounding, self.norms, strict=True)]
+        # what goes back through a matrix of zeros is zero, without rounding
+        inexact = [
+            0.0 if norm == 0 and layer.gains is None else rounding / max(norm, 1e-300)
+            for layer, rounding, norm in zip(self.network.layers, at.rounding, self.norms, strict=True)
+        ]
         reach, changes, gradient = {last: start}, dict[int, Vector](), dict[int, Vector]()
         for m in range(last, -1, -1):
             if m < last:

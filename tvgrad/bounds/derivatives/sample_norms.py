@@ -141,7 +141,7 @@ def _measure_chunk(
             highest.append(z.amax(1))
             derivatives.append((s.d1(z), s.d2(z), s.d3(z)))
             made.append(s.value(z))
-    sizes = [upper_norm(h) for h in made]
+    sizes = [upper_norm(h, gamma(h.shape[1] + 8)) for h in made]
     found = SampleNorms(z, targets, sizes, highest, curvatures=loss.curvature(z, targets), rounding=rounding)
     for index, values in enumerate(derivatives):
         s = layers[index].activation
@@ -233,4 +233,4 @@ def _measure_gradients(network: Network, loss: Loss, found: SampleNorms, derivat
             found.h_gradient[0, index] = size.amax(1)
             found.h_gradient[2, index] = (size * second.abs()).amax(1)
             found.h_gradient[3, index] = (size * third.abs()).amax(1)
-        found.z_gradient[index] = upper_norm(p[index])
+        found.z_gradient[index] = upper_norm(p[index], gamma(p[index].shape[1] + 8))
