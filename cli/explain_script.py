@@ -24,8 +24,9 @@ def explain_script(
     """Explain RUN, a script's, by starting COMMAND again: why its task vectors are not exactly the gradient.
 
     COMMAND is the one that was traced. It is started twice, up to the end of the last epoch explained: once it trains
-    as it did, and once it goes through the same batches at the pretrained weights. The full-batch gradient there is
-    measured first, where it was not before. Everything is kept in RUN/results, where `tvgrad report` finds it.
+    as it did, and once it goes through the same batches at the pretrained weights. Two more starts for each epoch
+    explained, of one epoch, estimate the curvature. The full-batch gradient at the pretrained weights is measured
+    first, where it was not before. Everything is kept in RUN/results, where `tvgrad report` finds it.
 
     \b
     Examples:
@@ -35,12 +36,14 @@ def explain_script(
     from tvgrad.cli.explain import show
     from tvgrad.cli.measure import check_command, measure_points
 
+    from tvgrad.integrations.measuring.curvature_passes import curvature_passes
     from tvgrad.integrations.measuring.explain_passes import explain_passes
     from tvgrad.integrations.script.notes import say
     from tvgrad.problem.objective import Evaluations
     from tvgrad.store.run import Run
     from tvgrad.theory.explain import Explanation, write_results
-    from tvgrad.theory.script_budget import script_budget, step_plan
+    from tvgrad.theory.script_budget import followed_epochs, script_budget, step_plan
+    from tvgrad.wording import counted
 
     command: tuple[str, ...] = tuple(ctx.obj or ())
     check_command(command)
@@ -55,9 +58,15 @@ def explain_script(
         measure_points(opened, command, [0], **given)  # type: ignore[arg-type]
         opened = Run.open(run)
     last = len(plan.ends) - 1
-    say(f"explaining: two starts of the command, each of {last} epoch{'s' * (last > 1)} of forward and backward")
+    say(
+        f"explaining: two starts of the command, each of {counted(last, 'epoch')} of forward and backward, and up to "
+        f"{2 * len(plan.weights)} more of one epoch"
+    )
     found = explain_passes(opened, command, plan, **given)  # type: ignore[arg-type]
-    budget = script_budget(opened, plan, found.trained, found.at_start, found.same_batches)
+    followed = followed_epochs(opened, found.trained, found.same_batches)
+    bent = curvature_passes(opened, command, plan, found, followed, **given)  # type: ignore[arg-type]
+    sums = found.trained, found.at_start, found.same_batches
+    budget = script_budget(opened, plan, *sums, products=bent.products, said=bent.sentences)
     made = Explanation((), budget, Evaluations(), Evaluations(), budget.sentences)
     write_results(opened, made)
     show(opened.name, made)

@@ -7,15 +7,14 @@ the result does not depend on how the data is cut (a mean of batch means would).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator
 from torch import nn
 from torch.func import functional_call
 
@@ -31,6 +30,9 @@ from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.vectors.algebra import flatten, unflatten
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 PREFIX = "model."  # where BatchLoss keeps the user's model
 
@@ -297,6 +299,8 @@ class Objective:
             >>> round(float(eigsh(operator, k=1, which="LA", return_eigenvectors=False)[0]), 6)
             6.0
         """  # noqa: DOC502 - raised by the product
+        from scipy.sparse.linalg import LinearOperator  # a traced script needs none, and would wait for it
+
         weights = {name: tensor.clone() for name, tensor in self._check(at).items()}
         size = sum(tensor.numel() for tensor in weights.values())
 
@@ -374,14 +378,9 @@ class Objective:
                 with self._noise(start):
                     yield chunk, 1.0 if single else weight
 
-    @contextmanager
-    def _noise(self, start: int) -> Generator[None]:
+    def _noise(self, start: int) -> AbstractContextManager[None]:
         """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
-        if "dropout" not in self.allowed:
-            yield
-            return
-        with seeded(start, self.device):
-            yield
+        return seeded(start, self.device) if "dropout" in self.allowed else nullcontext()
 
     def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
         """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""

@@ -35,6 +35,8 @@ class ScriptSum(str, Enum):
     """The same before clipping."""
     AFTER = "after"
     """The weights that were reached."""
+    DISPLACEMENT = "displacement"
+    """`sum c_s (theta_s - theta_0)`."""
     BATCH_GRADIENT = "batch_gradient"
     """`sum c_s g_s`, gradients of the same batches at theta_0."""
     EQUAL_BATCHES = "equal_batches"
@@ -130,10 +132,12 @@ class StepSums:
         if self._without_decay is not self._full:
             self._without_decay.step(gradient)
         clip = self.plan.clips[self.steps]
+        moved = {name: theta[name].double() - tensor.double() for name, tensor in self._start.items()}
         for epoch in self._wanted():
             weight = self.plan.weights[epoch][self.steps]
             self._add(epoch, ScriptSum.CONSUMED, gradient, weight)
             self._add(epoch, ScriptSum.UNCLIPPED, gradient, weight / clip)
+            self._add(epoch, ScriptSum.DISPLACEMENT, moved, weight)
         self.steps += 1
 
     def end_training_step(self, after: Mapping[str, torch.Tensor]) -> None:

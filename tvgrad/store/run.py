@@ -6,9 +6,8 @@ import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from tvgrad.checkpoints.find import needs_base
@@ -19,6 +18,9 @@ from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_ma
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes
+
+if TYPE_CHECKING:
+    import pandas as pd  # imported where a table is made: a traced script makes none, and would wait for it
 
 
 class Run:
@@ -253,6 +255,8 @@ class Run:
         Raises:
             DamagedRun: a table cannot be read.
         """  # noqa: DOC502 - raised by _read_steps
+        import pandas as pd
+
         numbers = self.having("steps") if number is None else [number]
         tables = []
         for one in numbers:
@@ -264,6 +268,8 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """Loss, accuracy, seconds and whatever else was recorded: one row a point."""
+        import pandas as pd
+
         return pd.DataFrame([{self.unit: point.number, **point.metrics} for point in self.points])
 
     def groups(self, pattern: str | None = None) -> dict[str, str]:
@@ -365,6 +371,8 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
 
 def _read_steps(path: Path) -> pd.DataFrame:
     """A table of steps with every digit that was written (the parsers of pandas differ in the last one)."""
+    import pandas as pd
+
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(handle)]

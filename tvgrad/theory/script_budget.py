@@ -1,8 +1,8 @@
 """The error budget of a script's run, from sums that the script has formed when it was started again.
 
-Nodes and rows are those of `tvgrad.theory.error_budget`. Without Hessian-vector products of the script's loss,
-remainder, batch curvature and curvature are one row: what the consumed gradients are more than those of the same
-batches at theta_0.
+Nodes and rows are those of `tvgrad.theory.error_budget`. Remainder and batch curvature are one row, which a recipe
+tells apart. Curvature is a row of its own where the product of the full-batch Hessian with the weighted displacement is
+given: an estimate, for a script has no such products but by differences of its gradients.
 """
 
 from __future__ import annotations
@@ -54,7 +54,32 @@ def step_plan(run: Run, epochs: Sequence[int]) -> StepPlan:
     return StepPlan(schedule.rule_until(wanted[-1]).to_dict(), schedule.ends, schedule.clips, weights)
 
 
-def script_budget(run: Run, plan: StepPlan, trained: Sums, at_start: Sums, same_batches: bool) -> ErrorBudget:
+def followed_epochs(run: Run, trained: Sums, same_batches: bool) -> list[int]:
+    """List the epochs that a script, started again, trained as the run says.
+
+    Args:
+        run: the run.
+        trained: sums of the script's training, done again.
+        same_batches: whether it went through the batches of the run.
+
+    Returns:
+        The epochs, of those that are explained.
+    """
+    if not same_batches:
+        return []
+    return [epoch for epoch, sums in trained.items() if _mismatch(run, epoch, sums[ScriptSum.AFTER]) <= MOST_MISMATCH]
+
+
+def script_budget(
+    run: Run,
+    plan: StepPlan,
+    trained: Sums,
+    at_start: Sums,
+    same_batches: bool,
+    *,
+    products: Mapping[int, Weights] | None = None,
+    said: Sequence[str] = (),
+) -> ErrorBudget:
     """Cut the residual of a script's task vectors into rows.
 
     Args:
@@ -63,6 +88,8 @@ def script_budget(run: Run, plan: StepPlan, trained: Sums, at_start: Sums, same_
         trained: sums of the script's training, done again.
         at_start: sums of a pass at theta_0.
         same_batches: whether both went through the batches of the run.
+        products: epoch -> the full-batch Hessian at theta_0 times the sum of weighted displacements, an estimate.
+        said: sentences on those.
 
     Returns:
         The budgets.
@@ -70,17 +97,17 @@ def script_budget(run: Run, plan: StepPlan, trained: Sums, at_start: Sums, same_
     Raises:
         TvgradError: the rule has a preconditioner, and the training done again is another one.
     """
-    sentences = [
-        "remainder, batch curvature and curvature are one row: to split them takes Hessian-vector products (--recipe)"
-    ]
+    products = products or {}
+    joined = "remainder and batch curvature" if products else "remainder, batch curvature and curvature"
+    sentences = [f"{joined} are one row: to split them takes Hessian-vector products of batches (--recipe)", *said]
     bar = error_bar(run, 0)
     if bar is not None:
         sentences.append(f"g_0 is one epoch's estimate (two passes differ by {percent(bar)}): so is every row with it")
     budgets: dict[int, EpochBudget] = {}
+    followed = followed_epochs(run, trained, same_batches)
     for epoch in plan.weights:
         off = _mismatch(run, epoch, trained[epoch][ScriptSum.AFTER])
-        followed = same_batches and off <= MOST_MISMATCH
-        if not followed:
+        if epoch not in followed:
             sentences.append(
                 f"the command, started again, trained on other batches or to other weights (epoch {epoch}: "
                 f"{percent(off)} of the task vector away), so that only coverage has a row: a script that seeds its "
@@ -88,7 +115,9 @@ def script_budget(run: Run, plan: StepPlan, trained: Sums, at_start: Sums, same_
             )
         elif off:
             sentences.append(f"the training done again ended {percent(off)} away in epoch {epoch}: a row of its own")
-        budgets[epoch] = _epoch_budget(run, epoch, plan, trained[epoch], at_start[epoch], followed)
+        product = products.get(epoch)
+        sums = trained[epoch], at_start[epoch]
+        budgets[epoch] = _epoch_budget(run, epoch, plan, *sums, followed=epoch in followed, product=product)
     sentences.append("shares depend on the order of the terms")
     return ErrorBudget(
         tuple(row for budget in budgets.values() for row in budget.rows),
@@ -107,7 +136,9 @@ def _epoch_budget(
     plan: StepPlan,
     trained: Mapping[ScriptSum, Weights],
     at_start: Mapping[ScriptSum, Weights],
+    *,
     followed: bool,
+    product: Weights | None,
 ) -> EpochBudget:
     rule, clipped = rule_from_dict(plan.rule), any(clip != 1 for clip in plan.clips[: plan.ends[epoch]])
     linear = isinstance(rule, LinearRule)
@@ -133,10 +164,14 @@ def _epoch_budget(
         if clipped and not unknown:
             nodes[Row.CLIPPING] = combination((-kappa, trained[ScriptSum.UNCLIPPED]))
         nodes[Row.CURVATURE] = combination((-kappa, at_start[ScriptSum.BATCH_GRADIENT]))
+        if product is not None:
+            nodes[Row.BATCH_CURVATURE] = combination((1.0, nodes[Row.CURVATURE]), (-kappa, product))
         nodes[Row.BATCH_ORDER] = combination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
     nodes[Row.UNEQUAL_BATCHES] = combination((-kappa, at_start[ScriptSum.BATCHES_BY_SIZE]))
     nodes[Row.COVERAGE] = combination((-kappa * sum(plan.weights[epoch]), to_float64(run.gradient(0))))
     terms = {} if str(run.info.get("dtype")) == "float64" else {Row.REMAINDER: "remainder and gradient rounding"}
+    if product is not None:
+        terms |= {Row.BATCH_CURVATURE: "batch curvature (estimate)", Row.CURVATURE: "curvature (estimate)"}
     return rows_between(run, epoch, nodes, absent=absent, terms=terms, unexplained=not followed)
 
 

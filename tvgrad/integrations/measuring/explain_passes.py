@@ -27,11 +27,13 @@ class ScriptSums:
         trained: epoch that is explained -> sums of the training, done again.
         at_start: the same of a pass at theta_0.
         same_batches: whether both went through the batches that the run recorded.
+        dtype: the narrowest format in which the script computes.
     """
 
     trained: dict[int, dict[ScriptSum, Weights]]
     at_start: dict[int, dict[ScriptSum, Weights]]
     same_batches: bool
+    dtype: str
 
 
 def explain_passes(
@@ -88,4 +90,4 @@ def explain_passes(
     if "batch_fingerprint" in table and not table["batch_fingerprint"][:count].isna().any():
         recorded = [int(value) for value in table["batch_fingerprint"][:count]]
     same = mine == there == recorded
-    return ScriptSums(trained.sums, at_start.sums, same)
+    return ScriptSums(trained.sums, at_start.sums, same, at_start.facts["dtype"])

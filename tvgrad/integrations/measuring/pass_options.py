@@ -51,6 +51,7 @@ class PassOptions:
         reseed: for other random numbers than the script's own; None leaves those.
         coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.
         train: train as the script does, instead of staying at the weights.
+        shift: a file with a vector that is added to the weights, or None.
     """
 
     run: str
@@ -63,3 +64,4 @@ class PassOptions:
     reseed: int | None = None
     coefficients: str | None = None
     train: bool = False
+    shift: str | None = None

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.tensors import TensorFile
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.store.run import Run
+from tvgrad.vectors.algebra import combination, to_float64
 from tvgrad.vectors.parameters import Weights
 
 TRIES = 40
@@ -42,6 +44,11 @@ class Placement:
         self._run_name = str(Path(options.run).name)
         self._weights = run.weights(options.number)
         self._content = run.complete(options.number)
+        if options.shift is not None:
+            with TensorFile(options.shift) as file:
+                moved = combination((1.0, to_float64(self._weights)), (1.0, file.read_all()))
+            self._weights = {name: moved[name].to(tensor.dtype) for name, tensor in self._weights.items()}
+            self._content |= self._weights
         self._model = options.model
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._tries = 0

@@ -10,18 +10,19 @@ from __future__ import annotations
 import atexit
 import functools
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from tvgrad.integrations.measuring import neutral_hooks
-from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.script.clipping import largest_coordinate
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
 from tvgrad.numerics.no_compile import eager
+
+if TYPE_CHECKING:
+    from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 
 
 def install() -> Session | MeasuringSession | None:
@@ -35,6 +36,8 @@ def install() -> Session | MeasuringSession | None:
         return None
     leave_note(options.notes, event="torch")
     if options.measure is not None:
+        from tvgrad.integrations.measuring import neutral_hooks  # a recording does without
+
         return neutral_hooks.follow(options, options.measure)
     session = Session(options)
     session.guard(lambda: _install(session))
