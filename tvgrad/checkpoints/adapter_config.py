@@ -6,7 +6,6 @@ is not the base model plus that, are refused by name: to read them as plain LoRA
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from torch import nn
 
 from tvgrad.checkpoints.find import ADAPTER_CONFIG
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import read_json, reason_of
 
 OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of initialisations that change the base weights, so that the base on disk is not the one adapted."""
@@ -52,9 +52,11 @@ def read_adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TvgradError(f"{path} cannot be read ({error}): save the adapter again by save_pretrained") from None
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        raise TvgradError(
+            f"{path} cannot be read ({reason_of(error)}): save the adapter again by save_pretrained"
+        ) from None
     if not isinstance(config, dict):
         raise TvgradError(f"{path} is no configuration of an adapter: save the adapter again by save_pretrained")
     check_plain_lora(config, str(folder))
@@ -104,7 +106,9 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
                 alpha = value
                 break
     except (re.error, AttributeError) as error:
-        raise TvgradError(f"alpha_pattern of the adapter cannot be read ({error}): save the adapter again") from None
+        raise TvgradError(
+            f"alpha_pattern of the adapter cannot be read ({reason_of(error)}): save the adapter again"
+        ) from None
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise TvgradError(f"lora_alpha of the adapter is {alpha!r} and no number: save the adapter again")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

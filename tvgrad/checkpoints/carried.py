@@ -12,6 +12,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_atomically, write_text_atomically
+from tvgrad.files.regular import read_json, reason_of
 
 ENDINGS = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
 NOT_CARRIED = (
@@ -40,7 +41,18 @@ def carried_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     every = [*folder.iterdir(), *(file for inner in folder.iterdir() if inner.is_dir() for file in inner.iterdir())]
-    return sorted(str(file.relative_to(folder)) for file in every if file.is_file() and _carried(file, folder))
+    return sorted(
+        str(file.relative_to(folder))
+        for file in every
+        if file.is_file() and _carried(file, folder) and _of_the_model(file, folder)
+    )
+
+
+def _of_the_model(file: Path, folder: Path) -> bool:
+    """Whether a file is the model's own: a stranger's folder must not carry, by a link, what lies elsewhere."""
+    # Caches keep files behind links: `snapshots/<revision>/<name>` leads to `blobs/<hash>` of the same model.
+    real, own = file.resolve(), folder.resolve()
+    return real.is_relative_to(own) or (own.parent.name == "snapshots" and real.parent == own.parents[1] / "blobs")
 
 
 def _carried(file: Path, folder: Path) -> bool:
@@ -72,9 +84,9 @@ def carry(files: Iterable[str], source: Path, target: Path, *, dtype: torch.dtyp
 
 def _with_dtype(path: Path, dtype: torch.dtype) -> str:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         old = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
         config |= dict.fromkeys(old, str(dtype).removeprefix("torch."))
-    except (ValueError, TypeError) as error:
-        raise TvgradError(f"{path} cannot be read ({error}): restore it, or leave out --dtype") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise TvgradError(f"{path} cannot be read ({reason_of(error)}): restore it, or leave out --dtype") from None
     return json.dumps(config, indent=2) + "\n"

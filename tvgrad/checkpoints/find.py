@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import read_json, reason_of
 
 IN_FOLDERS = (
     "model.safetensors",
@@ -91,9 +91,11 @@ def refuse_quantised(path: str | os.PathLike[str]) -> None:
     """
     config = Path(path) / "config.json"
     try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise TvgradError(f"{config} cannot be read ({error}): restore it, or give the file of the weights") from None
+        content = read_json(config) if config.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise TvgradError(
+            f"{config} cannot be read ({reason_of(error)}): restore it, or give the file of the weights"
+        ) from None
     if isinstance(content, dict) and content.get("quantization_config"):
         raise TvgradError(f"the weights of {path} are quantised (see its config.json): give the checkpoint before that")
 

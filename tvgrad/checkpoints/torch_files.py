@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import open_regular, read_json, reason_of
 from tvgrad.vectors.parameters import Weights
 
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 """Where training scripts put a state_dict beside their optimizer's."""
+
+SLACK = 64 << 20
+"""Bytes by which one tensor may exceed its file: expanded buffers are small."""
 
 
 def load_tensors(file: Path) -> Weights:
@@ -31,10 +35,10 @@ def load_tensors(file: Path) -> Weights:
     if not file.name.endswith(".index.json"):
         return _state_dict(file)
     try:
-        owners = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"].items())
+        owners = dict(read_json(file)["weight_map"].items())
         shards = sorted(set(owners.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TvgradError(f"{file} is no index of a sharded checkpoint ({error}): write it again") from None
+        raise TvgradError(f"{file} is no index of a sharded checkpoint ({reason_of(error)}): write it again") from None
     if not all(isinstance(name, str) and Path(name).name == name != ".." for name in shards):
         raise TvgradError(f"{file} names a file outside its own folder: write the index again")
     content: Weights = {}
@@ -51,20 +55,38 @@ def _state_dict(file: Path) -> Weights:
     tensors = (
         {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if hasattr(content, "items") else {}
     )
+    most = file.stat().st_size + SLACK
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > most:
+            raise TvgradError(f"{file} has a tensor {name!r} that is larger than the file: write its own values")
     if not tensors:
         raise TvgradError(f"{file} holds no state_dict: write model.state_dict() with torch.save, or as safetensors")
     return tensors
 
 
+def _require_stored(file: Path) -> None:
+    """Refuse what is no regular file, and an archive that unpacks to more than it is (torch.save packs nothing)."""
+    with open_regular(file) as handle:
+        size = file.stat().st_size
+        try:
+            parts = zipfile.ZipFile(handle).infolist()
+        except zipfile.BadZipFile:  # the format before PyTorch 1.6
+            return
+    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if packed or sum(part.file_size for part in parts) > size:
+        raise TvgradError(f"{file} unpacks to more than its size, which no file of torch.save does: give another file")
+
+
 def _load(file: Path) -> Any:
     problems = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError)
     try:
+        _require_stored(file)
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise TvgradError(f"{file} cannot be read ({error.strerror}): restore it, or give another file") from None
+        raise TvgradError(f"{file} cannot be read ({reason_of(error)}): restore it, or give another file") from None
     except problems:
         raise TvgradError(
             f"{file} holds more than tensors, or is no file of torch.save: write model.state_dict() alone, "

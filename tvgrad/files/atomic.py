@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from tvgrad.errors import DiskFull
+from tvgrad.files.regular import open_regular
 
 Result = TypeVar("Result")
 
@@ -37,7 +39,8 @@ def write_atomically(
     Raises:
         DiskFull: the disk, or a quota on it, has no room.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody can foresee, so that no link can wait there for what is written.
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.randbelow(10**12)}.tmp")
     try:
         write(temporary)
         found = None
@@ -120,18 +123,19 @@ def _umask() -> int:
 UMASK = _umask()  # read once, before any thread could create a file meanwhile
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file, as `sha256sum` prints it.
+def sha256_of(path: str | os.PathLike[str], under: Path | None = None) -> str:
+    """Checksum of a regular file, as `sha256sum` prints it.
 
     Args:
         path: the file.
+        under: a directory below which nothing may be a link; None follows links.
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     buffer = bytearray(1 << 20)
-    with open(path, "rb", buffering=0) as handle:
-        while got := handle.readinto(buffer):
+    with open_regular(Path(path), under) as handle:
+        while got := handle.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(memoryview(buffer)[:got])
     return digest.hexdigest()

@@ -7,7 +7,6 @@ constant. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 
 from tvgrad.errors import DamagedRun
+from tvgrad.files.regular import open_regular, parse_json, read_json, reason_of
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -39,6 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
+MAX_DIMENSIONS = 64  # what PyTorch computes with
 
 
 @dataclass(frozen=True)
@@ -92,23 +93,24 @@ class TensorFile:
     long work starts. File handles are opened at the first read and closed by `close` or the end of a `with` block.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], under: Path | None = None) -> None:
         """Read and check the header.
 
         Args:
             path: a `.safetensors` file or a `.safetensors.index.json` of a sharded one.
+            under: a run directory, below which nothing may be a link; None follows links.
 
         Raises:
             DamagedRun: the file is missing, truncated, or not in the safetensors format, or the shards do not hold
                 what their index says.
         """
-        self.path = Path(path)
+        self.path, self._under = Path(path), under
         self.places: dict[str, TensorPlace] = {}
         self._handles: dict[int, BinaryIO] = {}
         self._opening = threading.Lock()  # several threads may read one file
-        self._shards, promised = _shards_of(self.path)
+        self._shards, promised = _shards_of(self.path, under)
         for index, shard in enumerate(self._shards):
-            for name, place in _read_header(shard, index).items():
+            for name, place in _read_header(shard, index, under).items():
                 if name in self.places:
                     raise DamagedRun(f"{self.path}: tensor {name!r} stands in two shards; write the file again")
                 self.places[name] = place
@@ -148,8 +150,9 @@ class TensorFile:
             try:
                 got = os.preadv(self._open(place.shard).fileno(), [view[done:]], position + done)
             except OSError as error:
+                why = reason_of(error)
                 raise DamagedRun(
-                    f"{self._shards[place.shard]} cannot be read ({error.strerror}); restore it or trace the run again"
+                    f"{self._shards[place.shard]} cannot be read ({why}); restore it or trace the run again"
                 ) from None
             if got == 0:
                 raise DamagedRun(f"{self._shards[place.shard]} ends inside tensor {name!r}; write the file again")
@@ -192,15 +195,16 @@ class TensorFile:
     def _open(self, shard: int) -> BinaryIO:
         with self._opening:
             if shard not in self._handles:
-                self._handles[shard] = open(self._shards[shard], "rb")  # noqa: SIM115 - closed by `close`
+                self._handles[shard] = open_regular(self._shards[shard], self._under)
             return self._handles[shard]
 
 
-def shard_paths(path: Path) -> list[Path]:
+def shard_paths(path: Path, under: Path | None = None) -> list[Path]:
     """List the files that hold the tensors of `path`: itself, or the shards that its index names.
 
     Args:
         path: a `.safetensors` file or a `.safetensors.index.json`.
+        under: a run directory, below which nothing may be a link; None follows links.
 
     Returns:
         The files, in the order of their names.
@@ -208,18 +212,20 @@ def shard_paths(path: Path) -> list[Path]:
     Raises:
         DamagedRun: the index cannot be read or names a file outside its own folder.
     """  # noqa: DOC502 - raised by _shards_of
-    return _shards_of(path)[0]
+    return _shards_of(path, under)[0]
 
 
-def _shards_of(path: Path) -> tuple[list[Path], dict[str, str]]:
+def _shards_of(path: Path, under: Path | None) -> tuple[list[Path], dict[str, str]]:
     """The files that hold the tensors of `path`, and tensor -> file name as an index says (nothing without one)."""
     if not path.name.endswith(".index.json"):
         return [path], {}
     try:
-        promised = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items())
+        promised = dict(read_json(path, under)["weight_map"].items())
         shards = sorted(set(promised.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedRun(f"{path} is no index of a sharded safetensors file ({error}); write it again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRun(
+            f"{path} is no index of a sharded safetensors file ({reason_of(error)}); write it again"
+        ) from None
     if not shards:
         raise DamagedRun(f"{path} names no shards; write the index again")
     if not all(isinstance(name, str) and Path(name).name == name != ".." for name in shards):
@@ -227,14 +233,14 @@ def _shards_of(path: Path) -> tuple[list[Path], dict[str, str]]:
     return [path.parent / name for name in shards], promised
 
 
-def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
+def _read_header(path: Path, shard: int, under: Path | None) -> dict[str, TensorPlace]:
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as handle:
+        with open_regular(path, under) as handle:
+            size = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError("the header is longer than the file")
-            table: Any = json.loads(handle.read(length).decode("utf-8"), object_pairs_hook=_without_repeats)
+            table: Any = parse_json(handle.read(length).decode("utf-8"), _without_repeats)
         places = {
             name: _place_of(name, entry, shard, start=8 + length)
             for name, entry in table.items()
@@ -251,9 +257,9 @@ def _read_header(path: Path, shard: int) -> dict[str, TensorPlace]:
         return places
     except FileNotFoundError:
         raise DamagedRun(f"{path} is missing; restore it or trace the run again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedRun(
-            f"{path} is not a whole safetensors file: {error}; restore it or trace the run again"
+            f"{path} is not a whole safetensors file: {reason_of(error)}; restore it or trace the run again"
         ) from None
 
 
@@ -264,6 +270,8 @@ def _place_of(name: str, entry: Any, shard: int, *, start: int) -> TensorPlace:
         raise ValueError(f"tensor {name!r} is of dtype {kind}, which is not read here")
     if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in [*shape, begin, end]):
         raise ValueError(f"tensor {name!r} has a size or a position that is no number of elements or bytes")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions, and at most {MAX_DIMENSIONS} are read")
     place = TensorPlace(shard, start + begin, tuple(shape), DTYPES[kind])
     if end - begin != place.nbytes:
         raise ValueError(f"tensor {name!r} has a shape that does not fit its bytes")

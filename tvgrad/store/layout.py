@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
@@ -45,21 +46,43 @@ def is_own(relative: str) -> bool:
 
 
 def files_in(root: Path) -> list[str]:
-    """List what lies in a run directory and in its folders of points.
+    """List what lies in a run directory and in its folders of points. What a link leads to is not part of a run.
 
     Args:
         root: the directory.
 
     Returns:
-        Relative paths.
+        Relative paths; a folder that is a link is listed itself, and not what is in it.
     """
-    folders = [folder for folder in (root, *(root / name for name in CONTENTS.values())) if folder.is_dir()]
+    folders = [root, *(root / name for name in CONTENTS.values() if _is_folder(root / name))]
     return [
         child.relative_to(root).as_posix()
         for folder in folders
         for child in folder.iterdir()
-        if folder != root or not child.is_dir()
+        if folder != root or not _is_folder(child)
     ]
+
+
+def require_no_links(root: Path, besides: Iterable[str] = ()) -> None:
+    """Refuse to write to a run in which a folder or a file that will be replaced or deleted is a link.
+
+    Args:
+        root: the run directory; it may be a link itself.
+        besides: more names in it that will be written.
+
+    Raises:
+        TvgradError: one of them is a link.
+    """
+    for name in (*CONTENTS.values(), MANIFEST, METRICS, LOCK, *besides):
+        if (root / name).is_symlink():
+            raise TvgradError(
+                f"{root / name} is a link, and nothing of a run is written through a link: put what it leads to in its "
+                "place, or choose another --out"
+            )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def require_free(root: Path, or_else: str = ", go on with it by --resume, or replace it by --overwrite") -> None:
@@ -79,6 +102,7 @@ def require_free(root: Path, or_else: str = ", go on with it by --resume, or rep
         raise TvgradError(f"{root} already holds a run: choose another --out{or_else}")
     if not root.is_dir():
         return
+    require_no_links(root)
     known = {*CONTENTS.values(), LOCK}
     foreign = [child.name for child in root.iterdir() if child.name not in known and not is_own(child.name)]
     # A folder called weights may be anybody's.

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import read_bounded, why_irregular
 
 LOCK = "writer.lock"
 PATIENCE = 0.1  # seconds in which a holder that is just finishing has removed its file
@@ -37,6 +38,9 @@ class WriterLock:
         self._path = root / LOCK
         if not root.is_dir():  # the library would make it
             raise TvgradError(f"{root} cannot be written ({os.strerror(errno.ENOENT)}): choose another --out")
+        why = why_irregular(self._path, root)
+        if why is not None:
+            raise TvgradError(f"{self._path} cannot be locked ({why}): remove it, or choose another --out")
         # Not thread-local: a background writer takes the lock in its thread, and the main thread gives it back.
         self._lock = FileLock(self._path, timeout=PATIENCE, thread_local=False, on_acquired=_write_identity)
         try:
@@ -69,7 +73,7 @@ def _holder(path: Path) -> str:
     """The process that a lock file names, in words."""
     text = ""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_bounded(path, path.parent, 4096).decode("utf-8", errors="replace").strip()
         content = json.loads(text)
         return f"process {content['pid']} on {content['host']} since {content['since']}"
     except (OSError, ValueError, KeyError, TypeError):

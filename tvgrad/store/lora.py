@@ -116,7 +116,7 @@ def adapted_model(run: Run) -> Checkpoint:
     whole = Renamed(run.file("weights", 0), factor_pairs(run)[1])
     parts: list[TensorSource] = [whole]
     if run.manifest.static is not None:
-        static = TensorFile(run.root / run.manifest.static.path)
+        static = TensorFile(run.root / run.manifest.static.path, run.root)
         names = {without_wrappers(plain): name for plain, name in plain_names(static.places).items()}
         parts.append(Renamed(static, {plain: name for plain, name in names.items() if plain not in whole.places}))
     return Checkpoint(run.root, Joined(run.root, parts))

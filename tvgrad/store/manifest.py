@@ -6,7 +6,6 @@ replaced, so that a reader needs no lock and a killed writer loses nothing that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import sha256_of
+from tvgrad.files.regular import parse_json, read_text, reason_of, why_irregular
 from tvgrad.files.tensors import shard_paths
 from tvgrad.results import json_text, read_number
 from tvgrad.store.layout import CONTENTS, MANIFEST
@@ -47,11 +47,13 @@ class FileEntry:
             Its entry, with checksums.
         """
         files = (
-            [path] if path.suffix != ".json" or not path.name.endswith(".index.json") else [path, *shard_paths(path)]
+            [path]
+            if path.suffix != ".json" or not path.name.endswith(".index.json")
+            else [path, *shard_paths(path, root)]
         )
         known = checksums or {}
         parts = tuple(
-            (file.relative_to(root).as_posix(), known.get(file) or sha256_of(file), file.stat().st_size)
+            (file.relative_to(root).as_posix(), known.get(file) or sha256_of(file, root), file.stat().st_size)
             for file in files
         )
         return cls(path.relative_to(root).as_posix(), parts)
@@ -74,12 +76,18 @@ class FileEntry:
         found = []
         for relative, digest, size in self.parts:
             file = root / relative
-            if not file.is_file():
-                found.append(f"{relative} is missing")
-            elif file.stat().st_size != size:
-                found.append(f"{relative} has {file.stat().st_size} bytes instead of {size}")
-            elif checksums and sha256_of(file) != digest:
-                found.append(f"{relative} does not have the checksum it was written with")
+            try:
+                why = why_irregular(file, root)
+                if why is not None:
+                    found.append(f"{relative} cannot be read ({why})")
+                elif not file.is_file():
+                    found.append(f"{relative} is missing")
+                elif file.stat().st_size != size:
+                    found.append(f"{relative} has {file.stat().st_size} bytes instead of {size}")
+                elif checksums and sha256_of(file, root) != digest:
+                    found.append(f"{relative} does not have the checksum it was written with")
+            except OSError as error:
+                found.append(f"{relative} cannot be read ({reason_of(error)})")
         return found
 
 
@@ -170,18 +178,20 @@ def read_manifest(root: Path) -> Manifest:
     """  # noqa: DOC501 - the ValueError does not leave
     path = root / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, root)
     except (FileNotFoundError, NotADirectoryError):
         raise TvgradError(f"{root} is not a run directory: it has no {MANIFEST}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRun(f"{path} cannot be read ({error}): restore it or trace the run again") from None
+        raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): restore it or trace the run again") from None
     try:
-        content: Any = json.loads(text)
+        content: Any = parse_json(text)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         version = content["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedRun(f"{path} is not a run's description ({error}): restore it or trace the run again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedRun(
+            f"{path} is not a run's description ({reason_of(error)}): restore it or trace the run again"
+        ) from None
     if version != VERSION:
         raise TvgradError(
             f"{root} has format version {version!r} and this tvgrad reads version {VERSION}: "

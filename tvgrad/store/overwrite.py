@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free
+from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free, require_no_links
 from tvgrad.store.lock import LOCK, WriterLock
 
 RESULTS = "results"
@@ -24,6 +24,7 @@ def require_replaceable(root: Path) -> None:
     if not (root / MANIFEST).exists():
         require_free(root)
         return
+    require_no_links(root, [RESULTS])
     _require_own(root)
     if (root / LOCK).exists():
         WriterLock(root).close()  # refuses a directory in use
@@ -43,6 +44,7 @@ def remove_run(root: Path) -> None:
     """  # noqa: DOC502 - raised by what it calls
     if not (root / MANIFEST).exists():
         return
+    require_no_links(root, [RESULTS])
     _require_own(root)
     lock = WriterLock(root)
     try:

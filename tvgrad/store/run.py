@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.regular import read_text, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
@@ -163,7 +165,7 @@ class Run:
                 f"{self.root} has no {CONTENTS.get(kind, kind)} at {self.unit} {number}"
                 + (f": it has them at {have}" if have else ": they were not recorded (see `tvgrad trace --record`)")
             )
-        return TensorFile(self.root / entry.path)
+        return TensorFile(self.root / entry.path, self.root)
 
     def weights(self, number: int) -> Weights:
         """Read the trainable weights after so many epochs.
@@ -240,7 +242,11 @@ class Run:
         Returns:
             Name -> tensor.
         """
-        return {} if self.manifest.static is None else self._read(TensorFile(self.root / self.manifest.static.path))
+        return (
+            {}
+            if self.manifest.static is None
+            else self._read(TensorFile(self.root / self.manifest.static.path, self.root))
+        )
 
     def steps(self, number: int | None = None) -> pd.DataFrame:
         """Read the table of optimizer steps.
@@ -262,7 +268,7 @@ class Run:
         for one in numbers:
             entry = self.point(one).files.get("steps")
             if entry is not None:
-                tables.append(_read_steps(self.root / entry.path))
+                tables.append(_read_steps(self.root / entry.path, self.root))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["step", "lr"])
 
     @property
@@ -322,7 +328,7 @@ class Run:
 
     def _misfits(self, path: Path) -> list[str]:
         try:
-            file = TensorFile(path)
+            file = TensorFile(path, self.root)
         except DamagedRun as error:
             return [str(error)]
         expected = {name: parameter.shape for name, parameter in self.parameters.items()}
@@ -369,16 +375,16 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
     return runs
 
 
-def _read_steps(path: Path) -> pd.DataFrame:
+def _read_steps(path: Path, under: Path) -> pd.DataFrame:
     """A table of steps with every digit that was written (the parsers of pandas differ in the last one)."""
     import pandas as pd
 
     try:
-        with open(path, encoding="utf-8", newline="") as handle:
-            rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(handle)]
+        lines = io.StringIO(read_text(path, under), newline="")
+        rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(lines)]
         return pd.DataFrame(rows).astype({"step": "int64"})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DamagedRun(f"{path} cannot be read ({error}): restore it or trace the run again") from None
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): restore it or trace the run again") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:

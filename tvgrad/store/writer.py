@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import MAX_SHARD_BYTES, write_checked_tensors, write_tensors
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
-from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free
+from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free, require_no_links
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.store.overwrite import remove_run
@@ -110,6 +111,7 @@ class RunWriter:
             DamagedRun: the last point's files are not what they were.
         """
         read_manifest(root)  # before a lock file is made in a directory that is no run
+        require_no_links(root)
         lock = WriterLock(root)
         try:
             manifest = read_manifest(root)
@@ -214,13 +216,20 @@ class RunWriter:
 
         Returns:
             Tensors and plain values, or None where nothing was kept.
+
+        Raises:
+            DamagedRun: a file cannot be read.
         """
         entry = self.manifest.state
         if entry is None:
             return None
         path = self.root / entry.path
-        with TensorFile(path.with_suffix(".safetensors")) as file:
-            return file.read_all(), json.loads(path.read_text(encoding="utf-8"))
+        with TensorFile(path.with_suffix(".safetensors"), self.root) as file:
+            tensors = file.read_all()
+        try:
+            return tensors, dict(read_json(path, self.root))
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): trace the run again") from None
 
     def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:  # noqa: ARG002
         """Copy tensors to the CPU.
@@ -249,6 +258,8 @@ class RunWriter:
 
     def _folder(self, kind: str) -> Path:
         folder = self.root / CONTENTS[kind]
+        if folder.is_symlink():
+            raise DamagedRun(f"{folder} is a link, and nothing of a run is written through a link: trace the run again")
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -262,10 +273,14 @@ class RunWriter:
             write_text_atomically(self.root / METRICS, table)
 
     def _sweep(self) -> None:
-        """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors."""
+        """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors.
+
+        Only what a writer makes is removed: regular files under its own names, never a link or what it leads to.
+        """
         for relative in set(files_in(self.root)) - self.manifest.listed():
-            if is_own(relative):
-                (self.root / relative).unlink(missing_ok=True)
+            file = self.root / relative
+            if is_own(relative) and link_below(file, self.root) is None:
+                file.unlink(missing_ok=True)
 
 
 def require_space(directory: Path, nbytes: int) -> None:

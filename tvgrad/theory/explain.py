@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.regular import read_text, reason_of
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.recipes.of_run import check_data
 from tvgrad.results import Kind, Result, from_json, json_text, to_json
@@ -252,6 +252,8 @@ def write_results(run: Run, explanation: Explanation) -> list[Path]:
         ERROR_BUDGET: to_json(explanation.budget.rows),
         NOTES: json_text(notes),
     }
+    if folder.is_symlink():
+        raise TvgradError(f"{folder} is a link, and nothing of a run is written through a link: remove it")
     try:
         folder.mkdir(exist_ok=True)
         for name, text in texts.items():
@@ -277,11 +279,14 @@ def read_results(run: Run) -> tuple[list[SecondOrderError], list[BudgetTerm]]:
     return _read(SecondOrderError, folder / SECOND_ORDER), _read(BudgetTerm, folder / ERROR_BUDGET)
 
 
-def _read(kind: type[Kind], path: str | os.PathLike[str]) -> list[Kind]:
+def _read(kind: type[Kind], path: Path) -> list[Kind]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, path.parents[1])
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRun(f"{path} cannot be read ({error}): run `tvgrad explain` again") from None
-    return from_json(kind, text)
+        raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): run `tvgrad explain` again") from None
+    try:
+        return from_json(kind, text)
+    except DamagedRun as error:
+        raise DamagedRun(f"{path}: {error}") from None

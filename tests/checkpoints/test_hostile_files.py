@@ -1,0 +1,62 @@
+"""Checkpoints of strangers: archives that unpack to more than they are, tensors larger than their file, and links."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tvgrad.checkpoints.carried import carried_files
+from tvgrad.checkpoints.opening import read_checkpoint
+from tvgrad.checkpoints.torch_files import load_tensors
+from tvgrad.errors import TvgradError
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_an_archive_that_is_packed_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1 << 18)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as source, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pt").stat().st_size < 20_000
+    assert load_tensors(tmp_path / "plain.pt")["w"].numel() == 1 << 18
+    with pytest.raises(TvgradError, match=r"bomb\.pt unpacks to more than its size"):
+        load_tensors(tmp_path / "bomb.pt")
+
+
+def test_a_tensor_larger_than_its_file(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(1 << 40)}, tmp_path / "x.pt")
+    with pytest.raises(TvgradError, match="has a tensor 'w' that is larger than the file"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_shards_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.bin")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for index, shard in (("model.safetensors", "pipe.safetensors"), ("pytorch_model.bin", "pipe.bin")):
+        path = tmp_path / f"{index}.index.json"
+        path.write_text(json.dumps({"weight_map": {"w": shard}}))
+        with pytest.raises(TvgradError, match="it is a pipe and no regular file"):
+            read_checkpoint(path)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(TvgradError, match="does not exist"):
+            read_checkpoint(path)
+
+
+def test_a_merge_carries_no_file_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text("{}")
+    cache = tmp_path / "models--x"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "0a").write_text("{}")
+    snapshot = cache / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to("../../blobs/0a")
+    (snapshot / "tokenizer.json").symlink_to(tmp_path / "secret.json")
+    (snapshot / "vocab.json").write_text("{}")
+    assert carried_files(snapshot) == ["config.json", "vocab.json"]
