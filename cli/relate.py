@@ -1,31 +1,63 @@
-"""`tvgrad relate`: what two runs of one model have to do with each other."""
+"""`tvgrad relate`: what two runs of one model, or two tasks before training, have to do with each other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tvgrad.errors import TvgradError
+from tvgrad.problem.recipe import OPTIMIZERS
 
 from . import options
 
 
 @click.command()
-@click.argument("runs", nargs=2, metavar="RUN RUN", type=options.PATH)
+@click.argument("things", nargs=-1, required=True, metavar="RUN RUN | TARGET [TARGET]")
 @click.option(
     "--pretrained",
     type=options.PATH,
     help="A checkpoint: both RUNs are then checkpoints, or adapters, that were trained from it.",
 )
 @options.groups
+@options.tasks
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Of TARGETs; a linear rule: gd, sgd, momentum ...")
+@options.lr
+@options.momentum
+@click.option("--weight-decay", type=float, help="Coupled; of TARGETs.")
+@click.option("--epochs", type=int, help="Of TARGETs: full-batch epochs, one step each.")
+@click.option("--cross", is_flag=True, help="Of TARGETs: one more Hessian-vector product for each other task.")
+@click.option("--against", multiple=True, type=options.PATH, help="Trained runs of the TARGETs' tasks: the truth.")
+@options.dtype
+@options.device
+@options.chunk_size
+@options.allow
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the whole table to this CSV file.")
-@click.option("--quiet", is_flag=True, help="Only the sentence that sums it up.")
-def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None, out: Path | None, quiet: bool) -> None:
-    """Compare two runs of one model: cosines of task vectors and gradients, agreement in sign, interference.
+@click.option("--quiet", is_flag=True, help="Only the sentences that sum it up.")
+@click.pass_context
+def relate(
+    context: click.Context,
+    things: tuple[str, ...],
+    pretrained: Path | None,
+    groups: str | None,
+    tasks: str | None,
+    cross: bool,
+    against: tuple[Path, ...],
+    out: Path | None,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Compare two runs of one model, or predict how tasks will relate before any of them is trained.
 
-    Interference on a task is the share of the first-order descent of its own task vector that the other task vector
-    would undo (negative: add). The last line says in words how the two relate.
+    Two RUNs: cosines of task vectors and gradients, agreement in sign, interference. Interference on a task is the
+    share of the first-order descent of its own task vector that the other task vector would undo (negative: add).
+
+    TARGETs: all pairs of their tasks, from one gradient and one Hessian-vector product a task: the cosine of their task
+    vectors after so many epochs, what adding one task vector changes in the other task's loss, and the lambdas with
+    which `theta_0 + tau_a + lambda tau_b` is better than the pretrained model on both tasks. These are estimates;
+    --against holds them against trained runs. The last lines say in words how the tasks relate.
 
     With --pretrained, both are checkpoints (see `tvgrad report`) or folders of LoRA adapters, compared in weight space.
     Two adapters need no base model: inner products of `dW = s B A` come from their factors.
@@ -34,9 +66,45 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
     Examples:
       tvgrad relate runs/digits/low runs/digits/high
       tvgrad relate runs/digits/low runs/digits/high --groups 'encoder\\.(\\d+)' --out relation.csv
+      tvgrad relate digits --tasks low,high --epochs 10 --cross
+      tvgrad relate digits --tasks low,high --against runs/digits/low --against runs/digits/high
+      tvgrad relate mine.py:first mine.py:second --optimizer gd --lr 0.01
       tvgrad relate --pretrained base tuned-a adapter-b
       tvgrad relate adapter-a adapter-b
     """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise TvgradError(f"{out.absolute().parent} is no folder: choose another --out")
+    if not _are_targets(things, pretrained):
+        _relate_runs(context, tuple(map(Path, things)), pretrained, groups, out=out, quiet=quiet)
+        return
+    from tvgrad.cli.relate_targets import relate_targets
+
+    if groups is not None:
+        raise TvgradError("--groups is for runs; a prediction is about the whole model: leave it out")
+    relate_targets(things, tasks, given, cross=cross, against=against, out=out, quiet=quiet)
+
+
+def _are_targets(things: Sequence[str], pretrained: Path | None) -> bool:
+    """Whether recipes are named, and not what is on the disk; a mixture of both is refused."""
+    from tvgrad.recipes.catalogue import BUILT_IN
+
+    if pretrained is not None:
+        return False
+    targets = [
+        thing for thing in things if not Path(thing).is_dir() and (thing in BUILT_IN or ":" in thing or ".py" in thing)
+    ]
+    if targets and len(targets) < len(things):
+        run = next(thing for thing in things if thing not in targets)
+        raise TvgradError(
+            f"{targets[0]} is a recipe and {run} is not: give recipes alone, and trained runs of theirs by --against"
+        )
+    return bool(targets)
+
+
+def _relate_runs(
+    context: click.Context, runs: tuple[Path, ...], pretrained: Path | None, groups: str | None, *, out: Path | None,
+    quiet: bool,
+) -> None:  # fmt: skip
     from tvgrad.cli.open_runs import single_run
     from tvgrad.cli.terminal import percent_bar, print_table
 
@@ -44,10 +112,11 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
     from tvgrad.files.atomic import write_atomically
     from tvgrad.report.relation import relate_runs
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise TvgradError(f"{out.absolute().parent} is no folder: choose another --out")
+    _refuse_options_of_targets(context)
+    if len(runs) != 2:
+        raise TvgradError(f"a comparison of runs takes 2 values, and there {_are(len(runs))}: give two runs")
     if pretrained is not None or all(is_adapter(path) for path in runs):
-        _relate_checkpoints(pretrained, runs, groups, out=out, quiet=quiet)
+        _relate_checkpoints(pretrained, (runs[0], runs[1]), groups, out=out, quiet=quiet)
         return
     left, right = (single_run(path) for path in runs)
     with percent_bar("reading", quiet) as progress:
@@ -61,6 +130,19 @@ def relate(runs: tuple[Path, Path], pretrained: Path | None, groups: str | None,
         blocks = table[(table["group"] != "all") & (table["epoch"] == found.epoch)].drop(columns="epoch")
         print_table(f"groups after {left.unit} {found.epoch}", blocks)
     click.echo(found.reading)
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
+
+
+def _refuse_options_of_targets(context: click.Context) -> None:
+    """Refuse what says how a task is to be trained: a run was trained already."""
+    of_both = {"things", "pretrained", "groups", "out", "quiet"}
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in of_both and source == click.core.ParameterSource.COMMANDLINE:
+            raise TvgradError(f"{option.opts[0]} is for recipes, and runs were trained already: leave it out")
 
 
 def _relate_checkpoints(

@@ -24,6 +24,7 @@ _PUBLIC = {
     "predict": "tvgrad.theory.second_order",
     "multitask_gap": "tvgrad.theory.multitask",
     "error_budget": "tvgrad.theory.error_budget",
+    "relate_tasks": "tvgrad.theory.task_pairs",
     # errors
     "TvgradError": "tvgrad.errors",
     "UnsupportedModel": "tvgrad.errors",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tvgrad.theory.error_budget import error_budget
     from tvgrad.theory.multitask import multitask_gap
     from tvgrad.theory.second_order import predict
+    from tvgrad.theory.task_pairs import relate_tasks
 
 
 def __getattr__(name: str) -> Any:

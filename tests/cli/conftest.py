@@ -99,6 +99,10 @@ def tasks():
     return [make(name=name, data=(INPUTS * scale, TARGETS)) for name, scale in (("one", 1), ("two", 2))]
 
 
+def tasks_again():
+    return tasks()
+
+
 class Pictures(Dataset):
     def __len__(self):
         return 20

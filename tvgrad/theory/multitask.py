@@ -175,20 +175,20 @@ def multitask_gap(
     if not alphas or not all(math.isfinite(one) for one in alphas):
         raise TvgradError(f"alpha must be a finite number, or several, not {alpha!r}")
     tasks = list(objectives)
-    _check_shared(tasks)
-    before = _total(tasks)
+    check_shared_start(tasks)
+    before = total_evaluations(tasks)
     first = [to_float64(task.gradient()) for task in tasks]
     path_alpha = None if (len(alphas) > 1 if frozen is None else frozen) else alphas[0]
     single = alphas[0] if len(alphas) == 1 else None
     parts = gap_parts(tasks, lr, epochs, path_alpha, first, single) if predict else None
     predicted = {} if parts is None else {one: parts.gap(one) for one in alphas}
-    spent = _total(tasks) - before
+    spent = total_evaluations(tasks) - before
     measured, moved = _measured(tasks, lr, epochs, alphas, first) if measure else ({}, {})
     numbers = [_norms(measured.get(one), predicted.get(one), moved.get(one)) for one in alphas]
     rows = tuple(GapRow(one, lr, epochs, len(tasks), *found) for one, found in zip(alphas, numbers, strict=True))
     # For a single alpha the parts were merged before they were multiplied, and hold for no other.
     kept = parts if single is None else None
-    return MultitaskGap(rows, predicted, measured, kept, spent, _total(tasks) - before)
+    return MultitaskGap(rows, predicted, measured, kept, spent, total_evaluations(tasks) - before)
 
 
 def _norms(
@@ -295,7 +295,15 @@ def _trained(tasks: list[Objective], rate: float, epochs: int, first: list[Weigh
     return moved
 
 
-def _check_shared(tasks: list[Objective]) -> None:
+def check_shared_start(tasks: Sequence[Objective]) -> None:
+    """Make sure that tasks start at the same pretrained weights.
+
+    Args:
+        tasks: at least one.
+
+    Raises:
+        TvgradError: there is none, or names, shapes or values of the weights differ.
+    """
     if not tasks:
         raise TvgradError("there is no task: give one objective for each")
     first = tasks[0].initial
@@ -309,7 +317,14 @@ def _check_shared(tasks: list[Objective]) -> None:
             raise TvgradError(f"tasks 1 and {number} do not start at the same pretrained weights: {different}")
 
 
-def _total(tasks: list[Objective]) -> Evaluations:
-    """Evaluations of all tasks; objectives that share a counter are counted once."""
+def total_evaluations(tasks: Sequence[Objective]) -> Evaluations:
+    """Count the evaluations of all tasks; objectives that share a counter are counted once.
+
+    Args:
+        tasks: any number.
+
+    Returns:
+        The sum.
+    """
     counters = {id(task.evaluations): task.evaluations for task in tasks}.values()
     return sum(counters, Evaluations())
