@@ -15,10 +15,13 @@ import torch
 
 import tvgrad
 from tests.traced_runs import Tampered, Traced
+from tvgrad.report.summary import summary_of
+from tvgrad.report.tables import run_tables
 from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
 from tvgrad.theory.troubles import troubles_of
 from tvgrad.theory.verdicts import NO, UNKNOWN, YES, EquivalenceRow, GradientVerdict, headline, verdict_rows
+from tvgrad.wording import percent
 
 GOOD = EquivalenceRow("a", "tau_1 = -lr g_0", EXACT, 0.9, 0.0, 0.0, "", YES, 2e-7, 1.0, "", "")
 AWAY = replace(GOOD, run="b", gradient_holds=NO, deviation=0.788, cosine=0.612, cause="adam divides")
@@ -184,6 +187,40 @@ def test_a_step_that_fails_is_explained(traced: Traced, tampered: Tampered) -> N
     moved = with_info(broken, moved_outside_steps=1)
     assert last_row(moved).cause.startswith("its weights moved outside the optimizer's steps, seen 1 time in the run")
     assert "something besides" not in last_row(moved).cause
+
+
+def test_only_a_step_within_its_rounding_is_lost_in_the_format(traced: Traced, tampered: Tampered) -> None:
+    run = traced("low")
+    start = run.weights(0)
+    held = tampered(run, "weights", 1, lambda content: {n: start[n] if t.ndim > 1 else t for n, t in content.items()})
+    row = last_row(held)
+    assert row.holds == FAILS
+    assert row.frozen_share > 0.5
+    share = percent(row.frozen_share)
+    assert row.cause.startswith(f"{share} of the coordinates did not change, something besides this optimizer step ")
+    summary = " ".join(summary_of(run_tables([held]).tables))
+    assert "coordinates" in summary
+    assert "half the spacing" not in summary
+    assert "Next: find what moved the weights besides the optimizer step" in summary
+
+
+def test_what_a_step_beyond_its_bound_is_put_down_to(traced: Traced, tampered: Tampered) -> None:
+    def moved(name: str, **facts: object) -> Run:
+        run = tampered(traced(name), "weights", 1, lambda content: {name: t + 1 for name, t in content.items()})
+        return with_info(run, **facts)
+
+    elsewhere = last_row(moved("parity", device="cuda:0"))
+    assert "the step exceeds the rounding bound of PyTorch's CPU kernels, and was made on cuda:0" in elsewhere.cause
+    assert "something besides" not in elsewhere.cause
+    narrow = traced("low", dtype="bfloat16")
+    start = narrow.weights(0)
+    blocks = with_info(tampered(narrow, "weights", 1, lambda _: start), fused=True)
+    untrained = last_row(blocks)
+    assert untrained.cause.startswith(
+        "100 % of the coordinates did not change, the optimizer's fused kernel left coordinates untrained"
+    )
+    assert untrained.far == "100 % away, no direction"
+    assert "Next: train with fused=False" in summary_of(run_tables([blocks]).tables)[-1]
 
 
 def test_the_cause_from_the_error_budget(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pandas as pd
 from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
-from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS
-from tvgrad.theory.troubles import DIVERGED, KINDS, OTHERS, WORSE, kind_of
+from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, UNTRAINED
+from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, OTHERS, WORSE, kind_of
 from tvgrad.theory.verdicts import NO, UNCHANGED, UNKNOWN, EquivalenceRow, headline
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
@@ -85,9 +85,11 @@ def _first_epoch(verdicts: pd.DataFrame) -> list[str]:
     run = max(shares, key=lambda name: -1.0 if math.isnan(shares[name]) else shares[name], default="")
     unchanged = shares.get(run, math.nan)
     if unchanged >= UNCHANGED:
+        by_format = bool(_lost_in_the_format(verdicts)[verdicts["run"].astype(str) == run].all())
+        why = ": their step was under half the spacing of the number format" if by_format else ""
         sentences.append(
             f"Up to {unchanged:.0%} of the coordinates ({run}) did not move in the first epoch although they have a "
-            "gradient: their step was under half the spacing of the number format."
+            f"gradient{why}."
         )
     exact = set(verdicts.loc[verdicts["holds"] == EXACT, "run"])
     for holds, opening in (
@@ -109,6 +111,12 @@ def _first_epoch(verdicts: pd.DataFrame) -> list[str]:
                     "likewise, with the numbers in the table."
                 )
     return sentences
+
+
+def _lost_in_the_format(verdicts: pd.DataFrame) -> pd.Series:
+    """Whether unchanged coordinates are the format's doing: weights may also be held or put back by something else."""
+    exact = verdicts["holds"] == EXACT
+    return exact | ((verdicts["holds"] != FAILS) & ~verdicts["trouble"].str.contains(MOVED, regex=False))
 
 
 def _estimates(norms: pd.DataFrame) -> list[str]:
@@ -233,7 +241,10 @@ def _between_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = N
 
 def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
     verdicts = tables["equivalence"]
-    if (verdicts["holds"] == FAILS).any():
+    fails = verdicts["holds"] == FAILS
+    if fails.any() and verdicts.loc[fails, "reason"].str.startswith(UNTRAINED).all():
+        return "Next: train with fused=False: the fused kernel left coordinates as they were."
+    if fails.any():
         return (
             "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
         )
@@ -252,8 +263,9 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
             "a script): they are what is missing."
         )
     if (verdicts["gradient_holds"] == NO).any():
-        if (verdicts.loc[verdicts["gradient_holds"] == NO, "frozen_share"] >= UNCHANGED).any():
-            return "Next: keep the weights in float32, or raise the learning rate: then more coordinates move."
+        unchanged = (verdicts["gradient_holds"] == NO) & (verdicts["frozen_share"] >= UNCHANGED)
+        if (unchanged & _lost_in_the_format(verdicts)).any():
+            return "Next: keep the weights in a wider format, or raise the learning rate: then more coordinates move."
         if tables.get("error_budget", pd.DataFrame()).empty:
             return "Next: `tvgrad explain RUN --recipe TARGET` splits the deviation from the gradient into its causes."
     table = whole_model(tables["directions"], "cos_task_vector_descent")

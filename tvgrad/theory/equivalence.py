@@ -31,6 +31,8 @@ from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
 GRADIENT_FORM = "tau_1 = -lr g_0"
+UNTRAINED = "the optimizer's fused kernel left"
+"""How the reason of a step begins that a defect of PyTorch cut short."""
 
 Form = Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """(theta', theta, g, dtype) -> (predicted task vector, bound on its rounding), all in float64."""
@@ -330,7 +332,7 @@ def _reason(run: Run, exact: bool, found: _Comparison) -> str:
         return f"every coordinate within the rounding of one {dtype} step" + unchanged * (found.unchanged >= 5e-4)
     if run.info.get("fused") and dtype in {"bfloat16", "float16"} and found.worst_moved <= 1.0:
         return (
-            f"the optimizer's fused kernel left {found.unchanged:.1%} of the {dtype} coordinates untrained, whole "
+            f"{UNTRAINED} {found.unchanged:.1%} of the {dtype} coordinates untrained, whole "
             "blocks of them (a defect of PyTorch on the CPU): use fused=False"
         )
     if not str(run.info.get("device", "cpu")).startswith("cpu"):

@@ -19,7 +19,15 @@ from tvgrad.results import Result
 from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run
 from tvgrad.theory.budget_rows import UNEXPLAINED
-from tvgrad.theory.equivalence import EXACT, FAILS, OneEpochCheck, check_one_epoch, first_rate, first_step_tensors
+from tvgrad.theory.equivalence import (
+    EXACT,
+    FAILS,
+    UNTRAINED,
+    OneEpochCheck,
+    check_one_epoch,
+    first_rate,
+    first_step_tensors,
+)
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
 from tvgrad.update_rules.linear import LinearRule
@@ -68,10 +76,9 @@ class GradientVerdict(Result):
         if self.gradient_rounding > 0:
             own = f", g_0 itself {percent(self.gradient_rounding)} off by the rounding of its format"
         own += _as_estimate(self.error_bar)
-        far = f"deviation {percent(self.deviation)}{own}, cosine {self.cosine:.2f}"
         if self.holds == YES:
-            return f"yes ({far})"
-        return f"no: {percent(self.deviation)} away{own}, cosine {self.cosine:.2f}; {self.cause}"
+            return f"yes (deviation {percent(self.deviation)}{own}, {_direction(self.cosine)})"
+        return f"no: {percent(self.deviation)} away{own}, {_direction(self.cosine)}; {self.cause}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ class EquivalenceRow(Result):
     @property
     def far(self) -> str:
         """How far the task vector is from minus the rate times the gradient, in words."""
-        return f"{percent(self.deviation)} away, cosine {self.cosine:.2f}{_as_estimate(self.gradient_error_bar)}"
+        bar = _as_estimate(self.gradient_error_bar)
+        return f"{percent(self.deviation)} away, {_direction(self.cosine)}{bar}"
 
 
 def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...]:
@@ -175,6 +183,11 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
     return GradientVerdict(NO, deviation, cosine, rounding, _cause(run, step, cosine, stretch), bar)
 
 
+def _direction(cosine: float) -> str:
+    """The cosine in words; a task vector that is zero, or not finite, has none."""
+    return "no direction" if math.isnan(cosine) else f"cosine {cosine:.2f}"
+
+
 def _as_estimate(bar: float) -> str:
     """What is said of a g_0 that is an estimate, for the end of a sentence."""
     return "" if math.isnan(bar) else f", g_0 being one epoch's estimate (two passes differ by {percent(bar)})"
@@ -208,8 +221,11 @@ def _cause(run: Run, step: OneEpochCheck, cosine: float, stretch: float) -> str:
             return budget
     shares = [verdict.frozen_share for verdict in step.verdicts if verdict.frozen_share >= UNCHANGED]
     if shares:
-        dtype = run.info.get("dtype", "their format")
-        causes.append(f"{percent(max(shares))} of the coordinates did not change, their step being lost in {dtype}")
+        # A mask that restores weights, or a kernel that leaves blocks out, stops coordinates too: only a step without
+        # a deviation beyond rounding tells that it was the format.
+        by_format = step.holds == EXACT or not (moved or step.holds == FAILS)
+        why = f", their step being lost in {run.info.get('dtype', 'their format')}" if by_format else ""
+        causes.append(f"{percent(max(shares))} of the coordinates did not change{why}")
     errors = [verdict.gradient_relative_error for verdict in step.verdicts if verdict.gradient_relative_error > SAME]
     if errors:
         scaled = step.holds == EXACT and not causes and cosine >= PARALLEL
@@ -225,7 +241,7 @@ def _cause(run: Run, step: OneEpochCheck, cosine: float, stretch: float) -> str:
         if scaled:
             return listed(causes)
     if step.holds == FAILS and not moved:
-        causes.append("something besides this optimizer step moved the weights")
+        causes.append(_why_it_failed(run, step))
     if abs(stretch - 1) > SAME:
         causes.append(
             f"it is {stretch:,.3g} times as long" if stretch < 1000 else f"it is {stretch:,.0f} times as long"
@@ -236,6 +252,17 @@ def _cause(run: Run, step: OneEpochCheck, cosine: float, stretch: float) -> str:
     if own > SAME:
         return f"the recorded gradient is itself {percent(own)} off by the rounding of its format"
     return f"rounding to {run.info.get('dtype', 'the format')} of the weights"
+
+
+def _why_it_failed(run: Run, step: OneEpochCheck) -> str:
+    """What a step beyond its rounding bound is put down to; of another device's kernels there is no bound."""
+    reason = next(verdict.reason for verdict in step.verdicts if verdict.holds == FAILS)
+    if reason.startswith(UNTRAINED):
+        return f"{UNTRAINED} coordinates untrained"
+    device = str(run.info.get("device", "cpu"))
+    if not device.startswith("cpu"):
+        return f"the step exceeds the rounding bound of PyTorch's CPU kernels, and was made on {device}"
+    return "something besides this optimizer step moved the weights"
 
 
 def _largest_term(run: Run) -> str | None:
