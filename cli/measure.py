@@ -100,9 +100,10 @@ def measure_points(
         patience: seconds until the command's first backward pass.
         quiet: say nothing where all is well.
     """
-    from tvgrad.integrations.measuring.measure import Measurement, cost_sentence
+    from tvgrad.integrations.measuring.measure import cost_sentence
     from tvgrad.integrations.measuring.measure import measure as measured
     from tvgrad.integrations.script.notes import say
+    from tvgrad.record.measurement import Measurement
 
     def show(number: int, made: Measurement) -> None:
         if not quiet:

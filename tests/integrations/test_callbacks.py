@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import tvgrad.integrations.transformers
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.training_recorder import TrainingRecorder
+from tvgrad.store.measured import EXACT
 
 
 def copies(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -35,6 +38,27 @@ def check(record: Run, truth: list[dict[str, torch.Tensor]]) -> None:
                 torch.testing.assert_close(total.double(), moved, rtol=0, atol=1e-5)
 
 
+def affine(inputs: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs.double() @ weights["layer.weight"].T + weights["layer.bias"]
+
+
+def check_same(alone: list[dict[str, torch.Tensor]], watched: list[dict[str, torch.Tensor]]) -> None:
+    """A training and one that was recorded have the same bits."""
+    for before, after in zip(alone, watched, strict=True):
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def check_gradients(record: Run, loss: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> None:
+    """The recorded full-batch gradients are autograd's of this loss, to float32 rounding."""
+    assert record.having("gradient") == record.epochs
+    for epoch in record.epochs:
+        weights = {name: tensor.double().requires_grad_() for name, tensor in record.weights(epoch).items()}
+        truth = dict(zip(weights, torch.autograd.grad(loss(weights), list(weights.values())), strict=True))
+        for name, tensor in record.gradient(epoch).items():
+            torch.testing.assert_close(tensor.double(), truth[name], rtol=0, atol=1e-6)
+        assert record.info["measured_gradients"][str(epoch)]["kind"] == EXACT
+
+
 def test_steps_are_counted_once_where_gradients_are_accumulated(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
@@ -53,6 +77,11 @@ def test_steps_are_counted_once_where_gradients_are_accumulated(tmp_path: Path) 
     assert record.epochs == [0, 1, 2]
     assert record.manifest.finished
     assert record.info["clipping_unrecorded"]
+
+
+def test_full_gradients_by_a_word_that_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(TvgradError, match="full_gradients='steps' is not understood"):
+        TrainingRecorder(tmp_path / "run", {"full_gradients": "steps"})
 
 
 def test_several_optimizers_are_refused(tmp_path: Path) -> None:
@@ -157,6 +186,7 @@ def test_transformers(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     inputs = torch.randn(30, 3)
+    begun = Model()
     data = [{"x": x, "labels": (x.sum() > 0).long()} for x in inputs]
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "trainer"),
@@ -171,10 +201,17 @@ def test_transformers(tmp_path: Path) -> None:
         save_strategy="no",
         disable_tqdm=True,
     )
-    callback = tvgrad.integrations.transformers.RecorderCallback(tmp_path / "run")
-    transformers.Trainer(model=Model(), args=arguments, train_dataset=data, callbacks=[Truth(), callback]).train()
+    alone: list[dict[str, torch.Tensor]] = []
+    recorder = tvgrad.integrations.transformers.RecorderCallback(tmp_path / "run", full_gradients="epochs")
+    for callbacks in ([], [recorder]):
+        alone, model = truth[:], copy.deepcopy(begun)
+        truth.clear()
+        transformers.Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Truth(), *callbacks]).train()
+    check_same(alone, truth)
     record = Run.open(tmp_path / "run")
     check(record, truth)
+    targets = torch.stack([one["labels"] for one in data])
+    check_gradients(record, lambda weights: nn.functional.cross_entropy(affine(inputs, weights), targets))
     assert record.info["optimizer"] == "SGD"
     assert [point.steps for point in record.points] == [0, 2, 4]
     assert record.manifest.finished
@@ -184,17 +221,20 @@ def test_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_lightning(tmp_path: Path, fails: bool) -> None:
     lightning = pytest.importorskip("lightning")
-
+    torchmetrics = pytest.importorskip("torchmetrics")
+    totals: list[float] = []
     truth: list[dict[str, torch.Tensor]] = []
 
     class Model(lightning.LightningModule):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(3, 1)
+            self.seen = torchmetrics.SumMetric()
 
         def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
             if fails and self.current_epoch == 1:
                 raise RuntimeError("the module's own")
+            self.seen.update(len(batch[0]))
             loss = (self.layer(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
             self.log("loss", loss)
             return loss
@@ -207,29 +247,41 @@ def test_lightning(tmp_path: Path, fails: bool) -> None:
 
         def on_train_epoch_end(self) -> None:
             truth.append(copies(self))
+            totals.append(float(self.seen.compute()))
 
     torch.manual_seed(0)
-    callback = tvgrad.integrations.lightning.RecorderCallback(tmp_path / "run")
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accumulate_grad_batches=2,
-        callbacks=[callback],
-        default_root_dir=str(tmp_path),
-    )
-    loader = DataLoader(TensorDataset(torch.randn(20, 3)), batch_size=4)
-    if fails:
-        with pytest.raises(RuntimeError, match="the module's own"):
-            trainer.fit(Model(), loader)
-    else:
-        trainer.fit(Model(), loader)
+    inputs = torch.randn(20, 3)
+    callback = tvgrad.integrations.lightning.RecorderCallback(tmp_path / "run", full_gradients="epochs")
+    begun, alone = Model(), list[dict[str, torch.Tensor]]()
+    for callbacks in ([], [callback]):
+        alone = truth[:]
+        truth.clear()
+        trainer = lightning.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accumulate_grad_batches=2,
+            callbacks=callbacks,
+            default_root_dir=str(tmp_path),
+        )
+        torch.manual_seed(1)
+        loader = DataLoader(TensorDataset(inputs), batch_size=4, shuffle=True)
+        if fails:
+            with pytest.raises(RuntimeError, match="the module's own"):
+                trainer.fit(copy.deepcopy(begun), loader)
+        else:
+            trainer.fit(copy.deepcopy(begun), loader)
+    check_same(alone, truth)
+    assert totals == [20.0] * 2 if fails else [20.0, 40.0] * 2, "metrics of the module's own count its training alone"
     record = Run.open(tmp_path / "run")
     check(record, truth)
     assert record.manifest.finished is not fails
     assert [point.steps for point in record.points] == ([0, 3] if fails else [0, 3, 6])
     assert "loss" in record.points[1].metrics
+    check_gradients(
+        record, lambda weights: (affine(inputs, weights) - inputs.double().sum(1, keepdim=True)).square().mean()
+    )

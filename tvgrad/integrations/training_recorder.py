@@ -12,10 +12,15 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.record.loop_gradients import LoopGradients, LossOf
 from tvgrad.record.recorder import Recorder
+from tvgrad.vectors.parameters import trainable_parameters
 
 NOT_OF_THE_MODEL = ("epoch", "runtime", "per_second", "flos", "learning_rate", "step")
 """Parts of the names under which libraries log clocks and options, which are no metrics of the weights."""
+
+OWN_OPTIONS = ("strict", "full_gradients")
+"""Options of callbacks that are none of a `Recorder`."""
 
 
 class TrainingRecorder:
@@ -30,12 +35,20 @@ class TrainingRecorder:
 
         Args:
             directory: the run directory to make.
-            options: options of `Recorder`, and `strict`: end the training where recording fails.
+            options: options of `Recorder`; `strict`: end the training where recording fails; `full_gradients`:
+                `epochs` to measure full-batch gradients at each recorded point.
+
+        Raises:
+            TvgradError: `full_gradients` is something else.
         """
+        full = options.get("full_gradients")
+        if full not in {None, "epochs"}:
+            raise TvgradError(f"full_gradients={full!r} is not understood: give 'epochs', or leave it out")
+        self._full_gradients = full is not None
         self.recorder: Recorder | None = None
         self._directory = directory
         self._strict = bool(options.get("strict"))
-        self._options = {"background": True, **{name: one for name, one in options.items() if name != "strict"}}
+        self._options = {"background": True, **{name: one for name, one in options.items() if name not in OWN_OPTIONS}}
         self._steps = 0
         self._logged: dict[str, float] = {}
 
@@ -64,13 +77,20 @@ class TrainingRecorder:
                 stacklevel=2,
             )
 
-    def begin(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clips: bool) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        clips: bool,
+        training: Callable[[], tuple[Any, LossOf]] | None = None,
+    ) -> None:
         """Record the weights that training starts from.
 
         Args:
             model: the module, without a wrapper for several processes.
             optimizers: its optimizers; a library's wrapper round one is taken off.
             clips: whether the library clips gradients: by which factor is not told to callbacks.
+            training: returns the library's loader and its training step, where full-batch gradients are wanted.
 
         Raises:
             TvgradError: there is not exactly one optimizer, or the run cannot be made.
@@ -83,7 +103,10 @@ class TrainingRecorder:
         optimizer = optimizers[0]
         # Accelerate's and Lightning's wrappers share the class, not the hooks.
         inner = getattr(optimizer, "optimizer", optimizer)
-        recorder = Recorder(self._directory, model, inner, **self._options)
+        measured = None
+        if self._full_gradients and training is not None:
+            measured = LoopGradients(model, trainable_parameters(model), *training())
+        recorder = Recorder(self._directory, model, inner, data=measured, **self._options)
         self.recorder = recorder.__enter__()
         if clips:
             self.recorder.add_info(clipping_unrecorded=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, StepWatch
 from tvgrad.record.gradient_rounding import gradient_rounding
+from tvgrad.record.loop_gradients import LoopGradients, loop_gradients
 from tvgrad.record.record_at import RecordAt
 from tvgrad.record.resume_state import refuse_changes, restore_state, restore_weights, state_of
 from tvgrad.record.run_header import RECORDABLE, RunHeader
@@ -25,6 +27,7 @@ from tvgrad.store.background import BackgroundWriter, start_writer
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.layout import MANIFEST
 from tvgrad.store.manifest import Manifest, read_manifest
+from tvgrad.store.measured import MEASURED
 from tvgrad.store.run import Run
 from tvgrad.store.writer import Content, RunWriter, cpu_copies
 from tvgrad.update_rules.base import UpdateRule
@@ -69,6 +72,8 @@ class Recorder:
         optimizer: torch.optim.Optimizer | None = None,
         objective: Objective | None = None,
         *,
+        data: Iterable[Any] | LoopGradients | None = None,
+        loss: Callable[[Any, Any], torch.Tensor] | None = None,
         record_at: str = "epochs",
         record: Sequence[str] | None = None,
         keep: str = "all",
@@ -93,6 +98,9 @@ class Recorder:
             model: the module that is tuned.
             optimizer: its optimizer, from which the update rule, the rates and the consumed gradients are read.
             objective: the full-batch objective; with it, full-batch gradients are recorded.
+            data: the loop's own loader, or a list of batches, in place of an objective: full-batch gradients are then
+                measured by passes over it at each point, with modules in the modes (train, eval) that they have now.
+            loss: with `data`, callable(output, target) -> mean loss; None where the model returns it.
             record_at: `epochs`, or `steps:1,10,100` with `end_step` called after each step.
             record: any of gradients, epoch-gradients, batches; by default gradients where there is an objective, and
                 epoch-gradients where there is an optimizer: a check of the first epoch wants what the steps consumed.
@@ -119,28 +127,43 @@ class Recorder:
         self._optimizer, self._scheduler = optimizer, scheduler
         if resume and overwrite:
             raise TvgradError("a run is either resumed or overwritten: give one of resume and overwrite")
+        if data is not None and objective is not None:
+            raise TvgradError("objective and data are two ways to the same gradients: leave one of them out")
         self._resume, self._overwrite = resume, overwrite
         self._finite, self._background = finite, background
         self._first_metrics = dict(first_metrics or {})
-        self._record = _checked(record, optimizer, objective)
         self._parameters = trainable_parameters(model)
+        self._loop = loop_gradients(model, self._parameters, data, loss)
+        self._measured: dict[str, Any] = {}
+        self._record = _checked(record, optimizer, objective or self._loop)
         self._clock = Clock(RecordAt(record_at))
-        self._header = RunHeader(
+        self._header = self._make_header(name=name, groups=groups, keep=keep, rule=rule, info=info)
+        self._collector = self._make_collector()
+        self._writer: RunWriter | BackgroundWriter | None = None
+        self._recorded = 0
+
+    def _make_header(
+        self,
+        *,
+        name: str | None,
+        groups: str | None,
+        keep: str,
+        rule: UpdateRule | None,
+        info: Mapping[str, Any] | None,
+    ) -> RunHeader:
+        return RunHeader(
             name or self.directory.name,
-            model,
+            self.model,
             self._parameters,
             groups=group_names(self._parameters, groups),
             unit=self._clock.record_at.unit,
             record=self._record,
             keep=KeepPolicy(keep),
-            optimizer=optimizer,
-            objective=objective,
+            optimizer=self._optimizer,
+            objective=self.objective,
             rule=rule,
             info=info or {},
         )
-        self._collector = self._make_collector()
-        self._writer: RunWriter | BackgroundWriter | None = None
-        self._recorded = 0
 
     def _make_collector(self) -> Collector:
         return Collector(
@@ -285,6 +308,12 @@ class Recorder:
             self.gradient = self._on_device(gradient)
             tensors["gradient"] = cpu_copies(gradient)
             measured.setdefault("loss", self.loss)
+        elif "gradients" in self._record and self._loop is not None:
+            gradient, made = self._loop.measure()
+            self.loss, tensors["gradient"] = self._loop.loss, cpu_copies(gradient)
+            measured.setdefault("loss", self.loss)
+            self._measured[str(self._clock.number)] = asdict(made)
+            writer.update_info(**{MEASURED: dict(self._measured)})
         if self._finite:
             self._require_finite()
         moment = self._collector.collect(tensors, measured)
@@ -324,6 +353,7 @@ class Recorder:
     def _restore(self, run: Run) -> None:
         """Put model, optimizer, scheduler and random numbers back to the last recorded point."""
         last = run.points[-1]
+        self._measured = dict(run.info.get(MEASURED) or {})
         restore_weights(run, self.model)
         self._clock.steps, self._clock.epoch, self._recorded = last.steps, last.number, last.number
         state = self._open_writer().read_state()
@@ -348,7 +378,7 @@ class Recorder:
 
 
 def _checked(
-    record: Sequence[str] | None, optimizer: torch.optim.Optimizer | None, objective: Objective | None
+    record: Sequence[str] | None, optimizer: torch.optim.Optimizer | None, objective: Objective | LoopGradients | None
 ) -> tuple[str, ...]:
     """The kinds of tensors to record besides weights: those asked for, or those that there is a source of."""
     default = [*(["gradients"] if objective else []), *(["epoch-gradients"] if optimizer else [])]
@@ -357,7 +387,10 @@ def _checked(
         if kind not in RECORDABLE:
             raise TvgradError(f"nothing called {kind!r} can be recorded: choose from {', '.join(RECORDABLE)}")
     if "gradients" in kinds and objective is None:
-        raise TvgradError("full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data)")
+        raise TvgradError(
+            "full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data), or the loop's "
+            "own data= and loss="
+        )
     if "epoch-gradients" in kinds and optimizer is None:
         raise TvgradError("epoch gradients are read from the optimizer: pass optimizer=")
     return kinds

@@ -17,9 +17,11 @@ from tests.integrations.script.script_runs import SCRIPTS, TRACE, run
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring import measure as measuring
-from tvgrad.integrations.measuring.measure import Measurement, cost_sentence, measure, points_of
-from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.measure import cost_sentence, measure, points_of
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome
+from tvgrad.record.measurement import Measurement
+from tvgrad.record.weighing import Weighing
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
 from tvgrad.store.lock import WriterLock

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import tvgrad
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import norm
 

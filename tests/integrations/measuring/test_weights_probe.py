@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tvgrad.integrations.measuring.pass_options import BatchWeights, Weighing
-from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe, split
-from tvgrad.integrations.script.batch_items import items_of
+from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
+from tvgrad.record.batch_items import items_of
+from tvgrad.record.batch_weights import split
+from tvgrad.record.weighing import BatchWeights, Weighing
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS = torch.randint(1, 9, (6, 7), generator=GENERATOR)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tvgrad.integrations.measuring.pass_options import Weighing
-from tvgrad.integrations.script.batch_items import BatchItems
+from tvgrad.record.batch_items import BatchItems
+from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.parameters import Weights, norm
 
 

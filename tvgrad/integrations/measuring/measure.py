@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +19,23 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.check_points import check_points
-from tvgrad.integrations.measuring.pass_options import BatchWeights, PassOptions, Weighing
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
-from tvgrad.integrations.script.batch_items import COUNTERS, MODULUS
 from tvgrad.integrations.script.options import ScriptOptions
-from tvgrad.numerics.floats import unit_roundoff
+from tvgrad.record.batch_items import MODULUS
+from tvgrad.record.measurement import Measurement, compared
+from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.lock import WriterLock
-from tvgrad.store.measured import ESTIMATE, EXACT, MEASURED
+from tvgrad.store.measured import EXACT, MEASURED
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter
-from tvgrad.vectors.algebra import difference
-from tvgrad.vectors.parameters import norm
-from tvgrad.wording import counted, percent
+from tvgrad.wording import counted
 
 RESEED = 20_261
 """Where the random numbers of second passes begin."""
 
 PASSES_A_POINT = 2
 NARROW = ("bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The full-batch gradient at one point, as it is kept in run.json.
-
-    Attributes:
-        kind: `exact full batch`, or `one epoch's estimate`.
-        deviation: between two passes, relative to the gradient: the error bar of an estimate.
-        samples: in the epoch that was measured.
-        data: in the loader's data set; None where that is not known.
-        steps: optimizer steps of the epoch.
-        weights: how batches are weighted, in words.
-        reason: why it is an estimate, or a sentence on the weights; empty where there is nothing to say.
-        weighing: the same weights, as `tvgrad.integrations.measuring.pass_options.Weighing` has them.
-        counter: which count of a batch it is weighted by.
-    """
-
-    kind: str
-    deviation: float
-    samples: int
-    data: int | None
-    steps: int
-    weights: str
-    reason: str
-    weighing: str
-    counter: int
-
-    @property
-    def sentence(self) -> str:
-        """What was measured, in words."""
-        said = f"{self.kind}, two passes differ by {percent(self.deviation)}, {self.weights}"
-        return f"{said}; {self.reason}" if self.reason else said
 
 
 def points_of(run: Run, text: str) -> list[int]:
@@ -145,7 +111,7 @@ def measure(
 
     Raises:
         TvgradError: a pass failed, or the command's data is not what the run was recorded with.
-    """  # noqa: DOC502 - raised by _measured and run_pass
+    """  # noqa: DOC502 - raised by run_pass and _require_same_samples
     run = Run.open(directory)
     WriterLock(run.root).close()  # before long work: whether anything can be written there
     options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
@@ -164,7 +130,7 @@ def measure(
             weights = _probed(start(number, probe=True))  # whether it is exact depends on its noise
         second = start(number, reseed=RESEED, **given)
         _require_same_samples(run, first.facts, second.facts)
-        made = _measured(weights, first, second)
+        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
         _keep(run.root, number, first, made)
         on_point(number, made)
     return Run.open(run.root)
@@ -197,65 +163,6 @@ def seconds_to_wait(run: Run, patience: float | None) -> float:
     """
     longest = max((point.metrics.get("seconds", 0.0) for point in run.points), default=0.0)
     return patience or max(PATIENCE, longest)
-
-
-def _measured(weights: BatchWeights, first: PassOutcome, second: PassOutcome) -> Measurement:
-    """Compare two passes."""
-    length = norm(first.gradient)
-    apart = norm(difference(first.gradient, second.gradient))
-    deviation = apart / length if length else (0.0 if apart == 0 else math.inf)
-    facts, data = first.facts, first.facts["data"]
-    reasons = [weights.reason and f"the weights are not confirmed: {weights.reason}"]
-    exact = apart <= _rounding(first, torch.float32)
-    if not exact and weights.noise is False and _same_content(facts, second.facts):
-        exact = apart <= _rounding(first, getattr(torch, facts["dtype"]))
-    if weights.noise:
-        exact = False
-        reasons.append("the same batch gives another gradient another time (dropout, say)")
-    elif not exact:
-        reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
-    if data is not None and facts["samples"] != data:
-        exact = False
-        reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")
-    if facts["epochs_repeated"]:
-        reasons.append(f"an epoch with an overflow of the loss scale was left out, {facts['epochs_repeated']} times")
-    return Measurement(
-        kind=EXACT if exact else ESTIMATE,
-        deviation=deviation,
-        samples=facts["samples"],
-        data=data,
-        steps=facts["steps"],
-        weights=_weights_in_words(weights, facts),
-        reason="; ".join(filter(None, reasons)),
-        weighing=weights.weighing.value,
-        counter=weights.counter,
-    )
-
-
-def _rounding(one: PassOutcome, dtype: torch.dtype) -> float:
-    """What rounding explains of the distance of two passes: a sum of n terms errs by about sqrt(n) u of their size."""
-    terms = max(one.facts["samples"], one.facts["weight"]) + max(
-        (size for tensor in one.gradient.values() for size in tensor.shape), default=1
-    )
-    bound: float = 8 * unit_roundoff(dtype) * one.facts["mean_norm"] * one.facts["batches_a_step"]
-    return bound * terms**0.5 if dtype.itemsize >= 4 else bound
-
-
-def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    return first["content"] is not None and first["content"] == second["content"]
-
-
-def _weights_in_words(weights: BatchWeights, facts: dict[str, Any]) -> str:
-    if not facts["batches"]:
-        return "each step weighed alike (its batches come from no DataLoader)"
-    counter = COUNTERS[weights.counter]
-    if weights.weighing is Weighing.SUM:
-        return "batches added, the loss being a sum"
-    what = "steps" if weights.weighing is Weighing.STEP else "batches"
-    said = f"{what} weighted by {counter}"
-    if facts["batches_a_step"] > 1 and weights.weighing is Weighing.MEAN:
-        said += f", {facts['batches_a_step']} batches to a step"
-    return said
 
 
 def _probed(found: PassOutcome) -> BatchWeights:

@@ -21,16 +21,17 @@ from torch.utils.hooks import RemovableHandle
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
 from tvgrad.integrations.measuring.pass_files import write_facts, write_gradient, write_sums
-from tvgrad.integrations.measuring.pass_options import PassOptions, Weighing
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.placement import Placement
-from tvgrad.integrations.measuring.reseed import reseed
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
-from tvgrad.integrations.script.batch_items import BatchItems, sum_of_fingerprints
 from tvgrad.integrations.script.epochs import Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.batch_items import BatchItems, sum_of_fingerprints
+from tvgrad.record.reseed import reseed
 from tvgrad.record.step_plan import StepPlan, StepSums
+from tvgrad.record.weighing import Weighing
 
 
 class MeasuringSession:

@@ -3,37 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-
-class Weighing(str, Enum):
-    """What the gradient of one backward pass is, and so how gradients add up to the full batch's."""
-
-    MEAN = "mean"
-    """A mean over the batch's items, times a constant: weighted by the items."""
-    STEP = "step"
-    """A sum over the batch's items, over the items of the optimizer step: steps are weighted by their items."""
-    SUM = "sum"
-    """A sum over the batch's items: added."""
-
-
-@dataclass(frozen=True)
-class BatchWeights:
-    """How the batches of a script are weighted.
-
-    Attributes:
-        weighing: of what kind.
-        counter: position in `tvgrad.integrations.script.batch_items.COUNTERS`.
-        confirmed: whether a batch was the weighted mean of its two unequal parts.
-        reason: why that is not known; empty where it is.
-        noise: whether the same batch gave another gradient another time (dropout, say); None where that is not known.
-    """
-
-    weighing: Weighing = Weighing.MEAN
-    counter: int = 0
-    confirmed: bool = False
-    reason: str = ""
-    noise: bool | None = None
+from tvgrad.record.weighing import Weighing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import wide
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.measuring.pass_files import write_sums
-from tvgrad.integrations.script.batch_items import sum_of_fingerprints
+from tvgrad.record.batch_items import sum_of_fingerprints
 from tvgrad.record.step_plan import StepSums
 
 

@@ -26,7 +26,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.batch_items import BatchItems
+from tvgrad.record.batch_items import BatchItems
 
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.batch_items import sum_of_fingerprints
 from tvgrad.integrations.script.clipping import Clipping, clip_facts
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
 from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
@@ -20,6 +19,7 @@ from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.script_recorder import ScriptRecorder
+from tvgrad.record.batch_items import sum_of_fingerprints
 
 
 class Session:

@@ -1,0 +1,128 @@
+"""Measurement: what a measured full-batch gradient is, from two passes over the data with other random numbers each.
+
+Where both agree to rounding, and every sample was used, the gradient is the full batch's. Where they do not, it is one
+epoch's estimate of it, and their distance says how good that is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tvgrad.numerics.floats import unit_roundoff
+from tvgrad.record.batch_items import COUNTERS
+from tvgrad.record.weighing import BatchWeights, Weighing
+from tvgrad.store.measured import ESTIMATE, EXACT
+from tvgrad.vectors.algebra import difference
+from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.wording import percent
+
+Pass = tuple[dict[str, Any], Weights]
+"""Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data, batches,
+steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The full-batch gradient at one point, as it is kept in run.json.
+
+    Attributes:
+        kind: `exact full batch`, or `one epoch's estimate`.
+        deviation: between two passes, relative to the gradient: the error bar of an estimate.
+        samples: in the epoch that was measured.
+        data: in the loader's data set; None where that is not known.
+        steps: optimizer steps of the epoch.
+        weights: how batches are weighted, in words.
+        reason: why it is an estimate, or a sentence on the weights; empty where there is nothing to say.
+        weighing: the same weights, as `tvgrad.integrations.measuring.pass_options.Weighing` has them.
+        counter: which count of a batch it is weighted by.
+    """
+
+    kind: str
+    deviation: float
+    samples: int
+    data: int | None
+    steps: int
+    weights: str
+    reason: str
+    weighing: str
+    counter: int
+
+    @property
+    def sentence(self) -> str:
+        """What was measured, in words."""
+        said = f"{self.kind}, two passes differ by {percent(self.deviation)}, {self.weights}"
+        return f"{said}; {self.reason}" if self.reason else said
+
+
+def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
+    """Compare two passes over the data, the second with other random numbers.
+
+    Args:
+        weights: how batches are weighted.
+        first: facts and gradient of a pass.
+        second: of another at the same weights.
+
+    Returns:
+        What the first pass's gradient is.
+    """
+    (facts, gradient), (again, other) = first, second
+    length, apart = norm(gradient), norm(difference(gradient, other))
+    deviation = apart / length if length else (0.0 if apart == 0 else math.inf)
+    data = facts["data"]
+    reasons = [weights.reason and f"the weights are not confirmed: {weights.reason}"]
+    parts = facts["batches"] if weights.weighing is Weighing.SUM else facts["batches_a_step"]
+    exact = apart <= parts * _rounding(first, torch.float32)
+    if not exact and weights.noise is False and _same_content(facts, again):
+        exact = apart <= parts * _rounding(first, getattr(torch, facts["dtype"]))
+    if weights.noise:
+        exact = False
+        reasons.append("the same batch gives another gradient another time (dropout, say)")
+    elif not exact:
+        reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
+    if data is not None and facts["samples"] != data:
+        exact = False
+        reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")
+    if facts["epochs_repeated"]:
+        reasons.append(f"an epoch with an overflow of the loss scale was left out, {facts['epochs_repeated']} times")
+    return Measurement(
+        kind=EXACT if exact else ESTIMATE,
+        deviation=deviation,
+        samples=facts["samples"],
+        data=data,
+        steps=facts["steps"],
+        weights=_weights_in_words(weights, facts),
+        reason="; ".join(filter(None, reasons)),
+        weighing=weights.weighing.value,
+        counter=weights.counter,
+    )
+
+
+def _rounding(one: Pass, dtype: torch.dtype) -> float:
+    """What rounding explains of the distance of two means: a sum of n terms errs by about sqrt(n) u of their size."""
+    facts, gradient = one
+    terms = max(facts["samples"], facts["weight"]) + max(
+        (size for tensor in gradient.values() for size in tensor.shape), default=1
+    )
+    bound: float = 8 * unit_roundoff(dtype) * facts["mean_norm"]
+    return bound * terms**0.5 if dtype.itemsize >= 4 else bound
+
+
+def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first["content"] is not None and first["content"] == second["content"]
+
+
+def _weights_in_words(weights: BatchWeights, facts: dict[str, Any]) -> str:
+    if not facts["batches"]:
+        return "each step weighed alike (its batches come from no DataLoader)"
+    counter = COUNTERS[weights.counter]
+    if weights.weighing is Weighing.SUM:
+        return "batches added, the loss being a sum"
+    what = "steps" if weights.weighing is Weighing.STEP else "batches"
+    said = f"{what} weighted by {counter}"
+    if facts["batches_a_step"] > 1 and weights.weighing is Weighing.MEAN:
+        said += f", {facts['batches_a_step']} batches to a step"
+    return said
