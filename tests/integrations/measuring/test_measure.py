@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tvgrad
-from tests.integrations.script.script_runs import SCRIPTS, TRACE, run
+from tests.integrations.script.script_runs import SCRIPTS, run, warm, warm_tvgrad
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring import measure as measuring
@@ -30,7 +30,6 @@ from tvgrad.theory.verdicts import YES, headline, verdict_rows
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import norm
 
-MEASURE = (*TRACE[:-1], "measure")
 GD = """
 import torch
 from torch import nn
@@ -51,7 +50,7 @@ for epoch in range(2):
 def test_gradient_descent_is_exact_by_the_script_s_own_gradient(tmp_path: Path) -> None:
     script, out = tmp_path / "gd.py", tmp_path / "run"
     script.write_text(GD)
-    done = run([*TRACE, "--out", str(out), "--gradients", "0", "--", sys.executable, str(script)], starts=4)
+    done = run(warm_tvgrad("trace", "--out", str(out), "--gradients", "0", "--", *warm(str(script))), starts=4)
     assert done.returncode == 0, done.stderr
     assert "1 point, 2 passes of one epoch of forward and backward" in done.stderr
     assert "gradient at epoch 0: exact full batch" in done.stderr
@@ -63,7 +62,7 @@ def test_gradient_descent_is_exact_by_the_script_s_own_gradient(tmp_path: Path) 
     assert "estimate" not in headline([row])
 
     script.write_text(GD.replace("torch.randn(40, 8)", "torch.randn(41, 8)"))
-    other = run([*MEASURE, str(out), "--at", "1", "--", sys.executable, str(script)], starts=2)
+    other = run(warm_tvgrad("measure", str(out), "--at", "1", "--", sys.executable, str(script)), starts=2)
     assert other.returncode == 2
     assert "data is not what" in other.stderr
     assert "41 samples, and had 40" in other.stderr
@@ -74,10 +73,10 @@ def test_training_is_the_same_and_dropout_makes_an_estimate(tmp_path: Path) -> N
     plain, traced = tmp_path / "plain", tmp_path / "traced"
     plain.mkdir()
     traced.mkdir()
-    command = [sys.executable, str(SCRIPTS / "adamw_cosine.py"), "--out"]
+    command = warm(str(SCRIPTS / "adamw_cosine.py"), "--out")
     alone = run([*command, str(plain)])
     options = ["--out", str(tmp_path / "run"), "--gradients", "0"]
-    watched = run([*TRACE, *options, "--", *command, str(traced)], starts=4)
+    watched = run(warm_tvgrad("trace", *options, "--", *command, str(traced)), starts=4)
     assert watched.returncode == alone.returncode == 7
     assert watched.stdout == alone.stdout
     assert all((plain / f"epoch{e}.pt").read_bytes() == (traced / f"epoch{e}.pt").read_bytes() for e in range(4))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import tvgrad
+from tests.integrations.script.script_runs import warm
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
@@ -123,7 +124,9 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run(body: str, steps: int | None = None, **plan: Any) -> tuple[PassOutcome, dict[str, Any]]:
+    def run(
+        body: str, steps: int | None = None, afresh: bool = False, **plan: Any
+    ) -> tuple[PassOutcome, dict[str, Any]]:
         scope: dict[str, Any] = {}
         exec(HEADER, scope)
         with torch.no_grad():
@@ -133,9 +136,8 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
             with tvgrad.Recorder("run", scope["model"]):
                 pass
         Path("script.py").write_text(HEADER + body)
-        options = ScriptOptions(
-            out=str(tmp_path / "run"), notes="", command=(sys.executable, "script.py"), steps_per_epoch=steps
-        )
+        command = (sys.executable, "script.py") if afresh else tuple(warm("script.py"))
+        options = ScriptOptions(out=str(tmp_path / "run"), notes="", command=command, steps_per_epoch=steps)
         told = PassOptions(run=options.out, number=0, parent=os.getpid(), **plan)
         return run_pass(options, told, patience=60), scope
 
@@ -152,7 +154,7 @@ def apart(found: PassOutcome, loss: torch.Tensor, model: torch.nn.Module) -> flo
 @pytest.mark.parametrize(
     ("body", "plan", "batches"),
     [
-        (ADAMW, {}, 1),
+        (ADAMW, {"afresh": True}, 1),
         (ACCUMULATION, {}, 3),
         (SCALED, {}, 2),
         (GAN, {}, 1),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 import tvgrad
-from tests.integrations.script.script_runs import TRACE, run
+from tests.integrations.script.script_runs import TRACE, run, warm, warm_tvgrad
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.record.step_plan import ScriptSum, StepPlan, StepSums
@@ -20,7 +19,6 @@ from tvgrad.store.writer import RunWriter
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.script_budget import script_budget, step_plan
 
-EXPLAIN = (*TRACE[:-1], "explain")
 BEGINNING = """
 import torch
 from torch import nn
@@ -118,7 +116,7 @@ def rows_by_hand() -> tuple[dict[str, float], torch.Tensor]:
 def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
     script, out = tmp_path / "script.py", tmp_path / "run"
     script.write_text(BEGINNING + REST)
-    command = [sys.executable, str(script)]
+    command = warm(str(script))
     assert run([*TRACE, "--out", str(out), "--", *command]).returncode == 0
     expected, full = rows_by_hand()
     shapes = {name: torch.Size(one.shape) for name, one in Run.open(out).parameters.items()}
@@ -127,7 +125,7 @@ def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
     writer.amend(0, {"gradient": {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}}, {})
     writer.close()
 
-    done = run([*EXPLAIN, str(out), "--", *command], starts=5)
+    done = run(warm_tvgrad("explain", str(out), "--", *command), starts=5)
     assert done.returncode == 0, done.stderr
     assert "two starts of the command, each of 1 epoch of forward and backward, and up to 2 more" in done.stderr
     assert "curvature of epoch 1 is an estimate, by a central difference" in done.stdout

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.integrations.script.script_runs import warm
+
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], list[str]]:
-    """Writes a script whose beginning all share, and returns the command that runs it."""
+def write(tmp_path: Path) -> Callable[..., list[str]]:
+    """Writes a script whose beginning all share, and returns the command that runs it; `afresh`, in a new Python."""
     beginning = """
 import itertools, os, signal, sys, time
 import torch
@@ -29,9 +31,9 @@ def step(a, b):
     optimizer.step()
 """
 
-    def make(content: str) -> list[str]:
+    def make(content: str, afresh: bool = False) -> list[str]:
         script = tmp_path / "script.py"
         script.write_text(beginning + content)
-        return [sys.executable, str(script)]
+        return [sys.executable, str(script)] if afresh else warm(str(script))
 
     return make

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "scripts"
-TRACE = (sys.executable, "-c", "from tvgrad.cli.main import main; main()", "trace")
+MAIN = "from tvgrad.cli.main import main; main()"
+TRACE = (sys.executable, "-c", MAIN, "trace")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SERVER, CLIENT = (Path(__file__).parents[1] / f"warm_{name}.py" for name in ("server", "client"))
 
 Done = subprocess.CompletedProcess[str]
 
@@ -20,3 +25,35 @@ def run(command: list[str] | tuple[str, ...], folder: Path | None = None, starts
     return subprocess.run(
         command, capture_output=True, text=True, timeout=seconds, env=ONE_THREAD, cwd=folder, check=False
     )
+
+
+def warm(*words: str) -> list[str]:
+    """The command that runs a script (or `-c CODE`) in a process whose torch is imported already.
+
+    Its hooks are installed as those of a Python that starts afresh; but no Python is found and reached, which takes
+    seconds. Signals do not go through, and messages may name other frames.
+    """
+    return [sys.executable, "-I", "-S", str(CLIENT), _warm_server(), *words]
+
+
+def warm_tvgrad(*words: str) -> list[str]:
+    """The command `tvgrad WORDS`, likewise."""
+    return warm("-c", MAIN, *words)
+
+
+@functools.cache
+def _warm_server() -> str:
+    """Start the server; where it listens."""
+    folder = tempfile.TemporaryDirectory()
+    address = f"{folder.name}/socket"
+    server = subprocess.Popen([sys.executable, str(SERVER), address], stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
+
+    def end() -> None:
+        server.kill()
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    return address

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, run
+from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, run, warm
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.launch import check, name_of
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.report.tables import run_tables
 
-Write = Callable[[str], list[str]]
+Write = Callable[..., list[str]]
 
 
 LONG = """
@@ -47,7 +47,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("handles", ["handles", "leaves"])
 def test_a_signal_leaves_a_run_that_opens(write: Write, tmp_path: Path, number: int, handles: str) -> None:
-    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(LONG), handles]
+    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(LONG, afresh=True), handles]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD
     ) as process:
@@ -79,7 +79,7 @@ for epoch in range(2):
     for a, b in loader:
         step(a, b)
 """
-    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)]
+    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(content, afresh=True)]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
@@ -112,7 +112,7 @@ print("signals", len(got))
 @pytest.mark.parametrize("to", ["process", "group", "process, then group"])
 def test_a_signal_comes_once(write: Write, tmp_path: Path, to: str) -> None:
     """Schedulers and `timeout` signal the whole process group: the script has its signal then, and gets no second."""
-    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(COUNTS)]
+    command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(COUNTS, afresh=True)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, start_new_session=True
     ) as process:
@@ -188,7 +188,7 @@ def test_strict_ends_the_script(write: Write, tmp_path: Path) -> None:
 
 
 def test_steps_per_epoch_from_a_shell_script(write: Write, tmp_path: Path) -> None:
-    python, script = write(CANNOT["no loader"][0] + "print(os.getcwd() == sys.path[0], __name__)\n")
+    python, script = write(CANNOT["no loader"][0] + "print(os.getcwd() == sys.path[0], __name__)\n", afresh=True)
     command = ["sh", "-c", f"{python} {script}; exit 9"]
     done = run([*TRACE, "--steps-per-epoch", "2", "--out", "run", "--", *command], tmp_path)
     assert (done.returncode, done.stdout) == (9, "True __main__\n")
@@ -239,7 +239,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytes
 
 
 def test_several_optimizers_are_listed(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "two_optimizers.py"), str(tmp_path)]
+    command = warm(str(SCRIPTS / "two_optimizers.py"), str(tmp_path))
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
     assert done.returncode == 0
     assert "--model" in done.stderr
@@ -249,7 +249,7 @@ def test_several_optimizers_are_listed(tmp_path: Path) -> None:
 
 def test_another_sitecustomize_still_runs(write: Write, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.mine = 'kept'\n")
-    command = write("print(mine, 'bootstrap' in ''.join(sys.path))\n")
+    command = write("print(mine, 'bootstrap' in ''.join(sys.path))\n", afresh=True)
     done = run(["env", f"PYTHONPATH={tmp_path}", *TRACE, "--out", str(tmp_path / "run"), "--", *command])
     assert done.stdout == "kept False\n"
 
@@ -291,8 +291,8 @@ def test_a_run_is_replaced_when_its_successor_begins(write: Write, tmp_path: Pat
 
 
 def test_runs_in_a_folder_get_names(write: Write, tmp_path: Path) -> None:
-    first = run([*TRACE, "--out", f"{tmp_path}/runs/", "--", *write(TRAINS)])
-    second = run([*TRACE, "--out", f"{tmp_path}/runs", "--", *write(TRAINS)])
+    first = run([*TRACE, "--out", f"{tmp_path}/runs/", "--", *write(TRAINS, afresh=True)])
+    second = run([*TRACE, "--out", f"{tmp_path}/runs", "--", *write(TRAINS, afresh=True)])
     assert (first.returncode, second.returncode) == (0, 0)
     assert f"{tmp_path}/runs/script-2: 3 points" in second.stderr
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["script", "script-2"]
@@ -321,7 +321,7 @@ def test_nothing_recorded_names_the_way_to_an_exit_code(write: Write, tmp_path: 
 
 
 def test_a_training_script_without_the_dashes_is_not_run(write: Write, tmp_path: Path) -> None:
-    script = write(f"{TRAINS}open('trained', 'w').close()\n")[1]
+    script = write(f"{TRAINS}open('trained', 'w').close()\n", afresh=True)[1]
     done = run([*TRACE, script, "--out", str(tmp_path / "run")], tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"`tvgrad trace --out DIR -- python {script}`" in done.stderr
@@ -340,7 +340,7 @@ for epoch in range(2):
         optimizer.step()
     print(repr(loss.item()))
 """
-    command = write(content)
+    command = write(content, afresh=True)
     alone = run(command)
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
     assert done.stdout == alone.stdout
@@ -364,7 +364,7 @@ for epoch in range(3):
         compiled()
     print(repr(loss.item()))
 """
-    command = write(content)
+    command = write(content, afresh=True)
     alone = run(command)
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
     assert done.stdout == alone.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.script.script_runs import SCRIPTS, TRACE, run
+from tests.integrations.script.script_runs import SCRIPTS, TRACE, run, warm
 from tvgrad import Run
 from tvgrad.report.tables import run_tables
 
@@ -21,6 +21,9 @@ CASES = {
     "steps_break": ([], []),
 }
 
+AFRESH = "adamw_cosine"
+"""This script is run by Pythons that start afresh."""
+
 
 def weights_at(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
     return torch.load(folder / f"epoch{epoch}.pt", weights_only=True)
@@ -32,7 +35,8 @@ def test_script(name: str, tmp_path: Path) -> None:
     plain, traced = tmp_path / "plain", tmp_path / "traced"
     plain.mkdir()
     traced.mkdir()
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *before]
+    script = str(SCRIPTS / f"{name}.py")
+    command = [*([sys.executable, script] if name == AFRESH else warm(script)), *before]
     alone = run([*command, str(plain)])
     watched = run([*TRACE, "--out", str(tmp_path / "run"), *options, "--", *command, str(traced)])
     assert watched.returncode == alone.returncode, watched.stderr
