@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,7 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(
-        body: str, steps: int | None = None, afresh: bool = False, **plan: Any
+        body: str, steps: int | None = None, afresh: bool = False, command: Any = None, **plan: Any
     ) -> tuple[PassOutcome, dict[str, Any]]:
         scope: dict[str, Any] = {}
         exec(HEADER, scope)
@@ -136,7 +137,7 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
             with tvgrad.Recorder("run", scope["model"]):
                 pass
         Path("script.py").write_text(HEADER + body)
-        command = (sys.executable, "script.py") if afresh else tuple(warm("script.py"))
+        command = command or ((sys.executable, "script.py") if afresh else tuple(warm("script.py")))
         options = ScriptOptions(out=str(tmp_path / "run"), notes="", command=command, steps_per_epoch=steps)
         told = PassOptions(run=options.out, number=0, parent=os.getpid(), **plan)
         return run_pass(options, told, patience=60), scope
@@ -246,6 +247,50 @@ for a, b in loader:
     assert norm(difference(first.gradient, other.gradient)) > 0.01 * norm(first.gradient)
     assert first.facts["fingerprints"] != other.facts["fingerprints"]
     assert first.facts["content"] == other.facts["content"], "the samples are the same in another order"
+
+
+DISTRIBUTED = """
+import os
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data.distributed import DistributedSampler
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method="file://" + os.environ["MEET"], rank=rank, world_size=2)
+wrapped = DistributedDataParallel(model)
+optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1)
+loader = DataLoader(data, batch_size=6, sampler=DistributedSampler(data))
+for epoch in range(2):
+    for index, (a, b) in enumerate(loader):
+        last = index % 2 == 1
+        with contextlib.nullcontext() if last else wrapped.no_sync():
+            (loss_of(wrapped(a), b) / 2).backward()
+        if last:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        logged = torch.ones(1)
+        dist.all_reduce(logged)  # a collective of the script's own
+    open("after", "w").close()
+"""
+
+
+def two_ranks(*words: str) -> tuple[str, ...]:
+    """Start a script as a launcher would, in two processes that have torch already."""
+    start = shlex.join(warm(*words))
+    return "sh", "-c", f"export MEET=$PWD/meet.$$; RANK=0 {start} & RANK=1 {start}; wait"
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_two_processes_measure_the_samples_of_both(passed: Any) -> None:
+    found, scope = passed("import contextlib\n" + DISTRIBUTED, command=two_ranks("script.py"))
+    loss = scope["loss_of"](scope["model"](scope["x"]), scope["y"])
+    assert apart(found, loss, scope["model"]) < 2e-6
+    assert (found.facts["samples"], found.facts["own_samples"], found.facts["data"]) == (44, 22, 44)
+    assert (found.facts["batches"], found.facts["batches_a_step"]) == (8, 2)
+    assert not Path("after").exists()
+    probe, _ = passed("import contextlib\n" + DISTRIBUTED, command=two_ranks("script.py"), probe=True)
+    assert (probe.facts["confirmed"], probe.facts["weighing"], probe.facts["noise"]) == (True, "mean", False)
 
 
 STEPS = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import distributed
 
+from tvgrad.integrations.measuring.ranks import averaged, ranks
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.parameters import Weights, norm
@@ -105,6 +107,19 @@ class GradientTotal:
         if self._passes and any(batch not in self._done for batch in self._items):
             grads = {name: wide(p.grad) / self._scale for name, p in self.parameters.items() if p.grad is not None}
             self._norms += self._commit(grads)
+
+    def share(self) -> None:
+        """Add what the other processes of the training have summed."""
+        count = ranks()
+        if count == 1:
+            return
+        self._sum = {name: one.mul_(count) for name, one in averaged(self._sum, self.parameters).items()}
+        device = next(iter(self.parameters.values())).device
+        both = torch.tensor([self._weight, self._norms], dtype=torch.float64, device=device)
+        distributed.all_reduce(both)
+        self._weight, self._norms = both.tolist()
+        if self._weighing is Weighing.SUM:  # the wrapper takes the mean of what each process has added
+            self._sum = {name: one.div_(count) for name, one in self._sum.items()}
 
     def mean(self) -> Weights:
         """Divide by the weight.

@@ -192,14 +192,15 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
     """Refuse another number of samples than the run was recorded with."""
     tables = _tables(run)
     sizes = [int(table["batch_size"].sum()) for table in tables]
-    if not sizes or not measured["batches"] or measured["samples"] in sizes:
+    samples = measured.get("own_samples", measured["samples"])  # of the process that was recorded
+    if not sizes or not measured["batches"] or samples in sizes:
         return
     # A last group of accumulated gradients that the script did not consume is no recorded step's.
-    left_over = measured["samples"] - max(sizes)
+    left_over = samples - max(sizes)
     if _most_accumulated(tables) > 1 and 0 < left_over < max(float(table["batch_size"].max()) for table in tables):
         return
     raise TvgradError(
-        f"the command's data is not what {run.root} was recorded with: an epoch has {measured['samples']:,} samples, "
+        f"the command's data is not what {run.root} was recorded with: an epoch has {samples:,} samples, "
         f"and had {max(sizes):,}"
     )
 
@@ -207,9 +208,10 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
 def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any]) -> None:
     """Refuse other samples than the run was recorded with, as far as their fingerprints tell."""
     told = [t for t in _tables(run) if "batch_fingerprint" in t and not t["batch_fingerprint"].isna().any()]
-    same_size = [table for table in told if int(table["batch_size"].sum()) == first["samples"]]
+    samples = first.get("own_samples", first["samples"])
+    same_size = [table for table in told if int(table["batch_size"].sum()) == samples]
     sums = [sum(map(int, table["batch_fingerprint"])) % MODULUS for table in same_size]
-    measured = {first["content"], second["content"]}
+    measured = {one.get("own_content", one["content"]) for one in (first, second)}
     if not sums or None in measured or measured & set(sums):
         return
     # Augmentation gives other samples in every epoch: then neither the epochs nor the passes agree with one another.

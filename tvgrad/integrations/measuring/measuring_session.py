@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
-from tvgrad.integrations.measuring.pass_files import write_facts, write_gradient, write_sums
+from tvgrad.integrations.measuring.pass_files import read_plan, write_facts, write_gradient, write_sums
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.placement import Placement
+from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
 from tvgrad.integrations.script.epochs import Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
@@ -30,7 +30,7 @@ from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.batch_items import BatchItems, sum_of_fingerprints
 from tvgrad.record.reseed import reseed
-from tvgrad.record.step_plan import StepPlan, StepSums
+from tvgrad.record.step_plan import StepSums
 from tvgrad.record.weighing import Weighing
 
 
@@ -246,9 +246,6 @@ class MeasuringSession:
 
     def _placed(self) -> Placement:
         if self._placement is None:
-            distributed = torch.distributed
-            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-                raise TvgradError("several processes train together, and a measuring pass follows one")
             self._placement = Placement(self.plan)
         return self._placement
 
@@ -306,8 +303,9 @@ class MeasuringSession:
         self.epochs.after_step()
         if self.plan.coefficients is not None:
             if self._sums is None:
-                self._sums = StepSums(self.read_plan(), total.parameters)
-            if self._sums.add_batch(consumed):
+                self._sums = StepSums(read_plan(self.plan.coefficients), total.parameters)
+            if self._sums.add_batch(averaged(consumed, total.parameters)):
+                total.share()
                 self._sums.add_epoch(total.mean())
                 total.clear()
             if self._sums.complete:
@@ -338,6 +336,7 @@ class MeasuringSession:
         assert total is not None
         assert placement is not None
         placement.require_unmoved()
+        refuse_steps(Weighing(self.plan.weighing))
         source = self.epochs.source
         dtype = self._dtype or torch.float32
         result: dict[str, Any] = {
@@ -352,19 +351,20 @@ class MeasuringSession:
         if isinstance(total, WeightsProbe):
             result |= vars(total.weights(dtype))
         else:
+            result = facts_of_all(result)
+            if self._sums is None:
+                total.share()
             gradient = total.mean()
             if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
                 raise TvgradError("the gradient of the epoch is not finite at these weights")
             result |= total.facts()
+            if not is_first():
+                self._wait_for_the_end()
             if self._sums is None:
                 write_gradient(self.options.notes, gradient)
             else:
                 write_sums(self.options.notes, self._sums)
         self.report_and_wait(result)
-
-    def read_plan(self) -> StepPlan:
-        """Read which sums over steps are wanted."""
-        return StepPlan.from_json(Path(str(self.plan.coefficients)).read_text(encoding="utf-8"))
 
     def report_and_wait(self, facts: dict[str, Any]) -> None:
         """Leave plain values, say that the result is there, and wait to be ended.
@@ -372,6 +372,8 @@ class MeasuringSession:
         Args:
             facts: name -> value.
         """
+        if not is_first():
+            self._wait_for_the_end()
         write_facts(self.options.notes, facts)
         leave_note(self.options.notes, event="measured")
         self._wait_for_the_end()

@@ -19,6 +19,7 @@ from torch.utils.data import dataloader
 
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.measuring.ranks import keep_gradients_apart
 from tvgrad.integrations.measuring.replay_session import ReplaySession
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.numerics.no_compile import eager
@@ -57,6 +58,8 @@ def install(session: MeasuringSession) -> None:
     _neutralise_steps(session)
     _watch_backward(session)
     _keep_from_clipping()
+    if torch.distributed.is_available():
+        keep_gradients_apart()
     _watch_scaling(session)
     _watch_autocast(session)
 

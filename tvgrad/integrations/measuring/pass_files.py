@@ -8,7 +8,7 @@ from typing import Any
 
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
-from tvgrad.record.step_plan import ScriptSum, StepSums
+from tvgrad.record.step_plan import ScriptSum, StepPlan, StepSums
 from tvgrad.vectors.parameters import Weights
 
 GRADIENT, RESULT = "gradient.safetensors", "result.json"
@@ -34,6 +34,18 @@ def write_sums(folder: str, steps: StepSums) -> None:
     for epoch, sums in steps.sums.items():
         for what, content in sums.items():
             _write(Path(folder, f"sums-{epoch}-{what.value}.safetensors"), content)
+
+
+def read_plan(path: str | None) -> StepPlan:
+    """Read which sums over steps are wanted.
+
+    Args:
+        path: a file with a plan.
+
+    Returns:
+        It.
+    """
+    return StepPlan.from_json(Path(str(path)).read_text(encoding="utf-8"))
 
 
 def write_facts(folder: str, facts: dict[str, Any]) -> None:

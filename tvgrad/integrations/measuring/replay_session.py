@@ -9,7 +9,8 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import wide
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
-from tvgrad.integrations.measuring.pass_files import write_sums
+from tvgrad.integrations.measuring.pass_files import read_plan, write_sums
+from tvgrad.integrations.measuring.ranks import is_first
 from tvgrad.record.batch_items import sum_of_fingerprints
 from tvgrad.record.step_plan import StepSums
 
@@ -52,7 +53,7 @@ class ReplaySession(MeasuringSession):
         assert placement.trained is not None
         parameters = placement.trained.parameters
         if self._steps is None:
-            self._steps = StepSums(self.read_plan(), parameters)
+            self._steps = StepSums(read_plan(self.plan.coefficients), parameters)
         scale = getattr(optimizer, "grad_scale", None)
         divisor = 1.0 if scale is None else float(scale)
         grads = {name: wide(p.grad) / divisor for name, p in parameters.items() if p.grad is not None}
@@ -71,7 +72,8 @@ class ReplaySession(MeasuringSession):
         steps.end_training_step(placement.trained.parameters)
         self.epochs.after_step()
         if steps.complete:
-            write_sums(self.options.notes, steps)
+            if is_first():
+                write_sums(self.options.notes, steps)
             self.report_and_wait({"fingerprints": self._fingerprints})
 
     def hold(self) -> None:
