@@ -125,7 +125,7 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
         return BatchWeights(reason="the gradient of its first batch is zero or not finite")
     return BatchWeights(
         reason=f"a batch's gradient is no weighted mean of those of its parts (off by {best:.1g} of its size at "
-        "best), as with batch normalisation, a loss over pairs, or noise that is no dropout layer's"
+        "best), as with class weights, batch normalisation, a loss over pairs, or noise that is no dropout layer's"
     )
 
 

@@ -81,6 +81,8 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     if weights.noise:
         exact = False
         reasons.append("the same batch gives another gradient another time (dropout, say)")
+        if apart <= parts * _rounding(first, torch.float32):
+            reasons.append("both passes drew the same noise, so that their distance is no error bar")
     elif not exact:
         reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
     if data is not None and facts["samples"] != data:

@@ -185,6 +185,11 @@ def test_anything_else_is_an_estimate(
     assert "one epoch's estimate" in row.far
 
 
+def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "both passes drew the same noise" in measured(monkeypatch, recorded, noise=True).sentence
+    assert "both passes drew" not in measured(monkeypatch, recorded, noise=True, apart=0.01).sentence
+
+
 def test_bfloat16_rounds_more_where_samples_and_noise_are_known(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(monkeypatch, recorded, apart=0.01, dtype="bfloat16").kind == EXACT
 
