@@ -99,12 +99,13 @@ def script_budget(
     """
     products = products or {}
     joined = "remainder and batch curvature" if products else "remainder, batch curvature and curvature"
-    sentences = [f"{joined} are one row: to split them takes Hessian-vector products of batches (--recipe)", *said]
+    followed = followed_epochs(run, trained, same_batches)
+    split = f"{joined} are one row: to split them takes Hessian-vector products of batches (--recipe)"
+    sentences = [*([split] if followed else []), *said]
     bar = error_bar(run, 0)
     if bar is not None:
         sentences.append(f"g_0 is one epoch's estimate (two passes differ by {percent(bar)}): so is every row with it")
     budgets: dict[int, EpochBudget] = {}
-    followed = followed_epochs(run, trained, same_batches)
     for epoch in plan.weights:
         off = _mismatch(run, epoch, trained[epoch][ScriptSum.AFTER])
         if epoch not in followed:
