@@ -24,6 +24,8 @@ ANALYSES = {
     "out_of_domain": "Task vectors weighed for a mixture of conceptual tasks solve it from sum lambda gamma = 1 on.",
     "low_rank": "Task vectors of rank 1 keep the effect of adding and of negating.",
     "mechanism": "Margins are linear in the overlap of two conceptual tasks, attention logits quadratic.",
+    "task_pairs": "One product a task tells how real tasks will relate better than their gradients alone.",
+    "coloured_pairs": "On real coloured digits task vectors add, subtract and mix as the theory of such pairs says.",
     "forgetting": "What linear regression forgets on randomly turned inputs follows an exact formula.",
 }
 """Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""

@@ -128,8 +128,11 @@ def classification(
     name: str,
     lr: float,
     about: str,
+    optimizer: str = "gd",
+    epochs: int = 10,
+    batch_size: int | None = None,
 ) -> Recipe:
-    """Make the recipe of an image classifier: cross-entropy, accuracy, ten epochs of full-batch gradient descent.
+    """Make the recipe of an image classifier: cross-entropy and accuracy.
 
     Args:
         layers: name -> layer, from the pixels over the encoder to the head; copied, in the encoder's mode.
@@ -138,6 +141,9 @@ def classification(
         name: the task's name.
         lr: learning rate.
         about: one line on where the task comes from.
+        optimizer: by default full-batch gradient descent.
+        epochs: passes over the data.
+        batch_size: samples in a mini-batch; None is the full batch.
 
     Returns:
         The recipe, in float32.
@@ -150,8 +156,10 @@ def classification(
         test=test,
         name=name,
         metric=accuracy,
+        optimizer=optimizer,
         lr=lr,
-        epochs=10,
+        epochs=epochs,
+        batch_size=batch_size,
         about=about,
     )
 

@@ -106,11 +106,16 @@ class VisionTransformer(nn.Module):
 
     WIDTH, HEADS, DEPTH, PATCH = 48, 4, 3, 7
 
-    def __init__(self) -> None:
-        """Make the encoder with random weights."""
+    def __init__(self, channels: int = 1) -> None:
+        """Make the encoder with random weights.
+
+        Args:
+            channels: of an image.
+        """
         super().__init__()
         count = (PIXELS // self.PATCH) ** 2
-        self.embed = nn.Linear(self.PATCH**2, self.WIDTH)
+        self.channels = channels
+        self.embed = nn.Linear(channels * self.PATCH**2, self.WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn(count, self.WIDTH))
         self.blocks = nn.Sequential(*(TransformerBlock(self.WIDTH, self.HEADS) for _ in range(self.DEPTH)))
         self.norm = nn.LayerNorm(self.WIDTH)
@@ -119,14 +124,14 @@ class VisionTransformer(nn.Module):
         """Encode images.
 
         Args:
-            images: shape (n, 1, 28, 28).
+            images: shape (n, channels, 28, 28).
 
         Returns:
             Features, shape (n, 48).
         """
         side = PIXELS // self.PATCH
-        patches = images.reshape(-1, side, self.PATCH, side, self.PATCH).transpose(2, 3)
-        tokens = self.embed(patches.reshape(-1, side * side, self.PATCH**2)) + self.positions
+        patches = images.reshape(-1, self.channels, side, self.PATCH, side, self.PATCH).permute(0, 2, 4, 1, 3, 5)
+        tokens = self.embed(patches.reshape(-1, side * side, self.channels * self.PATCH**2)) + self.positions
         features: torch.Tensor = self.norm(self.blocks(tokens)).mean(dim=1)
         return features
 

@@ -117,12 +117,24 @@ class PairBasis:
             [self._product(task, probe) for probe in both],
         )
 
-    def forecast(self, rule: LinearRule, epochs: int, first: int, second: int) -> PairForecast:
+    def without_cross(self) -> PairBasis:
+        """Forget the products with other tasks' gradients.
+
+        Returns:
+            The basis that one product a task makes.
+        """
+        if not self.cross:
+            return self
+        first = 1 + self.tasks
+        kept = [*range(first), *(first + task * (self.tasks + 1) for task in range(self.tasks))]
+        return PairBasis(self.tasks, self.gram[np.ix_(kept, kept)], cross=False)
+
+    def forecast(self, rule: LinearRule, steps: tuple[int, int], first: int, second: int) -> PairForecast:
         """Follow a rule on both tasks' models, and combine what comes of it.
 
         Args:
-            rule: one step an epoch.
-            epochs: k.
+            rule: how both are trained.
+            steps: of task a and of task b.
             first: task a.
             second: task b.
 
@@ -130,7 +142,9 @@ class PairBasis:
             The numbers.
         """
         start = self._unit(0)
-        left, right = (self.own(task).task_vector(rule, epochs, start) for task in (first, second))
+        left, right = (
+            self.own(task).task_vector(rule, count, start) for task, count in zip((first, second), steps, strict=True)
+        )
         models = self.seen_from(first, second), self.seen_from(second, first)
         changes = tuple(
             float(model.line(own, other)[1:].sum())

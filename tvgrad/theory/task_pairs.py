@@ -21,7 +21,7 @@ from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import positive_integer
 from tvgrad.results import Result, frame_of
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
-from tvgrad.theory.pair_basis import PairBasis
+from tvgrad.theory.pair_basis import PairBasis, PairForecast
 from tvgrad.update_rules.base import Array
 from tvgrad.update_rules.given import Given, as_rule
 from tvgrad.update_rules.linear import LinearRule
@@ -159,9 +159,9 @@ def relate_tasks(
 
 
 def _row(basis: PairBasis, names: Sequence[str], rule: LinearRule, k: int, pair: tuple[int, int]) -> PairPrediction:
-    found = basis.forecast(rule, k, *pair)
+    found = basis.forecast(rule, (k, k), *pair)
     summed = float(rule.first_order_weights(k)[k])
-    low, high = widest_interval(lambda x: all(_at(line, x) < 0 for line in found.lines), FINE)
+    low, high = predicted_interval(found)
     return PairPrediction(
         task_a=names[pair[0]],
         task_b=names[pair[1]],
@@ -175,6 +175,18 @@ def _row(basis: PairBasis, names: Sequence[str], rule: LinearRule, k: int, pair:
         lambda_low=low,
         lambda_high=high,
     )
+
+
+def predicted_interval(found: PairForecast) -> tuple[float, float]:
+    """Find the coefficients with which both losses are predicted to be below those of theta_0.
+
+    Args:
+        found: the pair's losses along `tau_a + x tau_b`.
+
+    Returns:
+        As `widest_interval`.
+    """
+    return widest_interval(lambda x: all(_at(line, x) < 0 for line in found.lines), FINE)
 
 
 def _at(line: Array, x: float) -> float:
@@ -254,16 +266,21 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> floa
 
 
 def measure_pair(
-    names: tuple[str, str], objectives: tuple[Objective, Objective], vectors: tuple[Weights, Weights]
+    names: tuple[str, str],
+    objectives: tuple[Objective, Objective],
+    vectors: tuple[Weights, Weights],
+    *,
+    interval: bool = True,
 ) -> PairMeasurement:
     """Measure what `relate_tasks` predicts, with the task vectors of trained models.
 
-    It takes some 30 to 60 passes over each task's data, without gradients.
+    It takes some 30 to 60 passes over each task's data, without gradients; 3 without the interval of lambda.
 
     Args:
         names: of the tasks.
         objectives: their losses, at the pretrained weights.
         vectors: their task vectors.
+        interval: look for the interval of lambda; without, its ends are NaN.
 
     Returns:
         The truth.
@@ -276,18 +293,19 @@ def measure_pair(
         if different is not None:
             raise TvgradError(f"the task vector of {name} is of another model than the tasks: {different}")
     left, right = vectors
-    base = [task.value() for task in objectives]
     start = objectives[0].initial
 
     def loss(task: int, *terms: tuple[float, Weights]) -> float:
         moved = combination((1.0, start), *terms)
         return objectives[task].value({name: tensor.to(start[name].dtype) for name, tensor in moved.items()})
 
-    def both_below(x: float) -> bool:
-        return all(loss(task, (1.0, left), (x, right)) < base[task] for task in (0, 1))
-
     together = (1.0, left), (1.0, right)
-    low, high = widest_interval(both_below, COARSE)
+    low, high = math.nan, math.nan
+    if interval:
+        base = [task.value() for task in objectives]
+        low, high = widest_interval(
+            lambda x: all(loss(task, (1.0, left), (x, right)) < base[task] for task in (0, 1)), COARSE
+        )
     return PairMeasurement(
         task_a=names[0],
         task_b=names[1],
