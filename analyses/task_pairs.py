@@ -30,6 +30,7 @@ RATES = {"digits": 0.05, "suite": 2e-3, "suite-vit": 2e-3, "coloured-digits": 5e
 """Recipe -> the rate of gd and sgd; another recipe's own."""
 COSINES = {"one product": "own_cosine", "gradients": "cos_gradients"}
 SIGNS = {"one product": "own", "with --cross": "cross", "gradients": "first_order", "always harms": "harm"}
+SAME = 1e-6  # a difference that is rounding
 WIDTH, HEIGHT = 9.0, 3.0
 COLOURS = {"gd": "C0", "sgd": "C1", "adam": "C2"}
 
@@ -221,6 +222,8 @@ def _result(table: pd.DataFrame) -> AnalysisResult:
 
 
 def _better(row: pd.Series, name: str) -> str:
+    if abs(row[name]) < SAME:
+        return "as good"
     return outcome_of(row[f"{name} low"] > 0, row[f"{name} high"] < 0)
 
 

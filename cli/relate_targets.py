@@ -99,7 +99,8 @@ def _recipes(targets: Sequence[str], names: tuple[str, ...]) -> list[Recipe]:
     if missing:
         known = ", ".join(recipe.name for recipe in made)
         raise TvgradError(f"{' and '.join(targets)}: no task is called {missing[0]!r}: choose from {known}")
-    chosen = [recipe for recipe in made if not names or recipe.name in names]
+    # The order of --tasks counts: lambda is the coefficient of the second.
+    chosen = [recipe for name in names for recipe in made if recipe.name == name] if names else made
     if len(chosen) < 2:
         raise TvgradError(f"{chosen[0].name} alone has nothing to relate to: name two tasks, or a second TARGET")
     return check_recipes(chosen, " and ".join(dict.fromkeys(targets)))
@@ -206,7 +207,7 @@ def _in_words(rows: Sequence[PairPrediction], truth: Mapping[tuple[str, str], Pa
 
 def _one_pair(row: PairPrediction) -> str:
     if row.kind == "undefined":
-        return f"One of {row.task_a} and {row.task_b} has a gradient of zero, so that they have no relation."
+        return f"One of the task vectors of {row.task_a} and {row.task_b} is zero or not finite: they have no relation."
     effects = [
         f"adding the task vector of {other} to the model of {own} {_effect(change)}"
         for own, other, change in (

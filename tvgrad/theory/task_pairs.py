@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
 from tvgrad.errors import TvgradError
@@ -46,7 +47,8 @@ class PairPrediction(Result):
         task_a: the first task.
         task_b: the second task.
         epochs: k.
-        kind: irrelevant, aligned or contradictory, by the cosine of the task vectors; undefined where one is zero.
+        kind: irrelevant, aligned or contradictory, by the cosine of the task vectors; undefined where one is zero, or
+            where the rate makes the prediction diverge beyond all numbers.
         cos_gradients: of the gradients at theta_0, which is what is known without a Hessian.
         cos_task_vectors: of the task vectors after k epochs.
         first_order_change: `-S_k <g_a, g_b>`: what adding the other task vector changes in either loss, to first order;
@@ -112,6 +114,7 @@ class TaskPairs:
         return frame_of(self.rows)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # huge rates give infinite numbers, and sentences that say so
 def relate_tasks(
     objectives: Mapping[str, Objective], rule: Given, epochs: int | Sequence[int], *, cross: bool = False
 ) -> TaskPairs:
