@@ -1,7 +1,7 @@
 """Measurement: what a measured full-batch gradient is, from two passes over the data with other random numbers each.
 
-Where both agree to rounding, and every sample was used, the gradient is the full batch's. Where they do not, it is one
-epoch's estimate of it, and their distance says how good that is.
+Where both agree to rounding, every sample was used and the weights of batches are confirmed, the gradient is the full
+batch's. Else it is one epoch's estimate of it, and their distance says how good that is.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     length, apart = norm(gradient), norm(difference(gradient, other))
     deviation = apart / length if length else (0.0 if apart == 0 else math.inf)
     data = facts["data"]
-    reasons = [weights.reason and f"the weights are not confirmed: {weights.reason}"]
+    # Where an epoch is one batch, or one step of unknown batches, no weights are needed.
+    settled = weights.confirmed or (facts["steps"] == 1 and facts["batches"] <= 1)
+    reasons = ["" if settled else f"the weights are not confirmed: {weights.reason}"]
     parts = facts["batches"] if weights.weighing is Weighing.SUM else facts["batches_a_step"]
     exact = apart <= parts * _rounding(first, torch.float32)
     if not exact and weights.noise is False and _same_content(facts, again):
@@ -85,6 +87,8 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
             reasons.append("both passes drew the same noise, so that their distance is no error bar")
     elif not exact:
         reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
+    if not settled:
+        exact = False
     if data is not None and facts["samples"] != data:
         exact = False
         reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")

@@ -195,8 +195,12 @@ def test_bfloat16_rounds_more_where_samples_and_noise_are_known(recorded: Run, m
 
 
 def test_weights_that_are_not_confirmed_are_said(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = measured(monkeypatch, recorded, confirmed=False, reason="it normalises batches")
+    unconfirmed = {"confirmed": False, "reason": "it normalises batches"}
+    made = measured(monkeypatch, recorded, **unconfirmed, steps=2, batches=2)
     assert "the weights are not confirmed: it normalises batches" in made.sentence
+    assert made.kind == ESTIMATE, "that two passes agree says nothing of the weights"
+    assert measured(monkeypatch, recorded, **unconfirmed, steps=2, batches=0).kind == ESTIMATE
+    assert measured(monkeypatch, recorded, **unconfirmed).kind == EXACT, "one batch needs no weights"
     tokens = measured(monkeypatch, recorded, weighing=Weighing.STEP.value, counter=1)
     assert tokens.weights == "steps weighted by tokens"
 
