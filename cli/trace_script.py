@@ -32,6 +32,7 @@ RECORDED = "epoch-gradients"
 @options.keep
 @options.groups
 @options.model
+@click.option("--frozen", is_flag=True, help="Record frozen parameters too: for scripts that train them later.")
 @click.option("--gradients", help="Points whose full-batch gradient is measured afterwards: numbers, last or all.")
 @options.patience
 @click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")

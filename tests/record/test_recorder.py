@@ -16,6 +16,8 @@ from torch import nn
 import tvgrad
 from tvgrad.errors import TvgradError
 from tvgrad.store.run import Run
+from tvgrad.update_rules.grouped import GroupedRule
+from tvgrad.update_rules.rules import SGD
 
 Bits = Callable[[Path], dict[str, bytes]]
 GENERATOR = torch.Generator().manual_seed(11)
@@ -180,9 +182,35 @@ def test_rates_that_differ_between_groups_are_not_one_rate(tmp_path: Path) -> No
         optimizer.step()
         recorder.end_epoch()
     run = Run.open(tmp_path)
-    assert run.rule is None
-    assert "parameter groups differ in lr" in run.info["rule_reason"]
+    assert isinstance(run.rule, GroupedRule)
+    assert (run.rule.of("0.bias"), run.rule.of("2.weight")) == (SGD(0.1), SGD(0.2))
     assert np.isnan(run.steps()["lr"][0])
+    assert run.steps()[["lr_0", "lr_1"]].to_numpy().tolist() == [[0.1, 0.2]]
+
+
+def test_two_optimizers_of_one_model_are_one_run(tmp_path: Path) -> None:
+    model = network()
+    first = torch.optim.SGD(model[0].parameters(), lr=0.5)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.25)
+    with tvgrad.Recorder(tmp_path, model, [first, second], background=True) as recorder:
+        for step in range(3):
+            model.zero_grad()
+            model(torch.ones(2, 6)).square().mean().backward()
+            first.step()
+            if step != 1:
+                second.step()
+        assert recorder.steps == 3
+        recorder.end_epoch()
+    run = Run.open(tmp_path)
+    rates = run.steps()
+    assert rates["step"].tolist() == [1, 2, 3]
+    assert rates["lr_0"].tolist() == [0.5] * 3
+    assert rates["lr_1"].isna().tolist() == [False, True, False]
+    for name, total in run.epoch_gradient(1).items():  # what an optimizer that did not step has not consumed
+        rate = 0.5 if name.startswith("0.") else 0.25
+        torch.testing.assert_close(total.double(), -run.task_vector(1)[name] / rate, rtol=1e-4, atol=1e-6)
+    with pytest.raises(TvgradError, match="the state of one can be kept"):
+        tvgrad.Recorder(tmp_path, model, [first, second], resume=True).__enter__()
 
 
 def test_recording_by_step(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tvgrad.record.recorder import Recorder
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, StepVerdict, check_one_epoch
+from tvgrad.theory.verdicts import NO, gradient_verdict
 from tvgrad.update_rules.rules import SGD
 
 GRADIENT_FORM = "tau_1 = -lr g_0"
@@ -350,13 +351,38 @@ def test_an_unknown_optimizer(tmp_path: Path) -> None:
     assert "RMSprop" in verdict.reason
 
 
-def test_groups_with_rates_of_their_own_have_no_rule(tmp_path: Path) -> None:
+def test_groups_with_rates_of_their_own_have_each_its_step(tmp_path: Path) -> None:
     def two_rates(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.2}], lr=0.1)
 
-    verdict = only(own_loop(tmp_path / "run", two_rates))
-    assert verdict.holds == APPLIES_NOT
-    assert "parameter groups differ in lr" in verdict.reason
+    run = own_loop(tmp_path / "run", two_rates, record=BOTH)
+    verdict = only(run)
+    assert (verdict.rule, verdict.holds) == (f"{GRADIENT_FORM}, lr of each group", EXACT)
+    gradient = gradient_verdict(run, check_one_epoch(run))  # no one rate: no one multiple of the gradient
+    tau, g = flat(run, "weights", 1) - flat(run, "weights", 0), flat(run, "gradients", 0)
+    nearest = -(tau @ g) / (g @ g) * g
+    assert gradient.holds == NO
+    assert gradient.deviation == pytest.approx(float((tau + nearest).norm() / nearest.norm()), rel=1e-6)
+    assert gradient.cosine == pytest.approx(float(-(tau @ g) / tau.norm() / g.norm()), rel=1e-6)
+    assert "rates of their own, from 0.1 to 0.2" in gradient.cause
+
+
+def test_decay_and_no_decay_groups_have_each_its_step(tmp_path: Path) -> None:
+    """The norm in Hugging Face, timm and nanoGPT: matrices decay, biases do not, and a group may be empty."""
+
+    def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+        split = [{"params": []}, {"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(split, lr=1e-3, weight_decay=0.1)
+
+    run = own_loop(tmp_path / "run", groups, record=BOTH)
+    gradient_form, own = check_one_epoch(run).verdicts
+    assert (gradient_form.holds, own.holds) == (APPLIES_NOT, EXACT)
+    assert "- lr decay theta_0" in own.rule
+    assert run.rule is not None
+    assert run.rule.decays
+    run.info["rule"]["groups"][2]["rule"]["weight_decay"] = 0.1  # biases would decay too
+    assert check_one_epoch(run).holds == FAILS
 
 
 def test_two_steps_an_epoch_name_the_assumption(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.from_optimizer import rule_from_optimizer
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import (
     GD,
@@ -25,7 +26,6 @@ from tvgrad.update_rules.rules import (
     linear_rule,
     make_rule,
     rule_from_dict,
-    rule_from_optimizer,
 )
 from tvgrad.update_rules.trajectory import Trajectory
 

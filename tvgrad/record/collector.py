@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tvgrad.numerics.no_compile import eager
 from tvgrad.record.clock import Clock
 from tvgrad.record.gradient_sum import GradientSum
+from tvgrad.record.optimizer_options import OptimizerOptions
 from tvgrad.store.background import BackgroundWriter
 from tvgrad.store.writer import Content, RunWriter, cpu_copies
 from tvgrad.vectors.parameters import Weights, norm
@@ -43,17 +45,11 @@ class Moment:
         writer.add(number, self.steps, self.tensors, self.metrics, step_rows=self.rows, **rest)
 
 
-def _rate(optimizer: torch.optim.Optimizer) -> Row:
-    rates = {float(group["lr"]) for group in optimizer.param_groups}
-    return {"lr": rates.pop() if len(rates) == 1 else float("nan")}
-
-
 @dataclass(frozen=True)
 class StepWatch:
     """What a recorder adds to the collector's view of a step.
 
     Attributes:
-        row: facts for the row of a step that is about to be taken.
         guard: runs what the collector does inside a hook.
         before_step: called when the optimizer is about to attempt a step.
         on_gradients: called when a step's gradients are there.
@@ -61,7 +57,6 @@ class StepWatch:
         after_attempt: called after a step, and after one that the optimizer skipped.
     """
 
-    row: Callable[[torch.optim.Optimizer], Row] = _rate
     guard: Callable[[Callable[[], None]], None] = lambda action: action()
     before_step: Callable[[], None] = lambda: None
     on_gradients: Callable[[torch.optim.Optimizer], None] = lambda _: None
@@ -71,6 +66,9 @@ class StepWatch:
 
 class Collector:
     """The rows of the steps, the sum of their gradients, and the batches since the last point.
+
+    Where several optimizers train one model, a step is a round in which each of them steps once, or does not. A round
+    is over when all have, when one of them steps again, or when the caller says so.
 
     Attributes:
         rows: one mapping an attempt of a step since the last point.
@@ -111,6 +109,27 @@ class Collector:
         self._buffers: Weights = {}
         self._began = time.perf_counter()
         self._hooks: list[RemovableHandle] = []
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._options: OptimizerOptions | None = None
+        self._round: list[torch.optim.Optimizer] = []
+        self._in_step: torch.optim.Optimizer | None = None
+        self._held: dict[int, tuple[int, list[str]]] = {}
+
+    @property
+    def in_round(self) -> bool:
+        """Whether an optimizer has stepped, and others that train the same model may follow."""
+        return bool(self._round)
+
+    def stepped_in_round(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether an optimizer has stepped in the step that is not over.
+
+        Args:
+            optimizer: one of the model's.
+
+        Returns:
+            Whether it has.
+        """
+        return any(optimizer is one for one in self._round)
 
     @property
     def took_step(self) -> bool:
@@ -122,14 +141,32 @@ class Collector:
         self._buffers = self._present_buffers()
         self._began = time.perf_counter()
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow an optimizer, instead of one that was followed before.
+    def attach(
+        self, optimizers: Sequence[torch.optim.Optimizer], first: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        """Follow the optimizers of a model.
 
         Args:
-            optimizer: the optimizer.
+            optimizers: they, before their first step.
+            first: their options at the first step of a training that is resumed.
         """
-        self.detach()
-        self._hooks = [
+        self._options = OptimizerOptions(optimizers, first)
+        for optimizer in optimizers:
+            self._follow(optimizer)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow an optimizer that the training has made later.
+
+        Args:
+            optimizer: it.
+        """
+        if self._options is not None:
+            self._options.follow(optimizer)
+        self._follow(optimizer)
+
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizers.append(optimizer)
+        self._hooks += [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -147,16 +184,24 @@ class Collector:
             optimizer: which takes it.
             facts: more for the row.
         """
-        self.rows.append({"step": self._clock.steps + 1, **self._watch.row(optimizer), **facts})
+        self.rows.append({"step": self._clock.steps + 1, **self._rates((optimizer,)), **facts})
+
+    def end_round(self) -> None:
+        """The optimizers that have not stepped by now do not take part in the step."""
+        self._round = []
+
+    def _rates(self, stepping: Sequence[torch.optim.Optimizer]) -> Row:
+        return {} if self._options is None else self._options.row(stepping)
 
     def note_step(self, **facts: Any) -> None:
         """Add facts to the row of the step just taken.
 
         Args:
-            facts: batch_size, clip_factor, loss_scale or skipped.
+            facts: batch_size, clip_factor, loss_scale or skipped; None takes back what was said before.
         """
         if self.rows:
-            self.rows[-1].update(facts)
+            row = self.rows[-1] | facts
+            self.rows[-1] = {name: value for name, value in row.items() if value is not None}
 
     def note_batch(self, indices: torch.Tensor | Sequence[int]) -> None:
         """Note which samples the next step uses, where batches are recorded.
@@ -212,18 +257,35 @@ class Collector:
     @eager
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Note the step; one that takes a closure has its gradients when the closure returns, not before."""
+        if self._in_step is not None and set(self._held_by(optimizer)) < set(self._held_by(self._in_step)):
+            return None  # it does the work of an optimizer that wraps it
+        self._in_step = optimizer
         self._watch.guard(self._watch.before_step)
-        self._watch.guard(lambda: self.add_row(optimizer))
+        self._watch.guard(lambda: self._join(optimizer))
         return _when_gradients_are_there(args, kwargs, lambda: self._watch.guard(lambda: self._consume(optimizer)))
 
     @eager
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._watch.guard(self._count_step)
+        if self._in_step is optimizer:
+            self._in_step = None
+            self._watch.guard(self._count_step)
+
+    def _join(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin a round, or go on with one."""
+        if not self._round or self.stepped_in_round(optimizer):
+            self._round = [optimizer]
+            self.add_row(optimizer)
+        else:
+            self._round.append(optimizer)
+            self.rows[-1].update(self._rates(self._round))
 
     def _count_step(self) -> None:
         if self.took_step:
-            self._clock.end_step()
+            if len(self._round) == 1:
+                self._clock.end_step()
             self._watch.after_step()
+        if len(self._round) == len(self._optimizers):
+            self.end_round()
         self._watch.after_attempt()
 
     @torch.no_grad()
@@ -237,11 +299,23 @@ class Collector:
             return
         scale = getattr(optimizer, "grad_scale", None)
         divisor = None if scale is None else float(scale)
-        present = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        own = {name: self.parameters[name].grad for name in self._held_by(optimizer)}
+        present = {name: gradient for name, gradient in own.items() if gradient is not None}
         if "gradient-norms" in self._record:
-            self.rows[-1]["gradient_norm"] = norm(present) / (divisor or 1.0) if present else 0.0
+            before = self.rows[-1].get("gradient_norm", 0.0) if len(self._round) > 1 else 0.0
+            self.rows[-1]["gradient_norm"] = math.hypot(before, norm(present) / (divisor or 1.0) if present else 0.0)
         if "epoch-gradients" in self._record:
             self._sums[0].add(present, divisor)
+
+    def _held_by(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Names of the recorded parameters that an optimizer moves; groups may be added while it trains."""
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._held.get(id(optimizer))
+        if known is None or known[0] != count:
+            held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+            known = count, [name for name, parameter in self.parameters.items() if id(parameter) in held]
+            self._held[id(optimizer)] = known
+        return known[1]
 
 
 def _when_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> Any:

@@ -21,8 +21,9 @@ from tvgrad.record.collector import Collector, StepWatch
 from tvgrad.record.gradient_rounding import gradient_rounding
 from tvgrad.record.loop_gradients import LoopGradients, loop_gradients
 from tvgrad.record.record_at import RecordAt
+from tvgrad.record.recordable import recorded_kinds, several
 from tvgrad.record.resume_state import refuse_changes, restore_state, restore_weights, state_of
-from tvgrad.record.run_header import RECORDABLE, RunHeader
+from tvgrad.record.run_header import RunHeader
 from tvgrad.store.background import BackgroundWriter, start_writer
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.layout import MANIFEST
@@ -69,7 +70,7 @@ class Recorder:
         self,
         directory: str | os.PathLike[str],
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         objective: Objective | None = None,
         *,
         data: Iterable[Any] | LoopGradients | None = None,
@@ -96,7 +97,8 @@ class Recorder:
         Args:
             directory: the run directory to make.
             model: the module that is tuned.
-            optimizer: its optimizer, from which the update rule, the rates and the consumed gradients are read.
+            optimizer: its optimizer, from which the update rule, the rates and the consumed gradients are read; or all
+                of its optimizers, of which a step is one step of each.
             objective: the full-batch objective; with it, full-batch gradients are recorded.
             data: the loop's own loader, or a list of batches, in place of an objective: full-batch gradients are then
                 measured by passes over it at each point, with modules in the modes (train, eval) that they have now.
@@ -124,7 +126,7 @@ class Recorder:
         self.model, self.objective = model, objective
         self.gradient: Weights | None = None
         self.loss: float | None = None
-        self._optimizer, self._scheduler = optimizer, scheduler
+        self._optimizers, self._scheduler = several(optimizer), scheduler
         if resume and overwrite:
             raise TvgradError("a run is either resumed or overwritten: give one of resume and overwrite")
         if data is not None and objective is not None:
@@ -135,7 +137,7 @@ class Recorder:
         self._parameters = trainable_parameters(model)
         self._loop = loop_gradients(model, self._parameters, data, loss)
         self._measured: dict[str, Any] = {}
-        self._record = _checked(record, optimizer, objective or self._loop)
+        self._record = recorded_kinds(record, self._optimizers, objective or self._loop)
         self._clock = Clock(RecordAt(record_at))
         self._header = self._make_header(name=name, groups=groups, keep=keep, rule=rule, info=info)
         self._collector = self._make_collector()
@@ -159,7 +161,7 @@ class Recorder:
             unit=self._clock.record_at.unit,
             record=self._record,
             keep=KeepPolicy(keep),
-            optimizer=self._optimizer,
+            optimizers=self._optimizers,
             objective=self.objective,
             rule=rule,
             info=info or {},
@@ -223,8 +225,7 @@ class Recorder:
         except BaseException:
             self.__exit__(TvgradError, None, None)
             raise
-        if self._optimizer is not None:
-            self._collector.attach(self._optimizer)
+        self._collector.attach(self._optimizers, run.info.get("optimizer_groups") if run is not None else None)
         return self
 
     def __exit__(
@@ -246,6 +247,7 @@ class Recorder:
         Raises:
             TvgradError: the recorder has not been entered.
         """  # noqa: DOC502 - raised by _add_point
+        self._collector.end_round()
         self._clock.end_epoch()
         if self._clock.by_epoch:
             self._add_point(metrics or {})
@@ -259,7 +261,8 @@ class Recorder:
         Raises:
             TvgradError: the recorder has not been entered.
         """  # noqa: DOC502 - raised by _add_point
-        if self._optimizer is None:
+        self._collector.end_round()
+        if not self._optimizers:
             self._clock.end_step()
             self._forget_gradient()
         if self._clock.step_due:
@@ -317,7 +320,7 @@ class Recorder:
         if self._finite:
             self._require_finite()
         moment = self._collector.collect(tensors, measured)
-        buffers, values = state_of(self._optimizer, self._scheduler)
+        buffers, values = state_of(self._optimizers, self._scheduler)
         state = buffers, {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
         moment.write(writer, self._clock.number, state=state, keep=self._header.keep)
         self._collector.clear(moment)
@@ -358,7 +361,7 @@ class Recorder:
         self._clock.steps, self._clock.epoch, self._recorded = last.steps, last.number, last.number
         state = self._open_writer().read_state()
         if state is not None:
-            restore_state(self.directory, *state, self._optimizer, self._scheduler)
+            restore_state(self.directory, *state, self._optimizers, self._scheduler)
             self._clock.epoch, self._clock.steps_in_epoch = int(state[1]["epoch"]), int(state[1]["steps_in_epoch"])
         self.loss = last.metrics.get("loss")
         if last.number in run.having("gradient"):
@@ -375,22 +378,3 @@ class Recorder:
         if self._writer is None:
             raise TvgradError("the recorder is not open: use it as `with tvgrad.Recorder(...) as recorder:`")
         return self._writer
-
-
-def _checked(
-    record: Sequence[str] | None, optimizer: torch.optim.Optimizer | None, objective: Objective | LoopGradients | None
-) -> tuple[str, ...]:
-    """The kinds of tensors to record besides weights: those asked for, or those that there is a source of."""
-    default = [*(["gradients"] if objective else []), *(["epoch-gradients"] if optimizer else [])]
-    kinds = tuple(default if record is None else record)
-    for kind in kinds:
-        if kind not in RECORDABLE:
-            raise TvgradError(f"nothing called {kind!r} can be recorded: choose from {', '.join(RECORDABLE)}")
-    if "gradients" in kinds and objective is None:
-        raise TvgradError(
-            "full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data), or the loop's "
-            "own data= and loss="
-        )
-    if "epoch-gradients" in kinds and optimizer is None:
-        raise TvgradError("epoch gradients are read from the optimizer: pass optimizer=")
-    return kinds

@@ -7,7 +7,7 @@ optimizer's buffers, and the scheduler. Functions (a schedule's, say) come from 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ def restore_weights(run: Run, model: nn.Module) -> None:
             present[name].copy_(tensor)
 
 
-def state_of(optimizer: torch.optim.Optimizer | None, scheduler: Any) -> tuple[Weights, dict[str, Any]]:
+def state_of(optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> tuple[Weights, dict[str, Any]]:
     """Copy the generators of random numbers and the state of optimizer and scheduler.
 
     Args:
-        optimizer: the optimizer, where there is one.
+        optimizers: the optimizer, where there is one; the state of several is not kept.
         scheduler: anything with a `state_dict`, or None.
 
     Returns:
@@ -102,7 +102,10 @@ def state_of(optimizer: torch.optim.Optimizer | None, scheduler: Any) -> tuple[W
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         for index, state in enumerate(torch.cuda.get_rng_state_all()):
             tensors[f"rng.cuda.{index}"] = state
-    if optimizer is not None:
+    if len(optimizers) > 1:
+        values["unsaved"] = f"it has {len(optimizers)}, and the state of one can be kept"
+    elif optimizers:
+        (optimizer,) = optimizers
         content = optimizer.state_dict()
         values["groups"] = [_plain_state(group) for group in content["param_groups"]]
         plain: dict[str, dict[str, Any]] = {}
@@ -124,7 +127,7 @@ def restore_state(
     directory: Path,
     tensors: Weights,
     values: dict[str, Any],
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Sequence[torch.optim.Optimizer],
     scheduler: Any,
 ) -> None:
     """Put generators, optimizer and scheduler back to where `state_of` found them.
@@ -133,7 +136,7 @@ def restore_state(
         directory: the run directory, for messages.
         tensors: what `state_of` returned.
         values: likewise.
-        optimizer: the optimizer of the resumed loop.
+        optimizers: of the resumed loop.
         scheduler: its scheduler.
 
     Raises:
@@ -154,14 +157,14 @@ def restore_state(
             f"{directory} cannot be resumed, because its optimizer's state could not be kept "
             f"({values['unsaved']}): trace the run again"
         )
-    if optimizer is not None and "groups" in values:
+    if len(optimizers) == 1 and "groups" in values:
         state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["optimizer"].items()}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, number, key = name.split(".", 2)
                 state.setdefault(int(number), {})[key] = tensor
         try:
-            optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+            optimizers[0].load_state_dict({"state": state, "param_groups": values["groups"]})
         except ValueError as error:
             raise TvgradError(
                 f"{directory} was recorded with another optimizer ({error}): resume with the one it had"

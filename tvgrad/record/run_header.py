@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -17,11 +17,13 @@ from torch import nn
 from tvgrad.checkpoints.adapter_config import adapter_of
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
+from tvgrad.record.optimizer_options import OptimizerOptions
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.writer import RunWriter, cpu_copies
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.update_rules.rules import rule_from_optimizer
+from tvgrad.update_rules.from_optimizer import rule_of_parameters
+from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import frozen_state, tied_names, trainable_parameters
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
@@ -39,7 +41,7 @@ class RunHeader:
         unit: what the numbers of points count, epoch or step.
         record: kinds of tensors that are recorded besides weights.
         keep: which points keep their tensors.
-        optimizer: the optimizer, where there is one.
+        optimizers: those that move the parameters; none where that is not known.
         objective: the full-batch objective, where there is one.
         rule: the update rule; by default read from the optimizer.
         info: facts of the caller's, which come before those found here.
@@ -52,7 +54,7 @@ class RunHeader:
     unit: str
     record: Collection[str]
     keep: KeepPolicy
-    optimizer: torch.optim.Optimizer | None = None
+    optimizers: Sequence[torch.optim.Optimizer] = ()
     objective: Objective | None = None
     rule: UpdateRule | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -63,9 +65,10 @@ class RunHeader:
         facts = {
             "name": self.name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **read_rule(self.optimizer, self.rule),
-            "optimizer": None if self.optimizer is None else type(self.optimizer).__name__,
-            "fused": any(group.get("fused") for group in self.optimizer.param_groups) if self.optimizer else False,
+            **read_rule(self.optimizers, self.parameters, self.rule),
+            "optimizer": " and ".join(dict.fromkeys(type(one).__name__ for one in self.optimizers)) or None,
+            "optimizer_groups": OptimizerOptions(self.optimizers).first,
+            "fused": any(group.get("fused") for one in self.optimizers for group in one.param_groups),
             "dtype": str(first.dtype).removeprefix("torch."),
             "device": str(first.device),
             "threads": torch.get_num_threads(),
@@ -104,25 +107,29 @@ class RunHeader:
         return lambda: RunWriter.create(directory, manifest, static, overwrite=overwrite)
 
 
-def read_rule(optimizer: torch.optim.Optimizer | None, rule: UpdateRule | None = None) -> dict[str, Any]:
-    """Read the update rule from an optimizer.
+def read_rule(
+    optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter], rule: UpdateRule | None = None
+) -> dict[str, Any]:
+    """Read the update rule from the optimizers of a model.
 
     Args:
-        optimizer: the optimizer, where there is one.
+        optimizers: they; none where they are not known.
+        parameters: name -> parameter, those that are recorded.
         rule: a rule that is known already.
 
     Returns:
         rule: the rule as plain values, or None; rule_reason: why there is none.
     """
-    reason = None
-    if rule is None and optimizer is None:
+    reason: str | None = None
+    found: AnyRule | None = rule
+    if rule is None and not optimizers:
         reason = "no optimizer was given"
-    elif rule is None and optimizer is not None:
+    elif rule is None:
         try:
-            rule = rule_from_optimizer(optimizer)
+            found = rule_of_parameters(optimizers, {id(tensor): name for name, tensor in parameters.items()})
         except TvgradError as error:
             reason = str(error)
-    return {"rule": None if rule is None else rule.to_dict(), "rule_reason": reason}
+    return {"rule": None if found is None else found.to_dict(), "rule_reason": reason}
 
 
 def objective_facts(objective: Objective) -> dict[str, Any]:

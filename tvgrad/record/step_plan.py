@@ -7,15 +7,18 @@ buffer each: those of the training itself, and those of its batches at theta_0. 
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from tvgrad.update_rules.base import Array
+from tvgrad.update_rules.grouped import AnyRule, Coefficient, coefficients_by_name
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.update_rules.trajectory import Trajectory
 from tvgrad.vectors.algebra import add_scaled, combination
@@ -53,13 +56,14 @@ class StepPlan:
         rule: the update rule with the rate of each step, as plain values.
         ends: steps done at the end of epochs 0, 1, 2 ...
         clips: the factor by which each step's gradient was clipped.
-        weights: epoch that is explained -> c_s of each step until its end.
+        weights: epoch that is explained -> c_s of each step until its end; where the rule has groups of parameters,
+            one such sequence for each.
     """
 
     rule: dict[str, Any]
     ends: tuple[int, ...]
     clips: tuple[float, ...]
-    weights: dict[int, list[float]]
+    weights: dict[int, list[Any]]
 
     def to_json(self) -> str:
         """Render the plan."""
@@ -79,16 +83,49 @@ class StepPlan:
         weights = {int(epoch): list(values) for epoch, values in content["weights"].items()}
         return cls(content["rule"], tuple(content["ends"]), tuple(content["clips"]), weights)
 
-    def of_epochs(self, epoch: int) -> list[float]:
-        """Add the weights up.
+    @cached_property
+    def _weights(self) -> dict[int, Array]:
+        return {epoch: np.asarray(values, dtype=np.float64) for epoch, values in self.weights.items()}
+
+    @cached_property
+    def _rule(self) -> AnyRule:
+        return rule_from_dict(self.rule)
+
+    def of_steps(self, epoch: int, begin: int, end: int) -> Coefficient:
+        """Add the weights of some steps up.
+
+        Args:
+            epoch: that is explained.
+            begin: the first step, from 0.
+            end: the first that does not count.
+
+        Returns:
+            The sum of their c_s, of each parameter where the rule has groups.
+        """
+        return coefficients_by_name(self._rule, self._weights[epoch][..., begin:end].sum(axis=-1))
+
+    def total(self, epoch: int) -> float:
+        """Add all weights up, of the group whose sum is the largest.
 
         Args:
             epoch: that is explained.
 
         Returns:
-            S_E of each epoch E until its end.
+            The sum.
         """
-        return [sum(self.weights[epoch][begin:end]) for begin, end in itertools.pairwise(self.ends[: epoch + 1])]
+        return float(self._weights[epoch].sum(axis=-1).max())
+
+    def of_epoch(self, epoch: int, number: int) -> Coefficient:
+        """Add the weights of an epoch up.
+
+        Args:
+            epoch: that is explained.
+            number: of the epoch whose steps count, from 1.
+
+        Returns:
+            S_E, of each parameter where the rule has groups.
+        """
+        return self.of_steps(epoch, self.ends[number - 1], self.ends[number])
 
 
 class StepSums:
@@ -134,9 +171,9 @@ class StepSums:
         clip = self.plan.clips[self.steps]
         moved = {name: theta[name].double() - tensor.double() for name, tensor in self._start.items()}
         for epoch in self._wanted():
-            weight = self.plan.weights[epoch][self.steps]
+            weight = self.plan.of_steps(epoch, self.steps, self.steps + 1)
             self._add(epoch, ScriptSum.CONSUMED, gradient, weight)
-            self._add(epoch, ScriptSum.UNCLIPPED, gradient, weight / clip)
+            self._add(epoch, ScriptSum.UNCLIPPED, gradient, _times(weight, 1 / clip))
             self._add(epoch, ScriptSum.DISPLACEMENT, moved, weight)
         self.steps += 1
 
@@ -164,8 +201,8 @@ class StepSums:
         whole, ends = self._whole(gradient), self.plan.ends
         place = next(index for index, end in enumerate(ends) if end > self.steps)
         for epoch in self._wanted():
-            weight = self.plan.weights[epoch][self.steps]
-            alike = self.plan.of_epochs(epoch)[place - 1] / (ends[place] - ends[place - 1])
+            weight = self.plan.of_steps(epoch, self.steps, self.steps + 1)
+            alike = _times(self.plan.of_epoch(epoch, place), 1 / (ends[place] - ends[place - 1]))
             self._add(epoch, ScriptSum.BATCH_GRADIENT, whole, weight)
             self._add(epoch, ScriptSum.EQUAL_BATCHES, whole, alike)
         self.steps += 1
@@ -180,7 +217,7 @@ class StepSums:
         number = self.plan.ends.index(self.steps)
         for epoch in self.sums:
             if epoch >= number:
-                self._add(epoch, ScriptSum.BATCHES_BY_SIZE, self._whole(mean), self.plan.of_epochs(epoch)[number - 1])
+                self._add(epoch, ScriptSum.BATCHES_BY_SIZE, self._whole(mean), self.plan.of_epoch(epoch, number))
 
     def _wanted(self) -> Sequence[int]:
         return [epoch for epoch in self.sums if self.plan.ends[epoch] > self.steps]
@@ -191,9 +228,15 @@ class StepSums:
             for name, tensor in self._start.items()
         }
 
-    def _add(self, epoch: int, what: ScriptSum, vector: Weights, weight: float) -> None:
+    def _add(self, epoch: int, what: ScriptSum, vector: Weights, weight: Coefficient) -> None:
         sums = self.sums[epoch]
         if what in sums:
             add_scaled(sums[what], vector, weight)
         else:
             sums[what] = combination((weight, vector))
+
+
+def _times(weight: Coefficient, factor: float) -> Coefficient:
+    if isinstance(weight, Mapping):
+        return {name: factor * value for name, value in weight.items()}
+    return factor * weight

@@ -36,7 +36,7 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     cosines = epoch_cosines(made.gram)
     # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
     more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
-    said = summary_of(made.tables, made.tasks)
+    said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
     return _publish(made.tables, more, said, _lead(runs), directory, formats, made.refused)
 
 

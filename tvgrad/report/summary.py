@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pandas as pd
 
@@ -24,12 +24,19 @@ GROWN = 2.0
 """From how many times its first length a gradient is called grown."""
 
 
-def summary_of(tables: Mapping[str, pd.DataFrame], tasks: Mapping[str, str] | None = None) -> list[str]:
+def summary_of(
+    tables: Mapping[str, pd.DataFrame],
+    tasks: Mapping[str, str] | None = None,
+    refused: Mapping[str, str] | None = None,
+    scripts: Collection[str] = (),
+) -> list[str]:
     """Say in a few sentences whether the first epoch is exact, how much it dominates, and what to do next.
 
     Args:
         tables: norms, directions, equivalence and cross_task.
         tasks: name of a run -> its task, where several runs are of one; by default each run is a task of its own.
+        refused: name of a run -> why it cannot be explained.
+        scripts: names of the runs that were traced from scripts.
 
     Returns:
         Sentences, in reading order; those for which there is no data are left out.
@@ -42,7 +49,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame], tasks: Mapping[str, str] | No
         *_dominance_in_direction(tables["directions"]),
         *_between_tasks(tables["cross_task"], tasks or {}),
     ]
-    return [*found, _next_step(tables)]
+    return [*found, _next_step(tables, refused or {}, scripts)]
 
 
 def summary_of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -239,7 +246,7 @@ def _between_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = N
     ]
 
 
-def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
+def _next_step(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str], scripts: Collection[str]) -> str:
     verdicts = tables["equivalence"]
     fails = verdicts["holds"] == FAILS
     if fails.any() and verdicts.loc[fails, "reason"].str.startswith(UNTRAINED).all():
@@ -257,20 +264,20 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
         )
     if KINDS[OTHERS] in kinds:
         return "Next: `tvgrad report --pretrained BASE FINAL` on checkpoints that the script saves: its last weights."
+    gradients = f"Next: record full-batch gradients ({_recorded_by(verdicts['run'], scripts)})"
     if (verdicts["gradient_holds"] == UNKNOWN).all():
-        return (
-            "Next: record full-batch gradients (`--record gradients` with a recipe, `tvgrad measure RUN -- COMMAND` of "
-            "a script): they are what is missing."
-        )
+        return f"{gradients}: they are what is missing."
     if (verdicts["gradient_holds"] == NO).any():
         unchanged = (verdicts["gradient_holds"] == NO) & (verdicts["frozen_share"] >= UNCHANGED)
         if (unchanged & _lost_in_the_format(verdicts)).any():
             return "Next: keep the weights in a wider format, or raise the learning rate: then more coordinates move."
-        if tables.get("error_budget", pd.DataFrame()).empty:
-            return "Next: `tvgrad explain RUN --recipe TARGET` splits the deviation from the gradient into its causes."
+        open_runs = set(verdicts.loc[verdicts["gradient_holds"] == NO, "run"]) - refused.keys()
+        if tables.get("error_budget", pd.DataFrame()).empty and open_runs:
+            how = "-- COMMAND" if open_runs <= set(scripts) else "--recipe TARGET"
+            return f"Next: `tvgrad explain RUN {how}` splits the deviation from the gradient into its causes."
     table = whole_model(tables["directions"], "cos_task_vector_descent")
     if table.empty:
-        return "Next: record full-batch gradients (`--record gradients`) to compare the task vectors with them."
+        return f"{gradients} to compare the task vectors with them."
     lowest = float(table["cos_task_vector_descent"].min())
     if math.isfinite(lowest) and lowest < ALIGNED:
         return (
@@ -278,3 +285,11 @@ def _next_step(tables: Mapping[str, pd.DataFrame]) -> str:
             "epoch with merging after the last."
         )
     return "Next: the first epoch stands for the whole trajectory here; merging after one epoch is worth trying first."
+
+
+def _recorded_by(runs: Iterable[str], scripts: Collection[str]) -> str:
+    """How full-batch gradients of these runs are recorded."""
+    of_scripts = {run in scripts for run in runs}
+    ways = ["`--record gradients` with a recipe"] if False in of_scripts else []
+    ways += ["`tvgrad measure RUN --at 0 -- COMMAND` of a script"] if True in of_scripts else []
+    return listed(ways)

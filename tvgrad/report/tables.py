@@ -47,12 +47,14 @@ class RunTables:
         gram: all inner products.
         tasks: name of a run -> its task: runs of one task differ in seed, rule or format.
         refused: name of a run that was not explained -> why it cannot be.
+        scripts: names of the runs that were traced from scripts.
     """
 
     tables: dict[str, pd.DataFrame]
     gram: GramResult
     tasks: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    scripts: tuple[str, ...] = ()
 
 
 def distinct_runs(runs: Sequence[Run]) -> list[Run]:
@@ -148,7 +150,8 @@ def run_tables(
     made = {**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}
     without = [(run, name) for run, (name, *found_in) in zip(runs, explained, strict=True) if not any(found_in)]
     refused = {name: why for run, name in without if (why := why_not_explained(run)) is not None}
-    return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)}, refused)
+    scripts = tuple(name for run, name in zip(runs, names, strict=True) if "command" in run.info)
+    return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)}, refused, scripts)
 
 
 def runs_of_each_model(runs: Sequence[Run]) -> list[list[Run]]:

@@ -17,7 +17,7 @@ from tvgrad.files.regular import read_text, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
-from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes
 
@@ -111,10 +111,11 @@ class Run:
         return self.having("weights")
 
     @property
-    def rule(self) -> UpdateRule | None:
-        """The update rule, or None where it is not one that tvgrad knows (`info['rule_reason']` says why)."""
+    def rule(self) -> AnyRule | None:
+        """The update rule, grouped where groups have their own; None where it is not known (`info['rule_reason']`)."""
         content = self.info.get("rule")
-        return None if content is None else rule_from_dict(content)
+        rule = None if content is None else rule_from_dict(content)
+        return rule.simplified(self.parameters) if isinstance(rule, GroupedRule) else rule
 
     def having(self, kind: str) -> list[int]:
         """List the points at which something was recorded.

@@ -12,6 +12,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.training_steps import Schedule, missing_for_replay, recorded_steps, records_first_gradient
+from tvgrad.update_rules.grouped import UNLIKE, weighs_alike
 
 NOT_REPRODUCED = (
     "the replay of its batches does not reproduce the recorded weights (another machine, another recipe or script: "
@@ -139,7 +140,9 @@ def plan_budget(
     if schedule.batches is None and not schedule.full:
         why = "for the same reason" if reason == schedule.unknown else schedule.unknown
         said.append(f"batch order, batch sizes and curvature are one row: {why}")
-    curvature = (batches or schedule.full) and time_left.spend("the curvature term", hvps=targets)
+    alike = weighs_alike(schedule.rule, schedule.ends[-1])
+    said += [] if alike else [UNLIKE]
+    curvature = alike and (batches or schedule.full) and time_left.spend("the curvature term", hvps=targets)
     can_split = batches and curvature and source is not None
     if can_split and not remainder and seconds is None:
         said.append(

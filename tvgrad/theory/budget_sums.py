@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tvgrad.theory.budget_rows import Row
+from tvgrad.update_rules.grouped import AnyRule, Coefficient, coefficients_by_name
 from tvgrad.vectors.algebra import add_scaled, combination
 from tvgrad.vectors.parameters import Weights
 
@@ -32,7 +33,8 @@ class EpochSums:
     """Sums over the steps up to the end of one epoch, in float64.
 
     Attributes:
-        weights: c_s, of each step.
+        rule: whose weights of steps they are.
+        weights: c_s, of each step; one row for each group of parameters where the rule has groups.
         equal: S_E / B_E.
         by_size: S_E n_s / N_E.
         vectors: the sums.
@@ -40,6 +42,7 @@ class EpochSums:
         mismatch: of a replay with the recorded weights, see `tvgrad.theory.training_steps.mismatch`.
     """
 
+    rule: AnyRule
     weights: np.ndarray
     equal: np.ndarray
     by_size: np.ndarray
@@ -56,7 +59,13 @@ class EpochSums:
             step: its number, from 0.
         """
         weights = {StepSum.EQUAL_BATCHES: self.equal, StepSum.BATCHES_BY_SIZE: self.by_size}.get(name, self.weights)
+        weight = coefficients_by_name(self.rule, weights[..., step])
         if name in self.vectors:
-            add_scaled(self.vectors[name], vector, float(weights[step]))
+            add_scaled(self.vectors[name], vector, weight)
         else:
-            self.vectors[name] = combination((float(weights[step]), vector))
+            self.vectors[name] = combination((weight, vector))
+
+    @property
+    def total(self) -> Coefficient:
+        """S: the sum of the weights."""
+        return coefficients_by_name(self.rule, self.weights.sum(axis=-1))

@@ -25,6 +25,7 @@ from tvgrad.problem.recipe import Recipe
 from tvgrad.store.run import Run
 from tvgrad.theory.training_steps import schedule_of
 from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.rules import linear_rule
 from tvgrad.vectors.parameters import Weights
 
 
@@ -44,7 +45,7 @@ def bounds_of_run(
     """
     rule = run.rule
     if not isinstance(rule, LinearRule) or rule.coupled_decay or rule.decoupled_decay:
-        return {}, "no bound: certificates of runs are for linear update rules without weight decay"
+        return {}, "no bound: certificates of runs are for one linear update rule without weight decay"
     last = _unbroken(run)
     if last < 1:
         return {}, "no bound: it needs the weights of every epoch, each one full-batch step"
@@ -52,7 +53,7 @@ def bounds_of_run(
         schedule = schedule_of(run, last)
         if not schedule.full:
             return {}, "no bound: not every epoch is known to be one step on all samples"
-        scheduled = rule.with_lr(schedule.rates)
+        scheduled = linear_rule(schedule.rule)
         problem = FeedForward.of_recipe(recipe, run.complete(0))
         names = problem.network.names
         if set(names) != set(run.parameters):

@@ -9,7 +9,7 @@ checked in the same way; where a form does not apply, the assumption that fails 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.grouped import AnyRule, GroupedRule, parts_of, rule_of
 from tvgrad.update_rules.rounding import (
     adam_rounding_bound,
     direction_rounding_bound,
@@ -28,6 +29,7 @@ from tvgrad.update_rules.rounding import (
     shrinkage_rounding_bound,
 )
 from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
+from tvgrad.wording import counted, listed
 
 EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
 GRADIENT_FORM = "tau_1 = -lr g_0"
@@ -112,18 +114,18 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         return OneEpochCheck((_verdict(run, GRADIENT_FORM, APPLIES_NOT, missing),))
     steps = run.point(1).steps
     consumed, error = _consumed(run, steps)
-    lr = first_rate(run, rule)
-    plain = isinstance(rule, GD | SGD | Momentum) and not rule.decays
+    rates = first_rates(run, rule)
+    plain = all(isinstance(part, GD | SGD | Momentum) and not part.decays for part in parts_of(rule))
     obstacle = _obstacle(run, steps)
     kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
     verdicts = []
     if not plain or obstacle:
-        why = obstacle or _other_form(rule)
-        measured = None if kind is None else _compare(run, kind, _linear_form(lr))
+        why = obstacle or listed(list(dict.fromkeys(map(_other_form, filter(_moves_otherwise, parts_of(rule))))))
+        measured = None if kind is None else _compare(run, kind, {name: _linear_form(rates[name]) for name in rates})
         verdicts.append(_verdict(run, GRADIENT_FORM, APPLIES_NOT, _with_deviation(why, measured), measured, error))
     if obstacle:
         return OneEpochCheck(tuple(verdicts))
-    own = _own_form(rule, lr)
+    own = _own_forms(rule, rates)
     if own is None:
         unknown = f"the form of {rule.name}'s first step is not known here"
         return OneEpochCheck((*verdicts, _verdict(run, f"the first step of {rule.name}", APPLIES_NOT, unknown)))
@@ -157,19 +159,26 @@ def _verdict(
     return StepVerdict(run.name, rule, holds, worst, unchanged, error, "; ".join([reason, *allowed]))
 
 
-def first_rate(run: Run, rule: UpdateRule) -> float:
-    """Find the learning rate of the first step.
+def first_rates(run: Run, rule: AnyRule) -> dict[str, float]:
+    """Find the learning rates of the first step.
 
     Args:
         run: the run.
         rule: its update rule, for runs that recorded no rates.
 
     Returns:
-        The rate as recorded, else that of the rule.
+        Name of a parameter -> its rate as recorded, else that of the rule; 0 where no rule moves it.
     """
     steps = run.steps(1)
-    recorded = float(steps["lr"].iloc[0]) if len(steps) else math.nan
-    return rule.rate(0) if math.isnan(recorded) else recorded
+    row = {} if not len(steps) else {str(name): float(value) for name, value in steps.iloc[0].items()}
+    common = row.get("lr", math.nan)
+    found = {}
+    for name in run.parameters:
+        part = rule_of(rule, name)
+        place = rule.index.get(name) if isinstance(rule, GroupedRule) else None
+        recorded = row.get(f"lr_{place}", math.nan) if math.isnan(common) else common
+        found[name] = 0.0 if part is None else part.rate(0) if math.isnan(recorded) else recorded
+    return found
 
 
 def _consumed(run: Run, steps: int) -> tuple[str | None, float]:
@@ -203,6 +212,11 @@ def _obstacle(run: Run, steps: int) -> str | None:
     return None
 
 
+def _moves_otherwise(rule: UpdateRule) -> bool:
+    """Whether the first step is another one than that of gradient descent."""
+    return rule.decays or not isinstance(rule, GD | SGD | Momentum)
+
+
 def _other_form(rule: UpdateRule) -> str:
     if isinstance(rule, Adam):
         return f"{rule.name} divides each coordinate of the gradient by its own size"
@@ -213,6 +227,23 @@ def _other_form(rule: UpdateRule) -> str:
     if rule.coupled_decay:
         return f"weight decay {rule.coupled_decay:g} adds to the gradient"
     return f"{rule.name} takes another first step"
+
+
+def _own_forms(rule: AnyRule, rates: Mapping[str, float]) -> tuple[str, dict[str, Form]] | None:
+    """The formulas of the first step, and the form of each parameter; None where one is not known."""
+    forms, counts = dict[str, Form](), dict[str, int]()
+    for name, rate in rates.items():
+        part = rule_of(rule, name)
+        own = ("tau_1 = 0", _linear_form(0.0)) if part is None else _own_form(part, rate)
+        if own is None:
+            return None
+        counts[own[0]] = counts.get(own[0], 0) + 1
+        forms[name] = own[1]
+    several = len(counts) > 1
+    said = [f"{formula} ({counted(count, 'tensor')})" if several else formula for formula, count in counts.items()]
+    if len({rate for rate in rates.values() if rate}) > 1:
+        said[-1] += ", lr of each group"
+    return "; ".join(said), forms
 
 
 def _own_form(rule: UpdateRule, lr: float) -> tuple[str, Form] | None:
@@ -263,14 +294,14 @@ def _adam_form(lr: float, rule: Adam) -> Form:
     return form
 
 
-def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
+def _compare(run: Run, consumed: str, forms: Mapping[str, Form]) -> _Comparison:
     worst = worst_moved = difference = length = 0.0
     unchanged = moving = 0
-    for after, before, gradient in first_step_tensors(run, consumed):
+    for name, after, before, gradient in first_step_tensors(run, consumed):
         dtype = after.dtype
         wide_after, wide_before, wide = after.double(), before.double(), gradient.double()
         tau = wide_after - wide_before
-        predicted, bound = form(wide_after, wide_before, wide, dtype)
+        predicted, bound = forms[name](wide_after, wide_before, wide, dtype)
         deviation = (tau - predicted).abs()
         still = after == before
         if deviation.numel():
@@ -287,7 +318,7 @@ def _compare(run: Run, consumed: str, form: Form) -> _Comparison:
     return _Comparison(worst, worst_moved, unchanged / moving if moving else math.nan, relative)
 
 
-def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """Read theta_1, theta_0 and a gradient, one flattened tensor at a time.
 
     Args:
@@ -295,7 +326,7 @@ def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor
         consumed: gradient (the full-batch one at theta_0) or epoch_gradient (what the first epoch consumed).
 
     Yields:
-        The three, in the run's dtype.
+        The parameter's name, and the three in the run's dtype.
 
     Raises:
         TvgradError: a file lacks a tensor.
@@ -307,7 +338,7 @@ def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[Tensor, Tensor
         for name in run.parameters:
             if not all(name in file.places for file in (after, before, gradient)):
                 raise TvgradError(f"{run.root} has no {name!r} in one of its files: run `tvgrad verify {run.root}`")
-            yield after.read(name).flatten(), before.read(name).flatten(), gradient.read(name).flatten()
+            yield name, after.read(name).flatten(), before.read(name).flatten(), gradient.read(name).flatten()
 
 
 def _with_deviation(why: str, found: _Comparison | None) -> str:

@@ -47,7 +47,7 @@ from tvgrad.theory.training_steps import (
     replayed_steps,
     schedule_of,
 )
-from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.grouped import is_linear
 from tvgrad.update_rules.trajectory import Trajectory
 from tvgrad.vectors.algebra import combination, difference, to_float64
 from tvgrad.vectors.parameters import Weights, inner_product
@@ -169,7 +169,7 @@ class _BudgetMaker:
     def __init__(self, run: Run, objective: Objective, schedule: Schedule, epochs: list[int], plan: BudgetPlan) -> None:
         self.run, self.objective, self.schedule, self.plan = run, objective, schedule, plan
         self.rule = schedule.rule_until(epochs[-1])
-        self.linear = isinstance(self.rule, LinearRule)
+        self.linear = is_linear(self.rule)
         if not self.linear and plan.source is None:
             raise TvgradError(
                 f"{run.root} was trained by {self.rule.name}, whose preconditioner is known from the consumed "
@@ -195,13 +195,14 @@ class _BudgetMaker:
 
     def _empty_sums(self, epoch: int, sizes: np.ndarray) -> EpochSums:
         ends = self.schedule.ends
-        weights = self.schedule.rule_until(epoch).momentum_weights(ends[epoch])
+        rule = self.schedule.rule_until(epoch)
+        weights = rule.momentum_weights(ends[epoch])
         equal, by_size = np.empty_like(weights), np.empty_like(weights)
         for begin, end in itertools.pairwise(ends[: epoch + 1]):
-            total = weights[begin:end].sum()
-            equal[begin:end] = total / (end - begin)
-            by_size[begin:end] = total * sizes[begin:end] / sizes[begin:end].sum()
-        return EpochSums(weights, equal, by_size)
+            total = weights[..., begin:end].sum(axis=-1, keepdims=True)
+            equal[..., begin:end] = total / (end - begin)
+            by_size[..., begin:end] = total * sizes[begin:end] / sizes[begin:end].sum()
+        return EpochSums(rule, weights, equal, by_size)
 
     def follow_steps(self) -> float:
         """Go through the steps: the rule in float64, and every sum over steps.
@@ -272,7 +273,7 @@ class _BudgetMaker:
         gradient = self._full_gradient()
         if self.schedule.full:
             for epoch, sums in self.sums.items():
-                summed = combination((float(sums.weights.sum()), gradient))
+                summed = combination((sums.total, gradient))
                 for name in (StepSum.BATCH_GRADIENT, StepSum.EQUAL_BATCHES, StepSum.BATCHES_BY_SIZE):
                     sums.vectors[name] = summed
                 if self.plan.source is None:
@@ -311,7 +312,7 @@ class _BudgetMaker:
     def _predict_displacement(self, epoch: int, gradient: Weights) -> None:
         """The displacements to first order, which is all that the curvature term needs."""
         predicted = Trajectory(self.schedule.rule_until(epoch), self.start)
-        for index in range(len(self.sums[epoch].weights)):
+        for index in range(self.sums[epoch].weights.shape[-1]):
             self.sums[epoch].add(StepSum.DISPLACEMENT, predicted.task_vector, index)
             predicted.step(gradient)
 
@@ -347,7 +348,7 @@ class _BudgetMaker:
                 nodes[Row.REMAINDER] = nodes[Row.BATCH_CURVATURE]
             elif StepSum.BATCH_PRODUCT in scaled:
                 nodes[Row.REMAINDER] = combination(at_start, (1.0, scaled[StepSum.BATCH_PRODUCT]))
-        nodes[Row.COVERAGE] = combination((-kappa * float(sums.weights.sum()), gradient))
+        nodes[Row.COVERAGE] = combination((-kappa, combination((sums.total, gradient))))
         return nodes
 
     def _terms(self) -> dict[Row, str]:

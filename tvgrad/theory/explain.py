@@ -25,6 +25,7 @@ from tvgrad.theory.expansion import expand
 from tvgrad.theory.kinks import kink_sentence
 from tvgrad.theory.second_order import quadratic_path
 from tvgrad.theory.training_steps import Schedule, records_first_gradient, schedule_of
+from tvgrad.update_rules.grouped import is_linear
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.vectors.algebra import difference, to_float64
@@ -117,8 +118,12 @@ def explain(
     if isinstance(schedule.rule, LinearRule):
         rows, batch_counts = _second_order_errors(run, objective, schedule, kept, seconds, said)
     else:
-        name = schedule.rule.name
-        said.append(f"{name} is not a linear update rule: its task vector has no expansion in the gradients")
+        name, grouped = schedule.rule.name, is_linear(schedule.rule)
+        said.append(
+            f"groups of parameters follow rules of their own ({name}): the expansion in the gradients is left out"
+            if grouped
+            else f"{name} is not a linear update rule: its task vector has no expansion in the gradients"
+        )
     half = None if seconds is None else max(seconds / 2, 1e-9)
     wanted = _budget_epochs(run, kept, said) if epochs is None else list(epochs)
     budget = error_budget(run, objective, wanted, seconds=half, remainder=remainder)
@@ -155,7 +160,9 @@ def _second_order_errors(
         said.append(f"the quadratic model is left out: it does not fit into {seconds:g} s")
     if schedule.batches is not None:
         start = run.weights(0)
-        for made in predict_batches(objective, schedule.rule, schedule.batches, quadratic=quadratic, at=start):
+        for made in predict_batches(
+            objective, linear_rule(schedule.rule), schedule.batches, quadratic=quadratic, at=start
+        ):
             if made.epoch in kept and made.order2 is not None:
                 rows.append(_compared(run, made.epoch, made.order1, made.order2, made.quadratic))
                 counts = made.counts

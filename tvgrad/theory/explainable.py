@@ -6,7 +6,7 @@ from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.store.run import Run
 from tvgrad.theory.error_budget import epochs_with_task_vector
 from tvgrad.theory.training_steps import missing_for_replay, recorded_steps, schedule_of
-from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.grouped import is_linear
 
 
 def why_not_explained(run: Run) -> str | None:
@@ -28,7 +28,7 @@ def why_not_explained(run: Run) -> str | None:
     except TvgradError as error:
         return str(error)
     # A script's steps can be gone through by starting it again; a recipe's need its batches.
-    if "command" in run.info or isinstance(schedule.rule, LinearRule) or recorded_steps(run, schedule) is not None:
+    if "command" in run.info or is_linear(schedule.rule) or recorded_steps(run, schedule) is not None:
         return None
     missing = None if schedule.full else missing_for_replay(run, schedule)
     if missing is None:

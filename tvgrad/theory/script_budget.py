@@ -20,7 +20,7 @@ from tvgrad.store.run import Run
 from tvgrad.theory.budget_rows import EpochBudget, Row, rows_between
 from tvgrad.theory.error_budget import MOST_MISMATCH, ErrorBudget, epochs_with_task_vector
 from tvgrad.theory.training_steps import schedule_of
-from tvgrad.update_rules.linear import LinearRule
+from tvgrad.update_rules.grouped import is_linear
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.algebra import combination, difference, to_float64
 from tvgrad.vectors.parameters import Weights, inner_product, norm
@@ -142,7 +142,7 @@ def _epoch_budget(
     product: Weights | None,
 ) -> EpochBudget:
     rule, clipped = rule_from_dict(plan.rule), any(clip != 1 for clip in plan.clips[: plan.ends[epoch]])
-    linear = isinstance(rule, LinearRule)
+    linear = is_linear(rule)
     if not linear and not followed:
         raise TvgradError(
             f"{run.root} was trained by {rule.name}, whose preconditioner is known from the consumed gradients alone, "
@@ -169,7 +169,8 @@ def _epoch_budget(
             nodes[Row.BATCH_CURVATURE] = combination((1.0, nodes[Row.CURVATURE]), (-kappa, product))
         nodes[Row.BATCH_ORDER] = combination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
     nodes[Row.UNEQUAL_BATCHES] = combination((-kappa, at_start[ScriptSum.BATCHES_BY_SIZE]))
-    nodes[Row.COVERAGE] = combination((-kappa * sum(plan.weights[epoch]), to_float64(run.gradient(0))))
+    summed = combination((plan.of_steps(epoch, 0, plan.ends[epoch]), run.gradient(0)))
+    nodes[Row.COVERAGE] = combination((-kappa, summed))
     terms = {} if str(run.info.get("dtype")) == "float64" else {Row.REMAINDER: "remainder and gradient rounding"}
     if product is not None:
         terms |= {Row.BATCH_CURVATURE: "batch curvature (estimate)", Row.CURVATURE: "curvature (estimate)"}

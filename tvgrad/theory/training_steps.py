@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,8 +29,14 @@ from tvgrad.numerics.precision import preserved_randomness
 from tvgrad.problem.objective import Objective
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.grouped import AnyRule, GroupedOptimizers
+from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
+from tvgrad.wording import listed
+
+CHANGING = ("momentum", "dampening", "beta1", "beta2", "eps", "weight_decay", "alpha")
+"""Columns of a table of steps that are there where a script changed the option while it trained."""
 
 NOISE = {
     "dropout": "its dropout cannot be drawn again",
@@ -42,7 +49,7 @@ class Schedule:
     """What the record says of all steps up to an epoch.
 
     Attributes:
-        rule: the run's rule, with the learning rate of each step as recorded.
+        rule: the run's rule, or the rules of its groups, with the learning rate of each step as recorded.
         ends: steps done at the end of epochs 0, 1, 2 ...
         clips: the factor by which each step's gradient was clipped; 1 where it was not.
         batches: for each epoch the samples of each step, or None where they are not known.
@@ -50,7 +57,7 @@ class Schedule:
         unknown: why the batches are not known, as half a sentence with a way out.
     """
 
-    rule: UpdateRule
+    rule: AnyRule
     ends: tuple[int, ...]
     clips: tuple[float, ...]
     batches: tuple[tuple[torch.Tensor, ...], ...] | None
@@ -62,12 +69,7 @@ class Schedule:
         """Whether any step's gradient was clipped."""
         return any(clip != 1 for clip in self.clips)
 
-    @property
-    def rates(self) -> Sequence[float]:
-        """The learning rate of each step."""
-        return tuple(self.rule.rates(self.ends[-1]))
-
-    def rule_until(self, epoch: int) -> UpdateRule:
+    def rule_until(self, epoch: int) -> AnyRule:
         """The rule on a schedule that ends with an epoch.
 
         Args:
@@ -76,7 +78,7 @@ class Schedule:
         Returns:
             The same rule with the rates of the steps up to the end of this epoch.
         """
-        return self.rule.with_lr(self.rates[: self.ends[epoch]])
+        return self.rule.until(self.ends[epoch])
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,7 @@ def schedule_of(run: Run, epoch: int) -> Schedule:
         raise TvgradError(f"{run.root} lists {len(table)} steps for {ends[-1]}: trace the run again")
     if "skipped" in table and bool((table["skipped"].fillna(0) != 0).any()):
         raise TvgradError(f"{run.root} skipped steps (an overflow of its loss scale), which cannot be explained")
-    rates = _column(table, "lr", ends[-1], math.nan).tolist()
-    scheduled = rule.with_lr([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(rates)])
+    scheduled = _scheduled(run, rule_from_dict(run.info["rule"]), table, ends[-1])
     clips = _column(table, "clip_factor", ends[-1], 1.0)
     batches, unknown = None, _unrecorded(run)
     if all("batches" in point.files for point in points[1:]):
@@ -140,6 +141,28 @@ def schedule_of(run: Run, epoch: int) -> Schedule:
             batches = None
     full = _full_batch(run, ends, table, batches)
     return Schedule(scheduled, ends, tuple(clips.tolist()), None if full else batches, full, unknown)
+
+
+def _scheduled(run: Run, rule: AnyRule, table: pd.DataFrame, steps: int) -> AnyRule:
+    """A rule with the rates that were recorded, of each group where they differ."""
+    changed = sorted(
+        str(one) for one in table if re.sub(r"_\d+$", "", str(one)) in CHANGING and table[one].notna().any()
+    )
+    if changed:
+        what = listed([column.replace("_", " ") for column in changed])
+        raise TvgradError(f"{run.root} was trained with a {what} that changed, and an update rule has one")
+    common = _column(table, "lr", steps, math.nan)
+    if isinstance(rule, UpdateRule):
+        return rule.with_lr([rule.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(common)])
+    rates = []
+    for place, part in enumerate(rule.parts):
+        own = np.where(np.isnan(common), _column(table, f"lr_{place}", steps, math.nan), common)
+        if rule.members[place] and len(table) and np.isnan(own).any():
+            raise TvgradError(
+                f"{run.root} has steps that not all of its optimizers took, and which were whose the budget cannot tell"
+            )
+        rates.append([part.rate(step) if math.isnan(rate) else rate for step, rate in enumerate(own)])
+    return rule.with_lrs(rates).simplified(run.parameters)
 
 
 def _unrecorded(run: Run) -> str:
@@ -271,7 +294,7 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
     with torch.no_grad():
         for name, tensor in run.weights(0).items():
             parameters[name].copy_(tensor)
-    optimizer = schedule.rule.make_optimizer(list(parameters.values()))
+    optimizers = GroupedOptimizers(schedule.rule, parameters)
     index = 0
     for epoch, batches in enumerate(schedule.batches, start=1):
         for place, indices in enumerate(batches):
@@ -279,7 +302,7 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
                 _threads(int(run.info.get("threads") or torch.get_num_threads())),
                 preserved_randomness(objective.device),
             ):
-                optimizer.zero_grad()
+                loss_of.model.zero_grad()
                 loss_of(samples.subset(indices).batch(0, len(indices), objective.device)).backward()
                 # Copies, because optimizers may change a gradient in place, and do change the weights.
                 theta, unclipped = _copies(parameters), _gradients(parameters)
@@ -289,8 +312,7 @@ def replayed_steps(run: Run, objective: Objective, schedule: Schedule) -> Iterat
                         if parameter.grad is not None:
                             parameter.grad.mul_(clip)
                     consumed = _gradients(parameters)
-                schedule.rule.set_rate(optimizer, index)
-                optimizer.step()
+                optimizers.step(index)
             after = _copies(parameters) if place + 1 == len(batches) else None
             yield RecordedStep(epoch, theta, consumed, unclipped, after)
             index += 1

@@ -25,11 +25,12 @@ from tvgrad.theory.equivalence import (
     UNTRAINED,
     OneEpochCheck,
     check_one_epoch,
-    first_rate,
+    first_rates,
     first_step_tensors,
 )
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
+from tvgrad.update_rules.grouped import parts_of
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import Adam, Nesterov
 from tvgrad.wording import counted, listed, percent
@@ -161,9 +162,10 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
     lacks, rule = _lacks(run), run.rule
     if lacks is not None or rule is None:
         return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks or "")
-    rate = first_rate(run, rule)
+    rates = sorted({rate for rate in first_rates(run, rule).values() if rate})
+    rate = rates[0] if len(rates) == 1 else _nearest_rate(run)
     apart = length = moved = inner = 0.0
-    for after, before, gradient in first_step_tensors(run, "gradient"):
+    for _, after, before, gradient in first_step_tensors(run, "gradient"):
         tau, descent = after.double() - before.double(), -rate * gradient.double()
         apart += float((tau - descent).square().sum())
         length += float(descent.square().sum())
@@ -186,6 +188,15 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
 def _direction(cosine: float) -> str:
     """The cosine in words; a task vector that is zero, or not finite, has none."""
     return "no direction" if math.isnan(cosine) else f"cosine {cosine:.2f}"
+
+
+def _nearest_rate(run: Run) -> float:
+    """The multiple of minus the gradient that is nearest to the task vector, where there is no one rate."""
+    size = along = 0.0
+    for _, after, before, gradient in first_step_tensors(run, "gradient"):
+        along -= float((after.double() - before.double()) @ gradient.double())
+        size += float(gradient.double().square().sum())
+    return along / size if size else math.nan
 
 
 def _as_estimate(bar: float) -> str:
@@ -280,14 +291,19 @@ def _largest_term(run: Run) -> str | None:
 
 
 def _causes_of_the_rule(run: Run) -> list[str]:
-    rule, found = run.rule, []
-    if isinstance(rule, Adam):
-        found.append(f"{rule.name} divides each coordinate of the gradient by its own size")
-    elif isinstance(rule, Nesterov):
-        found.append(f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}")
-    if rule is not None and (rule.coupled_decay or rule.decoupled_decay):
-        found.append(f"weight decay {rule.coupled_decay or rule.decoupled_decay:g} moves the weights too")
-    return found
+    found, parts = [], () if run.rule is None else parts_of(run.rule)
+    for rule in parts:
+        if isinstance(rule, Adam):
+            found.append(f"{rule.name} divides each coordinate of the gradient by its own size")
+        elif isinstance(rule, Nesterov):
+            found.append(f"Nesterov momentum stretches the first step by 1 + {rule.momentum:g}")
+    decays = sorted({rule.coupled_decay or rule.decoupled_decay for rule in parts if rule.decays})
+    if decays:
+        found.append(f"weight decay {listed([f'{decay:g}' for decay in decays])} moves the weights too")
+    rates = [] if run.rule is None else sorted({rate for rate in first_rates(run, run.rule).values() if rate})
+    if len(rates) > 1:
+        found.append(f"groups of parameters have rates of their own, from {rates[0]:.3g} to {rates[-1]:.3g}")
+    return list(dict.fromkeys(found))
 
 
 def _causes_of_the_steps(run: Run) -> list[str]:
@@ -296,7 +312,8 @@ def _causes_of_the_steps(run: Run) -> list[str]:
     if run.unit == "epoch" and count != 1:
         size = run.info.get("batch_size")
         cut = f" on mini-batches of {size}" if size else ""
-        momentum = isinstance(run.rule, LinearRule) and bool(getattr(run.rule, "momentum", 0))
+        parts = () if run.rule is None else parts_of(run.rule)
+        momentum = any(isinstance(part, LinearRule) and bool(getattr(part, "momentum", 0)) for part in parts)
         found.append(f"epoch 1 took {count} steps{cut}{', weighed by momentum' if momentum else ''}")
     factors = [float(factor) for factor in steps["clip_factor"].dropna()] if "clip_factor" in steps else []
     if min(factors, default=1.0) < 1:

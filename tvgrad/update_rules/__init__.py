@@ -1,6 +1,8 @@
 """Update rules: gradient descent, momentum, Nesterov, Adam and AdamW, their step weights, stability and rounding."""
 
 from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.from_optimizer import rule_from_optimizer
+from tvgrad.update_rules.grouped import GroupedRule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import (
     GD,
@@ -12,7 +14,6 @@ from tvgrad.update_rules.rules import (
     linear_rule,
     make_rule,
     rule_from_dict,
-    rule_from_optimizer,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GroupedRule",
     "LinearRule",
     "Momentum",
     "Nesterov",

@@ -129,6 +129,17 @@ class UpdateRule(ABC):
         """
         return replace(self, lr=lr)
 
+    def until(self: Rule, steps: int) -> Rule:
+        """Cut the schedule off.
+
+        Args:
+            steps: how many steps are left of it.
+
+        Returns:
+            The same rule with the rates of the first steps.
+        """
+        return self.with_lr(self.rates(steps).tolist())
+
     def without_decay(self: Rule) -> Rule:
         """Leave weight decay out.
 

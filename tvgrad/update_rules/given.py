@@ -6,7 +6,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.update_rules.rules import rule_from_optimizer
+from tvgrad.update_rules.from_optimizer import rule_from_optimizer
 
 Given = UpdateRule | torch.optim.Optimizer
 

@@ -6,7 +6,6 @@ undampened, and Adam adds eps after the bias correction of the root.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.base import Array, Rate, State, UpdateRule
+from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.linear import GradientAverage, LinearRule
 
 
@@ -244,7 +244,7 @@ RULES: dict[str, type[UpdateRule]] = {rule.name: rule for rule in (GD, SGD, Mome
 LINEAR_RULES = tuple(name for name, rule in RULES.items() if issubclass(rule, LinearRule))
 
 
-def linear_rule(rule: UpdateRule) -> LinearRule:
+def linear_rule(rule: AnyRule) -> LinearRule:
     """Make sure that a rule has coefficients.
 
     Args:
@@ -254,13 +254,18 @@ def linear_rule(rule: UpdateRule) -> LinearRule:
         The same rule.
 
     Raises:
-        TvgradError: it is not linear.
+        TvgradError: it is not linear, or not one for all parameters.
 
     Example:
         >>> from tvgrad.update_rules import GD, linear_rule
         >>> linear_rule(GD(0.1)).coefficients(2).tolist()
         [0.1, 0.1]
     """
+    if isinstance(rule, GroupedRule):
+        raise TvgradError(
+            f"groups of parameters follow rules of their own ({rule.name}), so that the task vector has no expansion "
+            "with one coefficient a step: give all groups the same options"
+        )
     if not isinstance(rule, LinearRule):
         raise TvgradError(
             f"{rule.name} is not a linear update rule, so its task vector has no expansion in the gradients: "
@@ -308,14 +313,14 @@ def make_rule(name: str, lr: Rate, momentum: float | None = None, weight_decay: 
     return rule(lr=lr, **options)
 
 
-def rule_from_dict(description: Mapping[str, Any]) -> UpdateRule:
-    """Read what `UpdateRule.to_dict` wrote.
+def rule_from_dict(description: Mapping[str, Any]) -> AnyRule:
+    """Read what `to_dict` of a rule wrote.
 
     Args:
-        description: `name` and the options.
+        description: `name` and the options, or `groups`.
 
     Returns:
-        The rule, bit for bit.
+        The rule, bit for bit; a `GroupedRule` where it has groups.
 
     Raises:
         TvgradError: an option is unknown, missing or out of range, or there is no such rule.
@@ -325,6 +330,14 @@ def rule_from_dict(description: Mapping[str, Any]) -> UpdateRule:
         >>> rule_from_dict(Adam(1e-3).to_dict()) == Adam(1e-3)
         True
     """
+    if "groups" in description:
+        groups = description["groups"]
+        parts = tuple(_plain_rule(group["rule"]) for group in groups)
+        return GroupedRule(parts, tuple(tuple(map(str, group["parameters"])) for group in groups))
+    return _plain_rule(description)
+
+
+def _plain_rule(description: Mapping[str, Any]) -> UpdateRule:
     options = dict(description)
     rule = _rule_class(options.pop("name", None))
     known = {option.name: option.default is MISSING for option in fields(rule)}
@@ -335,54 +348,3 @@ def rule_from_dict(description: Mapping[str, Any]) -> UpdateRule:
         if needed and option not in options:
             raise TvgradError(f"{rule.name} needs the option {option!r}: add it")
     return rule(**options)
-
-
-_READ = ("lr", "momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "weight_decay", "maximize")
-
-
-def rule_from_optimizer(optimizer: torch.optim.Optimizer) -> UpdateRule:
-    """Read the rule that a PyTorch optimizer follows, at its present learning rate.
-
-    A rate of 0, which warm-up starts with, is read as a schedule of that one step: put the true rates in its place
-    with `with_lr`.
-
-    Args:
-        optimizer: a `torch.optim.SGD`, `Adam` or `AdamW`, or a subclass that steps like it.
-
-    Returns:
-        SGD, Momentum, Nesterov, Adam or AdamW.
-
-    Raises:
-        TvgradError: it is another optimizer, it maximizes, or its parameter groups differ in an option.
-
-    Example:
-        >>> import torch
-        >>> from tvgrad.update_rules import rule_from_optimizer
-        >>> rule_from_optimizer(torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)).name
-        'sgd'
-    """
-    own_step = inspect.unwrap(type(optimizer).step)
-    families = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-    if not any(isinstance(optimizer, family) and own_step is inspect.unwrap(family.step) for family in families):
-        raise TvgradError(
-            f"the update rule of {type(optimizer).__name__} is not known: use torch.optim.SGD, Adam or AdamW"
-        )
-    first, *others = optimizer.param_groups
-    for option in _READ:
-        if any(group.get(option) != first.get(option) for group in others):
-            raise TvgradError(
-                f"the optimizer's parameter groups differ in {option}, and one update rule has one: "
-                "give all groups the same"
-            )
-    if first["maximize"]:
-        raise TvgradError("the optimizer maximizes: negate the loss and leave maximize out")
-    lr: Rate = float(first["lr"]) or (0.0,)
-    decay = float(first["weight_decay"])
-    if not isinstance(optimizer, torch.optim.SGD):
-        decoupled = isinstance(optimizer, torch.optim.AdamW) or first.get("decoupled_weight_decay", False)
-        return (AdamW if decoupled else Adam)(lr, first["betas"], first["eps"], decay, first["amsgrad"])
-    if not first["momentum"]:
-        return SGD(lr, decay)
-    if first["nesterov"]:
-        return Nesterov(lr, first["momentum"], decay)
-    return Momentum(lr, first["momentum"], first["dampening"], decay)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.update_rules.base import State, UpdateRule
+from tvgrad.update_rules.base import State
+from tvgrad.update_rules.grouped import AnyRule, rule_of
 from tvgrad.vectors.algebra import zeros_like
 from tvgrad.vectors.parameters import same_names_and_shapes
 
@@ -19,11 +20,11 @@ class Trajectory:
         task_vector: the weights reached minus theta_0, in float64 on theta_0's devices; moved in place by each step.
     """
 
-    def __init__(self, rule: UpdateRule, theta0: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, rule: AnyRule, theta0: Mapping[str, torch.Tensor]) -> None:
         """Start at theta_0.
 
         Args:
-            rule: the update rule.
+            rule: the update rule, or one for each group of parameters.
             theta0: the weights before the first step.
         """
         self.task_vector = zeros_like(theta0)
@@ -48,8 +49,11 @@ class Trajectory:
                 raise TvgradError(
                     f"the {what} of step {self._steps} and theta0 differ ({misfit}): record both from one model"
                 )
-        rule, rate = self._rule, self._rule.rate(self._steps)
         for name, moved in self.task_vector.items():
+            rule = rule_of(self._rule, name)
+            if rule is None:
+                continue
+            rate = rule.rate(self._steps)
             used = gradient[name].detach().to(moved)
             shrunk = torch.zeros(())
             if rule.decays:

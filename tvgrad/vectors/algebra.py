@@ -36,17 +36,20 @@ def zeros_like(vector: Mapping[str, torch.Tensor]) -> Weights:
     return {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in vector.items()}
 
 
-def combination(*terms: tuple[float, Mapping[str, torch.Tensor]]) -> Weights:
+def combination(*terms: tuple[float | Mapping[str, float], Mapping[str, torch.Tensor]]) -> Weights:
     """Sum weight vectors with coefficients.
 
     Args:
-        terms: (coefficient, vector) pairs, at least one; all vectors have the first one's names and shapes.
+        terms: (coefficient, vector) pairs, at least one; all vectors have the first one's names and shapes. A
+            coefficient is a number, or name -> number, 0 for names that it lacks.
 
     Returns:
         Name -> new float64 tensor, on the first vector's devices.
     """
     (scale, first), *others = terms
-    total = {name: tensor.detach().to(torch.float64, copy=True).mul_(scale) for name, tensor in first.items()}
+    total = {
+        name: tensor.detach().to(torch.float64, copy=True).mul_(_at(scale, name)) for name, tensor in first.items()
+    }
     for coefficient, vector in others:
         add_scaled(total, vector, coefficient)
     return total
@@ -65,16 +68,20 @@ def difference(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tenso
     return combination((1.0, left), (-1.0, right))
 
 
-def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: float) -> None:
+def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: float | Mapping[str, float]) -> None:
     """Add a multiple of a weight vector in place.
 
     Args:
         total: name -> float64 tensor.
         vector: what is added.
-        coefficient: times this.
+        coefficient: times this; a number, or name -> number, 0 for names that it lacks.
     """
     for name, tensor in total.items():
-        tensor.add_(vector[name].detach().to(tensor), alpha=coefficient)
+        tensor.add_(vector[name].detach().to(tensor), alpha=_at(coefficient, name))
+
+
+def _at(coefficient: float | Mapping[str, float], name: str) -> float:
+    return coefficient.get(name, 0.0) if isinstance(coefficient, Mapping) else coefficient
 
 
 def flatten(vector: Mapping[str, torch.Tensor]) -> NDArray[np.float64]:

@@ -198,14 +198,14 @@ def test_steps_per_epoch_from_a_shell_script(write: Write, tmp_path: Path) -> No
 
 def test_no_optimizer(write: Write, tmp_path: Path) -> None:
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write("print('only this')\n")])
-    assert (done.returncode, done.stdout) == (0, "only this\n")
+    assert (done.returncode, done.stdout) == (2, "only this\n")
     assert "no optimizer of torch.optim took a step" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_no_python_at_all(tmp_path: Path) -> None:
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", "echo", "hello"])
-    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert (done.returncode, done.stdout) == (2, "hello\n")
     assert "imported no torch" in done.stderr
 
 
@@ -221,7 +221,7 @@ def test_a_python_without_tvgrad(tmp_path: Path, strict: list[str]) -> None:
     (tmp_path / "torch.py").write_text("")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['tvgrad'] = None; import torch; print('on')"
     done = run([*TRACE, *strict, "--out", str(tmp_path / "run"), "--", sys.executable, "-c", code])
-    assert (done.returncode, done.stdout) == ((2, "") if strict else (0, "on\n"))
+    assert (done.returncode, done.stdout) == ((2, "") if strict else (2, "on\n"))
     assert done.stderr.count("\n") == 1
     assert "tvgrad cannot be imported by" in done.stderr
 
@@ -241,7 +241,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytes
 def test_several_optimizers_are_listed(tmp_path: Path) -> None:
     command = warm(str(SCRIPTS / "two_optimizers.py"), str(tmp_path))
     done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *command])
-    assert done.returncode == 0
+    assert done.returncode == 2
     assert "--model" in done.stderr
     assert "generator (39 parameters" in done.stderr
     assert "critic (31 parameters" in done.stderr
@@ -315,7 +315,10 @@ def test_the_name_of_a_command(command: str, name: str) -> None:
 
 def test_nothing_recorded_names_the_way_to_an_exit_code(write: Write, tmp_path: Path) -> None:
     command = write("print('only this')\n")
-    assert "--strict makes it 2" in run([*TRACE, "--out", str(tmp_path / "run"), "--", *command]).stderr
+    assert (
+        "the exit code is 2 for that, the command's was 0"
+        in run([*TRACE, "--out", str(tmp_path / "run"), "--", *command]).stderr
+    )
     strict = run([*TRACE, "--strict", "--out", str(tmp_path / "run"), "--", *command])
     assert (strict.returncode, strict.stdout) == (2, "only this\n")
 

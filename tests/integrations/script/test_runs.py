@@ -11,6 +11,7 @@ import torch
 from tests.integrations.script.script_runs import SCRIPTS, TRACE, run, warm
 from tvgrad import Run
 from tvgrad.report.tables import run_tables
+from tvgrad.update_rules.grouped import GroupedRule
 
 CASES = {
     "adamw_cosine": (["--out"], []),
@@ -73,8 +74,8 @@ def check_adamw(record: Run, folder: Path) -> None:
 
 def check_nesterov(record: Run, folder: Path) -> None:
     steps = record.steps()
-    assert record.info["rule"] is None
-    assert "differ in lr" in record.info["rule_reason"]
+    assert isinstance(record.rule, GroupedRule)
+    assert {part.name for part in record.rule.used} == {"nesterov"}
     assert set(steps["lr_0"]) == {0.02}
     assert set(steps["lr_1"]) == {0.1}
     assert "stem.weight" in record.static()

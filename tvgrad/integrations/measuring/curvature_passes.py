@@ -24,6 +24,8 @@ from tvgrad.numerics.floats import unit_roundoff
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.store.measured import measured_at
 from tvgrad.store.run import Run
+from tvgrad.update_rules.grouped import UNLIKE, weighs_alike
+from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.algebra import combination, difference, zeros_like
 from tvgrad.vectors.parameters import Weights, norm
 from tvgrad.wording import percent
@@ -74,6 +76,8 @@ def curvature_passes(
     start = run.weights(0)
     if any(str(tensor.dtype).removeprefix("torch.") in NARROW for tensor in start.values()):
         return Curvatures({}, ("the weights are too narrow for differences of gradients: curvature has no row",))
+    if not weighs_alike(rule_from_dict(plan.rule), plan.ends[-1]):
+        return Curvatures({}, (UNLIKE,))
     options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
     how = measured_at(run, 0) or {"weighing": "mean", "counter": 0}
     products, sentences = {}, []
@@ -99,7 +103,7 @@ def curvature_passes(
             if not norm(vector):  # one step: no gradient was taken anywhere but at theta_0
                 products[epoch] = zeros_like(vector)
                 continue
-            step = _step(start, vector, sum(plan.weights[epoch]), getattr(torch, found.dtype))
+            step = _step(start, vector, plan.total(epoch), getattr(torch, found.dtype))
             after, before = gradient_at(vector, step), gradient_at(vector, -step)
             products[epoch] = combination((0.5 / step, after), (-0.5 / step, before))
             sentences.append(_sentence(epoch, after, before, run.gradient(0)))

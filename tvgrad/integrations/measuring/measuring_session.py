@@ -120,6 +120,7 @@ class MeasuringSession:
         self.forget_first_forward()
         self._consume_batch()
         placement = self._placed()
+        placement.require_no_open_step()
         if placement.trained is None:
             if placement.place():
                 raise TvgradError(
@@ -161,7 +162,7 @@ class MeasuringSession:
             self._require_known(placement, optimizer)
             return
         total = self._total
-        if total is None:
+        if total is None or not placement.ends_step(optimizer):
             return
         found = getattr(optimizer, "found_inf", None)
         if found is not None and float(found) > 0:

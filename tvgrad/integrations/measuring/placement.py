@@ -13,7 +13,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.integrations.measuring.pass_options import PassOptions
-from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules
+from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules, whole_models
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.store.run import Run
 from tvgrad.vectors.algebra import combination, to_float64
@@ -53,6 +53,8 @@ class Placement:
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._tries = 0
         self._version = 0
+        self._stepped: set[int] = set()
+        self._waiting: list[torch.optim.Optimizer] = []
         self.trained: TrainedModule | None = None
         self.misfit: str | None = None
 
@@ -83,7 +85,7 @@ class Placement:
         return True
 
     def moves(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Tell whether an optimizer moves the model's parameters, and no others.
+        """Tell whether an optimizer moves the model's parameters, or its part of them, and no others.
 
         Args:
             optimizer: any.
@@ -94,9 +96,53 @@ class Placement:
         trained = self.trained
         if trained is None:
             return False
+        if any(optimizer is one for one in trained.optimizers):
+            return True
         own = {id(parameter) for parameter in trained.parameters.values()}
         held = {key for key, tensor in held_by(optimizer).items() if tensor.requires_grad}
         return held == own
+
+    @property
+    def in_step(self) -> bool:
+        """Whether one of the model's optimizers has stepped, and another has not yet."""
+        return bool(self._stepped)
+
+    def require_no_open_step(self) -> None:
+        """Refuse a backward pass between the steps of one model's optimizers.
+
+        Raises:
+            TvgradError: one of them has stepped, and another has not.
+        """
+        if self.in_step:
+            raise TvgradError(
+                "the optimizers of its model step after backward passes of their own, and a measuring pass follows "
+                "optimizers that step together"
+            )
+
+    def ends_step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether all optimizers of the model have stepped with this one.
+
+        Args:
+            optimizer: one of them.
+
+        Returns:
+            Whether the step is complete.
+
+        Raises:
+            TvgradError: gradients were taken away before it is.
+        """
+        trained = self.trained
+        if trained is None or not trained.more or not any(optimizer is one for one in trained.optimizers):
+            return True
+        self._stepped |= {key for key, tensor in held_by(optimizer).items() if tensor.grad is not None}
+        self._waiting = [one for one in self._waiting or trained.optimizers if one is not optimizer]
+        if self._waiting:
+            return False
+        left = {id(parameter) for parameter in trained.parameters.values() if parameter.grad is not None}
+        lost, self._stepped = self._stepped - left, set()
+        if lost:
+            raise TvgradError("the script takes gradients away between the steps of one model's optimizers")
+        return True
 
     def only(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether an optimizer is the only one that the script has made.
@@ -142,10 +188,14 @@ class Placement:
             except TvgradError as error:
                 self.misfit = str(error)
                 continue
-            misfit = self._misfit(found[0].parameters)
-            if misfit is None and not any(one.root is found[0].root for one in fitting):
-                fitting.append(found[0])
-            self.misfit = misfit
+            whole = next(one for one in whole_models(found) if any(optimizer is mine for mine in one.optimizers))
+            for candidate in [whole] if whole.more == () else [whole, found[0]]:
+                misfit = self._misfit(candidate.parameters)
+                if misfit is None and not any(one.root is candidate.root for one in fitting):
+                    fitting.append(candidate)
+                self.misfit = misfit
+                if misfit is None:
+                    break
         if len(fitting) > 1:
             fitting = [one for one in fitting if self._model in {one.label, type(one.root).__name__}] or fitting
         if len(fitting) > 1:

@@ -27,6 +27,8 @@ class ReplaySession(MeasuringSession):
         if self._depth > 1:
             return
         self.forget_first_forward()
+        if self._placement is not None:
+            self._placement.require_no_open_step()
         self._training = True
         self._consume_batch()
 
@@ -48,6 +50,8 @@ class ReplaySession(MeasuringSession):
         if not placement.moves(optimizer):
             self._require_known(placement, optimizer)
             return
+        if placement.in_step:  # the first of several optimizers found the gradients of all
+            return
         if callable(closure):
             raise TvgradError("its optimizer takes a closure, whose steps have no update rule here")
         assert placement.trained is not None
@@ -68,6 +72,8 @@ class ReplaySession(MeasuringSession):
         """
         placement, steps = self._placed(), self._steps
         if steps is None or placement.trained is None or not placement.moves(optimizer):
+            return
+        if not placement.ends_step(optimizer):
             return
         steps.end_training_step(placement.trained.parameters)
         self.epochs.after_step()

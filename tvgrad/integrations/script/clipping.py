@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+CLIP_FACTS = ("clip_factor", "gradient_norm_before_clipping", "clipped_in_parts", "clip_value")
+"""What `clip_facts` may say of a step."""
+
 
 @dataclass(frozen=True)
 class Clipping:

@@ -19,18 +19,17 @@ never reaches the end: the iteration is dropped, which is held too, or a new one
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.iteration import Alive, Iteration
 from tvgrad.record.batch_items import BatchItems
 
 REMEDY = "give --steps-per-epoch N, or --record-at steps:1,10,100"
-
-Alive = Callable[[], bool]
 
 
 class CannotTell(TvgradError):
@@ -57,67 +56,6 @@ class Listener(Protocol):
         Args:
             how: loader, break, steps or exit.
         """
-
-
-@dataclass(eq=False)
-class Iteration:
-    """One pass over a DataLoader.
-
-    Attributes:
-        loader: what identifies the loader.
-        length: its number of batches, where it has one.
-        fetched: batches so far.
-        consumed: batches that a backward pass followed.
-        lead: batches that were fetched before the first backward pass, that one's included; above 1 where a wrapper
-            fetches ahead.
-        steps: optimizer steps that its batches went into.
-        exhausted: whether it came to its end.
-        dropped: whether its iterator is gone.
-        burst: batches fetched without a backward pass between them, and the end of the loader.
-        used: of this burst, batches that backward passes have consumed.
-        data: samples in the loader's data set, where that is known.
-        waiting: (samples, whether the batch is still in memory, its items where they were counted) for each batch that
-            waits for its backward pass.
-    """
-
-    loader: int
-    length: int | None
-    fetched: int = 0
-    consumed: int = 0
-    lead: int = 0
-    steps: int = 0
-    exhausted: bool = False
-    dropped: bool = False
-    burst: int = 0
-    used: int = 0
-    data: int | None = None
-    waiting: deque[tuple[int, Alive, BatchItems | None]] = field(default_factory=deque)
-
-    @property
-    def running(self) -> bool:
-        """Whether it may give another batch."""
-        return not self.exhausted and not self.dropped
-
-    @property
-    def fetched_a_group(self) -> bool:
-        """Whether the next backward pass goes through another batch than the last, though none was fetched since.
-
-        That is so where the batches that a step accumulates are fetched together. One of the first burst is fetched
-        ahead.
-        """
-        ahead = 1 if self.fetched == self.burst else 0
-        return self.lead > 1 and bool(self.waiting) and 0 < self.used < self.burst - ahead
-
-    def note_fetch(self) -> None:
-        """A batch was fetched, or the end was met."""
-        if self.used:
-            self.burst = self.used = 0
-        self.burst += 1
-
-    @property
-    def keeps_batches(self) -> bool:
-        """Whether a batch that waits for its backward pass is certainly still in use."""
-        return self.lead > 1 and any(alive() for _, alive, _ in self.waiting)
 
 
 class State(Enum):
@@ -157,13 +95,18 @@ class Epochs:
         state: where the script is.
     """
 
-    def __init__(self, listener: Listener, steps_per_epoch: int | None = None) -> None:
+    def __init__(
+        self, listener: Listener, steps_per_epoch: int | None = None, settle: Callable[[], None] = lambda: None
+    ) -> None:
         """Start before the first batch.
 
         Args:
             listener: who is told of the ends.
             steps_per_epoch: a fixed length, which makes loaders irrelevant.
+            settle: called before something else than a step happens: a step that several optimizers take together is
+                over then.
         """
+        self._settle = settle
         self._listener = listener
         self._fixed = steps_per_epoch
         self.steps = 0
@@ -195,6 +138,7 @@ class Epochs:
             alive: tells whether the batch is still in memory.
             items: what it holds, where that was counted.
         """
+        self._settle()
         held = self.state
         if isinstance(held, Held) and not (held.iteration.loader == iteration.loader and held.iteration.keeps_batches):
             self._end(held.how)
@@ -213,6 +157,7 @@ class Epochs:
         Args:
             iteration: the pass.
         """
+        self._settle()
         iteration.exhausted = True
         iteration.note_fetch()
         self._fresh = True
@@ -235,6 +180,7 @@ class Epochs:
         Raises:
             CannotTell: the pass before was over after one of several batches.
         """
+        self._settle()
         source = self._source
         if not self.telling or source is None or source.loader != loader or source.exhausted or not self.steps:
             return
@@ -248,6 +194,7 @@ class Epochs:
         Args:
             iteration: the pass.
         """
+        self._settle()
         iteration.dropped = True
         if self.telling and iteration is self._source and not iteration.exhausted and iteration.steps and self.steps:
             # A last group of gradients may be flushed yet, and an exception drops iterators too.
@@ -304,11 +251,15 @@ class Epochs:
         if late or (held is State.ENDED and source.steps and not source.running):
             raise CannotTell("steps go on after the DataLoader's end without a new batch, as with itertools.cycle")
 
-    def after_step(self) -> None:
-        """An optimizer step was taken, or skipped by a gradient scaler."""
+    def forget_batches(self) -> None:
+        """Count backward passes and batches from here on: an optimizer has stepped."""
         self.backwards = 0
         self.samples = 0
         self.items = []
+
+    def after_step(self) -> None:
+        """An optimizer step was taken, or skipped by a gradient scaler."""
+        self.forget_batches()
         self.steps += 1
         if not self.telling:
             if self.steps == self._fixed:
@@ -326,6 +277,22 @@ class Epochs:
         if begun and not held.iteration.keeps_batches:
             self._end(held.how)  # the last batch fetched ahead is consumed
 
+    def end_held(self) -> None:
+        """The end that is held is one."""
+        if isinstance(self.state, Held):
+            self._end(self.state.how)
+
+    def restart(self) -> None:
+        """Begin anew with the batches that the next step consumes: what was before is another training."""
+        self.steps = 0
+        self.state = State.UNSEEN if self._source is None else State.RUNNING
+        self._feeds.clear()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether no step was taken since an epoch ended, or may have ended; True where loaders do not decide."""
+        return not self.telling or self.state is State.ENDED or isinstance(self.state, Held)
+
     def exit(self, clean: bool, unchanged: bool) -> None:
         """The script is at its end.
 
@@ -333,6 +300,7 @@ class Epochs:
             clean: whether no exception ended it.
             unchanged: whether the weights are still those after the last step.
         """
+        self._settle()
         held = self.state
         if isinstance(held, Held):
             if clean or held.how == "loader":

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -31,23 +31,35 @@ class TrainedModule:
         root: the outermost module of the script that owns all its parameters; wrappers of torch are taken off.
         parameters: name in the root -> parameter, for those that require a gradient, in the root's order.
         label: the name that `--model` picks it by: that of the variable or attribute that holds the module.
+        whole: the same, also where `label` tells apart the optimizers of one module.
         part: the same for the smallest module that owns the parameters, where another optimizer trains another part.
+        more: further optimizers of the root, where all of them are recorded as one run.
     """
 
     optimizer: torch.optim.Optimizer
     root: nn.Module
     parameters: dict[str, nn.Parameter]
     label: str
+    whole: str
     part: str
+    more: tuple[torch.optim.Optimizer, ...] = ()
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """All optimizers of it."""
+        return (self.optimizer, *self.more)
 
     @property
     def description(self) -> str:
         """For the list that an error shows."""
         count = sum(parameter.numel() for parameter in self.parameters.values())
-        return f"{self.label} ({count:,} parameters of a {type(self.root).__name__}, {type(self.optimizer).__name__})"
+        kinds = " and ".join(dict.fromkeys(type(one).__name__ for one in self.optimizers))
+        return f"{self.label} ({count:,} parameters of a {type(self.root).__name__}, {kinds})"
 
 
-def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = None) -> list[TrainedModule]:
+def trained_modules(
+    optimizer: torch.optim.Optimizer, frame: FrameType | None = None, past: Collection[torch.optim.Optimizer] = ()
+) -> list[TrainedModule]:
     """Describe the optimizer that steps, and every other that could.
 
     Optimizers that hold the same tensors (one that wraps another, say) count as one.
@@ -55,6 +67,7 @@ def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = 
     Args:
         optimizer: the one that steps.
         frame: where the step is called from, to find the script's own names.
+        past: optimizers whose training is over.
 
     Returns:
         What each trains, the stepping optimizer's first.
@@ -73,36 +86,59 @@ def trained_modules(optimizer: torch.optim.Optimizer, frame: FrameType | None = 
             f"the tensors of the script's {type(optimizer).__name__} belong to no torch.nn.Module, so that they have "
             "no names: hold them in a module"
         )
-    found = [_trained(one, modules, contents, frame) for one in others]
+    found = [_trained(one, modules, contents, frame) for one in others if one not in past]
     return _with_own_labels([first, *(one for one in found if one is not None)])
 
 
 def choose(found: list[TrainedModule], name: str | None) -> TrainedModule | None:
-    """Pick what is to be recorded.
+    """Pick what is to be recorded: a model with all its optimizers, or the part of one that an optimizer trains.
 
     Args:
         found: what the optimizers train, the stepping one's first.
         name: the value of `--model`.
 
     Returns:
-        The one to record, or None where it is not the one that steps now.
+        What to record, or None where it is not what is trained now.
 
     Raises:
-        TvgradError: there are several and none is named, or there is none of that name.
+        TvgradError: there are several models and none is named, or there is none of that name.
     """
-    listed = "; ".join(one.description for one in found)
+    models = whole_models(found)
+    listed = "; ".join(one.description for one in models)
     if name is None:
-        if len(found) > 1:
+        if len(models) > 1:
             raise TvgradError(
-                f"the script has {len(found)} optimizers, and one is recorded: pick by --model ({listed})"
+                f"the script trains {len(models)} models, and one is recorded: pick by --model ({listed})"
             )
-        return found[0]
-    picked = [one for one in found if name in {one.label, type(one.root).__name__}]
-    exact = [one for one in found if name == one.label] or picked
-    if len(exact) != 1:
-        what = "several models" if exact else "no model"
+        return models[0]
+    picked = [one for one in models if name == one.label]
+    picked = picked or [one for one in found if name == one.label]
+    picked = picked or [one for one in models if name == type(one.root).__name__]
+    if len(picked) != 1:
+        what = "several models" if picked else "no model"
         raise TvgradError(f"the script trains {what} called {name!r}: pick by --model one of {listed}")
-    return exact[0] if exact[0] is found[0] else None
+    return picked[0] if any(one is found[0].optimizer for one in picked[0].optimizers) else None
+
+
+def whole_models(found: Sequence[TrainedModule]) -> list[TrainedModule]:
+    """Put the optimizers of each model together.
+
+    Args:
+        found: what the optimizers train.
+
+    Returns:
+        Each model once, with all its optimizers.
+    """
+    models = []
+    for first in found:
+        same = [one for one in found if one.root is first.root]
+        if first is not same[0]:
+            continue
+        held = {id(parameter) for one in same for parameter in one.parameters.values()}
+        parameters = {name: tensor for name, tensor in first.root.named_parameters() if id(tensor) in held}
+        more = tuple(one.optimizer for one in same[1:])
+        models.append(first if not more else replace(first, parameters=parameters, label=first.whole, more=more))
+    return models
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
@@ -157,7 +193,8 @@ def _trained(
         root = getattr(root, WRAPPERS[type(root).__name__])
     nearest = min(owning, key=lambda one: len(contents[id(one)]))
     parameters = {name: tensor for name, tensor in root.named_parameters() if id(tensor) in held}
-    return TrainedModule(optimizer, root, parameters, _label(root, owning, frame), _label(nearest, owning, frame))
+    whole = _label(root, owning, frame)
+    return TrainedModule(optimizer, root, parameters, whole, whole, _label(nearest, owning, frame))
 
 
 def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None) -> str:
@@ -191,5 +228,5 @@ def _with_own_labels(found: list[TrainedModule]) -> list[TrainedModule]:
         plain = label
         while any(other.label == label for other in result):
             label, number = f"{plain}.{number}", number + 1
-        result.append(TrainedModule(one.optimizer, one.root, one.parameters, label, one.part))
+        result.append(replace(one, label=label))
     return result

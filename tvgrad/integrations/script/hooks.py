@@ -63,9 +63,12 @@ def _watch_backward(session: Session) -> None:
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():
-            session.guard(session.epochs.backward)
+        if torch.compiler.is_compiling():
+            original(*args, **kwargs)
+            return
+        session.guard(session.before_backward)
         original(*args, **kwargs)
+        session.guard(session.after_backward)
 
     torch.autograd.backward = backward
 

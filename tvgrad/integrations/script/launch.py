@@ -99,7 +99,8 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
         after: called when the command has ended and a run was recorded.
 
     Returns:
-        Its exit status, negative for the signal that ended it.
+        Its exit status, negative for the signal that ended it; 2 where it ended well and nothing was recorded, or
+        recording failed under `--strict`.
 
     Raises:
         TvgradError: there is no such command.
@@ -109,7 +110,7 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
     try:
         options = replace(options, notes=notes)
         status = _run(options.command, environment(options))
-        failed = _outcome(options, out, status)
+        failed, nothing = _outcome(options, out, status)
         if not failed and after is not None:
             try:
                 after()
@@ -118,7 +119,7 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
                 failed = True
     finally:
         shutil.rmtree(notes, ignore_errors=True)
-    return 2 if failed and options.strict and status == 0 else status
+    return 2 if status == 0 and (nothing or (failed and options.strict)) else status
 
 
 def end_like(status: int) -> None:
@@ -187,19 +188,21 @@ def _pass_on(number: int, child: int, probe: GroupSignalProbe) -> None:
         os.kill(child, one)
 
 
-def _outcome(options: ScriptOptions, out: Path, status: int) -> bool:
-    """Say what was recorded, or why nothing was; whether that is a failure."""
+def _outcome(options: ScriptOptions, out: Path, status: int) -> tuple[bool, bool]:
+    """Say what was recorded, or why nothing was; whether that is a failure, and whether there is nothing."""
     notes = read_notes(options.notes)
-    events = {note["event"] for note in notes}
+    begun = [place for place, note in enumerate(notes) if note["event"] == "anew"]
+    events = {note["event"] for note in notes[max(begun, default=0) :]}
+    outs = list(dict.fromkeys(str(note["out"]) for note in notes if note["event"] == "step")) or [str(out)]
+    for earlier in outs[:-1]:
+        _say_points(earlier, _points(Path(earlier)), options)
+    out = Path(outs[-1])
     points = _points(out) if "step" in events else []
-    plain = "" if status or options.strict else "; the exit code stays the command's (--strict makes it 2)"
+    plain = "" if status else "; the exit code is 2 for that, the command's was 0"
     if points:
-        unit = "step" if options.record_at != "epochs" else "epoch"
-        short = " (recording stopped before the script did)" if "stopped" in events else ""
-        if not options.quiet or short:
-            say(f"{options.out}: {len(points)} points, the last at {unit} {points[-1]}{short}")
+        _say_points(str(out), points, options, stopped="stopped" in events)
     elif "stopped" in events:
-        return True
+        pass  # said where it happened
     elif "step" in events:
         say(f"nothing is recorded in {options.out}: the script ended before the pretrained weights were written{plain}")
     elif "torch" in events:
@@ -211,7 +214,14 @@ def _outcome(options: ScriptOptions, out: Path, status: int) -> bool:
             "nothing is recorded, because the command imported no torch in a Python that can be reached (python -I, -E "
             f"and -S, and containers, shut it out){plain}"
         )
-    return "stopped" in events or not points
+    return "stopped" in events or not points, not points
+
+
+def _say_points(out: str, points: Sequence[int], options: ScriptOptions, stopped: bool = False) -> None:
+    unit = "step" if options.record_at != "epochs" else "epoch"
+    short = " (recording stopped before the script did)" if stopped else ""
+    if points and (short or not options.quiet):
+        say(f"{out}: {len(points)} points, the last at {unit} {points[-1]}{short}")
 
 
 def _ended(status: int) -> str:

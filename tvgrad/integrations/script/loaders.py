@@ -10,7 +10,8 @@ from typing import Any
 
 from torch.utils.data import dataloader
 
-from tvgrad.integrations.script.epochs import Epochs, Iteration
+from tvgrad.integrations.script.epochs import Epochs
+from tvgrad.integrations.script.iteration import Iteration
 from tvgrad.record.batch_items import items_of, tensors_of
 
 Guard = Callable[..., None]

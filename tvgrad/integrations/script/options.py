@@ -29,6 +29,7 @@ class ScriptOptions:
         steps_per_epoch: optimizer steps in an epoch; None reads epochs off the script's DataLoaders.
         model: which model to record where there are several.
         recipe: TARGET of the recipe whose full-batch gradients are computed afterwards.
+        frozen: record frozen parameters too, which may begin to train later.
         overwrite: replace a run that is there, when the first step is recorded.
         strict: end the script where recording fails.
         quiet: say nothing where all is well.
@@ -45,6 +46,7 @@ class ScriptOptions:
     steps_per_epoch: int | None = None
     model: str | None = None
     recipe: str | None = None
+    frozen: bool = False
     overwrite: bool = False
     strict: bool = False
     quiet: bool = False
@@ -82,3 +84,19 @@ class ScriptOptions:
                 "measure": None if measure is None else PassOptions(**measure),
             }
         )
+
+
+def sibling(out: str, number: int, replaced: bool) -> str:
+    """Name a run directory beside another.
+
+    Args:
+        out: the other.
+        number: of the training, from 2.
+        replaced: whether a run of that name may be replaced.
+
+    Returns:
+        `out-2`, say: the first that does not exist, from this number on.
+    """
+    while not replaced and os.path.exists(f"{out}-{number}"):
+        number += 1
+    return f"{out}-{number}"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.clipping import CLIP_FACTS
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
-from tvgrad.integrations.script.optimizer_options import OptimizerOptions
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
@@ -33,7 +34,7 @@ class ScriptRecorder:
         """Record the weights before the first step.
 
         Args:
-            trained: the optimizer, its module and the names of its parameters.
+            trained: the optimizers, their module and the names of their parameters.
             options: what to record, and where.
             guard: runs a function so that its errors do not reach the script.
 
@@ -43,7 +44,6 @@ class ScriptRecorder:
         self._model, self._parameters = trained.root, trained.parameters
         self._clock = Clock(options.record_at)
         self._keep = options.keep
-        at_first = OptimizerOptions(trained.optimizer)
         describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
         header = RunHeader(
             Path(options.out).name,
@@ -53,12 +53,11 @@ class ScriptRecorder:
             unit=options.record_at.unit,
             record=options.record,
             keep=options.keep,
-            optimizer=trained.optimizer,
+            optimizers=trained.optimizers,
             info={
                 "command": list(options.command),
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
-                "optimizer_groups": at_first.first,
                 "config": dict(describe()) if callable(describe) else None,
             },
         )
@@ -71,20 +70,19 @@ class ScriptRecorder:
             background=True,
             folding=True,
             watch=StepWatch(
-                at_first.row,
                 guard,
                 before_step=self._weights.look,
                 on_gradients=self._require_recorded,
                 after_attempt=self._weights.after_step,
             ),
         )
-        self._rule = read_rule(trained.optimizer)["rule"]
+        self._rule = read_rule(trained.optimizers, trained.parameters)["rule"]
         self._held: Moment | None = None
         self._endings: list[str] = []
         self._copies: Weights = {}  # those collected last: when the script ends cleanly, those recorded last
         self._recorded_steps = 0
-        self._count = -1
-        self._unrecorded: list[torch.Tensor] = []
+        self._points = -1
+        self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
         self._writer = BackgroundWriter(header.creation(Path(options.out), options.overwrite))
         try:
@@ -92,12 +90,48 @@ class ScriptRecorder:
         except BaseException:
             self._writer.close()
             raise
-        self._collector.attach(trained.optimizer)
+        self._collector.attach(trained.optimizers)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken."""
+        """Optimizer steps taken; one of several optimizers' together counts once."""
         return self._clock.steps
+
+    @property
+    def points(self) -> int:
+        """Points recorded after the pretrained weights."""
+        return self._points
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether what was recorded looks like epochs, and not like a trial on a part of the data."""
+        cut = [how == "break" for how in self._endings]
+        return self._points > 0 and (not cut or not cut[-1] or (all(cut) and len(cut) > 1))
+
+    @property
+    def returned(self) -> bool:
+        """Whether something besides the steps has put the pretrained weights back."""
+        return self._weights.returned
+
+    @property
+    def in_round(self) -> bool:
+        """Whether an optimizer has stepped, and others that train the same model may follow in the same step."""
+        return self._collector.in_round
+
+    def stepped_in_round(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether an optimizer has stepped in the step that is not over.
+
+        Args:
+            optimizer: one of the model's.
+
+        Returns:
+            Whether it has.
+        """
+        return self._collector.stepped_in_round(optimizer)
+
+    def end_round(self) -> None:
+        """The optimizers that have not stepped by now do not take part in the step."""
+        self._collector.end_round()
 
     @property
     def unchanged(self) -> bool:
@@ -107,13 +141,13 @@ class ScriptRecorder:
         return own and self._weights.present_version() == self._weights.version
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on with another optimizer of the same parameters.
+        """Go on with another optimizer of parameters that are recorded.
 
         Args:
             optimizer: the new one.
         """
-        self._collector.attach(optimizer)
-        if read_rule(optimizer)["rule"] != self._rule:
+        self._collector.follow(optimizer)
+        if read_rule((optimizer,), self._parameters)["rule"] != self._rule:
             self._rule = None
             self.add_info(rule=None, rule_reason=f"the script made a new optimizer after step {self.steps}")
 
@@ -135,12 +169,12 @@ class ScriptRecorder:
         self._collector.add_row(optimizer, **facts, skipped=1)
 
     def note_step(self, **facts: Any) -> None:
-        """Add facts to the row of the optimizer's last attempt.
+        """Add facts to the row of the last attempt, in the place of what was said of its clipping.
 
         Args:
             facts: plain values.
         """
-        self._collector.note_step(**facts)
+        self._collector.note_step(**dict.fromkeys(CLIP_FACTS) | facts)
 
     def end_step(self) -> None:
         """Record the weights after the optimizer's last attempt, where it was a step that is due."""
@@ -195,18 +229,34 @@ class ScriptRecorder:
         moment.write(self._writer, self._clock.number, keep=self._keep)
         self._collector.clear(moment)
         self._recorded_steps = moment.steps
+        self._points += 1
 
     def _require_recorded(self, optimizer: torch.optim.Optimizer) -> None:
         """A parameter that begins to train later is not among the recorded ones, and its file would be missing."""
         count = sum(len(group["params"]) for group in optimizer.param_groups)
-        if count != self._count:
+        known = self._unrecorded.get(id(optimizer))
+        if known is None or known[0] != count:
             own = {id(parameter) for parameter in self._parameters.values()}
-            self._unrecorded = [tensor for key, tensor in held_by(optimizer).items() if key not in own]
-            self._count = count
-        late = next((tensor for tensor in self._unrecorded if tensor.grad is not None), None)
+            known = count, [tensor for key, tensor in held_by(optimizer).items() if key not in own]
+            self._unrecorded[id(optimizer)] = known
+        late = next((tensor for tensor in known[1] if tensor.grad is not None), None)
         if late is not None:
-            names = {id(tensor): name for name, tensor in self._model.named_parameters()}
-            raise TvgradError(
-                f"{names.get(id(late), 'a parameter')} was frozen at the first step and is trained from step "
-                f"{self.steps + 1} on: a run has one set of trainable parameters"
-            )
+            raise TvgradError(begins_to_train(self._model, late, self.steps))
+
+
+def begins_to_train(model: nn.Module, tensor: torch.Tensor, steps: int) -> str:
+    """Say that a parameter is trained that the run does not record.
+
+    Args:
+        model: the run's.
+        tensor: the parameter.
+        steps: that were taken before.
+
+    Returns:
+        A sentence.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return (
+        f"{names.get(id(tensor), 'a parameter')} was frozen at the first step and is trained from step {steps + 1} on, "
+        "and a run has the same parameters from its start: --frozen records frozen parameters too"
+    )

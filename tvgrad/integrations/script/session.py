@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.clipping import Clipping, clip_facts
+from tvgrad.integrations.script.clipping import Clipping
 from tvgrad.integrations.script.epochs import CannotTell, Epochs
-from tvgrad.integrations.script.find_trained_module import choose, held_by, trained_modules
+from tvgrad.integrations.script.find_trained_module import TrainedModule, choose, held_by, trained_modules
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import claim, leave_note, say
-from tvgrad.integrations.script.options import ScriptOptions
-from tvgrad.integrations.script.script_recorder import ScriptRecorder
-from tvgrad.record.batch_items import sum_of_fingerprints
+from tvgrad.integrations.script.options import ScriptOptions, sibling
+from tvgrad.integrations.script.script_recorder import ScriptRecorder, begins_to_train
+from tvgrad.integrations.script.step_facts import StepFacts
 
 
 class Session:
@@ -36,21 +37,27 @@ class Session:
             options: how to record.
         """
         self.options = options
-        self.epochs = Epochs(self, options.steps_per_epoch if options.record_at == "epochs" else 2**62)
+        steps = options.steps_per_epoch if options.record_at == "epochs" else 2**62
+        self.epochs = Epochs(self, steps, lambda: self.guard(self._end_step))
         self.loaders = LoaderWatch(self.epochs, self.guard)
         self._recorder: ScriptRecorder | None = None
         self._process = os.getpid()
+        self._first_out = options.out
         self._thread: int | None = None
         self._stopped = False
         self._exits = False
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
+        self._trained: TrainedModule | None = None
+        self._step_open = False
+        self._facts = StepFacts(self.epochs)
+        self._dormant: ScriptRecorder | None = None
+        self._past: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._trainings, self._failed = 1, False
+        self._gradients: list[tuple[int, int]] | None = None
         self._held: dict[int, torch.Tensor] = {}
-        self._others: set[int] = set()
-        self._clips: list[Clipping] = []
-        self._unscaled = False
-        self._scale: float | None = None
+        self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._stepped = False
-        self._in_step = False
+        self._stepping: torch.optim.Optimizer | None = None
 
     @property
     def active(self) -> bool:
@@ -73,10 +80,32 @@ class Session:
             try:
                 action()
             except Exception as error:  # noqa: BLE001 - nothing of ours may end the user's training
-                self.stop(error)
+                if self._dormant is None or not isinstance(error, CannotTell):
+                    self.stop(error)
         if self._exits and may_exit and os.getpid() == self._process:
             self._exits = False
             raise SystemExit(2)
+
+    def before_backward(self) -> None:
+        """A backward pass begins."""
+        self.epochs.backward()
+        self._gradients = self._present_gradients() if self._shared else None
+
+    def after_backward(self) -> None:
+        """A backward pass has ended: one that left our gradients as they were is of another model's loss."""
+        if self._gradients is not None and self._gradients == self._present_gradients():
+            self.epochs.backwards -= 1
+        self._gradients = None
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the script trains other models too."""
+        return self._trained is not None and (self.options.model is not None or bool(self._others))
+
+    def _present_gradients(self) -> list[tuple[int, int]]:
+        assert self._trained is not None
+        gradients = [parameter.grad for parameter in self._trained.parameters.values()]
+        return [(id(one), one._version) for one in gradients if one is not None]
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step.
@@ -84,14 +113,21 @@ class Session:
         Args:
             optimizer: any of the script's.
         """
+        followed = self._recorder or self._dormant
+        if followed is not None and followed.returned:
+            self._begin_anew("the pretrained weights were put back", followed, optimizer)
+        if self._dormant is not None:
+            return
         if self._recorder is None:
             self._start(optimizer)
-        elif optimizer is not self._optimizer:
+        elif not self._ours(optimizer):
             self._meet(optimizer)
-        if optimizer is not self._optimizer or self._recorder is None:
+        if not self._ours(optimizer) or self._recorder is None or self._nested(optimizer):
             return
-        self._stepped = self._in_step = True
-        if self.epochs.backwards == 0:
+        self._stepped, self._stepping = True, optimizer
+        if self._recorder.stepped_in_round(optimizer):
+            self._end_step()
+        if self.epochs.backwards == 0 and not self._step_open:
             self.epochs.backward()  # gradients that no backward pass of torch.autograd made
         self._check_epochs()
 
@@ -102,12 +138,25 @@ class Session:
             optimizer: any of the script's.
         """
         recorder = self._recorder
-        if recorder is None or optimizer is not self._optimizer:
+        if self._dormant is not None:
+            self.epochs.forget_batches()
+        if recorder is None or optimizer is not self._stepping:
             return
-        self._in_step = False
-        recorder.note_step(**self._facts())
-        self.epochs.after_step()
-        recorder.end_step()
+        self._stepping = None
+        self._step_open = True
+        recorder.note_step(**self._facts.so_far(self._held))
+        self.epochs.forget_batches()
+        if not recorder.in_round:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """All optimizers that take part in a step have stepped."""
+        if self._step_open and self._recorder is not None:
+            self._step_open = False
+            self._facts.begin_step()
+            self._recorder.end_round()
+            self.epochs.after_step()
+            self._recorder.end_step()
 
     def clipped(
         self,
@@ -128,7 +177,7 @@ class Session:
             by_value: whether each coordinate was clipped by itself.
         """
         if not self._held or any(id(parameter) in self._held for parameter in parameters):
-            self._clips.append(Clipping(parameters, total, most, euclidean, self._unscaled, by_value))
+            self._facts.clips.append(Clipping(parameters, total, most, euclidean, self._facts.unscaled, by_value))
 
     def unscaled(self, optimizer: torch.optim.Optimizer) -> None:
         """A gradient scaler has taken the loss scale out of gradients.
@@ -136,7 +185,7 @@ class Session:
         Args:
             optimizer: whose.
         """
-        self._unscaled = self._unscaled or self._optimizer is None or optimizer is self._optimizer
+        self._facts.unscaled = self._facts.unscaled or not self._optimizers or self._ours(optimizer)
 
     def scaling(self, scale: float) -> None:
         """A gradient scaler is about to step.
@@ -144,7 +193,7 @@ class Session:
         Args:
             scale: its loss scale.
         """
-        self._scale = scale
+        self._facts.scale = scale
         self._stepped = False
 
     def scaled(self, optimizer: torch.optim.Optimizer) -> None:
@@ -153,14 +202,16 @@ class Session:
         Args:
             optimizer: which.
         """
-        skipped = not self._stepped and (self._recorder is None or optimizer is self._optimizer)
+        skipped = not self._stepped and (self._recorder is None or self._ours(optimizer))
         if skipped and self._recorder is None:
             # The first attempts are often skipped, even for an epoch: they left the weights what they were.
             self._start(optimizer)
         if skipped and self._recorder is not None:
-            self._recorder.note_skipped(optimizer, **self._facts())
+            self._end_step()
+            self._recorder.note_skipped(optimizer, **self._facts.so_far(self._held))
+            self._facts.begin_step()
             self.epochs.after_step()
-        self._scale, self._unscaled = None, False
+        self._facts.scale, self._facts.unscaled = None, False
 
     def hold(self) -> None:
         """The epoch may end here."""
@@ -182,8 +233,14 @@ class Session:
         Args:
             error: the reason.
         """
-        self._stopped = True
         recorder, self._recorder = self._recorder, None
+        # A trial before the training, a search for a rate say, need not have epochs.
+        waits = isinstance(error, CannotTell) and not self.options.strict
+        self._stopped, self._dormant = not waits, recorder if waits else None
+        if waits and recorder is None:
+            self._past.update(self._optimizers)
+            self._failed = True
+        self.epochs.restart()
         begun, reached = "nothing is recorded", ""
         if recorder is not None:
             begun, reached = "recording stops", f"; {self.options.out} keeps what was recorded before"
@@ -224,68 +281,105 @@ class Session:
 
     def _start(self, optimizer: torch.optim.Optimizer) -> None:
         """The first step: find out what is trained, and record the weights before it."""
-        if id(optimizer) in self._others:
+        if optimizer in self._others or optimizer in self._past:
             return
         if _rank() > 0:
             self._stopped = True
             return
-        found = trained_modules(optimizer, sys._getframe())
+        found = trained_modules(optimizer, sys._getframe(), self._past)
         trained = choose(found, self.options.model)
+        if trained is not None and self.options.frozen:
+            trained = replace(trained, parameters=dict(trained.root.named_parameters()))
         if trained is None:
-            self._others.add(id(optimizer))
+            self._others.add(optimizer)
             return
         if self._thread is None and not claim(self.options.notes):
             self._stopped = True
             say(f"process {os.getpid()} is not recorded: another process of the command took the first step")
             return
         self._thread = threading.get_ident()
-        self._optimizer, self._held = optimizer, held_by(optimizer)
+        self._trained, self._optimizers = trained, trained.optimizers
+        self._held = {key: tensor for one in trained.optimizers for key, tensor in held_by(one).items()}
         if self.epochs.backwards == 0:
             self.epochs.backward()
         self._check_epochs()
         self._recorder = ScriptRecorder(trained, self.options, self.guard)
-        leave_note(self.options.notes, event="step")
+        if self._failed:
+            say(f"another training begins, and is recorded in {self.options.out}")
+        if self._failed or self._trainings > 1:
+            leave_note(self.options.notes, event="anew")
+        self._failed = False
+        leave_note(self.options.notes, event="step", out=self.options.out)
 
     def _meet(self, optimizer: torch.optim.Optimizer) -> None:
-        """Another optimizer steps: a wrapper or successor of ours, one that was not picked, or a new training."""
-        if id(optimizer) in self._others or self._nested_in_ours(optimizer):
+        """Another optimizer steps: a wrapper or successor of ours, one of another model, or a new training.
+
+        Raises:
+            TvgradError: it trains another model, or what is not recorded.
+        """
+        if optimizer in self._others or self._nested(optimizer):
             return
-        recorder = self._recorder
-        if recorder is not None and held_by(optimizer).keys() == self._held.keys():
-            self._optimizer = optimizer
+        recorder, trained = self._recorder, self._trained
+        assert recorder is not None
+        assert trained is not None
+        held = {key: tensor for key, tensor in held_by(optimizer).items() if tensor.requires_grad}
+        recorded = {id(parameter) for parameter in trained.parameters.values()}
+        if held and held.keys() <= recorded:
+            self._optimizers = (*self._optimizers, optimizer)
+            self._held |= held
             recorder.follow(optimizer)
             return
+        inside = {id(parameter) for parameter in trained.root.parameters()}
+        whole = self.options.model in {None, trained.whole, type(trained.root).__name__}
+        if held.keys() & recorded or (whole and held.keys() & inside):
+            late = next(tensor for key, tensor in held.items() if key not in recorded)
+            raise TvgradError(begins_to_train(trained.root, late, recorder.steps))
         if self.options.model is not None:
-            self._others.add(id(optimizer))
+            self._others.add(optimizer)
             return
-        raise TvgradError(
-            f"a second optimizer ({type(optimizer).__name__}) began to step after step "
-            f"{0 if recorder is None else recorder.steps}: pick one by --model, or trace one training at a time"
-        )
+        if optimizer in self._past or (recorder.points and not self.epochs.at_end):
+            raise TvgradError(
+                f"a second optimizer ({type(optimizer).__name__}) began to step after step {recorder.steps}, of "
+                "another model: pick one by --model, or trace one training at a time"
+            )
+        self._begin_anew("another model is trained", recorder, optimizer)
+        self._start(optimizer)
 
-    def _nested_in_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether ours is in the middle of its step, and this one does the work for it."""
-        return self._in_step and held_by(optimizer).keys() <= self._held.keys()
+    def _begin_anew(self, why: str, followed: ScriptRecorder, optimizer: torch.optim.Optimizer) -> None:
+        """A new training begins: what was recorded stays where epochs were, else it was a trial."""
+        self._end_step()
+        self.epochs.end_held()
+        whole = self._dormant is None and followed.has_epochs and self.epochs.at_end
+        if self._dormant is None:
+            followed.close(finished=whole)
+        begins = f"{why} after step {followed.steps}, and a new training begins"
+        self._trainings += 1
+        if whole:
+            self._past.update(one for one in self._optimizers if one is not optimizer)
+            out = sibling(self._first_out, self._trainings, self.options.overwrite)
+            say(f"{begins}: it is recorded in {out}, and {self.options.out} holds the one before")
+            self.options = replace(self.options, out=out)
+        else:
+            say(f"{begins}: what was recorded of the trial before it is replaced")
+            self.options = replace(self.options, overwrite=True)
+        self._recorder = self._dormant = None
+        self._optimizers, self._step_open = (), False
+        self._facts.begin_step()
+        self.epochs.restart()
+
+    def _ours(self, optimizer: torch.optim.Optimizer) -> bool:
+        return any(optimizer is one for one in self._optimizers)
+
+    def _nested(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether one of ours is in the middle of its step, and this one does the work for it."""
+        stepping = self._stepping
+        return stepping not in {None, optimizer} and held_by(optimizer).keys() <= held_by(stepping).keys()
 
     def _check_epochs(self) -> None:
         fetcher = self.loaders.fetcher
         if self.epochs.telling and fetcher is not None and fetcher != threading.get_ident():
             raise CannotTell("another thread fetches the batches ahead of the steps")
         self.epochs.before_step()
-
-    def _facts(self) -> dict[str, Any]:
-        """What is known of the step besides the optimizer."""
-        facts: dict[str, Any] = {"accumulated": self.epochs.backwards}
-        if self.epochs.samples:
-            facts["batch_size"] = self.epochs.samples
-        fingerprint = sum_of_fingerprints([items.fingerprint for items in self.epochs.items])
-        if fingerprint is not None:
-            facts["batch_fingerprint"] = fingerprint
-        facts |= clip_facts(self._clips, self._held, self._scale is not None)
-        if self._scale is not None:
-            facts["loss_scale"] = self._scale
-        self._clips = []
-        return facts
 
 
 def _rank() -> int:

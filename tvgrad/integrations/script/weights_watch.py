@@ -34,7 +34,16 @@ class WeightsWatch:
         self._seen = self._unseen = 0
         self._in_vain = False
         self.version = self.present_version()
+        self._first = _sample(parameters)
+        self._left = False
         self._mark(sampled=True)
+
+    @property
+    def returned(self) -> bool:
+        """Whether something besides the steps has put back the weights of the first look, which the steps had left."""
+        if not self._left or self.present_version() == self.version:
+            return False
+        return _same(_sample(self._parameters), self._first)
 
     @property
     def moved(self) -> int:
@@ -59,7 +68,7 @@ class WeightsWatch:
             self._unseen += raised
             return
         if len(now := _sample(self._parameters)) == len(self._sample):
-            moved = not all(map(torch.equal, now, self._sample))
+            moved = not _same(now, self._sample)
             self._seen += moved
             self._in_vain |= raised and not moved
 
@@ -77,6 +86,8 @@ class WeightsWatch:
     def _mark(self, sampled: bool) -> None:
         self._marked_version = self.present_version()
         self._sample = _sample(self._parameters) if sampled else None
+        if self._sample is not None and not self._left:
+            self._left = bool(self._first) and not _same(self._sample, self._first)
 
 
 def differ(recorded: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]) -> bool:
@@ -101,6 +112,10 @@ def differ(recorded: Mapping[str, torch.Tensor], present: Mapping[str, torch.Ten
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Bytes: NaN is equal to itself there."""
     return tensor.reshape(-1).contiguous().view(torch.uint8)
+
+
+def _same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
 def _sample(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,123 @@
+"""Scripts that train more than once: a search for a rate, a trial, folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.script.script_runs import TRACE, run
+from tvgrad import Run
+from tvgrad.integrations.script.options import sibling
+from tvgrad.integrations.script.weights_watch import WeightsWatch
+
+Write = Callable[[str], list[str]]
+
+
+def test_weights_that_are_put_back_are_told() -> None:
+    weights = nn.Parameter(torch.linspace(-1.0, 1.0, 3000))
+    start = weights.detach().clone()
+    watch = WeightsWatch([weights])
+
+    def step(size: float) -> None:
+        with torch.no_grad():
+            weights.add_(size)
+        watch.after_step()
+
+    step(0.0)  # a warm-up that begins with rate 0
+    with torch.no_grad():
+        weights.copy_(start)
+    assert not watch.returned
+    for _ in range(3):
+        step(0.1)
+        assert not watch.returned
+    with torch.no_grad():
+        weights.copy_(start + 1)
+    assert not watch.returned
+    with torch.no_grad():
+        weights.copy_(start)
+    assert watch.returned
+
+
+def test_the_name_of_a_later_training(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    assert sibling(out, 2, replaced=False) == f"{out}-2"
+    (tmp_path / "run-2").mkdir()
+    assert sibling(out, 2, replaced=False) == f"{out}-3"
+    assert sibling(out, 2, replaced=True) == f"{out}-2"
+
+
+TRAINS = """
+for epoch in range(2):
+    for a, b in loader: step(a, b)
+torch.save(model.state_dict(), "last.pt")
+"""
+
+TRIALS = {
+    "a search for a rate in a cycle": """
+kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+for (a, b), _ in zip(itertools.cycle(loader), range(6)):
+    step(a, b)
+    optimizer.param_groups[0]["lr"] *= 1.1
+model.load_state_dict(kept)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+""",
+    "a search for a rate that is cut off": """
+kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+for index, (a, b) in enumerate(loader):
+    step(a, b)
+    if index == 2: break
+model.load_state_dict(kept)
+""",
+    "a trial on one batch of a copy": """
+import copy
+real, model = model, copy.deepcopy(model)
+own, optimizer = optimizer, torch.optim.Adam(model.parameters())
+a, b = next(iter(loader))
+for _ in range(3): step(a, b)
+model, optimizer = real, own
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TRIALS)
+def test_a_trial_is_no_epoch(case: str, write: Write, tmp_path: Path) -> None:
+    done = run([*TRACE, "--out", "run", "--", *write(TRIALS[case] + TRAINS)], tmp_path)
+    assert "training begins" in done.stderr, done.stderr
+    assert "3 points, the last at epoch 2\n" in done.stderr
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
+    record = Run.open(tmp_path / "run")
+    assert [point.steps for point in record.points] == [0, 4, 8]
+    truth = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert all(torch.equal(tensor, truth[name]) for name, tensor in record.weights(2).items())
+    assert record.manifest.finished
+    assert not record.info["final_weights_differ"]
+
+
+FOLDS = """
+for fold in range(2):
+    {fresh}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(2):
+        for a, b in loader: step(a, b)
+    torch.save(model.state_dict(), f"fold{{fold}}.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh", ["model = nn.Linear(3, 1)", "model.load_state_dict(kept)"])
+def test_each_fold_has_a_run(fresh: str, write: Write, tmp_path: Path) -> None:
+    kept = "kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}\n"
+    done = run([*TRACE, "--out", "run", "--", *write(kept + FOLDS.format(fresh=fresh))], tmp_path)
+    assert "it is recorded in" in done.stderr, done.stderr
+    for name, fold in (("run", 0), ("run-2", 1)):
+        record = Run.open(tmp_path / name)
+        assert [point.steps for point in record.points] == [0, 4, 8]
+        truth = torch.load(tmp_path / f"fold{fold}.pt", weights_only=True)
+        assert all(torch.equal(tensor, truth[key]) for key, tensor in record.weights(2).items())
+        assert record.manifest.finished
+        assert f"{name}: 3 points" in done.stderr
