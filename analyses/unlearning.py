@@ -37,7 +37,7 @@ FORGOTTEN = 1.0
 """Nats a token that a loss rises until its text counts as forgotten."""
 KEPT = 0.1
 """Nats a token that the loss of a text that is kept may rise until then."""
-STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 WIDTH, HEIGHT = 8.0, 4.6
 
 
@@ -71,7 +71,7 @@ def analyse(
     seeds: int = 3,
     learning: int = 60,
     epochs: int = 5,
-    against: int = 6,
+    against: int = 4,
     prompts: int = 8,
     strengths: Sequence[float] = STRENGTHS,
     ranks: Sequence[int] = (1, 4),
