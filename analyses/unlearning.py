@@ -30,7 +30,7 @@ from .concept_figures import panels
 from .concept_verdicts import overall
 from .intervals import seed_mean
 from .resumable_cache import ResumableCache, Rows
-from .unlearning_methods import ASCENT_RATE, Course, load, lora_vector, low_rank, sparse, taken, train
+from .unlearning_methods import ASCENT_RATE, Lesson, load, lora_vector, low_rank, sparse, taken, train
 from .unlearning_scores import TextProbe, probe_of, scores
 
 FORGOTTEN = 1.0
@@ -140,7 +140,7 @@ def _taught(
 ) -> tuple[nn.Module, Weights, dict[str, float]]:
     """A model that has learned all texts, its weights, and how well it knows them."""
     model = copy.deepcopy(next(iter(recipes.values())).model)
-    for _ in train(model, list(recipes.values()), Course(study.learning, seed=seed)):
+    for _ in train(model, list(recipes.values()), Lesson(study.learning, seed=seed)):
         pass
     return model, taken(model), scores(model, probes)
 
@@ -174,10 +174,10 @@ def _forgotten(
             load(model, {name: tensor - strength * vector[name] for name, tensor in start.items()})
             yield method, strength
     load(model, start)
-    for epoch in train(model, [own], Course(study.against, ASCENT_RATE, seed, sign=-1.0)):
+    for epoch in train(model, [own], Lesson(study.against, ASCENT_RATE, seed, sign=-1.0)):
         yield "ascent", float(epoch)
     load(model, start)
-    for epoch in train(model, others, Course(study.against, seed=seed)):
+    for epoch in train(model, others, Lesson(study.against, seed=seed)):
         yield "others", float(epoch)
 
 
@@ -185,7 +185,7 @@ def _vectors(
     model: nn.Module, start: Weights, recipe: Recipe, study: Study, seed: int
 ) -> Iterator[tuple[str, Weights]]:
     load(model, start)
-    for _ in train(model, [recipe], Course(study.epochs, seed=seed)):
+    for _ in train(model, [recipe], Lesson(study.epochs, seed=seed)):
         pass
     vector = {name: tensor - start[name] for name, tensor in taken(model).items()}
     yield "dense", vector
@@ -195,7 +195,7 @@ def _vectors(
         yield f"largest {100 * share:g} %", sparse(vector, share)
     if study.lora:
         load(model, start)
-        yield f"LoRA {study.lora}", lora_vector(model, recipe, study.lora, Course(study.epochs, seed=seed))
+        yield f"LoRA {study.lora}", lora_vector(model, recipe, study.lora, Lesson(study.epochs, seed=seed))
 
 
 def forgetting(measured: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:

@@ -25,7 +25,7 @@ LORA_RATE = 10.0
 
 
 @dataclass(frozen=True)
-class Course:
+class Lesson:
     """How long and on what a model is trained.
 
     Attributes:
@@ -85,42 +85,42 @@ def batches(recipes: Sequence[Recipe], generator: torch.Generator) -> Iterator[t
         yield recipe, recipe.train.subset(part).batch(0, len(part))
 
 
-def train(model: nn.Module, recipes: Sequence[Recipe], course: Course) -> Iterator[int]:
+def train(model: nn.Module, recipes: Sequence[Recipe], lesson: Lesson) -> Iterator[int]:
     """Train a model in place by AdamW without decay.
 
     Args:
         model: with the weights to begin from.
         recipes: tasks, whose losses are mixed batch by batch.
-        course: how long.
+        lesson: how long.
 
     Yields:
         Epochs done, after each.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=course.rate * recipes[0].lr, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(course.seed)
-    for epoch in range(1, course.epochs + 1):
+    optimizer = torch.optim.AdamW(trained, lr=lesson.rate * recipes[0].lr, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(lesson.seed)
+    for epoch in range(1, lesson.epochs + 1):
         for recipe, batch in batches(recipes, generator):
             optimizer.zero_grad(set_to_none=True)
-            (course.sign * recipe.batch_loss(model)(batch)).backward()
+            (lesson.sign * recipe.batch_loss(model)(batch)).backward()
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield epoch
 
 
-def lora_vector(model: nn.Module, recipe: Recipe, rank: int, course: Course) -> Weights:
+def lora_vector(model: nn.Module, recipe: Recipe, rank: int, lesson: Lesson) -> Weights:
     """Train LoRA factors of every linear layer's matrix from the model's weights, and return their change.
 
     Args:
         model: with the weights to begin from; it is left as it is.
         recipe: the task.
         rank: of the factors.
-        course: how long.
+        lesson: how long.
 
     Returns:
         Name -> `B A` for the adapted matrices, 0 for the other weights.
     """
-    generator = torch.Generator().manual_seed(course.seed)
+    generator = torch.Generator().manual_seed(lesson.seed)
     start = taken(model)
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = [name for name in start if name in linear]
@@ -130,10 +130,10 @@ def lora_vector(model: nn.Module, recipe: Recipe, rank: int, course: Course) -> 
     }
     second = {name: torch.zeros(start[name].shape[0], rank, requires_grad=True) for name in chosen}
     optimizer = torch.optim.AdamW(
-        [*first.values(), *second.values()], lr=LORA_RATE * course.rate * recipe.lr, weight_decay=0.0
+        [*first.values(), *second.values()], lr=LORA_RATE * lesson.rate * recipe.lr, weight_decay=0.0
     )
     loss: BatchLoss = recipe.batch_loss(model)
-    for _ in range(course.epochs):
+    for _ in range(lesson.epochs):
         for _, batch in batches([recipe], generator):
             optimizer.zero_grad()
             moved = {PREFIX + name: start[name] + second[name] @ first[name] / rank**0.5 for name in chosen}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from tvgrad.analyses import unlearning
-from tvgrad.analyses.unlearning_methods import Course, load, lora_vector, low_rank, sparse, taken, train
+from tvgrad.analyses.unlearning_methods import Lesson, load, lora_vector, low_rank, sparse, taken, train
 from tvgrad.analyses.unlearning_scores import continued, probe_of, rouge_l, scores
 
 from tvgrad.errors import TvgradError
@@ -95,7 +95,7 @@ def test_cut_vectors_are_the_truncated_svd_and_the_largest_entries() -> None:
 def test_an_adapter_has_its_rank_and_learns(recipes: list[Recipe]) -> None:
     model = recipes[0].model
     start, before = taken(model), recipes[0].objective().value()
-    vector = lora_vector(model, recipes[0], 2, Course(5))
+    vector = lora_vector(model, recipes[0], 2, Lesson(5))
     assert all(torch.equal(tensor, start[name]) for name, tensor in taken(model).items())
     moved = [name for name, tensor in vector.items() if tensor.any()]
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -109,7 +109,7 @@ def test_ascent_forgets_and_training_learns(recipes: list[Recipe]) -> None:
     start = taken(model)
     for sign in (1.0, -1.0):
         load(model, start)
-        assert list(train(model, [recipes[1]], Course(3, sign=sign))) == [1, 2, 3]
+        assert list(train(model, [recipes[1]], Lesson(3, sign=sign))) == [1, 2, 3]
         losses.append(recipes[1].objective().value())
     load(model, start)
     assert losses[0] < recipes[1].objective().value() < losses[1]
