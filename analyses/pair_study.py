@@ -46,7 +46,8 @@ def pair_rows(recipes: Sequence[Recipe], rate: float, seed: int, samples: int) -
             steps = row["epochs"] * counts[pair[0]], row["epochs"] * counts[pair[1]]
             rows.append({"rule": rule, **row, "cos_gradients": cross.cosine_of_gradients(*pair)})
             for name, basis in bases.items():
-                found = basis.forecast(GD(rate), steps, *pair)
+                ends = [basis.task_vector(GD(rate), count, task) for count, task in zip(steps, pair, strict=True)]
+                found = basis.forecast(ends[0], ends[1], *pair)
                 low, high = predicted_interval(found)
                 rows[-1] |= {
                     f"{name}_cosine": found.cosine, f"{name}_change_of_a": found.changes[0],

@@ -215,6 +215,9 @@ def test_refusals() -> None:
     over = relate_tasks(tasks_of(first, second), GD(5.0), 3)
     assert all("is over the stability limit" in sentence for sentence in over.sentences)
     assert len(over.sentences) == 2
+    lost = relate_tasks(tasks_of(first, second), GD(1e3), 400)
+    assert lost.rows[0].kind == "undefined"
+    assert math.isnan(lost.rows[0].cos_task_vectors)
     flat = Quadratic(np.zeros((2, DIMENSION)), np.ones(2), first.start)
     still = relate_tasks(tasks_of(first, flat), GD(0.1), 3)
     assert still.rows[0].kind == "undefined"

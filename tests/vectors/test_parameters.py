@@ -131,6 +131,8 @@ def test_cosines_at_the_edges() -> None:
     zero, one = pair(torch.zeros(3)), pair(torch.ones(3))
     assert math.isnan(cosine(zero, one))
     assert cosine(one, pair(-torch.ones(3))) == -1
+    for lost in (math.nan, math.inf):  # of a training that diverged
+        assert math.isnan(cosine(one, pair(torch.full((3,), lost))))
     tiny = pair(torch.full((3,), 1e-120, dtype=torch.float64))
     assert cosine(tiny, tiny) == pytest.approx(1.0)
     assert norm({}) == inner_product({}, {}) == 0

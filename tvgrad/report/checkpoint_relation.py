@@ -17,7 +17,7 @@ from tvgrad.checkpoints.low_rank import inner_products
 from tvgrad.errors import TvgradError
 from tvgrad.report.checkpoints import cross_task_rows, family_gram
 from tvgrad.report.relation import reading_of
-from tvgrad.vectors.parameters import ALL, group_names
+from tvgrad.vectors.parameters import ALL, cosine_from, group_names
 
 IN_WEIGHTS = (
     "adapters are compared in weight space (dW = s B A); from B = 0, a step of gradient descent in the factors makes "
@@ -126,7 +126,7 @@ def _rows(one: Adapter, other: Adapter, names: list[str], groups: str | None) ->
             "run_a": names[0],
             "run_b": names[1],
             "group": group,
-            "cos_task_vectors": max(-1.0, min(1.0, product / length)) if length else math.nan,
+            "cos_task_vectors": cosine_from(product, length),
             "sign_agreement": math.nan,
             "task_vector_norm_a": lengths[0],
             "task_vector_norm_b": lengths[1],

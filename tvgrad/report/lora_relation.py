@@ -11,7 +11,7 @@ from tvgrad.checkpoints.low_rank import inner_products
 from tvgrad.errors import TvgradError
 from tvgrad.store.lora import factor_pairs, is_lora, lora_config, weight_changes
 from tvgrad.store.run import Run
-from tvgrad.vectors.parameters import ALL
+from tvgrad.vectors.parameters import ALL, cosine_from
 
 IN_FACTORS = (
     "all is said of the factors A and B, for which tau = -eta g is exact, but weight_change_norm, of weight space "
@@ -49,7 +49,7 @@ def weight_space_cosines(left: Run, right: Run, table: pd.DataFrame, groups: Map
                 if names
             ]
             length = math.sqrt(products[1] * products[2]) if products else 0.0
-            found.append((row, max(-1.0, min(1.0, products[0] / length)) if length else math.nan))
+            found.append((row, cosine_from(products[0] if products else 0.0, length)))
     return [cosine for _, cosine in sorted(found)]
 
 

@@ -29,7 +29,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.streaming.accumulate import BlockSums, BlockWorker, Matrix
 from tvgrad.streaming.rows import MatrixPlan, Pair, Vector, plan_matrix
 from tvgrad.streaming.vector_key import Reference, VectorKey
-from tvgrad.vectors.parameters import ALL
+from tvgrad.vectors.parameters import ALL, cosine_from
 
 MOST_WORKERS = 4  # beyond this, reading is the limit
 
@@ -125,11 +125,11 @@ class GramResult:
             group: a group, or `all`.
 
         Returns:
-            A number in [-1, 1], or NaN where one of the vectors is zero.
+            A number in [-1, 1], or NaN where one of the vectors is zero or not finite.
         """
         length = self.norm(left, group) * self.norm(right, group)
         product = float(self.gram(group)[self.index(left), self.index(right)])
-        return max(-1.0, min(1.0, product / length)) if length else math.nan
+        return cosine_from(product, length)
 
 
 def gram_of(

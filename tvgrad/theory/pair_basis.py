@@ -14,7 +14,7 @@ from tvgrad.theory.secant_model import SecantModel
 from tvgrad.update_rules.base import Array
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.vectors.algebra import to_float64
-from tvgrad.vectors.parameters import Weights, inner_product
+from tvgrad.vectors.parameters import Weights, cosine_from, inner_product
 
 PARALLEL = 1e-12
 """Squared sine of an angle below which two gradients count as one direction, whose second product tells nothing new."""
@@ -129,22 +129,31 @@ class PairBasis:
         kept = [*range(first), *(first + task * (self.tasks + 1) for task in range(self.tasks))]
         return PairBasis(self.tasks, self.gram[np.ix_(kept, kept)], cross=False)
 
-    def forecast(self, rule: LinearRule, steps: tuple[int, int], first: int, second: int) -> PairForecast:
-        """Follow a rule on both tasks' models, and combine what comes of it.
+    def task_vector(self, rule: LinearRule, steps: int, task: int) -> Array:
+        """Follow a rule on a task's own model.
 
         Args:
-            rule: how both are trained.
-            steps: of task a and of task b.
+            rule: how it is trained.
+            steps: of training.
+            task: which.
+
+        Returns:
+            The coordinates of its task vector.
+        """
+        return self.own(task).task_vector(rule, steps, self._unit(0))
+
+    def forecast(self, left: Array, right: Array, first: int, second: int) -> PairForecast:
+        """Combine two task vectors.
+
+        Args:
+            left: coordinates of task a's.
+            right: coordinates of task b's.
             first: task a.
             second: task b.
 
         Returns:
             The numbers.
         """
-        start = self._unit(0)
-        left, right = (
-            self.own(task).task_vector(rule, count, start) for task, count in zip((first, second), steps, strict=True)
-        )
         models = self.seen_from(first, second), self.seen_from(second, first)
         changes = tuple(
             float(model.line(own, other)[1:].sum())
@@ -164,10 +173,10 @@ class PairBasis:
             right: coordinates.
 
         Returns:
-            A number in [-1, 1], NaN where one of them is zero.
+            A number in [-1, 1], NaN where one of them is zero or not finite.
         """
-        length = math.sqrt(max(float(left @ self.gram @ left) * float(right @ self.gram @ right), 0.0))
-        return max(-1.0, min(1.0, float(left @ self.gram @ right) / length)) if length else math.nan
+        lengths = [math.sqrt(max(float(one @ self.gram @ one), 0.0)) for one in (left, right)]
+        return cosine_from(float(left @ self.gram @ right), lengths[0] * lengths[1])
 
     def cosine_of_gradients(self, first: int, second: int) -> float:
         """Cosine of two tasks' gradients at theta_0.

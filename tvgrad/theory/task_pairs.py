@@ -156,14 +156,19 @@ def relate_tasks(
     before = total_evaluations(tasks)
     basis = PairBasis.of(tasks, names, cross=cross)
     pairs = list(combinations(range(len(tasks)), 2))
-    rows = tuple(_row(basis, names, linear, k, pair) for k in ks for pair in pairs)
+    rows: list[PairPrediction] = []
+    for k in ks:
+        vectors = [basis.task_vector(linear, k, place) for place in range(len(tasks))]
+        summed = float(linear.first_order_weights(k)[k])
+        rows += [_row(basis, names, vectors, pair, k=k, summed=summed) for pair in pairs]
     said = (_warning(basis, place, name, linear, max(ks)) for place, name in enumerate(names))
-    return TaskPairs(rows, total_evaluations(tasks) - before, tuple(filter(None, said)))
+    return TaskPairs(tuple(rows), total_evaluations(tasks) - before, tuple(filter(None, said)))
 
 
-def _row(basis: PairBasis, names: Sequence[str], rule: LinearRule, k: int, pair: tuple[int, int]) -> PairPrediction:
-    found = basis.forecast(rule, (k, k), *pair)
-    summed = float(rule.first_order_weights(k)[k])
+def _row(
+    basis: PairBasis, names: Sequence[str], vectors: Sequence[Array], pair: tuple[int, int], *, k: int, summed: float
+) -> PairPrediction:
+    found = basis.forecast(vectors[pair[0]], vectors[pair[1]], *pair)
     low, high = predicted_interval(found)
     return PairPrediction(
         task_a=names[pair[0]],

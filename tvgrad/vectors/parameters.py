@@ -187,10 +187,24 @@ def cosine(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) 
         right: name -> tensor, with the same names and shapes.
 
     Returns:
-        A number in [-1, 1], or NaN where one of them is zero.
+        A number in [-1, 1], or NaN where one of them is zero or not finite.
     """
-    length = norm(left) * norm(right)
-    return max(-1.0, min(1.0, inner_product(left, right) / length)) if length else math.nan
+    return cosine_from(inner_product(left, right), norm(left) * norm(right))
+
+
+def cosine_from(product: float, lengths: float) -> float:
+    """Make a cosine of an inner product that is known.
+
+    Args:
+        product: of two vectors.
+        lengths: of one times that of the other.
+
+    Returns:
+        Their ratio, within [-1, 1] whatever was rounded; NaN where a vector is zero or not finite.
+    """
+    if not (lengths > 0 and math.isfinite(lengths) and math.isfinite(product)):
+        return math.nan  # Python's min and max would make 1 of NaN
+    return max(-1.0, min(1.0, product / lengths))
 
 
 def same_names_and_shapes(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> str | None:
