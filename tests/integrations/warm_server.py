@@ -8,6 +8,7 @@ afresh is tested elsewhere, with a Python that does.
 import array
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -73,6 +74,8 @@ def wait_for(child, connection):
     os._exit(0)
 
 
+for module in sys.argv[2:]:
+    importlib.import_module(module)
 connection = requests(sys.argv[1])
 request = received(connection)
 child = os.fork()

@@ -27,13 +27,13 @@ def run(command: list[str] | tuple[str, ...], folder: Path | None = None, starts
     )
 
 
-def warm(*words: str) -> list[str]:
-    """The command that runs a script (or `-c CODE`) in a process whose torch is imported already.
+def warm(*words: str, library: str = "") -> list[str]:
+    """The command that runs a script (or `-c CODE`) in a process whose torch, and a library, are imported already.
 
     Its hooks are installed as those of a Python that starts afresh; but no Python is found and reached, which takes
     seconds. Signals do not go through, and messages may name other frames.
     """
-    return [sys.executable, "-I", "-S", str(CLIENT), _warm_server(), *words]
+    return [sys.executable, "-I", "-S", str(CLIENT), _warm_server(library), *words]
 
 
 def warm_tvgrad(*words: str) -> list[str]:
@@ -42,11 +42,12 @@ def warm_tvgrad(*words: str) -> list[str]:
 
 
 @functools.cache
-def _warm_server() -> str:
-    """Start the server; where it listens."""
+def _warm_server(library: str) -> str:
+    """Start a server; where it listens."""
     folder = tempfile.TemporaryDirectory()
     address = f"{folder.name}/socket"
-    server = subprocess.Popen([sys.executable, str(SERVER), address], stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
+    command = [sys.executable, str(SERVER), address, *library.split()]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
 
     def end() -> None:
         server.kill()
