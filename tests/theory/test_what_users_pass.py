@@ -66,3 +66,20 @@ def test_a_loss_in_the_place_of_the_targets(third: object, what: str) -> None:
     network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     with pytest.raises(TvgradError, match=rf"the targets are {what}: the order is \(module, inputs, targets, loss\)"):
         FeedForward(network, torch.eye(4, dtype=torch.float64), third)  # type: ignore[arg-type]
+
+
+def test_what_is_no_run_no_objective_and_no_model(tmp_path: Path) -> None:
+    made = recipe()
+    run = trace(prepare(made, TraceOptions(device="cpu")), tmp_path / "run")
+    assert tvgrad.Run(str(run.root)).epochs == run.epochs
+    for path in (run.root, str(run.root)):
+        with pytest.raises(TvgradError, match=r"run' is no run: pass tvgrad.Run\(directory\)"):
+            tvgrad.error_budget(path, made)  # type: ignore[arg-type]
+        with pytest.raises(TvgradError, match="is no run"):
+            tvgrad.check_one_epoch(path)  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match="a Linear is no objective: pass the recipe"):
+        tvgrad.error_budget(run, made.model)  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match=r"a generator is no model: pass the torch\.nn\.Module"):
+        tvgrad.Recorder(tmp_path / "other", made.model.parameters())  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match="'adam' is no optimizer"):
+        tvgrad.Recorder(tmp_path / "other", made.model, "adam")  # type: ignore[arg-type]

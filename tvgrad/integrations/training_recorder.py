@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.logged import numbers_of_the_model
 from tvgrad.record.loop_gradients import LoopGradients, LossOf
 from tvgrad.record.recorder import Recorder
 from tvgrad.vectors.parameters import trainable_parameters
-
-NOT_OF_THE_MODEL = ("epoch", "runtime", "per_second", "flos", "learning_rate", "step")
-"""Parts of the names under which libraries log clocks and options, which are no metrics of the weights."""
 
 OWN_OPTIONS = ("strict", "full_gradients")
 """Options of callbacks that are none of a `Recorder`."""
@@ -136,11 +134,7 @@ class TrainingRecorder:
         Args:
             logged: name -> value; only numbers that describe the model are kept.
         """
-        kept = {
-            str(name): float(value)
-            for name, value in logged.items()
-            if isinstance(value, (int, float)) and not any(part in str(name) for part in NOT_OF_THE_MODEL)
-        }
+        kept = numbers_of_the_model(logged)
         if self.recorder is None or not self.recorder.steps or not kept:
             return
         if self.recorder.epoch and not self.recorder.steps_in_epoch:

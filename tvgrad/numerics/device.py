@@ -37,3 +37,13 @@ def resolve_device(device: str | torch.device, model: nn.Module | None = None) -
             "tensors on device 'meta' have no values: load the model's weights, and choose another device"
         )
     return torch.empty(0, device=chosen).device
+
+
+def distributed_rank() -> int:
+    """Tell which of several processes that train together this one is.
+
+    Returns:
+        Its rank; 0 where it is alone.
+    """
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -22,10 +22,17 @@ def several(
 
     Returns:
         They.
+
+    Raises:
+        TvgradError: something else was passed.
     """
     if optimizer is None:
         return ()
-    return (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)
+    listed = (optimizer,) if isinstance(optimizer, (str, torch.optim.Optimizer)) else tuple(optimizer)
+    for one in listed:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise TvgradError(f"{one!r} is no optimizer: pass the torch.optim.Optimizer of the model, or several")
+    return listed
 
 
 def recorded_kinds(

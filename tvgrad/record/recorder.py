@@ -122,6 +122,8 @@ class Recorder:
         Raises:
             TvgradError: an option is not understood, or what it needs is missing.
         """
+        if not isinstance(model, nn.Module):
+            raise TvgradError(f"a {type(model).__name__} is no model: pass the torch.nn.Module, not its parameters")
         self.directory = Path(directory)
         self.model, self.objective = model, objective
         self.gradient: Weights | None = None

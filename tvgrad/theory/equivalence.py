@@ -19,6 +19,7 @@ from torch import Tensor
 from tvgrad.errors import TvgradError
 from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result
+from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule, parts_of, rule_of
@@ -91,6 +92,9 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
     Returns:
         One verdict for the gradient form, and one for the rule's own form where that is another.
 
+    Raises:
+        TvgradError: it is no run.
+
     Example:
         >>> import torch, tvgrad
         >>> model, loss = torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss()
@@ -104,7 +108,8 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         ...     recorder.end_epoch()
         >>> tvgrad.check_one_epoch(tvgrad.Run.open("run")).holds
         'exact'
-    """
+    """  # noqa: DOC502 - raised by require_run
+    require_run(run)
     rule = run.rule
     if not {0, 1} <= set(run.epochs):
         missing = f"the weights after {run.unit} 1 were not recorded or not kept"

@@ -33,6 +33,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.of_run import check_data, objective_of
+from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
 from tvgrad.theory.budget_plan import BudgetPlan, Source, plan_budget
@@ -121,8 +122,13 @@ def error_budget(
         >>> abs(sum(row.share for row in budget.rows) - 1) < 1e-9
         True
     """  # noqa: DOC502 - raised by what it calls
+    require_run(run)
     if isinstance(objective, Recipe):
         objective = objective_of(run, objective, torch.float64)
+    if not isinstance(objective, Objective):
+        raise TvgradError(
+            f"a {type(objective).__name__} is no objective: pass the recipe, or tvgrad.Objective(model, loss, data)"
+        )
     check_data(run, objective)
     wanted = _epochs(run, epochs)
     schedule = schedule_of(run, wanted[-1])

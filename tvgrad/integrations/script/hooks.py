@@ -66,7 +66,9 @@ def _watch_backward(session: Session) -> None:
         if torch.compiler.is_compiling():
             original(*args, **kwargs)
             return
-        session.guard(session.before_backward)
+        tensors = args[0] if args else kwargs.get("tensors")
+        gradients = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+        session.guard(lambda: session.before_backward(tensors, gradients))
         original(*args, **kwargs)
         session.guard(session.after_backward)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.clipping import CLIP_FACTS
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
+from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
@@ -30,13 +32,14 @@ class ScriptRecorder:
     It keeps no state to resume from: the script is started again, not the recording.
     """
 
-    def __init__(self, trained: TrainedModule, options: ScriptOptions, guard: Guard) -> None:
+    def __init__(self, trained: TrainedModule, options: ScriptOptions, guard: Guard, losses: Losses) -> None:
         """Record the weights before the first step.
 
         Args:
             trained: the optimizers, their module and the names of their parameters.
             options: what to record, and where.
             guard: runs a function so that its errors do not reach the script.
+            losses: those of the script.
 
         Raises:
             TvgradError: the run cannot be made.
@@ -44,6 +47,8 @@ class ScriptRecorder:
         self._model, self._parameters = trained.root, trained.parameters
         self._clock = Clock(options.record_at)
         self._keep = options.keep
+        self._losses = losses
+        self._logged: dict[str, float] = {}
         describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
         header = RunHeader(
             Path(options.out).name,
@@ -198,6 +203,18 @@ class ScriptRecorder:
             self.add_info(epoch_endings=list(self._endings))
         self._held = None
 
+    def log(self, metrics: Mapping[str, float], ended: bool) -> None:
+        """Keep what the script's library logs.
+
+        Args:
+            metrics: name -> number.
+            ended: whether the last epoch has been recorded, and no step of the next was taken.
+        """
+        if ended and self._points > 0:
+            self._writer.amend(self._clock.number, {}, metrics)
+        elif self.steps:
+            self._logged |= metrics
+
     def close(self, finished: bool) -> None:
         """Write what is waiting, and give the directory back.
 
@@ -223,11 +240,14 @@ class ScriptRecorder:
     def _collected(self) -> Moment:
         self._weights.look_again()
         self._copies = self._writer.copied("weights", self._parameters)
-        return self._collector.collect({"weights": self._copies}, {})
+        return self._collector.collect({"weights": self._copies}, self._losses.metrics())
 
     def _write(self, moment: Moment) -> None:
+        moment = replace(moment, metrics={**moment.metrics, **self._logged})
         moment.write(self._writer, self._clock.number, keep=self._keep)
         self._collector.clear(moment)
+        self._losses.clear()
+        self._logged = {}
         self._recorded_steps = moment.steps
         self._points += 1
 

@@ -9,18 +9,22 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.logged import watch_trainer_logs
 from tvgrad.integrations.script.clipping import Clipping
-from tvgrad.integrations.script.epochs import CannotTell, Epochs
+from tvgrad.integrations.script.epochs import CannotTell, Epochs, State
 from tvgrad.integrations.script.find_trained_module import TrainedModule, choose, held_by, trained_modules
 from tvgrad.integrations.script.loaders import LoaderWatch
+from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions, sibling
 from tvgrad.integrations.script.script_recorder import ScriptRecorder, begins_to_train
 from tvgrad.integrations.script.step_facts import StepFacts
+from tvgrad.numerics.device import distributed_rank
 
 
 class Session:
@@ -41,22 +45,20 @@ class Session:
         self.epochs = Epochs(self, steps, lambda: self.guard(self._end_step))
         self.loaders = LoaderWatch(self.epochs, self.guard)
         self._recorder: ScriptRecorder | None = None
-        self._process = os.getpid()
-        self._first_out = options.out
+        self._process, self._first_out = os.getpid(), options.out
         self._thread: int | None = None
-        self._stopped = False
-        self._exits = False
+        self._stopped = self._exits = self._failed = False
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._trained: TrainedModule | None = None
-        self._step_open = False
+        self._step_open = self._stepped = False
         self._facts = StepFacts(self.epochs)
+        self.losses = Losses()
         self._dormant: ScriptRecorder | None = None
         self._past: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._trainings, self._failed = 1, False
+        self._trainings = 1
         self._gradients: list[tuple[int, int]] | None = None
         self._held: dict[int, torch.Tensor] = {}
         self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._stepped = False
         self._stepping: torch.optim.Optimizer | None = None
 
     @property
@@ -86,24 +88,28 @@ class Session:
             self._exits = False
             raise SystemExit(2)
 
-    def before_backward(self) -> None:
-        """A backward pass begins."""
+    def before_backward(self, tensors: Any = None, gradients: Any = None) -> None:
+        """A backward pass begins.
+
+        Args:
+            tensors: where.
+            gradients: of them; None where they are losses.
+        """
         self.epochs.backward()
-        self._gradients = self._present_gradients() if self._shared else None
+        self.losses.begin_backward(tensors, gradients)
+        self._gradients = self._present_gradients()
 
     def after_backward(self) -> None:
         """A backward pass has ended: one that left our gradients as they were is of another model's loss."""
-        if self._gradients is not None and self._gradients == self._present_gradients():
-            self.epochs.backwards -= 1
+        ours = self._gradients is None or self._gradients != self._present_gradients()
+        self.epochs.backwards -= 0 if ours else 1
         self._gradients = None
+        self.losses.end_backward(ours)
 
-    @property
-    def _shared(self) -> bool:
-        """Whether the script trains other models too."""
-        return self._trained is not None and (self.options.model is not None or bool(self._others))
-
-    def _present_gradients(self) -> list[tuple[int, int]]:
-        assert self._trained is not None
+    def _present_gradients(self) -> list[tuple[int, int]] | None:
+        """What tells gradients from later ones, where the script trains other models too."""
+        if self._trained is None or (self.options.model is None and not self._others):
+            return None
         gradients = [parameter.grad for parameter in self._trained.parameters.values()]
         return [(id(one), one._version) for one in gradients if one is not None]
 
@@ -149,11 +155,16 @@ class Session:
         if not recorder.in_round:
             self._end_step()
 
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self._recorder is not None:
+            self._recorder.log(metrics, self.epochs.state is State.ENDED)
+
     def _end_step(self) -> None:
         """All optimizers that take part in a step have stepped."""
         if self._step_open and self._recorder is not None:
             self._step_open = False
             self._facts.begin_step()
+            self.losses.end_step()
             self._recorder.end_round()
             self.epochs.after_step()
             self._recorder.end_step()
@@ -194,6 +205,7 @@ class Session:
             scale: its loss scale.
         """
         self._facts.scale = scale
+        self.losses.scale = scale
         self._stepped = False
 
     def scaled(self, optimizer: torch.optim.Optimizer) -> None:
@@ -210,8 +222,10 @@ class Session:
             self._end_step()
             self._recorder.note_skipped(optimizer, **self._facts.so_far(self._held))
             self._facts.begin_step()
+            self.losses.end_step(skipped=True)
             self.epochs.after_step()
         self._facts.scale, self._facts.unscaled = None, False
+        self.losses.scale = None
 
     def hold(self) -> None:
         """The epoch may end here."""
@@ -283,7 +297,7 @@ class Session:
         """The first step: find out what is trained, and record the weights before it."""
         if optimizer in self._others or optimizer in self._past:
             return
-        if _rank() > 0:
+        if distributed_rank() > 0:
             self._stopped = True
             return
         found = trained_modules(optimizer, sys._getframe(), self._past)
@@ -292,6 +306,8 @@ class Session:
             trained = replace(trained, parameters=dict(trained.root.named_parameters()))
         if trained is None:
             self._others.add(optimizer)
+            self.epochs.backwards = 0  # those were for its step
+            self.losses.forget_step()
             return
         if self._thread is None and not claim(self.options.notes):
             self._stopped = True
@@ -303,7 +319,8 @@ class Session:
         if self.epochs.backwards == 0:
             self.epochs.backward()
         self._check_epochs()
-        self._recorder = ScriptRecorder(trained, self.options, self.guard)
+        self._recorder = ScriptRecorder(trained, self.options, self.guard, self.losses)
+        watch_trainer_logs(lambda metrics: self.guard(lambda: self._log(metrics)))
         if self._failed:
             say(f"another training begins, and is recorded in {self.options.out}")
         if self._failed or self._trainings > 1:
@@ -365,6 +382,7 @@ class Session:
         self._recorder = self._dormant = None
         self._optimizers, self._step_open = (), False
         self._facts.begin_step()
+        self.losses.clear()
         self.epochs.restart()
 
     def _ours(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -380,8 +398,3 @@ class Session:
         if self.epochs.telling and fetcher is not None and fetcher != threading.get_ident():
             raise CannotTell("another thread fetches the batches ahead of the steps")
         self.epochs.before_step()
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
