@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     from tvgrad.errors import TvgradError
 
     words = sys.argv[1:] if arguments is None else arguments
+    _let_any_text_through()
     try:
         command, prog_name, before, after = _entry(words)
         command.main(args=before, prog_name=prog_name, standalone_mode=False, obj=after)
@@ -98,13 +100,30 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("tvgrad: stopped; finished epochs are recorded", err=True)
         sys.exit(130)
     except TvgradError as error:
-        click.echo(f"Error: {error}", err=True)
+        _complain(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:
-        click.echo(f"Error: {error.filename or 'a file'} cannot be used: {error.strerror or error}", err=True)
+        _complain(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
         sys.exit(2)
+    except MemoryError:
+        _complain("the memory of this machine is not enough for that: give smaller files, or a smaller --chunk-size")
+        sys.exit(2)
+
+
+def _complain(sentence: str) -> None:
+    """One line on the error stream, whatever names of a stranger's it quotes."""
+    from tvgrad.wording import printable
+
+    click.echo(f"Error: {printable(sentence)}", err=True)
+
+
+def _let_any_text_through() -> None:
+    """Under a locale without some letter, write its code in its place; nothing may fail for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:

@@ -12,8 +12,10 @@ from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from tvgrad.report.documents import shown
+from tvgrad.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +42,20 @@ def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS, estimate
         most: rows to print at the most.
         estimates: columns of which three digits are as many as they deserve.
     """
-    drawn = Table(title=title, title_justify="left", header_style="bold")
+    drawn = Table(title=Text(title), title_justify="left", header_style="bold")
     for column in table.columns:
-        drawn.add_column(column, justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold")
+        drawn.add_column(
+            Text(str(column)), justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold"
+        )
     rows = [
-        [shown(cell, column, 3 if column in estimates else 6) for column, cell in zip(table, row, strict=True)]
+        [
+            Text(printable(shown(cell, column, 3 if column in estimates else 6)))
+            for column, cell in zip(table, row, strict=True)
+        ]
         for row in table.itertuples(index=False)
     ]
     if len(rows) > most:
-        rows = [*rows[: most // 2], ["..."] * len(table.columns), *rows[-(most // 2) :]]
+        rows = [*rows[: most // 2], [Text("...")] * len(table.columns), *rows[-(most // 2) :]]
     for row in rows:
         drawn.add_row(*row)
     console().print(drawn)
@@ -68,7 +75,7 @@ def epochs_bar(name: str, epochs: int, quiet: bool) -> Generator[Callable[[Train
     """
     fields = TextColumn("loss {task.fields[loss]}  cos(task vector, -g0) {task.fields[cosine]}")
     with _bar(quiet, MofNCompleteColumn(), fields) as bar:
-        task = bar.add_task(name, total=epochs, loss="-", cosine="-")
+        task = bar.add_task(printable(name), total=epochs, loss="-", cosine="-")
 
         def on_epoch(progress: TrainingProgress) -> None:
             loss, cosine = ("-" if math.isnan(value) else f"{value:.4f}" for value in (progress.loss, progress.cosine))
@@ -90,14 +97,14 @@ def percent_bar(title: str, quiet: bool = False) -> Generator[Callable[[int, int
         A function of how much is done and how much there is.
     """
     with _bar(quiet, TextColumn("{task.percentage:>3.0f} %"), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(printable(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _bar(quiet: bool, *columns: ProgressColumn, transient: bool = False) -> Progress:
     """A bar on the error stream, between its title and the time left, that only a terminal sees."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         *columns,
         TimeRemainingColumn(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvgrad.errors import CheckFailed, TvgradError
+from tvgrad.errors import CheckFailed, DamagedRun, TvgradError
 
 from . import options
 
@@ -50,6 +50,7 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
 
     from tvgrad.report.tables import run_names
     from tvgrad.results import json_text
+    from tvgrad.wording import printable
 
     if replay != (target is not None):
         raise TvgradError("--replay and --recipe go together: give `--replay --recipe TARGET`")
@@ -57,7 +58,7 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
     readable = [run for _, run, _ in opened if run is not None]
     names = dict(zip(readable, run_names(readable), strict=True))
     outcomes = [
-        _Outcome(str(directory), problems=problems) if run is None else _check(run, names[run], target)
+        _Outcome(printable(str(directory)), problems=problems) if run is None else _check(run, names[run], target)
         for directory, run, problems in opened
     ]
     if not as_json:
@@ -83,7 +84,11 @@ def _check(run: Run, name: str, target: str | None) -> _Outcome:
     outcome = _Outcome(name, len(run.epochs), problems_of(run, checksums=True))
     if outcome.problems:
         return outcome
-    outcome.verdicts = list(verdict_rows(run, name))
+    try:
+        outcome.verdicts = list(verdict_rows(run, name))
+    except DamagedRun as error:  # the files are as they were written, and what was written is no run's
+        outcome.problems.append(str(error))
+        return outcome
     outcome.passed = all(row.holds != FAILS for row in outcome.verdicts)
     if target is not None:
         replayed = replay_gradients(run, target)
@@ -109,10 +114,11 @@ def _show_all(outcomes: list[_Outcome]) -> None:
 def _show(outcome: _Outcome) -> None:
     from tvgrad.theory.equivalence import APPLIES_NOT
     from tvgrad.theory.verdicts import UNKNOWN
+    from tvgrad.wording import printable
 
     click.echo(f"{outcome.run}: {'damaged' if outcome.problems else f'{outcome.points} points whole'}")
     for problem in outcome.problems:
-        click.echo(f"  {problem}")
+        click.echo(f"  {printable(problem)}")
     for verdict in outcome.verdicts:
         ratio = verdict.worst_ratio_to_budget
         detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to the rounding bound {ratio:.3f})"

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvgrad.errors import DamagedRun
+from tvgrad.fields import Check, anything, boolean, integer, list_of, number, parse_json, record, text
+from tvgrad.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,12 +59,12 @@ def to_json(results: Iterable[Result]) -> str:
     return json_text([result.row() for result in results], keep_infinities=True)
 
 
-def from_json(kind: type[Kind], text: str) -> list[Kind]:
+def from_json(kind: type[Kind], content: str) -> list[Kind]:
     """Read what `to_json` wrote.
 
     Args:
         kind: the results' class.
-        text: JSON text.
+        content: JSON text.
 
     Returns:
         The results.
@@ -70,19 +72,21 @@ def from_json(kind: type[Kind], text: str) -> list[Kind]:
     Raises:
         DamagedRun: the text is something else.
     """
-    floats = {field.name for field in dataclasses.fields(kind) if field.type == "float"}
+    fields = dataclasses.fields(kind)
+    known = {field.name: _CHECKS.get(str(field.type), anything) for field in fields}
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
     try:
-        return [
-            kind(**{name: _read(value) if name in floats else value for name, value in row.items()})
-            for row in json.loads(text)
-        ]
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        return [kind(**row) for row in list_of(record(known, needed, others=False))(parse_json(content), "rows")]
+    except (ValueError, TypeError) as error:
         raise DamagedRun(f"the text holds no {kind.__name__} ({error}): compute it again") from None
 
 
-def _read(value: Any) -> float:
-    # Runs that were explained by the first versions have {"float": "nan"}.
-    return read_number(value["float"] if isinstance(value, dict) else value)
+def words(value: Any, place: str) -> str:
+    """Words of a bounded length that are shown to people: made printable, on one line."""
+    return printable(text(value, place))
+
+
+_CHECKS: dict[str, Check] = {"str": words, "int": integer(-(10**300), 10**300), "float": number, "bool": boolean}
 
 
 def json_text(value: Any, *, indent: int | None = 1, keep_infinities: bool = False) -> str:
@@ -98,7 +102,7 @@ def json_text(value: Any, *, indent: int | None = 1, keep_infinities: bool = Fal
     Returns:
         The text; finite floats keep every digit.
     """
-    return json.dumps(_plain(value, keep_infinities), indent=indent, allow_nan=False)
+    return json.dumps(plain_json(value, keep_infinities), indent=indent, allow_nan=False)
 
 
 def read_number(value: Any) -> float:
@@ -109,17 +113,35 @@ def read_number(value: Any) -> float:
 
     Returns:
         The number; null is NaN.
+
+    Raises:
+        ValueError: it is something else.
+    """  # noqa: DOC502 - raised by number
+    return number(value, "the value")
+
+
+def plain_json(value: Any, keep_infinities: bool) -> Any:
+    """Turn a value into what JSON can hold, as `json_text` writes it.
+
+    Args:
+        value: mappings, lists, tuples, words and numbers.
+        keep_infinities: as for `json_text`.
+
+    Returns:
+        Dictionaries, lists, words, numbers and None.
     """
-    return math.nan if value is None else float(value)
-
-
-def _plain(value: Any, words: bool) -> Any:
+    words = keep_infinities
     if getattr(value, "ndim", None) == 0:
         value = value.item()  # a number of numpy or torch
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value) if words and math.isinf(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, words) for key, part in value.items()}
+        return {_whole(str(key)): plain_json(part, words) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part, words) for part in value]
-    return value if value is None or isinstance(value, (str, int)) else str(value)
+        return [plain_json(part, words) for part in value]
+    return value if value is None or isinstance(value, int) else _whole(str(value))
+
+
+def _whole(text: str) -> str:
+    """Text that can be written: half a character, of a path that is no UTF-8 say, becomes its code."""
+    return text.encode(errors="backslashreplace").decode()

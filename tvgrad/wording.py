@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 
@@ -20,6 +20,55 @@ def counted(number: int, noun: str) -> str:
         The words.
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Text on one line that moves no cursor, colours nothing and changes no reading direction.
+
+    Args:
+        text: any text, of a stranger's run say.
+
+    Returns:
+        The same with escapes, as Python writes them, in the place of what is no printed character.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def without_formula(cell: str) -> str:
+    """Keep a spreadsheet from computing a cell of a csv file.
+
+    Args:
+        cell: any text.
+
+    Returns:
+        The text; behind an apostrophe where a spreadsheet would take it for a formula.
+    """
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def shortened(names: Iterable[str], most: int) -> dict[str, str]:
+    """Cut long names in the middle, for pictures, so that different names stay different.
+
+    Args:
+        names: the names.
+        most: characters that are kept.
+
+    Returns:
+        Name -> what to show.
+    """
+    shown: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        half = most // 2
+        short = name if len(name) <= most else f"{name[: most - half - 1]}…{name[-half:]}"
+        unique, number = short, 2
+        while unique in taken:
+            unique, number = f"{short} ({number})", number + 1
+        taken.add(unique)
+        shown[name] = unique
+    return shown
 
 
 def listed(words: Sequence[object], most: int | None = None) -> str:

@@ -125,3 +125,57 @@ def test_a_lock_released_while_another_waits_to_take_it(tmp_path: Path, monkeypa
         assert len(opened) == 2
         with pytest.raises(TvgradError, match="is being written"):
             WriterLock(tmp_path)
+
+
+def test_a_descriptor_that_became_anothers_is_left_alone(tmp_path: Path) -> None:
+    """A script may close all descriptors by number, and open its own files under theirs."""
+    root = tmp_path / "run"
+    root.mkdir()
+    lock = WriterLock(root)
+    number = lock._handle
+    with open(tmp_path / "mine", "w") as mine:
+        os.dup2(mine.fileno(), number)  # closes what was there
+        try:
+            lock.require_held()  # takes the lock again, under another number
+            with pytest.raises(TvgradError, match="is being written"):
+                WriterLock(root)
+            lock.close()
+            assert os.fstat(number).st_ino == os.fstat(mine.fileno()).st_ino
+        finally:
+            os.close(number)
+    WriterLock(root).close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_directory_that_was_removed_is_noticed(tmp_path: Path, again: bool) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    with closing(WriterLock(root)) as lock:
+        lock.require_held()
+        root.rename(tmp_path / "away")
+        if again:
+            root.mkdir()
+        with pytest.raises(TvgradError, match="was removed or replaced while it was written"):
+            lock.require_held()
+    assert not again or list(root.iterdir()) == []
+
+
+def test_a_lock_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    with closing(WriterLock(tmp_path)) as lock:
+        (tmp_path / "writer.lock").unlink()
+        lock.require_held()
+        with pytest.raises(TvgradError, match="is being written"):
+            WriterLock(tmp_path)
+
+
+def test_the_lock_stays_clear_of_the_numbers_of_standard_streams(tmp_path: Path) -> None:
+    kept = os.dup(0)
+    try:
+        os.close(0)
+        with closing(WriterLock(tmp_path)) as lock:
+            assert lock._handle > 2
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)

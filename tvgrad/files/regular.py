@@ -9,26 +9,18 @@ and the files of checkpoints (caches keep them behind links), may be links to re
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tvgrad.fields import parse_json
 
 MOST_BYTES = 64 << 20
 """Bytes of the largest description (JSON or a table of steps) that is read: a run of 40,000 points has no more."""
 
-MOST_PARTS = 4_000_000
-"""Commas, colons and brackets of a JSON text that is read: each part takes up to a hundred bytes of memory."""
-
-MOST_DIGITS = 20
-"""Digits of the longest whole number in a JSON text that is read."""
-
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def why_irregular(path: Path, under: Path | None = None) -> str | None:
@@ -149,33 +141,6 @@ def read_json(path: Path, under: Path | None = None) -> Any:
     return parse_json(read_text(path, under))
 
 
-def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parse JSON of a bounded number of parts, with bounded numbers and text that can be encoded.
-
-    Args:
-        text: the text.
-        pairs: makes an object of its names and values; by default a dictionary.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: it is no JSON, or more than is read.
-    """
-    if sum(map(text.count, ",:[{")) > MOST_PARTS:
-        raise ValueError(f"it has more than {MOST_PARTS:,} parts")
-    try:
-        content = json.loads(text, parse_int=_bounded_integer, object_pairs_hook=pairs)
-    except RecursionError:
-        raise ValueError("its parts are nested too deeply") from None
-    if _SURROGATE.search(text):
-        try:
-            json.dumps(content, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise ValueError("it holds half a character (a lone surrogate)") from None
-    return content
-
-
 def reason_of(error: BaseException) -> str:
     """Put an error into words that can stand in brackets.
 
@@ -187,12 +152,6 @@ def reason_of(error: BaseException) -> str:
     """
     words = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return " ".join(words.split())[:300]
-
-
-def _bounded_integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
-    return int(digits)
 
 
 def _kind(mode: int) -> str:

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Protocol
 import torch
 
 from tvgrad.errors import DamagedRun
-from tvgrad.files.regular import open_regular, parse_json, read_json, reason_of
+from tvgrad.fields import parse_json
+from tvgrad.files.regular import open_regular, read_json, reason_of
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tvgrad.errors import TvgradError
+from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.regular import reason_of
 from tvgrad.store.manifest import Manifest
 from tvgrad.store.run import Run
 from tvgrad.store.writer import cpu_copies
@@ -141,7 +142,47 @@ def restore_state(
 
     Raises:
         TvgradError: the optimizer is another one, or its state could not be kept.
-    """  # noqa: DOC501 - the ValueError does not leave
+        DamagedRun: the state holds no random-number generators.
+    """
+    try:
+        _restore_generators(tensors, values)
+    except _UNFIT as error:
+        raise DamagedRun(
+            f"the state in {directory} holds no random-number generators ({reason_of(error)}): trace the run again"
+        ) from None
+    if "unsaved" in values:
+        raise TvgradError(
+            f"{directory} cannot be resumed, because its optimizer's state could not be kept "
+            f"({values['unsaved']}): trace the run again"
+        )
+    try:
+        if len(optimizers) == 1 and "groups" in values:
+            _restore_optimizer(tensors, values, optimizers[0])
+        if scheduler is not None and "scheduler" in values:
+            own = scheduler.state_dict()
+            # A scheduler takes whatever it is given for its attributes.
+            scheduler.load_state_dict({name: one for name, one in values["scheduler"].items() if name in own})
+    except _UNFIT as error:
+        raise TvgradError(
+            f"{directory} was recorded with another optimizer or scheduler ({reason_of(error)}): resume with the one "
+            "it had"
+        ) from None
+
+
+def _restore_optimizer(tensors: Weights, values: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["optimizer"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+
+
+_UNFIT = (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError)
+"""What PyTorch, numpy and Python raise where a state is not theirs."""
+
+
+def _restore_generators(tensors: Weights, values: dict[str, Any]) -> None:
     torch.set_rng_state(tensors["rng.torch"])
     version, internal, gauss = values["rng.python"]
     random.setstate((version, tuple(internal), gauss))
@@ -152,25 +193,6 @@ def restore_state(
     for index in range(devices):
         if f"rng.cuda.{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
-    if "unsaved" in values:
-        raise TvgradError(
-            f"{directory} cannot be resumed, because its optimizer's state could not be kept "
-            f"({values['unsaved']}): trace the run again"
-        )
-    if len(optimizers) == 1 and "groups" in values:
-        state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in values["optimizer"].items()}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".", 2)
-                state.setdefault(int(number), {})[key] = tensor
-        try:
-            optimizers[0].load_state_dict({"state": state, "param_groups": values["groups"]})
-        except ValueError as error:
-            raise TvgradError(
-                f"{directory} was recorded with another optimizer ({error}): resume with the one it had"
-            ) from None
-    if scheduler is not None and "scheduler" in values:
-        scheduler.load_state_dict(values["scheduler"])
 
 
 def _words(value: Any) -> str:

@@ -16,6 +16,7 @@ from tvgrad.report.columns import printed
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 from tvgrad.results import json_text
+from tvgrad.wording import printable, without_formula
 
 
 def shown(value: Any, column: object = "", digits: int = 6) -> str:
@@ -42,17 +43,32 @@ def _markdown(table: pd.DataFrame, name: str, lead: str = "") -> str:
         lines += ["", f"No rows: {COMPUTED_BY[name]} makes them."]
     for row in table.itertuples(index=False):
         lines.append(
-            "| "
-            + " | ".join(shown(cell, column).replace("|", "\\|") for column, cell in zip(table, row, strict=True))
-            + " |"
+            "| " + " | ".join(_markdown_cell(cell, column) for column, cell in zip(table, row, strict=True)) + " |"
         )
     if lead:
-        lines = [re.sub(r"([\\*_<\[])", r"\\\1", lead), "", *lines]
+        lines = [re.sub(r"([\\*_<\[])", r"\\\1", printable(lead)), "", *lines]
     return "\n".join(lines) + "\n"
 
 
+def _markdown_cell(cell: Any, column: object) -> str:
+    text = shown(cell, column)
+    return re.sub(r"([\\*<\[|])", r"\\\1", printable(text)) if isinstance(cell, str) else text
+
+
+def _csv(table: pd.DataFrame) -> str:
+    safe = table.copy()
+    for name in safe:
+        if not pd.api.types.is_numeric_dtype(safe[name]):
+            safe[name] = safe[name].map(_no_formula)
+    return str(safe.to_csv(index=False))
+
+
+def _no_formula(cell: Any) -> Any:
+    return without_formula(cell) if isinstance(cell, str) else cell
+
+
 FORMATS: dict[str, Callable[[pd.DataFrame, str, str], str]] = {
-    "csv": lambda table, _, __: str(table.to_csv(index=False)),
+    "csv": lambda table, _, __: _csv(table),
     "md": _markdown,
     "json": lambda table, _, __: json_text(table.to_dict("records")) + "\n",
     "latex": latex_table,

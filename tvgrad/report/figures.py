@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from tvgrad.report.maps import block_norms, epoch_cosine_map, layer_map, traject
 from tvgrad.report.published import SOURCE
 from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
 from tvgrad.vectors.parameters import ALL
+from tvgrad.wording import shortened
 
 
 @styled
@@ -271,6 +273,12 @@ FIGURES = {
 }
 """Figure -> how it is made."""
 
+NAMES = ("run", "run_a", "run_b", "group", "term")
+"""Columns of names that pictures show."""
+
+MOST_LETTERS = 60
+"""Letters of a name in a picture; longer ones are cut in the middle."""
+
 MOST_RUNS = 12
 """Figures of one run each are drawn for so many runs."""
 
@@ -286,6 +294,7 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
         The files with their captions, PNG before SVG.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    tables = {name: _with_short_names(table) for name, table in tables.items()}
     written: list[tuple[Path, str]] = []
     for name, made in FIGURES.items():
         table = tables.get(made.table)
@@ -303,6 +312,18 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
         for place, run in enumerate(list(dict.fromkeys(present["run"]))[:MOST_RUNS]):
             written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", made.caption)
     return written
+
+
+def _with_short_names(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose names fit into a picture, and start no formula there."""
+    found = {}
+    for column in NAMES:
+        if column in table:
+            shown = shortened(map(str, table[column].unique()), MOST_LETTERS)
+            # matplotlib leaves out of a legend what begins with an underscore
+            safe = {name: re.sub(r"^(?=_)", " ", short.replace("$", r"\$")) for name, short in shown.items()}
+            found[column] = table[column].map(str).map(safe)
+    return table.assign(**found)
 
 
 def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:

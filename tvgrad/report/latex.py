@@ -138,7 +138,9 @@ def _chosen_epochs(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def _cell(value: Any, column: object) -> str:
     """A number as a page shows it; words come escaped."""
     if not isinstance(value, float):
-        return str(value).translate(_OUTSIDE_ASCII_FONTS)
+        text = str(value).translate(_OUTSIDE_ASCII_FONTS)
+        # At the start of a row, these would be arguments of the end of the row before.
+        return f"{{}}{text}" if text.lstrip().startswith(("[", "*")) else text
     if math.isnan(value):
         return ""
     if math.isinf(value):

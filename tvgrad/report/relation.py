@@ -18,6 +18,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.report.lora_relation import IN_BOTH_SPACES, is_plain_lora, weight_space_cosines
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
 from tvgrad.store.run import Run
+from tvgrad.streaming.blocks import tensor_blocks
 from tvgrad.streaming.gram import GramResult
 from tvgrad.streaming.vector_key import VectorKey
 from tvgrad.vectors.parameters import ALL
@@ -163,4 +164,8 @@ def _size(run: Run) -> int:
 def _same_start(left: Run, right: Run) -> bool:
     """Whether both were tuned from the same weights (in whatever dtype they are stored)."""
     with left.file("weights", 0) as one, right.file("weights", 0) as other:
-        return all(torch.equal(one.read(name).double(), other.read(name).double()) for name in left.parameters)
+        return all(
+            torch.equal(mine.double(), theirs.double())
+            for name in left.parameters
+            for mine, theirs in tensor_blocks((one, other), name)
+        )

@@ -33,6 +33,7 @@ from tvgrad.theory.explain import read_results
 from tvgrad.theory.explainable import why_not_explained
 from tvgrad.theory.verdicts import verdict_rows
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
+from tvgrad.wording import printable
 
 COMPARED = ("task_vector", "gradient")
 """Kinds of vectors that tasks are compared by."""
@@ -84,10 +85,10 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
-    parents = [f"{run.root.resolve().parent.name}/{run.root.name}" for run in runs]
+    parents = [printable(f"{run.root.resolve().parent.name}/{run.root.name}") for run in runs]
     if len(set(parents)) == len(parents):
         return parents
-    return [str(run.root) for run in runs]
+    return [printable(str(run.root)) for run in runs]
 
 
 def run_tables(

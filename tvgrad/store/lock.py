@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Generator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -41,10 +42,42 @@ class WriterLock:
         why = why_irregular(self._path, root)
         if why is not None:
             raise TvgradError(f"{self._path} cannot be locked ({why}): remove it, or choose another --out")
+        self._root = root
+        self._folder = _identity(os.stat(root))
+        self._handle, self._file = -1, (0, 0)
         # Not thread-local: a background writer takes the lock in its thread, and the main thread gives it back.
-        self._lock = FileLock(self._path, timeout=PATIENCE, thread_local=False, on_acquired=_write_identity)
+        self._lock = FileLock(self._path, timeout=PATIENCE, thread_local=False, on_acquired=self._acquired)
+        self._acquire()
+
+    def require_held(self) -> None:
+        """Make sure that the directory is still the one that was locked, and locked.
+
+        A script may close every descriptor by its number, and a directory may be removed and made again.
+
+        Raises:
+            TvgradError: the directory is another one, or another process has taken the lock.
+        """
+        root = self._root
         try:
-            self._lock.acquire()
+            same = _identity(os.stat(root)) == self._folder
+        except OSError:
+            same = False
+        if not same:
+            self._forget()
+            raise TvgradError(f"{root} was removed or replaced while it was written, and what was recorded is gone")
+        try:
+            held = self._owns_handle() and _identity(os.stat(self._path)) == self._file
+        except OSError:
+            held = False
+        if not held:
+            self._forget()
+            self._acquire()
+
+    def _acquire(self) -> None:
+        root = self._root
+        try:
+            with _above_standard_streams():
+                self._lock.acquire()
         except Timeout:
             raise TvgradError(f"{root} is being written by {_holder(self._path)}: wait for it or stop it") from None
         except OSError as error:
@@ -53,10 +86,50 @@ class WriterLock:
 
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""
-        if self._lock.is_locked:
+        if self._lock.is_locked and self._owns_handle():
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                if _identity(os.stat(self._path)) == self._file:
+                    self._path.unlink()
             self._lock.release()
+        self._forget()
+
+    def _acquired(self, handle: int) -> None:
+        self._handle, self._file = handle, _identity(os.fstat(handle))
+        _write_identity(handle)
+
+    def _owns_handle(self) -> bool:
+        """Whether the descriptor is still the lock file's: closed by its number, it may be anybody's."""
+        try:
+            return _identity(os.fstat(self._handle)) == self._file
+        except OSError:
+            return False
+
+    def _forget(self) -> None:
+        """Let go of a descriptor that is not ours any more, without closing what is another's."""
+        if self._lock.is_locked:
+            if self._owns_handle():
+                self._lock.release(force=True)
+            else:
+                self._lock._context.lock_file_fd = None
+                self._lock._context.lock_counter = 0
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _above_standard_streams() -> Generator[None]:
+    """Keep the numbers 0 to 2 from a file that stays open: where they are closed, programs write there all the same."""
+    held: list[int] = []
+    try:
+        while not held or held[-1] < 3:
+            held.append(os.open(os.devnull, os.O_RDWR))
+        os.close(held.pop())
+        yield
+    finally:
+        for handle in held:
+            os.close(handle)
 
 
 def _write_identity(handle: int) -> None:

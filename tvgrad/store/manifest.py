@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.fields import parse_json
 from tvgrad.files.atomic import sha256_of
-from tvgrad.files.regular import parse_json, read_text, reason_of, why_irregular
+from tvgrad.files.regular import read_text, reason_of, why_irregular
 from tvgrad.files.tensors import shard_paths
-from tvgrad.results import json_text, read_number
+from tvgrad.results import json_text
 from tvgrad.store.layout import CONTENTS, MANIFEST
+from tvgrad.store.schema import check_manifest
 
 FORMAT = "tvgrad run"
 VERSION = 1
@@ -89,6 +91,25 @@ class FileEntry:
             except OSError as error:
                 found.append(f"{relative} cannot be read ({reason_of(error)})")
         return found
+
+    def unlisted(self, root: Path) -> list[str]:
+        """Find shards that an index names and that are not among the parts, so that no checksum covers them.
+
+        Args:
+            root: the run directory.
+
+        Returns:
+            One sentence a shard; nothing where the index itself cannot be read, which `problems` says.
+        """
+        if not self.path.endswith(".index.json"):
+            return []
+        try:
+            shards = shard_paths(root / self.path, root)
+        except DamagedRun:
+            return []
+        listed = {relative for relative, _, _ in self.parts}
+        names = [shard.relative_to(root).as_posix() for shard in shards]
+        return [f"{name} is in {self.path} and not among the run's files" for name in names if name not in listed]
 
 
 @dataclass(frozen=True)
@@ -198,50 +219,33 @@ def read_manifest(root: Path) -> Manifest:
             "use the tvgrad that wrote it"
         )
     try:
-        return _manifest(content)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DamagedRun(f"{path} is damaged ({error!r}): restore it or trace the run again") from None
+        return _manifest(check_manifest(content))
+    except ValueError as error:
+        raise DamagedRun(f"{path} is damaged ({error}): restore it or trace the run again") from None
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
-    if content["unit"] not in {"epoch", "step"}:
-        raise ValueError(f"unknown unit {content['unit']!r}")
-    parameters = {
-        str(name): Parameter(tuple(map(int, entry["shape"])), str(entry["dtype"]), str(entry["group"]))
-        for name, entry in content["parameters"].items()
-    }
-    points = tuple(
-        Point(
-            number=int(point["number"]),
-            steps=int(point["steps"]),
-            files={kind: _entry(entry) for kind, entry in point["files"].items() if kind in CONTENTS},
-            metrics={str(name): read_number(value) for name, value in point["metrics"].items()},
-        )
-        for point in content["points"]
-    )
-    numbers = [point.number for point in points]
-    if numbers != sorted(set(numbers)):
-        raise ValueError("its epochs are not in order")
     return Manifest(
-        info=dict(content["info"]),
+        info=content["info"],
         unit=content["unit"],
-        parameters=parameters,
-        tied={str(alias): str(name) for alias, name in content["tied"].items()},
-        points=points,
+        parameters={
+            name: Parameter(one["shape"], one["dtype"], one["group"]) for name, one in content["parameters"].items()
+        },
+        tied=content["tied"],
+        points=tuple(
+            Point(
+                number=point["number"],
+                steps=point["steps"],
+                files={kind: _entry(entry) for kind, entry in point["files"].items() if kind in CONTENTS},
+                metrics=point["metrics"],
+            )
+            for point in content["points"]
+        ),
         static=None if content["static"] is None else _entry(content["static"]),
         state=None if content["state"] is None else _entry(content["state"]),
-        finished=bool(content["finished"]),
+        finished=content["finished"],
     )
 
 
 def _entry(content: dict[str, Any]) -> FileEntry:
-    parts = tuple((_inside(path), str(digest), int(size)) for path, digest, size in content["parts"])
-    return FileEntry(_inside(content["path"]), parts)
-
-
-def _inside(path: str) -> str:
-    """A relative path that stays in the run directory (a run may come from anywhere)."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
-        raise ValueError(f"it names a file outside the run directory: {path!r}")
-    return path
+    return FileEntry(content["path"], tuple(content["parts"]))

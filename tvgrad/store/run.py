@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +11,14 @@ import torch
 
 from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.files.regular import read_text, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
+from tvgrad.store.step_table import read_steps
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes
+from tvgrad.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd  # imported where a table is made: a traced script makes none, and would wait for it
@@ -83,7 +82,7 @@ class Run:
     @property
     def name(self) -> str:
         """The task's name, or the directory's."""
-        return str(self.manifest.info.get("name") or self.root.name)
+        return printable(str(self.manifest.info.get("name") or self.root.name))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -209,9 +208,17 @@ class Run:
 
         Returns:
             One tensor of positions in the training samples for each step.
+
+        Raises:
+            DamagedRun: the file holds something else.
         """
-        content = self._read(self.file("batches", number))
-        return list(content["order"].split(content["sizes"].tolist()))
+        file = self.file("batches", number)
+        content = self._read(file)
+        order, sizes = (content.get(name) for name in ("order", "sizes"))
+        plain = (one is not None and one.ndim == 1 and one.dtype == torch.int64 for one in (order, sizes))
+        if not all(plain) or order is None or sizes is None or bool((sizes < 0).any()) or sizes.sum() != len(order):
+            raise DamagedRun(f"{file.path} holds no batches: restore it or trace the run again")
+        return list(order.split(sizes.tolist()))
 
     def task_vector(self, number: int) -> Weights:
         """Subtract the pretrained weights from those after so many epochs.
@@ -269,7 +276,7 @@ class Run:
         for one in numbers:
             entry = self.point(one).files.get("steps")
             if entry is not None:
-                tables.append(_read_steps(self.root / entry.path, self.root))
+                tables.append(read_steps(self.root / entry.path, self.root))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["step", "lr"])
 
     @property
@@ -316,13 +323,14 @@ class Run:
         entries: list[FileEntry] = [entry for point in self.points for entry in point.files.values()]
         entries += [entry for entry in (self.manifest.static, self.manifest.state) if entry is not None]
         found = [problem for entry in entries for problem in entry.problems(self.root, checksums)]
+        found += [problem for entry in entries for problem in entry.unlisted(self.root)]
         if not self.points:
             found.append("no epoch was finished")
         elif 0 not in self.epochs:
             found.append(f"the pretrained weights ({self.unit} 0) are missing")
-        for number in self.epochs:
-            for kind in ("weights", "gradient"):
-                entry = self.point(number).files.get(kind)
+        for point in self.points:
+            for kind in ("weights", "gradient", "epoch_gradient"):
+                entry = point.files.get(kind)
                 if entry is not None and not entry.problems(self.root, checksums):
                     found += self._misfits(self.root / entry.path)
         return found
@@ -374,18 +382,6 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
             raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
         runs += [Run.open(child) for child in below]
     return runs
-
-
-def _read_steps(path: Path, under: Path) -> pd.DataFrame:
-    """A table of steps with every digit that was written (the parsers of pandas differ in the last one)."""
-    import pandas as pd
-
-    try:
-        lines = io.StringIO(read_text(path, under), newline="")
-        rows = [{name: float(cell or "nan") for name, cell in row.items()} for row in csv.DictReader(lines)]
-        return pd.DataFrame(rows).astype({"step": "int64"})
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): restore it or trace the run again") from None
 
 
 def _ranges(numbers: Iterable[int]) -> str:

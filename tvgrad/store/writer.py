@@ -24,8 +24,9 @@ from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, r
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.store.overwrite import remove_run
+from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
-from tvgrad.wording import bytes_in_words
+from tvgrad.wording import bytes_in_words, without_formula
 
 Content = Weights | Callable[[], Weights]
 """CPU tensors to write, or a function that makes them when they are written."""
@@ -75,6 +76,7 @@ class RunWriter:
         Raises:
             TvgradError: the directory holds a run or other files, or cannot be made.
         """
+        check_facts(manifest.info)
         if overwrite:
             remove_run(root)
         require_free(root)
@@ -152,6 +154,7 @@ class RunWriter:
         Raises:
             DiskFull: there is no room; all earlier points are whole.
         """
+        self._lock.require_held()
         stem = self.manifest.stem(number)
         try:
             files = {kind: self._written(kind, stem, content) for kind, content in tensors.items() if content}
@@ -200,7 +203,11 @@ class RunWriter:
 
         Args:
             facts: plain values.
-        """
+
+        Raises:
+            TvgradError: a fact is not of the type that tvgrad keeps under its name.
+        """  # noqa: DOC502 - raised by check_facts
+        check_facts(facts)
         self._publish(replace(self.manifest, info={**self.manifest.info, **facts}))
 
     def finish(self) -> None:
@@ -227,8 +234,8 @@ class RunWriter:
         with TensorFile(path.with_suffix(".safetensors"), self.root) as file:
             tensors = file.read_all()
         try:
-            return tensors, dict(read_json(path, self.root))
-        except (OSError, ValueError, TypeError) as error:
+            return tensors, check_state(read_json(path, self.root))
+        except (OSError, ValueError) as error:
             raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): trace the run again") from None
 
     def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:  # noqa: ARG002
@@ -265,6 +272,7 @@ class RunWriter:
 
     def _publish(self, manifest: Manifest) -> None:
         """Replace run.json: the instant at which a point begins to exist. Then the table derived from it."""
+        self._lock.require_held()
         text = manifest.to_json()
         write_text_atomically(self.root / MANIFEST, text)
         self.manifest = manifest
@@ -312,7 +320,7 @@ def _csv(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
     names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: without_formula(name) for name in names})
     # repr keeps every digit of a float
     writer.writerows(
         {name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows

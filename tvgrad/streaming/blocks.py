@@ -18,6 +18,9 @@ from tvgrad.files.tensors import TensorSource
 NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16})
 """Stored types whose values float32 holds exactly."""
 
+COMPARED = 1 << 20
+"""Elements of one tensor that are compared at once: a comparison holds some twenty float64 vectors of this length."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -193,3 +196,19 @@ def at_least(buffer: torch.Tensor, count: int) -> torch.Tensor:
         The buffer, or a new one of this length.
     """
     return buffer if buffer.numel() >= count else torch.empty(count, dtype=buffer.dtype)
+
+
+def tensor_blocks(files: Sequence[TensorSource], name: str) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Read one tensor of several files side by side, in blocks.
+
+    Args:
+        files: have the tensor, in one shape.
+        name: its name.
+
+    Yields:
+        The same coordinates of each file, flattened, in its own dtype.
+    """
+    count = files[0].places[name].numel
+    for start in range(0, count, COMPARED):
+        length = min(COMPARED, count - start)
+        yield tuple(file.read_into(name, start, torch.empty(length, dtype=file.places[name].dtype)) for file in files)

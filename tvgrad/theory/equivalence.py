@@ -21,6 +21,7 @@ from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result
 from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
+from tvgrad.streaming.blocks import tensor_blocks
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule, parts_of, rule_of
 from tvgrad.update_rules.rounding import (
@@ -200,9 +201,10 @@ def _gradient_error(run: Run) -> float:
     difference = total = 0.0
     with run.file("epoch_gradient", 1) as consumed, run.file("gradient", 0) as full:
         for name in run.parameters:
-            exact = full.read(name).double()
-            difference += float((consumed.read(name).double() - exact).square().sum())
-            total += float(exact.square().sum())
+            for used, exact in tensor_blocks((consumed, full), name):
+                wide = exact.double()
+                difference += float((used.double() - wide).square().sum())
+                total += float(wide.square().sum())
     return math.sqrt(difference / total) if total else math.nan
 
 
@@ -324,14 +326,15 @@ def _compare(run: Run, consumed: str, forms: Mapping[str, Form]) -> _Comparison:
 
 
 def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Read theta_1, theta_0 and a gradient, one flattened tensor at a time.
+    """Read theta_1, theta_0 and a gradient, block by block: a float64 copy of a large embedding has no room.
 
     Args:
         run: the run.
         consumed: gradient (the full-batch one at theta_0) or epoch_gradient (what the first epoch consumed).
 
     Yields:
-        The parameter's name, and the three in the run's dtype.
+        The parameter's name, and the three on the same coordinates, flattened, in the run's dtype; together all, in
+        order.
 
     Raises:
         TvgradError: a file lacks a tensor.
@@ -343,7 +346,8 @@ def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[str, Tensor, T
         for name in run.parameters:
             if not all(name in file.places for file in (after, before, gradient)):
                 raise TvgradError(f"{run.root} has no {name!r} in one of its files: run `tvgrad verify {run.root}`")
-            yield name, after.read(name).flatten(), before.read(name).flatten(), gradient.read(name).flatten()
+            for one, other, third in tensor_blocks((after, before, gradient), name):
+                yield name, one, other, third
 
 
 def _with_deviation(why: str, found: _Comparison | None) -> str:

@@ -155,7 +155,14 @@ def held_by(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
 
 def _living(stepping: torch.optim.Optimizer) -> tuple[list[nn.Module], list[torch.optim.Optimizer]]:
     """All modules, and the optimizers of other tensors than those of the one that steps."""
-    everything = gc.get_objects()
+    frozen = gc.get_freeze_count()
+    if frozen:  # what a script has frozen is not listed
+        gc.unfreeze()
+    try:
+        everything = gc.get_objects()
+    finally:
+        if frozen:
+            gc.freeze()
     # `type` is asked, because an `isinstance` may wake somebody's lazy proxy; and each class once, because there are
     # hundreds of thousands of objects, and the script waits.
     classes = set(map(type, everything))

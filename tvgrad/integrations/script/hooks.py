@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -42,7 +43,21 @@ def install() -> Session | MeasuringSession | None:
     session = Session(options)
     session.guard(lambda: _install(session))
     atexit.register(session.close)
+    _watch_exit(session)
     return session
+
+
+def _watch_exit(session: Session) -> None:
+    """A script that ends by `os._exit` runs no exit handlers: what is complete is recorded before."""
+    original = os._exit
+
+    @functools.wraps(original)
+    def leave(status: int) -> NoReturn:
+        if session.active:
+            session.close(clean=status == 0)
+        original(status)
+
+    os._exit = leave
 
 
 def _install(session: Session) -> None:

@@ -6,7 +6,6 @@ sent to this process go on to it; those that the whole process group gets reach 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
@@ -16,14 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import read_json
 from tvgrad.integrations.script.group_signal_probe import GroupSignalProbe
 from tvgrad.integrations.script.notes import read_notes, say
-from tvgrad.integrations.script.options import VARIABLE, ScriptOptions
+from tvgrad.integrations.script.options import VARIABLE, ScriptOptions, launch_of
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.lock import LOCK, WriterLock
 from tvgrad.store.overwrite import require_replaceable
@@ -103,10 +104,13 @@ def launch(options: ScriptOptions, after: Callable[[], None] | None = None) -> i
         recording failed under `--strict`.
 
     Raises:
-        TvgradError: there is no such command.
+        TvgradError: there is no such command, or no folder for temporary files.
     """
     out = Path(options.out)
-    notes = tempfile.mkdtemp(prefix="tvgrad-")
+    try:
+        notes = tempfile.mkdtemp(prefix="tvgrad-")
+    except OSError as error:
+        raise TvgradError(f"no folder for notes can be made ({error.strerror}): set TMPDIR to one that can") from None
     try:
         options = replace(options, notes=notes)
         status = _run(options.command, environment(options))
@@ -128,7 +132,9 @@ def end_like(status: int) -> None:
     Args:
         status: as `launch` returns it.
     """
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
     if status < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if -status not in {signal.SIGKILL, signal.SIGSTOP}:
@@ -155,6 +161,8 @@ def environment(options: ScriptOptions) -> dict[str, str]:
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """Start the command with the usual signals and wait for it."""
     watched = {*FORWARDED, signal.SIGCHLD}
+    # Where its parent ignores it, the system would tell nothing of a child's end, and keep no status.
+    inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     probe = GroupSignalProbe(FORWARDED)
     try:
@@ -176,6 +184,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     finally:
         probe.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if inherited is None else inherited)
 
 
 def _pass_on(number: int, child: int, probe: GroupSignalProbe) -> None:
@@ -189,15 +198,23 @@ def _pass_on(number: int, child: int, probe: GroupSignalProbe) -> None:
 
 
 def _outcome(options: ScriptOptions, out: Path, status: int) -> tuple[bool, bool]:
-    """Say what was recorded, or why nothing was; whether that is a failure, and whether there is nothing."""
+    """Say what was recorded, or why nothing was.
+
+    run.json says what was recorded, and whether by this launch; the notes only say where, and why nothing was, because
+    a cleaner of temporary files may have taken them.
+
+    Returns:
+        Whether that is a failure, and whether there is nothing.
+    """
     notes = read_notes(options.notes)
     begun = [place for place, note in enumerate(notes) if note["event"] == "anew"]
-    events = {note["event"] for note in notes[max(begun, default=0) :]}
-    outs = list(dict.fromkeys(str(note["out"]) for note in notes if note["event"] == "step")) or [str(out)]
+    events = {str(note["event"]) for note in notes[max(begun, default=0) :]}
+    outs = list(dict.fromkeys(str(note.get("out", out)) for note in notes if note["event"] == "step")) or [str(out)]
     for earlier in outs[:-1]:
-        _say_points(earlier, _points(Path(earlier)), options)
+        _say_points(earlier, _recorded(Path(earlier), launch_of(options))[0], options)
     out = Path(outs[-1])
-    points = _points(out) if "step" in events else []
+    points, stopped = _recorded(out, launch_of(options))
+    events |= {"stopped"} if stopped else set()
     plain = "" if status else "; the exit code is 2 for that, the command's was 0"
     if points:
         _say_points(str(out), points, options, stopped="stopped" in events)
@@ -232,9 +249,12 @@ def _ended(status: int) -> str:
     return f" before the command ended {how}"
 
 
-def _points(out: Path) -> list[int]:
+def _recorded(out: Path, launch: str) -> tuple[list[int], bool]:
+    """The points that this launch has recorded, and whether recording stopped before the script did."""
     try:
-        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        return [int(point["number"]) for point in content["points"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        content = read_json(out / MANIFEST, out)
+        if content["info"].get("launch") != launch:
+            return [], False
+        return [int(point["number"]) for point in content["points"]], "stopped" in content["info"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [], False

@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tvgrad.files.regular import read_text
+from tvgrad.wording import printable
+
 
 def claim(folder: str) -> bool:
     """Become the one process that is recorded.
@@ -20,8 +23,8 @@ def claim(folder: str) -> bool:
         Whether no other process was earlier.
     """
     try:
-        os.close(os.open(Path(folder, "recorded"), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except OSError:  # taken, or the process that started the script is gone
+        os.close(_opened(folder, "recorded", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except OSError:
         return False
     return True
 
@@ -35,7 +38,7 @@ def leave_note(folder: str, **content: Any) -> None:
     """
     line = json.dumps({"pid": os.getpid(), **content}) + "\n"
     with suppress(OSError):
-        handle = os.open(Path(folder, "notes"), os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        handle = _opened(folder, "notes", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         try:
             os.write(handle, line.encode())
         finally:
@@ -49,13 +52,36 @@ def read_notes(folder: str) -> list[dict[str, Any]]:
         folder: the folder of notes.
 
     Returns:
-        What was left, in order.
+        What was left, in order; a line that is no note is left out.
     """
+    found = []
+    with suppress(OSError, ValueError):
+        for line in read_text(Path(folder, "notes")).splitlines():
+            with suppress(ValueError):
+                note = json.loads(line)
+                found += [note] if isinstance(note, dict) and "event" in note else []
+    return found
+
+
+def _opened(folder: str, name: str, flags: int) -> int:
+    """Open a note; the folder is made again where somebody has cleaned it away."""
     try:
-        lines = Path(folder, "notes").read_text(encoding="utf-8").splitlines()
+        return os.open(Path(folder, name), flags, 0o600)
     except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
+        os.makedirs(folder, 0o700, exist_ok=True)
+        return os.open(Path(folder, name), flags, 0o600)
+
+
+def _has_error_stream() -> bool:
+    """Whether standard error is open."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return False
+    return sys.__stderr__ is not None
+
+
+_BEGAN_WITH_ONE = _has_error_stream()
 
 
 def say(sentence: str) -> None:
@@ -64,7 +90,11 @@ def say(sentence: str) -> None:
     Args:
         sentence: without the program's name.
     """
+    # Where standard error was closed at first, number 2 may be a file of the script's own.
+    if not _BEGAN_WITH_ONE:
+        return
     with suppress(OSError, ValueError):
         if sys.__stderr__ is not None:
             sys.__stderr__.flush()
-        os.write(2, f"tvgrad: {sentence}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"tvgrad: {printable(sentence)}\n".encode(errors="backslashreplace"))

@@ -6,12 +6,25 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.record.record_at import AT_EPOCHS, RecordAt
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
 
 VARIABLE = "TVGRAD_TRACE"
+
+
+def launch_of(options: ScriptOptions) -> str:
+    """Tell one start of a command from every other: run.json keeps it.
+
+    Args:
+        options: of the start.
+
+    Returns:
+        A name that no other start has.
+    """
+    return Path(options.notes).name
 
 
 @dataclass(frozen=True)

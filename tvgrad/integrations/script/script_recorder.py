@@ -15,7 +15,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.clipping import CLIP_FACTS
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
 from tvgrad.integrations.script.losses import Losses
-from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.integrations.script.options import ScriptOptions, launch_of
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
@@ -61,6 +61,7 @@ class ScriptRecorder:
             optimizers=trained.optimizers,
             info={
                 "command": list(options.command),
+                "launch": launch_of(options),
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
                 "config": dict(describe()) if callable(describe) else None,

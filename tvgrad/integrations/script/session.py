@@ -270,20 +270,20 @@ class Session:
         leave_note(self.options.notes, event="stopped", reason=words)
         self._exits = self.options.strict
 
-    def close(self) -> None:
-        """The script is at its end: record what is complete, and let the writer finish."""
+    def close(self, clean: bool | None = None) -> None:
+        """The script is at its end, `clean` or as Python tells: record what is complete, and let the writer finish."""
         if os.getpid() != self._process:
             return
         self._thread = threading.get_ident() if self._thread is not None else None
-        clean = getattr(sys, "last_value", None) is None
+        ended_well = getattr(sys, "last_value", None) is None if clean is None else clean
 
         def finish() -> None:
             recorder = self._recorder
             if recorder is None:
                 return
-            self.epochs.exit(clean, recorder.unchanged)
+            self.epochs.exit(ended_well, recorder.unchanged)
             self._stopped = True  # no iterator that goes now means anything
-            recorder.close(finished=clean)
+            recorder.close(finished=ended_well)
 
         try:
             if self.active:
