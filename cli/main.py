@@ -14,6 +14,7 @@ COMMANDS = {
     "measure": "Measure full-batch gradients of an unchanged script.",
     "verify": "Check a run's files and the exactness of its first epoch.",
     "predict": "Predict task vectors and their second-order error before training.",
+    "plan": "Tell how far to go along a merge, before or after training.",
     "bound": "Bound the second-order error rigorously, before training.",
     "explain": "Say, term by term, why task vectors are not exactly the gradient.",
     "report": "Make tables and figures of runs.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvgrad.merging.runs import MergedFile
     from tvgrad.store.run import Run
 
-SEARCH = "search"
+SEARCH, PLAN = "search", "plan"
 
 
 @click.command()
@@ -39,7 +39,10 @@ SEARCH = "search"
     help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, breadcrumbs, negation or analogy.",
 )
 @click.option(
-    "--alpha", default="1", show_default=True, help="What the merged task vector is multiplied with, or `search`."
+    "--alpha",
+    default="1",
+    show_default=True,
+    help="Factor of the merged task vector, `search`, or `plan`.",
 )
 @click.option("--density", type=float, help="ties, dare, breadcrumbs: share of the entries that are kept.")
 @click.option("--seed", type=int, help="dare: of the random numbers (default: 0).")
@@ -69,7 +72,8 @@ def merge(
 
     The file holds the shared trainable tensors, merged, and the frozen tensors and buffers that are the same in all
     runs. Heads stay each task's own: they are in the runs. `--alpha search` tries 0, 0.05 .. 1 on one half of each
-    task's test samples; what is reported is then measured on the other half.
+    task's test samples; what is reported is then measured on the other half. `--alpha plan` takes the coefficient at
+    which the tasks' training losses are told to be least (see `tvgrad plan`), and needs no test samples.
 
     With --pretrained, RUNS are checkpoints as they lie on disks (Hugging Face folders, safetensors in one file or in
     shards, files of torch.save that hold tensors only) or folders of LoRA adapters, which are merged in weight space.
@@ -89,19 +93,20 @@ def merge(
 
     method = _method(name, density=density, seed=seed)
     if pretrained is not None:
-        if epoch is not None or evaluate or target is not None or alpha == SEARCH:
+        if epoch is not None or evaluate or target is not None or alpha in (SEARCH, PLAN):
             raise TvgradError(
-                "--epoch, --evaluate, --recipe and --alpha search are about runs: leave them out with --pretrained"
+                "--epoch, --evaluate, --recipe, --alpha search and plan are about runs: leave them out with "
+                "--pretrained"
             )
         _merge_checkpoints(pretrained, runs, method, alpha=_number(alpha), out=out, dtype=dtype)
         return
     if dtype is not None:
         raise TvgradError("--dtype is about checkpoints: give --pretrained, or leave it out")
-    factor = None if alpha == SEARCH else _number(alpha)
+    factor = None if alpha in (SEARCH, PLAN) else _number(alpha)
     if target is None and (evaluate or factor is None):
-        raise TvgradError("evaluating and searching alpha need the tasks' data: give --recipe TARGET")
+        raise TvgradError("evaluating, searching and planning alpha need the tasks' data: give --recipe TARGET")
     if target is not None and not evaluate and factor is not None:
-        raise TvgradError("--recipe is for --evaluate and --alpha search: give one of them, or leave it out")
+        raise TvgradError("--recipe is for --evaluate, --alpha search and plan: give one of them, or leave it out")
     _check_out(out)
     opened = open_runs(runs)
     _check_different(opened)
@@ -112,7 +117,9 @@ def merge(
         )
     method.check_tasks(len(opened))
     chosen = common_epoch(opened) if epoch is None else epoch
-    if target is not None:
+    if target is not None and alpha == PLAN:
+        factor = _planned(opened, chosen, method, target)
+    if target is not None and (evaluate or factor is None):
         factor = _evaluated(opened, chosen, method, alpha=factor, target=target, show=evaluate)
     assert factor is not None
     made = merge_runs(opened, chosen, method, alpha=factor, out=out)
@@ -198,8 +205,23 @@ def _number(alpha: str) -> float:
     try:
         value = float(alpha)
     except ValueError:
-        raise TvgradError(f"--alpha {alpha!r} is no number: give one, or `{SEARCH}`") from None
+        raise TvgradError(f"--alpha {alpha!r} is no number: give one, `{SEARCH}` or `{PLAN}`") from None
     return checked_alpha(value)
+
+
+def _planned(runs: list[Run], epoch: int, method: Method, target: str) -> float:
+    """The coefficient at which the tasks' training losses are told to be least."""
+    from tvgrad.merging.merge import combine_stack
+    from tvgrad.merging.runs import stack_of
+    from tvgrad.recipes.of_run import objective_of, recipe_of
+    from tvgrad.theory.merge_plan import coefficient_along
+
+    vector = combine_stack(method, stack_of(runs, epoch), add_base=False)
+    found, sentences = coefficient_along([objective_of(run, recipe_of(run, target)) for run in runs], vector)
+    for sentence in sentences:
+        click.echo(sentence, err=True)
+    click.echo(f"alpha {found:.4g}: told to be best for the training losses (an estimate)")
+    return found
 
 
 def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | None, target: str, show: bool) -> float:

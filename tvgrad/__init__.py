@@ -22,6 +22,7 @@ _PUBLIC = {
     "check_one_epoch": "tvgrad.theory.equivalence",
     # what is predicted before training, and explained after it
     "predict": "tvgrad.theory.second_order",
+    "plan": "tvgrad.theory.merge_plan",
     "multitask_gap": "tvgrad.theory.multitask",
     "error_budget": "tvgrad.theory.error_budget",
     "relate_tasks": "tvgrad.theory.task_pairs",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tvgrad.streaming.run_vectors import gram
     from tvgrad.theory.equivalence import check_one_epoch
     from tvgrad.theory.error_budget import error_budget
+    from tvgrad.theory.merge_plan import plan
     from tvgrad.theory.multitask import multitask_gap
     from tvgrad.theory.second_order import predict
     from tvgrad.theory.task_pairs import relate_tasks

@@ -22,12 +22,14 @@ THEORY = (
     "convergence_orders",
     "multitask_gap",
     "practical_optimizers",
+    "merge_coefficients",
 )
 SMALL: dict[str, dict[str, Any]] = {
     "second_order_error": {"rates": (0.003, 0.03), "epochs": (2, 5)},
     "convergence_orders": {"rates": 3, "samples": 60},
     "multitask_gap": {"rates": (2e-3, 1e-3, 5e-4), "epochs": 3},
     "practical_optimizers": {"rates": (1e-4, 1e-5)},
+    "merge_coefficients": {"trainings": ("gd:0.003:2",), "seeds": 1, "images": 40},
 }
 
 

@@ -1,0 +1,212 @@
+"""`tvgrad plan`: how far to go along a merge, and what it will do to every task, before or after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.recipe import OPTIMIZERS
+from tvgrad.wording import counted
+
+from . import options
+
+if TYPE_CHECKING:
+    from tvgrad.theory.merge_plan import Plan
+
+OF_TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "epochs", "batch_size", "dtype", "tasks")
+
+
+@click.command()
+@click.argument("things", nargs=-1, required=True, metavar="TARGET | RUN ...")
+@options.tasks
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="Of the training to come.")
+@options.lr
+@options.momentum
+@click.option("--weight-decay", type=float, help="Coupled for all but adamw.")
+@click.option("--epochs", type=int, help="Of the training to come.")
+@click.option("--batch-size", type=int, help="Samples in a mini-batch of the training to come.")
+@click.option("--pairs", is_flag=True, help="Measure all pairs: one Hessian-vector product more for each.")
+@click.option("--recipe", "target", help="TARGET of the recipe that made RUNs: plan with their task vectors.")
+@click.option("--epoch", type=int, help="Epoch of RUNs (default: the last that all keep).")
+@options.dtype
+@options.device
+@options.chunk_size
+@options.allow
+@click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file.")
+@options.as_json
+def plan(
+    things: tuple[str, ...],
+    target: str | None,
+    epoch: int | None,
+    pairs: bool,
+    cost: bool,
+    save: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Plan a merge: the coefficient, and every task's loss after merging by task arithmetic with it.
+
+    Before training, TARGET's tasks are looked at from their pretrained weights: two gradients, three Hessian-vector
+    products and a few losses a task. The task vectors of the training that the options describe are forecast, SGD and
+    Adam included, and how far to go along their sum is told. After training, --recipe takes the true task vectors of
+    RUNs. All numbers are estimates, of losses on the training samples.
+
+    \b
+    Examples:
+      tvgrad plan digits
+      tvgrad plan digits --tasks low,parity --optimizer adam --lr 1e-3 --epochs 1 --batch-size 50 --pairs
+      tvgrad plan runs/digits --recipe digits --epoch 1 --save plan.json
+    """
+    from tvgrad.theory.merge_plan import plan as planned
+
+    if save is not None and not save.absolute().parent.is_dir():
+        raise TvgradError(f"{save.absolute().parent} is no folder: choose another --save")
+    if target is None:
+        if epoch is not None:
+            raise TvgradError("--epoch is for trained RUNs: give their --recipe, or leave it out")
+        prepared = _prepared(things, **given)
+        if cost:
+            click.echo(_cost([one.objective for one in prepared], pairs))
+            return
+        first = prepared[0]
+        names = [one.recipe.name for one in prepared]
+        made = planned(
+            [one.objective for one in prepared], first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs
+        )
+        title = f"Merging after {counted(first.epochs, 'epoch')} of {first.rule.name} {first.rule.rate(0):g}"
+    else:
+        for name in OF_TRAINING:
+            if given[name] is not None:
+                raise TvgradError(f"--{name.replace('_', '-')} is for a training to come: leave it out with --recipe")
+        names, objectives, vectors, chosen = _trained(things, target, epoch, str(given["device"]))
+        if cost:
+            click.echo(_cost(objectives, pairs))
+            return
+        made = planned(objectives, task_vectors=vectors, pairs=pairs)
+        title = f"Merging runs after epoch {chosen}"
+    if save is not None:
+        from tvgrad.files.atomic import write_atomically
+
+        write_atomically(save, lambda temporary: temporary.write_text(_text(made, names), encoding="utf-8"))
+    if as_json:
+        click.echo(_text(made, names))
+        return
+    _print(made, names, title)
+
+
+def _prepared(things: tuple[str, ...], **given: Any) -> list[Any]:
+    from tvgrad.recipes.catalogue import load_recipes
+    from tvgrad.record.options import TraceOptions
+    from tvgrad.record.training_loop import prepare
+
+    if len(things) > 1 or (Path(things[0]).is_dir() and things[0] not in _built_in()):
+        raise TvgradError("before training give one TARGET; for trained RUNs say which --recipe made them")
+    tasks, allow = given.pop("tasks"), given.pop("allow")
+    allowed = options.names_in(allow)
+    recipes = load_recipes(things[0], options.names_in(tasks))
+    prepared = [prepare(one, TraceOptions(target=things[0], allow=allowed, **given)) for one in recipes]
+    first = prepared[0]
+    for one in prepared:
+        if (one.rule, one.epochs, one.batch_size) != (first.rule, first.epochs, first.batch_size):
+            raise TvgradError(
+                f"{first.recipe.name} and {one.recipe.name} are not trained alike by default: give --optimizer, --lr, "
+                "--epochs and --batch-size"
+            )
+    return prepared
+
+
+def _built_in() -> Any:
+    from tvgrad.recipes.catalogue import BUILT_IN
+
+    return BUILT_IN
+
+
+def _trained(
+    things: tuple[str, ...], target: str, epoch: int | None, device: str
+) -> tuple[list[str], list[Any], list[Any], int]:
+    from tvgrad.merging.runs import common_epoch
+    from tvgrad.recipes.of_run import objective_of, recipe_of
+    from tvgrad.store.run import open_runs
+
+    opened = open_runs([Path(thing) for thing in things])
+    chosen = common_epoch(opened) if epoch is None else epoch
+    objectives = [objective_of(run, recipe_of(run, target), device=device) for run in opened]
+    return [run.name for run in opened], objectives, [run.task_vector(chosen) for run in opened], chosen
+
+
+def _cost(objectives: list[Any], pairs: bool) -> str:
+    """What a plan takes, in one sentence."""
+    from tvgrad.theory.budget_plan import measured_costs
+
+    products = len(objectives) + 2 if pairs else 3
+    seconds = sum((2 + 5 / 3) * one.gradient + products * one.hvp for one in map(measured_costs, objectives))
+    return (
+        f"2 gradients, {products} Hessian-vector products and up to 5 losses for each of "
+        f"{counted(len(objectives), 'task')}, about {seconds:.2g} s"
+    )
+
+
+def _text(made: Plan, names: list[str]) -> str:
+    from tvgrad.results import json_text
+
+    return json_text({
+        "coefficient": made.coefficient,
+        "coefficients": dict(zip(names, made.coefficients, strict=True)),
+        "relative_second_order_error": made.relative_second_order_error,
+        "holds": made.holds,
+        "tasks": [row.row() | {"task": name} for name, row in zip(names, made.rows, strict=True)],
+        "slopes": made.slopes.tolist(),
+        "pairs": None if made.pairs is None else made.pairs.tolist(),
+        "sentences": made.sentences,
+        "kind": "estimate",
+    })
+
+
+def _print(made: Plan, names: list[str], title: str) -> None:
+    from tvgrad.cli.terminal import print_table
+
+    table = made.to_frame().dropna(axis="columns", how="all")
+    table["task"] = names
+    print_table(f"{title} (estimates: about)", table, estimates=set(table.columns) - {"task", "loss"})
+    if made.pairs is not None:
+        print_table("What adding a task vector changes in another task's loss", _changes(made, names))
+    for sentence in (*made.sentences, _in_words(made, names)):
+        click.echo(sentence)
+
+
+def _changes(made: Plan, names: list[str]) -> Any:
+    """To second order, `L_s(tau_s + tau_u) - L_s(tau_s)`, at coefficient 1."""
+    import pandas as pd
+
+    assert made.pairs is not None
+    rows: list[dict[str, Any]] = []
+    for s, name in enumerate(names):
+        curved = made.pairs[s]
+        changes = {
+            other: made.slopes[s, u] + curved[s, u] + curved[u, u] / 2 if u != s else float("nan")
+            for u, other in enumerate(names)
+        }
+        rows.append({"loss of": name} | changes)
+    return pd.DataFrame(rows)
+
+
+def _in_words(made: Plan, names: list[str]) -> str:
+    """The plan in one sentence."""
+    before = sum(row.loss for row in made.rows)
+    drop = before - sum(made.predicted_losses)
+    hurt = [name for name, row in zip(names, made.rows, strict=True) if row.predicted_loss > row.loss]
+    what = f"merge with coefficient {made.coefficient:.3g}: the summed loss falls from {before:.4g} by about {drop:.2g}"
+    harm = f"; {' and '.join(hurt)} get worse than pretrained" if hurt else "; every task gets better than pretrained"
+    error = made.relative_second_order_error
+    if error != error:
+        return what + harm
+    trust = (
+        f"; task vectors are within {error:.0%} of first order, where this is to be trusted"
+        if made.holds
+        else f"; but a task vector is {error:.0%} away from first order, where this is a rough guess"
+    )
+    return what + harm + trust

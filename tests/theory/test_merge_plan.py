@@ -1,0 +1,312 @@
+"""Plans against closed forms and against training by torch.optim: coefficients, losses, orders, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvgrad
+from tests.theory.expansion_models import data, distance, linear_regression, objective, order, trained
+from tvgrad import Objective, TvgradError
+from tvgrad.problem.objective import Evaluations
+from tvgrad.theory.forecast import forecast
+from tvgrad.theory.merge_plan import coefficient_along
+from tvgrad.theory.quadratic_model import quadratic_model
+from tvgrad.update_rules import GD, SGD, Adam, AdamW, Momentum
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.vectors.algebra import flatten, unflatten
+from tvgrad.vectors.parameters import Weights, norm
+
+TASKS = 3
+
+
+class Regressions:
+    """Linear regressions from one start, with gradients and Hessians by numpy from the data alone."""
+
+    def __init__(self) -> None:
+        self.objectives = [linear_regression(seed) for seed in range(TASKS)]
+        self.start = flatten(self.objectives[0].initial)
+        self.hessians, self.gradients, self.losses = [], [], []
+        for one in self.objectives:
+            x, y = (part.numpy() for part in one.samples.batch(0, len(one.samples)))
+            inputs = np.hstack([x, np.ones((len(x), 1))])
+            weights = {name: tensor.numpy() for name, tensor in one.initial.items()}
+            matrix = np.hstack([weights["weight"], weights["bias"][:, None]])
+            residual = inputs @ matrix.T - y
+            scale = 2 / residual.size
+            slope = scale * residual.T @ inputs
+            self.gradients.append(np.concatenate([slope[:, :-1].ravel(), slope[:, -1]]))
+            second = scale * np.kron(np.eye(2), inputs.T @ inputs)
+            place = [6 * row + column for row in range(2) for column in range(5)] + [5, 11]
+            self.hessians.append(second[np.ix_(place, place)])
+            self.losses.append((residual**2).mean())
+
+    def descent(self, task: int, lr: float, epochs: int) -> np.ndarray:
+        moved = np.zeros_like(self.start)
+        for _ in range(epochs):
+            moved = moved - lr * (self.gradients[task] + self.hessians[task] @ moved)
+        return moved
+
+    def loss(self, task: int, moved: np.ndarray) -> float:
+        second = moved @ self.hessians[task] @ moved / 2
+        return float(self.losses[task] + self.gradients[task] @ moved + second)
+
+
+@pytest.fixture(scope="module")
+def regressions() -> Regressions:
+    return Regressions()
+
+
+def test_two_epochs_of_quadratic_losses_are_told_exactly(regressions: Regressions) -> None:
+    found = tvgrad.plan(regressions.objectives, GD(0.2), 2, pairs=True)
+    vectors = [regressions.descent(task, 0.2, 2) for task in range(TASKS)]
+    merged = sum(vectors)
+    slope = sum(gradient @ merged for gradient in regressions.gradients)
+    curvature = sum(merged @ hessian @ merged for hessian in regressions.hessians)
+    a = -slope / curvature
+    assert found.coefficient == pytest.approx(a, rel=1e-10)
+    assert found.predicted_losses == pytest.approx([regressions.loss(t, a * merged) for t in range(TASKS)], rel=1e-10)
+    for task, row in enumerate(found.rows):
+        hessian, vector = regressions.hessians[task], vectors[task]
+        assert row.loss == pytest.approx(regressions.losses[task], rel=1e-12)
+        assert row.slope == pytest.approx(a * regressions.gradients[task] @ merged, rel=1e-9)
+        assert row.own_curvature == pytest.approx(a * a / 2 * vector @ hessian @ vector, rel=1e-9)
+        rest = a * a / 2 * (merged @ hessian @ merged - vector @ hessian @ vector)
+        assert row.interference == pytest.approx(rest, rel=1e-9)
+        assert abs(row.higher_order) < 1e-10
+    assert found.pairs is not None
+    expected = [[[t @ hessian @ u for u in vectors] for t in vectors] for hessian in regressions.hessians]
+    np.testing.assert_allclose(found.pairs, expected, rtol=1e-9, atol=1e-12)
+    # one coefficient a task: the minimum of the quadratic by a linear system, where it is above 0
+    linear = np.array([sum(gradient @ vector for gradient in regressions.gradients) for vector in vectors])
+    best = np.linalg.solve(np.sum(expected, axis=0), -linear)
+    assert (best > 0).all()
+    assert found.coefficients == pytest.approx(best, rel=1e-4)
+
+
+def test_without_pairs_the_common_coefficient_is_the_same_and_the_cost_smaller(regressions: Regressions) -> None:
+    all_pairs = tvgrad.plan(regressions.objectives, GD(0.2), 2, pairs=True)
+    found = tvgrad.plan(regressions.objectives, GD(0.2), 2)
+    assert found.pairs is None
+    assert found.coefficient == pytest.approx(all_pairs.coefficient, rel=1e-10)
+    assert found.counts.hvps == 3 * TASKS
+    assert found.counts.gradients == 2 * TASKS
+    assert found.counts.values <= 5 * TASKS
+    assert all_pairs.counts.hvps == (2 + TASKS) * TASKS
+    losses = [
+        sum(
+            regressions.loss(task, sum(a * regressions.descent(t, 0.2, 2) for t, a in enumerate(coefficients)))
+            for task in range(TASKS)
+        )
+        for coefficients in (found.coefficients, (found.coefficient,) * TASKS)
+    ]
+    assert losses[0] <= losses[1]
+
+
+def test_given_vectors_are_planned_with(regressions: Regressions) -> None:
+    generator = np.random.default_rng(0)
+    vectors = [
+        regressions.descent(task, 0.1, 9) + 0.01 * generator.normal(size=regressions.start.size)
+        for task in range(TASKS)
+    ]
+    like = regressions.objectives[0].initial
+    found = tvgrad.plan(regressions.objectives, task_vectors=[unflatten(vector, like) for vector in vectors])
+    merged = sum(vectors)
+    slope = sum(gradient @ merged for gradient in regressions.gradients)
+    a = -slope / sum(merged @ hessian @ merged for hessian in regressions.hessians)
+    assert found.coefficient == pytest.approx(a, rel=1e-10)
+    assert np.isnan(found.relative_second_order_error)
+    assert found.counts == Evaluations(values=found.counts.values, gradients=TASKS, hvps=2 * TASKS)
+    mean = unflatten(merged / TASKS, like)
+    along, sentences = coefficient_along(regressions.objectives, mean)
+    assert along == pytest.approx(TASKS * a, rel=1e-10)
+    assert sentences == ()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GD(1.0),
+        Momentum(1.0, 0.5),
+        SGD(1.0, weight_decay=0.1),
+        SGD(1.0, 0.2, True),
+        Adam(1.0, eps=1e-3),
+        Adam(1.0, eps=1e-3, weight_decay=0.1),
+    ],
+)
+def test_forecasts_are_wrong_in_the_third_order_of_the_rate_or_a_higher_one(rule: UpdateRule) -> None:
+    one, rates, errors = objective("mlp"), [0.02 * 2.0**-power for power in range(4)], []
+    if isinstance(rule, Adam):
+        rates = [rate / 20 for rate in rates]
+    for rate in rates:
+        told = forecast(one, rule.with_lr(rate), 4)
+        one_by_one = (
+            trained(one, rule.with_lr(rate), 4) if rule.decoupled_decay else _by_torch(one, rule.with_lr(rate), 4)
+        )
+        errors.append(distance(told.task_vector, one_by_one))
+    assert order(rates, errors) > 2.9
+
+
+def _by_torch(one: Objective, rule: UpdateRule, epochs: int) -> Weights:
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in one.initial.items()}
+    optimizer = rule.make_optimizer(list(theta.values()))
+    for _ in range(epochs):
+        for name, gradient in one.gradient(theta).items():
+            theta[name].grad = gradient
+        optimizer.step()
+    return {name: (tensor - one.initial[name]).detach() for name, tensor in theta.items()}
+
+
+@pytest.mark.parametrize(("amsgrad", "decay"), [(False, 0.0), (True, 0.05)])
+def test_adam_on_one_curvature_is_the_optimizer_itself(amsgrad: bool, decay: float) -> None:
+    # a single weight has one direction only, which is in the span: the model is exact then
+    torch.manual_seed(1)
+    one = Objective(
+        nn.Linear(1, 1, bias=False).double(),
+        nn.MSELoss(),
+        (torch.ones(4, 1).double(), torch.full((4, 1), 3.0).double()),
+    )
+    for rule in (Adam(0.05, weight_decay=decay, amsgrad=amsgrad), AdamW(0.05, weight_decay=decay, amsgrad=amsgrad)):
+        told = forecast(one, rule, 30)
+        assert distance(told.task_vector, _by_torch(one, rule, 30)) < 1e-12
+
+
+def test_the_variance_of_mini_batches_is_that_of_the_batch_gradients() -> None:
+    one = objective("mlp")
+    model = quadratic_model(one, Adam(1e-3), 10)
+    order_of = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    gradients = np.stack([flatten(one.subset(part).gradient()) for part in order_of.split(10)])
+    np.testing.assert_allclose(flatten(model.gradient), gradients.mean(0), rtol=1e-12, atol=1e-15)
+    assert model.variance is not None
+    np.testing.assert_allclose(flatten(model.variance), gradients.var(0, ddof=1), rtol=1e-9, atol=1e-18)
+    # the basis is orthonormal in P's inner product, and the products are the Hessian's
+    assert model.preconditioner is not None
+    p = flatten(model.preconditioner)
+    basis = np.stack([flatten(direction) for direction in model.basis])
+    np.testing.assert_allclose(basis / p @ basis.T, np.eye(2), atol=1e-10)
+    for direction, product in zip(model.basis, model.products, strict=True):
+        assert distance(product, one.hvp(direction)) == 0
+
+
+def test_the_noise_of_mini_batches_shortens_adams_steps() -> None:
+    one, rule, ends = objective("mlp"), Adam(2e-3), []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        theta = {name: tensor.clone().requires_grad_() for name, tensor in one.initial.items()}
+        optimizer = rule.make_optimizer(list(theta.values()))
+        for _ in range(3):
+            for part in torch.randperm(30, generator=generator).split(10):
+                for name, gradient in one.subset(part).gradient(theta).items():
+                    theta[name].grad = gradient
+                optimizer.step()
+        ends.append(flatten({name: (tensor - one.initial[name]).detach() for name, tensor in theta.items()}))
+    mean = np.mean(ends, axis=0)
+    noisy = flatten(forecast(one, rule, 3, 10).task_vector)
+    smooth = flatten(forecast(one, rule, 9).task_vector)
+    # the noise in v is what a forecast of full-batch steps lacks
+    assert np.linalg.norm(noisy - mean) < np.linalg.norm(smooth - mean) / 2
+
+
+def test_cubic_terms_bring_the_coefficient_to_the_measured_minimum() -> None:
+    tasks = [objective("mlp", seed) for seed in range(TASKS)]
+    found = tvgrad.plan(tasks, GD(0.05), 3)
+    start = tasks[0].initial
+
+    def total(a: float) -> float:
+        weights = {
+            name: tensor + a * sum(vector[name] for vector in found.task_vectors) for name, tensor in start.items()
+        }
+        return sum(one.value(weights) for one in tasks)
+
+    best = min(np.linspace(0.2, 3, 281) * found.coefficient, key=total)
+    drop = total(0.0) - total(best)
+    assert total(0.0) - total(found.coefficient) > 0.99 * drop
+    assert abs(sum(found.predicted_losses) - total(found.coefficient)) < 0.02 * drop
+    quadratic = -found.slopes.sum() / sum(
+        float(sum((one.hvp(v)[n] * v[n]).sum() for n in v))
+        for one in tasks
+        for v in [{name: sum(vector[name] for vector in found.task_vectors) for name in start}]
+    )
+    assert total(quadratic) > total(found.coefficient)  # the parabola alone is worse here
+
+
+class Saddle(nn.Module):
+    """A loss `cos(w)` at its top's slope, which is curved downwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cos(self.w) * inputs
+
+
+def _identity(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return output.mean()
+
+
+def test_without_a_minimum_the_coefficient_is_searched_and_said() -> None:
+    def saddle() -> Objective:
+        ones = torch.ones(4, dtype=torch.float64)
+        return Objective(Saddle(), _identity, (ones, ones))
+
+    vector = {"w": torch.tensor([5.0], dtype=torch.float64)}
+    found = tvgrad.plan([saddle(), saddle()], task_vectors=[vector, vector])
+    assert "no minimum to second order" in found.sentences[0]
+    assert found.coefficient == pytest.approx((np.pi - 0.5) / 10, abs=0.06)  # where cos is -1, on the way of 10
+    backwards = {"w": torch.tensor([-0.1], dtype=torch.float64)}
+    found = tvgrad.plan([saddle()], task_vectors=[backwards])
+    assert found.coefficient == 0
+    assert "does not fall" in found.sentences[0]
+    assert "0 is the plan" in found.sentences[1]
+
+
+def test_a_plan_that_is_far_out_does_not_hold_and_says_so() -> None:
+    tasks = [objective("mlp", seed) for seed in range(2)]
+    near, far = (tvgrad.plan(tasks, GD(lr), 4) for lr in (1e-3, 30.0))
+    assert near.holds
+    assert near.sentences == ()
+    assert not far.holds
+    assert far.relative_second_order_error > 1
+    assert any("further from the quadratic model" in sentence for sentence in far.sentences)
+
+
+def test_zero_gradients_are_planned_with() -> None:
+    x, _ = data()
+    model = nn.Linear(12, 2).double()
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    still = Objective(model, nn.MSELoss(), (x, torch.zeros(len(x), 2).double()))
+    found = tvgrad.plan([still], GD(0.1), 3)
+    assert found.coefficient == 0
+    assert norm(found.task_vectors[0]) == 0
+
+
+def test_refusals() -> None:
+    one, other = objective("mlp"), linear_regression()
+    fits = dict(one.initial)
+    with pytest.raises(TvgradError, match="do not start at the same"):
+        tvgrad.plan([one, other], GD(0.1), 2)
+    with pytest.raises(TvgradError, match="needs an update rule and a number of epochs"):
+        tvgrad.plan([one])
+    with pytest.raises(TvgradError, match="there is no task"):
+        tvgrad.plan([], GD(0.1), 2)
+    with pytest.raises(TvgradError, match="2 task vectors are given for 1 tasks"):
+        tvgrad.plan([one], task_vectors=[fits, fits])
+    with pytest.raises(TvgradError, match="task vector 0 does not fit"):
+        tvgrad.plan([one], task_vectors=[dict(other.initial)])
+    with pytest.raises(TvgradError, match="task vector 0 is not finite"):
+        tvgrad.plan([one], task_vectors=[{name: tensor * float("nan") for name, tensor in fits.items()}])
+    with pytest.raises(TvgradError, match="schedule"):
+        tvgrad.plan([one], GD([0.1, 0.1]), 3)
+    with pytest.raises(TvgradError, match="diverges"):
+        tvgrad.plan([one], GD(1e200), 9)
+
+
+def test_gradient_descent_of_one_epoch_is_minus_the_gradient() -> None:
+    one = objective("vit")
+    told = forecast(one, GD(0.01), 1)
+    assert told.relative_second_order_error == 0
+    assert distance(told.task_vector, trained(one, GD(0.01), 1)) < 1e-15

@@ -1,0 +1,347 @@
+"""Plan: how far to go along a merge, and what it will do to every task, told from one gradient and three products each.
+
+With T = sum_t tau_t and everything taken at theta_0, the loss of task s along the merge is, to second order,
+
+    L_s(a) = L_s + a <g_s, T> + a^2/2 <T, H_s T>,
+
+so that the sum over tasks is least at `a = - sum_s <g_s, T> / sum_s <T, H_s T>`. Of the second-order part,
+`a^2/2 <tau_s, H_s tau_s>` is the task's own curvature, which it has without any other task; the rest is *interference*.
+Losses measured along T (three a task, a forward pass each) give every parabola a cubic term, because merges leave the
+quadratic regime sooner than fine-tuning does: T is longer than each tau_t.
+
+Before training, task vectors are forecast (`tvgrad.theory.forecast`); after it, they are what they are. All numbers are
+estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from tvgrad.errors import TvgradError
+from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.results import Result, frame_of
+from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
+from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses
+from tvgrad.theory.multitask import check_shared_start, total_evaluations
+from tvgrad.update_rules.given import Given
+from tvgrad.vectors.algebra import combination, to_float64, zeros_like
+from tvgrad.vectors.parameters import Weights, inner_product, same_names_and_shapes
+from tvgrad.wording import counted
+
+HOLDS_BELOW = 0.1
+WIDEST = 4.0
+"""Bound of a task's own coefficient, over the common one."""
+
+
+@dataclass(frozen=True)
+class PlanRow(Result):
+    """What a merge will do to one task; estimates, but for `loss`.
+
+    Attributes:
+        task: its number, from 0.
+        loss: at the pretrained weights.
+        slope: `a <g_s, T>`, the first-order change.
+        own_curvature: `a^2/2 <tau_s, H_s tau_s>`.
+        interference: the rest of the second-order part, `a^2/2 <T, H_s T>` minus the own.
+        higher_order: what the losses measured along T add to these.
+        predicted_loss: the sum of all.
+        coefficient: this task's own, where every task has one.
+        relative_second_order_error: of its task vector; NaN for given ones.
+        miss: of the quadratic model's gradient at the end of the task's own training; NaN for given ones.
+    """
+
+    task: int
+    loss: float
+    slope: float
+    own_curvature: float
+    interference: float
+    higher_order: float
+    predicted_loss: float
+    coefficient: float
+    relative_second_order_error: float
+    miss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to merge; estimates.
+
+    Attributes:
+        coefficient: a, one for all tasks.
+        coefficients: one a task, none below 0, and none that differ from the common one unless losses measured with
+            them are lower.
+        predicted_losses: of every task, merged with `coefficient`.
+        relative_second_order_error: the largest of the tasks' (see `tvgrad.theory.forecast.Forecast`); NaN for given
+            task vectors.
+        holds: whether it is under a tenth, within which the coefficient was found to be within a few percent of the
+            best drop in loss.
+        rows: one a task.
+        pairs: `pairs[s, t, u]` is `<tau_t, H_s tau_u>`; None where they were not asked for.
+        slopes: `slopes[s, u]` is `<g_s, tau_u>`.
+        task_vectors: that were forecast or given.
+        counts: passes over the data.
+        sentences: what the user should know.
+    """
+
+    coefficient: float
+    coefficients: tuple[float, ...]
+    predicted_losses: tuple[float, ...]
+    relative_second_order_error: float
+    holds: bool
+    rows: tuple[PlanRow, ...]
+    slopes: NDArray[np.float64]
+    pairs: NDArray[np.float64] | None
+    task_vectors: tuple[Weights, ...]
+    counts: Evaluations
+    sentences: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows as a table."""
+        return frame_of(self.rows)
+
+
+def plan(
+    objectives: Sequence[Objective],
+    rule: Given | None = None,
+    epochs: int | None = None,
+    *,
+    batch_size: int | None = None,
+    task_vectors: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    forecasts: Sequence[Forecast] | None = None,
+    pairs: bool = False,
+) -> Plan:
+    """Plan a merge of tasks, before or after their training.
+
+    Before training it takes two gradients, three Hessian-vector products and up to three losses a task; with `pairs`,
+    one product more for each pair of tasks.
+
+    Args:
+        objectives: one for each task, all at the same pretrained weights.
+        rule: the update rule of the training to come, or an optimizer that follows one.
+        epochs: k.
+        batch_size: samples in a mini-batch; None is the full batch.
+        task_vectors: after training, what came out; rule, epochs and batch size play no part then.
+        forecasts: of the task vectors, where they were made already: those of several merges of the same tasks, say.
+        pairs: measure how every task's loss is curved along every pair of task vectors, which makes `coefficients`
+            exact in the quadratic model.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TvgradError: there is no task, tasks start at different weights, a task vector does not fit, or neither a rule
+            nor task vectors are given.
+
+    Example:
+        >>> import torch, tvgrad
+        >>> model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
+        >>> tasks = [tvgrad.Objective(model, loss, (torch.eye(2).double(), torch.full((2, 1), y).double())) for y in (1, 3)]
+        >>> found = tvgrad.plan(tasks, tvgrad.update_rules.GD(0.1), epochs=3)
+        >>> round(found.coefficient, 6)  # each vector goes 1 - 0.9^3 of its way, and the best point is half of their sum
+        1.845018
+        >>> found.holds
+        True
+    """  # noqa: E501 - a doctest
+    check_shared_start(objectives)
+    before = total_evaluations(objectives)
+    told: list[Forecast] = []
+    if task_vectors is not None:
+        vectors = _given(objectives, task_vectors)
+        start = [one.value_and_gradient() for one in objectives]
+        losses, gradients = [value for value, _ in start], [to_float64(found) for _, found in start]
+    else:
+        told = _forecasts(objectives, rule, epochs, batch_size) if forecasts is None else list(forecasts)
+        if len(told) != len(objectives):
+            raise TvgradError(f"{len(told)} forecasts are given for {len(objectives)} tasks: give one for each")
+        vectors = [one.task_vector for one in told]
+        losses, gradients = [one.model.loss for one in told], [one.model.gradient for one in told]
+    merged = combination(*((1.0, vector) for vector in vectors))
+    slopes = np.array([[inner_product(gradient, vector) for vector in vectors] for gradient in gradients])
+    known = _curvatures(objectives, vectors, told, slopes, all_pairs=pairs)
+    own, curved = np.diag(known.own), known.merged.sum(axis=1)
+    line = MergeLine(np.array(losses), slopes.sum(axis=1), curved, np.zeros(len(losses)))
+    coefficient, line, sentences = best_coefficient(line, measured_losses(objectives, merged))
+    coefficients = _coefficients(objectives, vectors, coefficient, line, known)
+    errors = [one.relative_second_order_error for one in told] or [math.nan]
+    rows = tuple(
+        PlanRow(
+            task=number,
+            loss=losses[number],
+            slope=coefficient * float(line.slopes[number]),
+            own_curvature=coefficient**2 / 2 * float(own[number]),
+            interference=coefficient**2 / 2 * float(curved[number] - own[number]),
+            higher_order=coefficient**3 * float(line.cubes[number]),
+            predicted_loss=float(line.at(coefficient)[number]),
+            coefficient=coefficients[number],
+            relative_second_order_error=told[number].relative_second_order_error if told else math.nan,
+            miss=told[number].miss if told else math.nan,
+        )
+        for number in range(len(objectives))
+    )
+    return Plan(
+        coefficient,
+        coefficients,
+        tuple(row.predicted_loss for row in rows),
+        max(errors),
+        not max(errors) >= HOLDS_BELOW,
+        rows,
+        slopes,
+        known.pairs,
+        tuple(vectors),
+        total_evaluations(objectives) - before,
+        sentences + _doubts(told),
+    )
+
+
+def coefficient_along(
+    objectives: Sequence[Objective], vector: Mapping[str, torch.Tensor]
+) -> tuple[float, tuple[str, ...]]:
+    """Plan how far to go along any merged vector: a gradient, a product and a few losses a task.
+
+    Args:
+        objectives: one for each task, all at the same pretrained weights.
+        vector: that will be added to them, times the coefficient.
+
+    Returns:
+        The coefficient, and sentences on what stood in the way of a minimum.
+
+    Raises:
+        TvgradError: tasks start at different weights, or the vector does not fit them or is not finite.
+    """
+    check_shared_start(objectives)
+    [merged] = _given(objectives[:1], [vector])
+    start = [one.value_and_gradient() for one in objectives]
+    slopes = np.array([inner_product(to_float64(gradient), merged) for _, gradient in start])
+    curved = np.array([inner_product(to_float64(one.hvp(merged)), merged) for one in objectives])
+    line = MergeLine(np.array([value for value, _ in start]), slopes, curved, np.zeros(len(start)))
+    coefficient, _, sentences = best_coefficient(line, measured_losses(objectives, merged))
+    return coefficient, sentences
+
+
+def _forecasts(
+    objectives: Sequence[Objective], rule: Given | None, epochs: int | None, batch_size: int | None
+) -> list[Forecast]:
+    if rule is None or epochs is None:
+        raise TvgradError("a plan needs an update rule and a number of epochs, or the task vectors of a training")
+    return [forecast(one, rule, epochs, batch_size) for one in objectives]
+
+
+def _given(objectives: Sequence[Objective], vectors: Sequence[Mapping[str, torch.Tensor]]) -> list[Weights]:
+    if len(vectors) != len(objectives):
+        raise TvgradError(f"{len(vectors)} task vectors are given for {len(objectives)} tasks: give one for each")
+    for number, (objective, vector) in enumerate(zip(objectives, vectors, strict=True)):
+        misfit = same_names_and_shapes(objective.initial, vector)
+        if misfit is not None:
+            raise TvgradError(f"task vector {number} does not fit the model of its task: {misfit}")
+        if not all(torch.isfinite(tensor).all() for tensor in vector.values()):
+            raise TvgradError(f"task vector {number} is not finite: leave that task out")
+    return [to_float64(vector, objectives[0].device) for vector in vectors]
+
+
+@dataclass(frozen=True)
+class _Curvatures:
+    """What is known of the losses to second order.
+
+    Attributes:
+        slopes: `<g_s, tau_u>`.
+        pairs: `<tau_t, H_s tau_u>`, or None.
+        own: `<tau_t, H_s tau_s>`, shape (tasks s, tasks t).
+        merged: `<tau_t, H_s T>`, likewise.
+    """
+
+    slopes: NDArray[np.float64]
+    pairs: NDArray[np.float64] | None
+    own: NDArray[np.float64]
+    merged: NDArray[np.float64]
+
+    @property
+    def summed(self) -> NDArray[np.float64]:
+        """`sum_s <tau_t, H_s tau_u>`.
+
+        Without all pairs, what two other tasks do to each other in a task's loss is put on the diagonal, so that the
+        sums over u are right.
+        """
+        if self.pairs is not None:
+            return np.asarray(self.pairs.sum(axis=0))
+        count = len(self.own)
+        total = np.zeros((count, count))
+        for task in range(count):
+            part = np.diag(self.merged[task] - self.own[task])
+            part[task, :] = part[:, task] = self.own[task]
+            total += part
+        return total
+
+
+def _curvatures(
+    objectives: Sequence[Objective],
+    vectors: Sequence[Weights],
+    told: Sequence[Forecast],
+    slopes: NDArray[np.float64],
+    *,
+    all_pairs: bool,
+) -> _Curvatures:
+    def against(products: Sequence[Weights]) -> NDArray[np.float64]:
+        return np.array([[inner_product(vector, product) for vector in vectors] for product in products])
+
+    if all_pairs:
+        found = []
+        for objective in objectives:
+            matrix = against([to_float64(one, objective.device) for one in objective.hvps(vectors)])
+            found.append((matrix + matrix.T) / 2)
+        pairs = np.array(found)
+        return _Curvatures(slopes, pairs, np.array([matrix[s] for s, matrix in enumerate(pairs)]), pairs.sum(axis=2))
+    merged, own, along = [], [], combination(*((1.0, vector) for vector in vectors))
+    for task, objective in enumerate(objectives):
+        if told:
+            model = told[task].model
+            pairs_of = list(zip(model.coordinates(vectors[task]), model.products, strict=True))
+            mine = combination(*pairs_of) if pairs_of else zeros_like(along)
+            [product] = objective.hvps([along])
+        else:
+            product, mine = objective.hvps([along, vectors[task]])
+        merged.append(to_float64(product, objective.device))
+        own.append(to_float64(mine, objective.device))
+    return _Curvatures(slopes, None, against(own), against(merged))
+
+
+def _coefficients(
+    objectives: Sequence[Objective], vectors: Sequence[Weights], common: float, line: MergeLine, known: _Curvatures
+) -> tuple[float, ...]:
+    """One coefficient a task: the quadratic model's, as far as losses measured there are below the common one's."""
+    linear, summed, count = known.slopes.sum(axis=0), known.summed, len(vectors)
+    even = np.full(count, common)
+    # The quadratic's own scale, or the search would stop where it starts.
+    size = max(float(np.abs(linear).max()), 1e-300)
+
+    def value(a: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        image = summed @ a
+        return float(linear @ a + a @ image / 2) / size, (linear + image) / size
+
+    wanted = minimize(value, even, jac=True, method="L-BFGS-B", bounds=[(0.0, WIDEST * common)] * count).x
+    reached = float(line.at(common).sum())
+    for part in (1.0, 0.5):
+        tried = even + part * (wanted - even)
+        merged = combination(*zip(tried.tolist(), vectors, strict=True))
+        if float(measured_losses(objectives, merged)(1.0).sum()) < reached:
+            return tuple(tried.tolist())
+    return tuple(even.tolist())
+
+
+def _doubts(told: Sequence[Forecast]) -> tuple[str, ...]:
+    """What to know of forecasts that are far out."""
+    far = [str(number) for number, one in enumerate(told) if one.miss > WORTHLESS]
+    if not far:
+        return ()
+    return (
+        f"at the end of the training of {counted(len(far), 'task')} (number {', '.join(far)}) the gradient is further "
+        "from the quadratic model than it is long: their task vectors will be others, and the coefficient may be far "
+        "off; plan again when they are trained",
+    )
