@@ -152,40 +152,17 @@ def plan(
     """  # noqa: E501 - a doctest
     check_shared_start(objectives)
     before = total_evaluations(objectives)
-    told: list[Forecast] = []
-    if task_vectors is not None:
-        vectors = _given(objectives, task_vectors)
-        start = [one.value_and_gradient() for one in objectives]
-        losses, gradients = [value for value, _ in start], [to_float64(found) for _, found in start]
-    else:
-        told = _forecasts(objectives, rule, epochs, batch_size) if forecasts is None else list(forecasts)
-        if len(told) != len(objectives):
-            raise TvgradError(f"{len(told)} forecasts are given for {len(objectives)} tasks: give one for each")
-        vectors = [one.task_vector for one in told]
-        losses, gradients = [one.model.loss for one in told], [one.model.gradient for one in told]
+    start = _start(objectives, rule, epochs, batch_size, task_vectors, forecasts)
+    told, vectors = start.told, start.vectors
     merged = combination(*((1.0, vector) for vector in vectors))
-    slopes = np.array([[inner_product(gradient, vector) for vector in vectors] for gradient in gradients])
+    slopes = np.array([[inner_product(gradient, vector) for vector in vectors] for gradient in start.gradients])
     known = _curvatures(objectives, vectors, told, slopes, all_pairs=pairs)
     own, curved = np.diag(known.own), known.merged.sum(axis=1)
-    line = MergeLine(np.array(losses), slopes.sum(axis=1), curved, np.zeros(len(losses)))
+    line = MergeLine(np.array(start.losses), slopes.sum(axis=1), curved, np.zeros(len(vectors)))
     coefficient, line, sentences = best_coefficient(line, measured_losses(objectives, merged))
     coefficients = _coefficients(objectives, vectors, coefficient, line, known)
     errors = [one.relative_second_order_error for one in told] or [math.nan]
-    rows = tuple(
-        PlanRow(
-            task=number,
-            loss=losses[number],
-            slope=coefficient * float(line.slopes[number]),
-            own_curvature=coefficient**2 / 2 * float(own[number]),
-            interference=coefficient**2 / 2 * float(curved[number] - own[number]),
-            higher_order=coefficient**3 * float(line.cubes[number]),
-            predicted_loss=float(line.at(coefficient)[number]),
-            coefficient=coefficients[number],
-            relative_second_order_error=told[number].relative_second_order_error if told else math.nan,
-            miss=told[number].miss if told else math.nan,
-        )
-        for number in range(len(objectives))
-    )
+    rows = _rows(coefficient, coefficients, line, own, told)
     return Plan(
         coefficient,
         coefficients,
@@ -224,6 +201,60 @@ def coefficient_along(
     line = MergeLine(np.array([value for value, _ in start]), slopes, curved, np.zeros(len(start)))
     coefficient, _, sentences = best_coefficient(line, measured_losses(objectives, merged))
     return coefficient, sentences
+
+
+def _rows(
+    coefficient: float,
+    coefficients: Sequence[float],
+    line: MergeLine,
+    own: NDArray[np.float64],
+    told: Sequence[Forecast],
+) -> tuple[PlanRow, ...]:
+    return tuple(
+        PlanRow(
+            task=number,
+            loss=float(line.losses[number]),
+            slope=coefficient * float(line.slopes[number]),
+            own_curvature=coefficient**2 / 2 * float(own[number]),
+            interference=coefficient**2 / 2 * float(line.curvatures[number] - own[number]),
+            higher_order=coefficient**3 * float(line.cubes[number]),
+            predicted_loss=float(line.at(coefficient)[number]),
+            coefficient=coefficients[number],
+            relative_second_order_error=told[number].relative_second_order_error if told else math.nan,
+            miss=told[number].miss if told else math.nan,
+        )
+        for number in range(len(coefficients))
+    )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Losses and gradients at theta_0, and the task vectors: forecast (`told`), or given."""
+
+    losses: list[float]
+    gradients: list[Weights]
+    told: list[Forecast]
+    vectors: list[Weights]
+
+
+def _start(
+    objectives: Sequence[Objective],
+    rule: Given | None,
+    epochs: int | None,
+    batch_size: int | None,
+    task_vectors: Sequence[Mapping[str, torch.Tensor]] | None,
+    forecasts: Sequence[Forecast] | None,
+) -> _Start:
+    if task_vectors is not None:
+        vectors = _given(objectives, task_vectors)
+        found = [one.value_and_gradient() for one in objectives]
+        return _Start([value for value, _ in found], [to_float64(gradient) for _, gradient in found], [], vectors)
+    told = _forecasts(objectives, rule, epochs, batch_size) if forecasts is None else list(forecasts)
+    if len(told) != len(objectives):
+        raise TvgradError(f"{len(told)} forecasts are given for {len(objectives)} tasks: give one for each")
+    models = [one.model for one in told]
+    vectors = [one.task_vector for one in told]
+    return _Start([one.loss for one in models], [one.gradient for one in models], told, vectors)
 
 
 def _forecasts(
