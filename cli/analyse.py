@@ -27,6 +27,7 @@ ANALYSES = {
     "mechanism": "Margins are linear in the overlap of two conceptual tasks, attention logits quadratic.",
     "task_pairs": "One product a task tells how real tasks will relate better than their gradients alone.",
     "coloured_pairs": "On real coloured digits task vectors add, subtract and mix as the theory of such pairs says.",
+    "unlearning": "Subtracting a text's task vector takes the text out of a language model and leaves others in.",
     "forgetting": "What linear regression forgets on randomly turned inputs follows an exact formula.",
 }
 """Analysis (a module of this package with a function `analyse`) -> the claim, in a line."""

@@ -34,6 +34,13 @@ SCANNED = 128
 WIDEST = 30_000_000
 """Parameters up to which a float64 copy is made."""
 
+FEWEST_CLASSES, FEWEST_SAMPLES = 3, 6
+"""The same numbers for wider models whose samples are sequences: a few of them take as long as a step of training."""
+
+LEAST_COMPARED = 1_000_000
+"""Parameters of a wider model whose gradients are compared, from the last one backwards: a wrong weight of a batch
+shows in every part of its gradient, and the others would take as long as the steps of a training."""
+
 PERTURBATION = 0.1
 TOLERANCE = 5e-7
 """Of a float64 comparison: over the rounding of a count that was summed in float32."""
@@ -61,7 +68,9 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
     """
     classes = _classes(batch_loss, samples)
     _refuse_unweighed_classes(batch_loss, samples, classes)
-    chosen = samples.subset(_chosen(classes, len(samples)))
+    few = _trained(batch_loss) > WIDEST and _sequences(samples)
+    most = (FEWEST_CLASSES, FEWEST_SAMPLES) if few else (CLASSES, SAMPLES)
+    chosen = samples.subset(_chosen(classes, len(samples), *most))
     if len(chosen) < 2:
         return
     count = _Count(batch_loss, chosen, device)
@@ -233,7 +242,7 @@ class _Count:
 
     def _gradient(self, group: Sequence[int], weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.dtype]:
         """The value and the gradient of one group's mean loss, as one float64 vector, and the loss's dtype."""
-        names = sorted(name for name, p in self.batch_loss.named_parameters() if p.requires_grad)
+        names = _compared_names(self.batch_loss)
         moved = {name: weight.detach().requires_grad_(name in names) for name, weight in weights.items()}
 
         def differentiate(value: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -245,6 +254,32 @@ class _Count:
                 self.batch_loss, moved, (self.batch(group),), {"then": differentiate}
             )
         return torch.cat([part.reshape(-1).double().cpu() for part in (value, *gradients)]), value.dtype
+
+
+def _compared_names(batch_loss: BatchLoss) -> list[str]:
+    """The parameters whose gradients are compared: all trainable ones, or the last ones of a wide model."""
+    trainable = {name: p.numel() for name, p in batch_loss.named_parameters() if p.requires_grad}
+    if _trained(batch_loss) <= WIDEST:
+        return sorted(trainable)
+    kept, size = [], 0
+    for name, numel in reversed(trainable.items()):
+        kept.append(name)
+        size += numel
+        if size >= LEAST_COMPARED:
+            break
+    return sorted(kept)
+
+
+def _trained(batch_loss: BatchLoss) -> int:
+    return sum(parameter.numel() for parameter in batch_loss.parameters() if parameter.requires_grad)
+
+
+def _sequences(samples: Samples) -> bool:
+    """Whether a sample has a target for each of its tokens."""
+    try:
+        return torch.as_tensor(target_of(samples.batch(0, 1))).ndim > 1
+    except (TvgradError, TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _half(mean: _Mean) -> bool:
@@ -301,24 +336,24 @@ def _weight_keys(loss: Any, targets: torch.Tensor) -> torch.Tensor:
     return flat[:, 0].double()
 
 
-def _chosen(classes: torch.Tensor | None, size: int) -> list[int]:
+def _chosen(classes: torch.Tensor | None, size: int, most_classes: int, most: int) -> list[int]:
     """Positions of a few samples from all over the data, every class among them, sorted by class."""
-    spread = [index * (size - 1) // max(1, min(SAMPLES, size) - 1) for index in range(min(SAMPLES, size))]
+    spread = [index * (size - 1) // max(1, min(most, size) - 1) for index in range(min(most, size))]
     if classes is None:
         return sorted(set(spread))
     values, inverse, counts = classes[:, 1].unique(return_inverse=True, return_counts=True)
     wanted: dict[int, float] = {}
-    if len(values) <= 4 * CLASSES:
-        order = counts.argsort()[:CLASSES].tolist()
+    if len(values) <= 4 * most_classes:
+        order = counts.argsort()[:most_classes].tolist()
     else:  # many different values: the extremes and what lies between
-        order = torch.linspace(0, len(values) - 1, CLASSES).long().tolist()
+        order = torch.linspace(0, len(values) - 1, most_classes).long().tolist()
     for one in order:
         members = (inverse == one).nonzero().flatten()
-        for member in members[: 2 if len(values) <= SAMPLES // 3 else 1].tolist():
+        for member in members[: 2 if len(values) <= most // 3 else 1].tolist():
             wanted[int(classes[member, 0])] = float(values[one])
     keys = {int(position): float(key) for position, key in classes.tolist()}
     for position in spread:
-        if len(wanted) < SAMPLES:
+        if len(wanted) < most:
             wanted.setdefault(position, keys.get(position, 0.0))
     return sorted(wanted, key=lambda position: (wanted[position], position))
 
