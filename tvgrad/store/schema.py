@@ -100,7 +100,7 @@ _MEASURED = record(
         "weights": words,
         "reason": words,
         "weighing": words,
-        "counter": optional(words),
+        "counter": optional(_count),
     },
     ("kind", "deviation"),
 )
