@@ -62,10 +62,10 @@ def test_a_signal_leaves_a_run_that_opens(write: Write, tmp_path: Path, number: 
     words = {line for line in rest.splitlines() if not line.startswith("epoch")}
     if handles == "handles":
         assert process.returncode == (6 if number == signal.SIGINT else 5)
-        assert words == {"interrupted" if number == signal.SIGINT else f"handled {signal.SIGTERM}"}
+        assert words == {"interrupted" if number == signal.SIGINT else f"handled {signal.SIGTERM}"}, (rest, said)
     else:
         assert process.returncode == -number
-        assert words == ({"interrupted"} if number == signal.SIGINT else set())
+        assert words == ({"interrupted"} if number == signal.SIGINT else set()), (rest, said)
         assert not record.manifest.finished
     assert "recording stop" not in said
 
