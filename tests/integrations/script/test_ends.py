@@ -34,7 +34,7 @@ try:
         for a, b in loader:
             step(a, b)
             time.sleep(0.02)
-        print("epoch", epoch, flush=True)
+        os.write(1, f"epoch {epoch}\\n".encode())  # whole: a signal may come between the pieces that print writes
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     if sys.argv[-1] == "handles":
@@ -99,6 +99,8 @@ got = []
 def note(number, frame):
     got.append(number)
 signal.signal(signal.SIGTERM, note)
+for a, b in loader:  # else a signal may come before any step, and nothing would be recorded
+    step(a, b)
 print("ready", flush=True)
 while not got:
     for a, b in loader:
