@@ -63,6 +63,10 @@ def received(connection):
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    # What the server's own streams know of their files (whether those can be sought in) is not true of these.
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     return json.loads(content)
 
 

@@ -222,4 +222,4 @@ def test_epochs_that_were_not_kept_are_refused(descent: Run) -> None:
 def test_a_plan_is_the_same_after_a_trip_through_json(descent: Run) -> None:
     plan = step_plan(descent, [1, 2])
     assert StepPlan.from_json(plan.to_json()) == plan
-    assert plan.of_epochs(2) == pytest.approx([0.1, 0.1])
+    assert [plan.of_epoch(2, number) for number in (1, 2)] == pytest.approx([0.1, 0.1])
