@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import sys
@@ -124,7 +125,8 @@ def _let_any_text_through() -> None:
     """Under a locale without some letter, write its code in its place; nothing may fail for it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError, ValueError):  # a stream that cannot be flushed stays as it is
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:
