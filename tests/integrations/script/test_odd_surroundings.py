@@ -106,7 +106,7 @@ for epoch in range(2):
 for one in mine: one.write("mine"); one.flush()
 os._exit(5)
 """
-    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content)])
+    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content, afresh=True)])
     assert done.returncode == 5, done.stderr
     recorded = Run.open(tmp_path / "run")
     assert recorded.epochs == [0, 1, 2], done.stderr

@@ -80,7 +80,7 @@ def replayed(epoch: int, record: Run) -> dict[str, torch.Tensor]:
 
 def test_sharded_parameters_are_refused_in_a_sentence(tmp_path: Path) -> None:
     watched = run([*TRACE, "--out", str(tmp_path / "run"), "--record-at", "steps:1", "--", *SHARDED])
-    assert watched.returncode == 0, watched.stderr
+    assert watched.returncode == 2, watched.stderr  # nothing is recorded
     assert watched.stdout == "trained\n"
     assert "nothing is recorded, because 0.weight is spread over several processes (FSDP)" in watched.stderr
     assert "Traceback" not in watched.stderr
