@@ -45,7 +45,10 @@ def bounds_of_run(
     """
     rule = run.rule
     if not isinstance(rule, LinearRule) or rule.coupled_decay or rule.decoupled_decay:
-        return {}, "no bound: certificates of runs are for one linear update rule without weight decay"
+        return (
+            {},
+            "no bound: certificates of runs are for linear update rules without weight decay, the same for all parameters",
+        )
     last = _unbroken(run)
     if last < 1:
         return {}, "no bound: it needs the weights of every epoch, each one full-batch step"
