@@ -47,7 +47,7 @@ def bounds_of_run(
     if not isinstance(rule, LinearRule) or rule.coupled_decay or rule.decoupled_decay:
         return (
             {},
-            "no bound: certificates of runs are for linear update rules without weight decay, the same for all parameters",
+            "no bound: certificates of runs are for linear update rules without weight decay, one for all",
         )
     last = _unbroken(run)
     if last < 1:
