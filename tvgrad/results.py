@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvgrad.errors import DamagedRun
 from tvgrad.fields import Check, anything, boolean, integer, list_of, number, parse_json, record, text
-from tvgrad.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,12 +80,7 @@ def from_json(kind: type[Kind], content: str) -> list[Kind]:
         raise DamagedRun(f"the text holds no {kind.__name__} ({error}): compute it again") from None
 
 
-def words(value: Any, place: str) -> str:
-    """Words of a bounded length that are shown to people: made printable, on one line."""
-    return printable(text(value, place))
-
-
-_CHECKS: dict[str, Check] = {"str": words, "int": integer(-(10**300), 10**300), "float": number, "bool": boolean}
+_CHECKS: dict[str, Check] = {"str": text, "int": integer(-(10**300), 10**300), "float": number, "bool": boolean}
 
 
 def json_text(value: Any, *, indent: int | None = 1, keep_infinities: bool = False) -> str:

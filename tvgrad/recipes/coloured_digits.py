@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from tvgrad.problem.recipe import Recipe
-from tvgrad.recipes.pretraining import Pair, cached_encoder, classification
+from tvgrad.recipes.pretraining import PASSES, Pair, cached_encoder, classification, pretrain_on_classes
 from tvgrad.recipes.suite import VisionTransformer
 from tvgrad.recipes.suite_data import load
 
 SEED = 20251126
-BATCH, PASSES = 64, 12  # of the pretraining
 LR = 1e-3  # of Adam, in the paper's experiment
 TUNING_BATCH = 32
 HALF = 0.5**0.5
@@ -153,12 +152,4 @@ def _random_head(encoder: nn.Module, images: torch.Tensor) -> nn.Linear:
 def _pretrain(encoder: nn.Module, base: Pair) -> None:
     """Adam on white digits of the base samples, over ten classes."""
     images, labels = painted(base[0], (1.0, 1.0, 1.0)), base[1]
-    with torch.no_grad():
-        width = encoder(images[:1]).shape[1]
-    head = nn.Linear(width, 10)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
-    for _ in range(PASSES):
-        for batch in torch.randperm(len(images)).split(BATCH):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(head(encoder(images[batch])), labels[batch]).backward()
-            optimizer.step()
+    pretrain_on_classes(encoder, images, labels, 10, passes=PASSES)

@@ -18,6 +18,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.problem.samples import Batch
+from tvgrad.recipes.pretraining import Pair
 
 IGNORED = -100
 TEST_EVERY = 5
@@ -74,25 +75,50 @@ def language_recipes(
     recipes = []
     for name, text in texts.items():
         tokens = torch.tensor(tokenizer(text)["input_ids"][:most_tokens])
-        train, test = split_blocks(tokens, context, name)
         recipes.append(
-            Recipe(
-                copy.deepcopy(model),
-                nn.CrossEntropyLoss(ignore_index=IGNORED),
-                train,
-                test=test,
+            text_recipe(
+                model,
+                tokens,
+                context,
                 name=name,
                 forward=token_logits,
-                count=counted_tokens,
-                metric=token_accuracy,
-                optimizer="adamw",
                 lr=lr or (2e-5 if lora is None else 2e-4),
                 epochs=2,
-                batch_size=8,
                 about=f"{len(tokens):,} tokens of {name}{f', {about}' if about else ''}",
             )
         )
     return recipes
+
+
+def text_recipe(model: nn.Module, tokens: torch.Tensor, context: int, *, name: str, **how: Any) -> Recipe:
+    """Make the task of going on with a text: AdamW in batches of 8 blocks, the mean loss over tokens.
+
+    Args:
+        model: gives logits for each token, or does so by a `forward` among the options; copied.
+        tokens: of the text, their numbers, shape (n,).
+        context: tokens that a block predicts.
+        name: the text's.
+        how: further options of the recipe.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        TvgradError: the text is shorter than five blocks.
+    """  # noqa: DOC502 - raised by split_blocks
+    train, test = split_blocks(tokens, context, name)
+    return Recipe(
+        copy.deepcopy(model),
+        nn.CrossEntropyLoss(ignore_index=IGNORED),
+        train,
+        test=test,
+        name=name,
+        count=counted_tokens,
+        metric=token_accuracy,
+        optimizer="adamw",
+        batch_size=8,
+        **how,
+    )
 
 
 def load_language_model(folder: str | Path) -> tuple[Any, Any]:
@@ -153,9 +179,6 @@ def adapted(model: Any, lora: Lora) -> Any:
             return get_peft_model(model, config).eval()
     except ValueError as error:
         raise TvgradError(f"LoRA does not fit the model ({error}): name other modules in targets") from None
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def split_blocks(tokens: torch.Tensor, context: int, label: str) -> tuple[Pair, Pair]:

@@ -15,11 +15,17 @@ import torch
 from torch import nn
 
 from tvgrad.problem.recipe import Recipe
-from tvgrad.recipes.pretraining import cached_encoder, class_means, classification, fitted_head
+from tvgrad.recipes.pretraining import (
+    PASSES,
+    cached_encoder,
+    class_means,
+    classification,
+    fitted_head,
+    pretrain_on_classes,
+)
 from tvgrad.recipes.suite_data import DATA_SETS, Split, load
 
 SEED = 20250905
-BATCH, PASSES = 64, 12  # of the pretraining
 PIXELS = 28
 LR = 2e-3
 """One rate for all tasks, so that the sum of their first task vectors is a step of joint training. Full-batch descent
@@ -155,12 +161,4 @@ def _pretrain(encoder: nn.Module, splits: dict[str, Split]) -> None:
     images = torch.cat([split.base[0] for split in splits.values()])
     *offsets, total = accumulate((split.classes for split in splits.values()), initial=0)
     labels = torch.cat([split.base[1] + offset for split, offset in zip(splits.values(), offsets, strict=True)])
-    with torch.no_grad():
-        width = encoder(images[:1]).shape[1]
-    head = nn.Linear(width, total)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=2e-3)
-    for _ in range(PASSES):
-        for batch in torch.randperm(len(images)).split(BATCH):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(head(encoder(images[batch])), labels[batch]).backward()
-            optimizer.step()
+    pretrain_on_classes(encoder, images, labels, total)

@@ -6,7 +6,6 @@ follows in the texts is what the model is pretrained on, with one token for all 
 
 from __future__ import annotations
 
-import copy
 import re
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tvgrad.problem.recipe import Recipe
-from tvgrad.recipes.language_models import IGNORED, blocks, counted_tokens, split_blocks, token_accuracy
+from tvgrad.recipes.language_models import IGNORED, blocks, text_recipe
 from tvgrad.recipes.pretraining import cached_encoder
 from tvgrad.recipes.texts import TEXTS, read_text
 
@@ -43,26 +42,13 @@ def words() -> list[Recipe]:
         lambda made: _pretrain(made, later),
         seed=SEED,
     )
-    recipes = []
-    for name, text in tokens.items():
-        train, test = split_blocks(text[:TASK_TOKENS], CONTEXT, name)
-        recipes.append(
-            Recipe(
-                copy.deepcopy(model),
-                nn.CrossEntropyLoss(ignore_index=IGNORED),
-                train,
-                test=test,
-                name=name,
-                count=counted_tokens,
-                metric=token_accuracy,
-                optimizer="adamw",
-                lr=1e-3,
-                epochs=5,
-                batch_size=8,
-                about=f"the first {TASK_TOKENS:,} words of: {TEXTS[name].about}",
-            )
+    return [
+        text_recipe(
+            model, text[:TASK_TOKENS], CONTEXT, name=name, lr=1e-3, epochs=5,
+            about=f"the first {TASK_TOKENS:,} words of: {TEXTS[name].about}",
         )
-    return recipes
+        for name, text in tokens.items()
+    ]  # fmt: skip
 
 
 class WordTransformer(nn.Module):

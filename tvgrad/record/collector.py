@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class StepWatch:
     """What a recorder adds to the collector's view of a step.
 
     Attributes:
+        facts: for the row of every step, until something else is known.
         guard: runs what the collector does inside a hook.
         before_step: called when the optimizer is about to attempt a step.
         on_gradients: called when a step's gradients are there.
@@ -57,6 +58,7 @@ class StepWatch:
         after_attempt: called after a step, and after one that the optimizer skipped.
     """
 
+    facts: Mapping[str, Any] = field(default_factory=dict)
     guard: Callable[[Callable[[], None]], None] = lambda action: action()
     before_step: Callable[[], None] = lambda: None
     on_gradients: Callable[[torch.optim.Optimizer], None] = lambda _: None
@@ -184,7 +186,7 @@ class Collector:
             optimizer: which takes it.
             facts: more for the row.
         """
-        self.rows.append({"step": self._clock.steps + 1, **self._rates((optimizer,)), **facts})
+        self.rows.append({"step": self._clock.steps + 1, **self._rates((optimizer,)), **self._watch.facts, **facts})
 
     def end_round(self) -> None:
         """The optimizers that have not stepped by now do not take part in the step."""

@@ -58,7 +58,7 @@ class OptimizerOptions:
         moved = [one in stepping for one in self._optimizers for _ in one.param_groups]
         rates = [float(group["lr"]) for group in groups]
         several = len(set(rates)) > 1 or not all(moved)
-        row: dict[str, Any] = {"lr": float("nan") if several else rates[0], "skipped": 0}
+        row: dict[str, Any] = {"lr": float("nan") if several else rates[0]}
         if several:
             row |= {f"lr_{index}": rate for index, rate in enumerate(rates) if moved[index]}
         if not self._mutable and _given(groups) == self._given:

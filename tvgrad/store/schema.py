@@ -28,13 +28,19 @@ from tvgrad.fields import (
     text,
 )
 from tvgrad.files.tensors import DTYPES, MAX_DIMENSIONS
-from tvgrad.results import plain_json, words
+from tvgrad.results import plain_json
 from tvgrad.update_rules.rules import rule_from_dict
+from tvgrad.wording import printable
 
 TYPES = frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES.values())
 """Names of the formats that tensors of a run may have."""
 
 _count, _positive = integer(0), integer(1)
+
+
+def _words(value: Any, place: str) -> str:
+    """Words of a bounded length that are shown to people: made printable, on one line."""
+    return printable(text(value, place))
 
 
 def _rule(value: Any, place: str) -> Any:
@@ -85,34 +91,34 @@ def _shape(value: Any, place: str) -> tuple[int, ...]:
     return shape
 
 
-_PARAMETER = record({"shape": _shape, "dtype": one_of(TYPES), "group": words}, ("shape", "dtype", "group"))
+_PARAMETER = record({"shape": _shape, "dtype": one_of(TYPES), "group": _words}, ("shape", "dtype", "group"))
 _POINT = record(
     {"number": _count, "steps": _count, "files": mapping_of(_entry), "metrics": mapping_of(number)},
     ("number", "steps", "files", "metrics"),
 )
 _MEASURED = record(
     {
-        "kind": words,
+        "kind": _words,
         "deviation": number,
         "samples": _count,
         "data": optional(_count),
         "steps": _count,
-        "weights": words,
-        "reason": words,
-        "weighing": words,
+        "weights": _words,
+        "reason": _words,
+        "weighing": _words,
         "counter": optional(_count),
     },
     ("kind", "deviation"),
 )
 _OPTIONS = record({
-    "optimizer": optional(words),
+    "optimizer": optional(_words),
     "lr": optional(number),
     "momentum": optional(number),
     "weight_decay": optional(number),
     "epochs": optional(_positive),
     "batch_size": optional(_positive),
     "dtype": optional(one_of(TYPES)),
-    "device": words,
+    "device": _words,
     "seed": integer(-LARGEST),
     "record": list_of(text),
     "record_at": text,
@@ -122,14 +128,14 @@ _OPTIONS = record({
     "allow": list_of(text),
 })
 _INFO = record({
-    "name": optional(words),
+    "name": optional(_words),
     "created": optional(text),
     "rule": optional(_rule),
-    "rule_reason": optional(words),
-    "optimizer": optional(words),
+    "rule_reason": optional(_words),
+    "optimizer": optional(_words),
     "fused": optional(boolean),
     "dtype": one_of(TYPES),
-    "device": words,
+    "device": _words,
     "threads": optional(_count),
     "record": list_of(text),
     "keep": text,
@@ -139,9 +145,9 @@ _INFO = record({
     "fingerprint": optional(text),
     "chunk_size": optional(_positive),
     "allowed": list_of(text),
-    "metric": optional(words),
+    "metric": optional(_words),
     "test_samples": optional(_count),
-    "recipe": optional(record({"target": optional(text), "task": words, "about": text})),
+    "recipe": optional(record({"target": optional(text), "task": _words, "about": text})),
     "options": optional(_OPTIONS),
     "epochs": optional(_count),
     "batch_size": optional(_positive),
@@ -149,16 +155,16 @@ _INFO = record({
     "consumes_recorded_gradient": boolean,
     "config": optional(mapping_of(anything)),
     "command": list_of(text),
-    "model": optional(words),
+    "model": optional(_words),
     "steps_per_epoch": optional(_positive),
     "optimizer_groups": list_of(mapping_of(anything)),
     "epoch_endings": list_of(text),
-    "stopped": words,
+    "stopped": _words,
     "moved_outside_steps": either(boolean, _count),
     "steps_unrecorded": optional(_count),
     "final_weights_differ": optional(boolean),
     "measured_gradients": optional(mapping_of(_MEASURED)),
-    "adapter": optional(record({"name": words, "config": mapping_of(anything)}, ("name", "config"))),
+    "adapter": optional(record({"name": _words, "config": mapping_of(anything)}, ("name", "config"))),
     "gradient_rounding": optional(number),
     "clipping_unrecorded": optional(boolean),
     "checkpoints": list_of(text),

@@ -30,6 +30,7 @@ from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.vectors.algebra import difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.wording import printable
 
 RESULTS = "results"
 SECOND_ORDER, ERROR_BUDGET, NOTES = "second_order.json", "error_budget.json", "explain.json"
@@ -294,6 +295,13 @@ def _read(kind: type[Kind], path: Path) -> list[Kind]:
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): run `tvgrad explain` again") from None
     try:
-        return from_json(kind, text)
+        found = from_json(kind, text)
     except DamagedRun as error:
         raise DamagedRun(f"{path}: {error}") from None
+    return [_shown(one) for one in found]
+
+
+def _shown(result: Kind) -> Kind:
+    """The words of a run, which may be a stranger's, as they are shown to people."""
+    words = {name: printable(value) for name, value in result.row().items() if isinstance(value, str)}
+    return replace(result, **words)

@@ -76,7 +76,8 @@ class ScriptRecorder:
             background=True,
             folding=True,
             watch=StepWatch(
-                guard,
+                facts={"skipped": 0},
+                guard=guard,
                 before_step=self._weights.look,
                 on_gradients=self._require_recorded,
                 after_attempt=self._weights.after_step,
