@@ -169,11 +169,13 @@ def _text(made: Plan, names: list[str]) -> str:
 def _print(made: Plan, names: list[str], title: str) -> None:
     from tvgrad.cli.terminal import print_table
 
-    table = made.to_frame().dropna(axis="columns", how="all")
+    table = made.to_frame().dropna(axis="columns", how="all").drop(columns="kind")
     table["task"] = names
     print_table(f"{title} (estimates: about)", table, estimates=set(table.columns) - {"task", "loss"})
     if made.pairs is not None:
-        print_table("What adding a task vector changes in another task's loss", _changes(made, names))
+        changes = _changes(made, names)
+        title = "What adding a task vector changes in another task's loss, to second order (estimates: about)"
+        print_table(title, changes, estimates=set(names))
     for sentence in (*made.sentences, _in_words(made, names)):
         click.echo(sentence)
 
@@ -196,17 +198,22 @@ def _changes(made: Plan, names: list[str]) -> Any:
 
 def _in_words(made: Plan, names: list[str]) -> str:
     """The plan in one sentence."""
+    if made.coefficient == 0:
+        return "no merge is told to lower the summed training loss of these tasks: leave their task vectors apart"
     before = sum(row.loss for row in made.rows)
     drop = before - sum(made.predicted_losses)
-    hurt = [name for name, row in zip(names, made.rows, strict=True) if row.predicted_loss > row.loss]
-    what = f"merge with coefficient {made.coefficient:.3g}: the summed loss falls from {before:.4g} by about {drop:.2g}"
-    harm = f"; {' and '.join(hurt)} get worse than pretrained" if hurt else "; every task gets better than pretrained"
+    hurt = [name for name, row in zip(names, made.rows, strict=True) if row.predicted_loss >= row.loss]
+    what = (
+        f"merge with coefficient {made.coefficient:.3g}: the summed training loss is predicted to fall from "
+        f"{before:.4g} by about {drop:.2g}"
+    )
+    harm = f", with {' and '.join(hurt)} no better than pretrained" if hurt else ", and every task's loss with it"
     error = made.relative_second_order_error
     if error != error:
         return what + harm
     trust = (
-        f"; task vectors are within {error:.0%} of first order, where this is to be trusted"
+        f"; task vectors are predicted to be within {error:.0%} of first order"
         if made.holds
-        else f"; but a task vector is {error:.0%} away from first order, where this is a rough guess"
+        else f"; but a task vector is predicted to be {error:.0%} away from first order, where this is a rough guess"
     )
     return what + harm + trust

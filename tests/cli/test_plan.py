@@ -5,12 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tvgrad.cli.plan import _in_words
+
+import tvgrad as package
 
 WORDS = ("digits", "--tasks", "low,parity", "--chunk-size", "900", "--lr", "0.01", "--epochs", "3")
+
+
+class Still(torch.nn.Module):
+    """A model at the least of its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.w * inputs
 
 
 def test_before_training(tvgrad: Callable[..., Any], tmp_path: Path) -> None:
@@ -19,9 +35,10 @@ def test_before_training(tvgrad: Callable[..., Any], tmp_path: Path) -> None:
     assert "Merging after 3 epochs of gd 0.01 (estimates: about)" in done.out
     said = json.loads((tmp_path / "plan.json").read_text())
     last = done.out.splitlines()[-1]
-    assert f"merge with coefficient {said['coefficient']:.3g}: the summed loss falls" in last
-    assert "every task gets better than pretrained" in last
-    assert "where this is to be trusted" in last
+    assert f"merge with coefficient {said['coefficient']:.3g}: the summed training loss is predicted" in last
+    assert "and every task's loss with it" in last
+    assert "predicted to be within" in last
+    assert "rough guess" not in last
     assert said["holds"] is True
     assert set(said["coefficients"]) == {"low", "parity"}
     assert [row["task"] for row in said["tasks"]] == ["low", "parity"]
@@ -61,3 +78,13 @@ def test_refusals(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "for trained RUNs" in refused("plan", "digits", "--epoch", "1")
     assert "is no folder" in refused("plan", "digits", "--save", tmp_path / "none" / "plan.json")
     assert "give one TARGET" in refused("plan", "digits", "suite")
+
+
+def test_a_coefficient_of_zero_is_no_merge() -> None:
+    ones = torch.ones(4, dtype=torch.float64)
+    still = package.Objective(Still(), torch.nn.MSELoss(), (ones, ones))
+    made = package.plan([still], task_vectors=[{"w": torch.ones(1, dtype=torch.float64)}])
+    assert made.coefficient == 0
+    assert "leave their task vectors apart" in _in_words(made, ["one"])
+    worse = replace(made, coefficient=1.0, predicted_losses=(made.rows[0].loss,))
+    assert "with one no better than pretrained" in _in_words(worse, ["one"])

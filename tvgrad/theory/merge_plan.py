@@ -56,6 +56,7 @@ class PlanRow(Result):
         coefficient: this task's own, where every task has one.
         relative_second_order_error: of its task vector; NaN for given ones.
         miss: of the quadratic model's gradient at the end of the task's own training; NaN for given ones.
+        kind: `estimate`.
     """
 
     task: int
@@ -68,6 +69,7 @@ class PlanRow(Result):
     coefficient: float
     relative_second_order_error: float
     miss: float
+    kind: str = "estimate"
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class Plan:
         predicted_losses: of every task, merged with `coefficient`.
         relative_second_order_error: the largest of the tasks' (see `tvgrad.theory.forecast.Forecast`); NaN for given
             task vectors.
-        holds: whether it is under a tenth, within which the coefficient was found to be within a few percent of the
-            best drop in loss.
+        holds: whether it is under a tenth, or task vectors are given. Under a tenth the coefficient was found to reach
+            the best drop in training loss within one percent for gradient descent and SGD; not so for Adam on
+            mini-batches, of which a sentence warns.
         rows: one a task.
         pairs: `pairs[s, t, u]` is `<tau_t, H_s tau_u>`; None where they were not asked for.
         slopes: `slopes[s, u]` is `<g_s, tau_u>`.
@@ -367,12 +370,19 @@ def _coefficients(
 
 
 def _doubts(told: Sequence[Forecast]) -> tuple[str, ...]:
-    """What to know of forecasts that are far out."""
+    """What to know of forecasts that are far out, or that lack what decides."""
+    said = []
     far = [str(number) for number, one in enumerate(told) if one.miss > WORTHLESS]
-    if not far:
-        return ()
-    return (
-        f"at the end of the training of {counted(len(far), 'task')} (number {', '.join(far)}) the gradient is further "
-        "from the quadratic model than it is long: their task vectors will be others, and the coefficient may be far "
-        "off; plan again when they are trained",
-    )
+    if far:
+        said.append(
+            f"at the end of the training of {counted(len(far), 'task')} (number {', '.join(far)}) the gradient is "
+            "further from the quadratic model than it is long: their task vectors will be others, and the coefficient "
+            "may be far off; plan again when they are trained"
+        )
+    spread = [one.model.variance for one in told]
+    if any(one is not None and any(bool((part > 0).any()) for part in one.values()) for one in spread):
+        said.append(
+            "Adam's steps on mini-batches depend on their order, which no forecast knows: the coefficient was found to "
+            "be too large by up to a half; plan again when the tasks are trained"
+        )
+    return tuple(said)
