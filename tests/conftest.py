@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,10 @@ import tvgrad
 tvgrad.__path__.append(str(Path(__file__).parents[1]))
 
 SECONDS, SLOW_SECONDS = 120, 1800
+
+# No test is timed: on a busy machine, or the first time that hypothesis builds its tables, drawing examples is slow.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
