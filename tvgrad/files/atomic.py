@@ -45,12 +45,12 @@ def write_atomically(
         write(temporary)
         found = None
         if meanwhile is None:
-            _flush(temporary)
+            flush(temporary)
         else:
             found = _flush_and_read(temporary, meanwhile)
         os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if _means_full(error):
@@ -87,17 +87,21 @@ def _flush_and_read(path: Path, read: Callable[[Path], Result]) -> Result:
     try:
         reading.start()
     except RuntimeError:  # no new threads: the interpreter is ending, or the system has no room for one
-        _flush(path)
+        flush(path)
         return read(path)
     try:
-        _flush(path)
+        flush(path)
     finally:
         reading.join()
     return found.result()
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Args:
+        path: the file or the folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -138,7 +138,6 @@ class Recorder:
         self._first_metrics = dict(first_metrics or {})
         self._parameters = trainable_parameters(model)
         self._loop = loop_gradients(model, self._parameters, data, loss)
-        self._measured: dict[str, Any] = {}
         self._record = recorded_kinds(record, self._optimizers, objective or self._loop)
         self._clock = Clock(RecordAt(record_at))
         self._header = self._make_header(name=name, groups=groups, keep=keep, rule=rule, info=info)
@@ -317,8 +316,7 @@ class Recorder:
             gradient, made = self._loop.measure()
             self.loss, tensors["gradient"] = self._loop.loss, cpu_copies(gradient)
             measured.setdefault("loss", self.loss)
-            self._measured[str(self._clock.number)] = asdict(made)
-            writer.update_info(**{MEASURED: dict(self._measured)})
+            writer.extend_info(MEASURED, {str(self._clock.number): asdict(made)})
         if self._finite:
             self._require_finite()
         moment = self._collector.collect(tensors, measured)
@@ -358,7 +356,6 @@ class Recorder:
     def _restore(self, run: Run) -> None:
         """Put model, optimizer, scheduler and random numbers back to the last recorded point."""
         last = run.points[-1]
-        self._measured = dict(run.info.get(MEASURED) or {})
         restore_weights(run, self.model)
         self._clock.steps, self._clock.epoch, self._recorded = last.steps, last.number, last.number
         state = self._open_writer().read_state()

@@ -100,6 +100,15 @@ class BackgroundWriter:
         """
         self._submit(lambda: self._writer().update_info(**facts))
 
+    def extend_info(self, name: str, more: list[Any] | dict[str, Any]) -> None:
+        """Add to a fact of the run's description, after the points so far.
+
+        Args:
+            name: of the fact.
+            more: as for `RunWriter.extend_info`.
+        """
+        self._submit(lambda: self._writer().extend_info(name, more))
+
     def finish(self) -> None:
         """Note that the training came to its planned end, when all is written."""
         self._settled().finish()

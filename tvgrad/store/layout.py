@@ -11,6 +11,7 @@ from tvgrad.store.lock import LOCK
 
 MANIFEST = "run.json"
 METRICS = "metrics.csv"
+JOURNAL = "journal.jsonl"
 CONTENTS = {
     "weights": "weights",
     "gradient": "gradients",
@@ -73,7 +74,7 @@ def require_no_links(root: Path, besides: Iterable[str] = ()) -> None:
     Raises:
         TvgradError: one of them is a link.
     """
-    for name in (*CONTENTS.values(), MANIFEST, METRICS, LOCK, *besides):
+    for name in (*CONTENTS.values(), MANIFEST, METRICS, JOURNAL, LOCK, *besides):
         if (root / name).is_symlink():
             raise TvgradError(
                 f"{root / name} is a link, and nothing of a run is written through a link: put what it leads to in its "
@@ -103,7 +104,7 @@ def require_free(root: Path, or_else: str = ", go on with it by --resume, or rep
     if not root.is_dir():
         return
     require_no_links(root)
-    known = {*CONTENTS.values(), LOCK}
+    known = {*CONTENTS.values(), LOCK, JOURNAL}
     foreign = [child.name for child in root.iterdir() if child.name not in known and not is_own(child.name)]
     # A folder called weights may be anybody's.
     foreign += [relative for relative in files_in(root) if "/" in relative and not is_own(relative)]

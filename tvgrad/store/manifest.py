@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.fields import parse_json
 from tvgrad.files.atomic import sha256_of
-from tvgrad.files.regular import read_text, reason_of, why_irregular
+from tvgrad.files.regular import reason_of, why_irregular
 from tvgrad.files.tensors import shard_paths
 from tvgrad.results import json_text
+from tvgrad.store.journal import read_content
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.schema import check_manifest
 
@@ -151,6 +151,8 @@ class Manifest:
         static: frozen parameters and the buffers at the start.
         state: what a resume needs, for the last point.
         finished: whether the training came to its planned end.
+        journal: the name of the journal that follows this run.json, whose records `read_manifest` adds; None where it
+            lists all.
     """
 
     info: dict[str, Any]
@@ -161,6 +163,7 @@ class Manifest:
     static: FileEntry | None = None
     state: FileEntry | None = None
     finished: bool = False
+    journal: str | None = None
 
     def to_json(self) -> str:
         """Render run.json; NaN is null and infinities are words, which JSON of other languages can read."""
@@ -199,20 +202,19 @@ def read_manifest(root: Path) -> Manifest:
     """  # noqa: DOC501 - the ValueError does not leave
     path = root / MANIFEST
     try:
-        text = read_text(path, root)
+        content = read_content(root)
     except (FileNotFoundError, NotADirectoryError):
         raise TvgradError(f"{root} is not a run directory: it has no {MANIFEST}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): restore it or trace the run again") from None
+    except ValueError as error:
+        raise _no_description(path, error) from None
     try:
-        content: Any = parse_json(text)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         version = content["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedRun(
-            f"{path} is not a run's description ({reason_of(error)}): restore it or trace the run again"
-        ) from None
+        raise _no_description(path, error) from None
     if version != VERSION:
         raise TvgradError(
             f"{root} has format version {version!r} and this tvgrad reads version {VERSION}: "
@@ -222,6 +224,10 @@ def read_manifest(root: Path) -> Manifest:
         return _manifest(check_manifest(content))
     except ValueError as error:
         raise DamagedRun(f"{path} is damaged ({error}): restore it or trace the run again") from None
+
+
+def _no_description(path: Path, error: BaseException) -> DamagedRun:
+    return DamagedRun(f"{path} is not a run's description ({reason_of(error)}): restore it or trace the run again")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free, require_no_links
+from tvgrad.store.layout import CONTENTS, JOURNAL, MANIFEST, METRICS, files_in, is_own, require_free, require_no_links
 from tvgrad.store.lock import LOCK, WriterLock
 
 RESULTS = "results"
@@ -50,7 +50,7 @@ def remove_run(root: Path) -> None:
     try:
         results = [root / RESULTS / name for name in RESULT_FILES]
         recorded = [root / relative for relative in files_in(root) if is_own(relative)]
-        for path in (*results, root / MANIFEST, root / METRICS, *recorded):
+        for path in (*results, root / MANIFEST, root / JOURNAL, root / METRICS, *recorded):
             path.unlink(missing_ok=True)
         for name in (RESULTS, *CONTENTS.values()):
             if (root / name).is_dir():
@@ -70,7 +70,7 @@ def _require_own(root: Path) -> None:
             f"{root / MANIFEST} cannot be read as a run's, so that nothing of {root} is replaced: choose another --out"
         ) from None
     folders = {*CONTENTS.values(), RESULTS}
-    expected = {MANIFEST, METRICS, LOCK, *folders}
+    expected = {MANIFEST, METRICS, JOURNAL, LOCK, *folders}
     foreign = [child.name for child in root.iterdir() if child.name not in expected and not is_own(child.name)]
     for name in sorted(folders):
         inside = (root / name).iterdir() if (root / name).is_dir() else ()

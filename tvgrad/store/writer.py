@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import MAX_SHARD_BYTES, write_checked_tensors, write_tensors
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
-from tvgrad.store.layout import CONTENTS, MANIFEST, METRICS, files_in, is_own, require_free, require_no_links
+from tvgrad.store.layout import CONTENTS, JOURNAL, files_in, is_own, require_free, require_no_links
+from tvgrad.store.ledger import Ledger, csv_text
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.store.overwrite import remove_run
 from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
-from tvgrad.wording import bytes_in_words, without_formula
+from tvgrad.wording import bytes_in_words
 
 Content = Weights | Callable[[], Weights]
 """CPU tensors to write, or a function that makes them when they are written."""
@@ -48,9 +48,16 @@ class RunWriter:
             max_shard_bytes: largest number of tensor bytes in one file.
         """
         self.root = root
-        self.manifest = manifest
+        self._ledger = Ledger(root, manifest)
         self._lock = lock
+        self._with_tensors = [point.number for point in manifest.points if _has_tensors(point)]
+        self._unclean = False
         self._max_shard_bytes = max_shard_bytes
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the run lists."""
+        return self._ledger.manifest
 
     @classmethod
     def create(
@@ -87,11 +94,13 @@ class RunWriter:
         writer = cls(root, manifest, WriterLock(root), max_shard_bytes)
         try:
             require_free(root)  # again: another process may have started a run before we had the lock
+            (root / JOURNAL).unlink(missing_ok=True)
             writer._sweep()
+            entry = None
             if static:
                 written = write_checked_tensors(static, root / "static.safetensors", max_shard_bytes)
-                writer.manifest = replace(manifest, static=FileEntry.of(root, *written))
-            writer._publish(writer.manifest)
+                entry = FileEntry.of(root, *written)
+            writer._publish(static=entry)
         except BaseException:
             writer.close()
             raise
@@ -155,23 +164,28 @@ class RunWriter:
             DiskFull: there is no room; all earlier points are whole.
         """
         self._lock.require_held()
-        stem = self.manifest.stem(number)
+        stem = self._ledger.stem(number)
+        before = self._ledger.state
         try:
+            if self._unclean:
+                self._ledger.fold()
+                self._sweep()
+            self._unclean = True
             files = {kind: self._written(kind, stem, content) for kind, content in tensors.items() if content}
             if step_rows:
                 path = self._folder("steps") / f"{stem}.csv"
-                write_text_atomically(path, _csv(step_rows, STEP_COLUMNS))
+                write_text_atomically(path, csv_text(step_rows, STEP_COLUMNS))
                 files["steps"] = FileEntry.of(self.root, path)
             saved = None if state is None else self._state(stem, *state)
             point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
-            points = [*self.manifest.points, point]
-            kept = keep.kept([one.number for one in points])
-            points = [one if one.number in kept else _without_tensors(one) for one in points]
-            self._publish(replace(self.manifest, points=tuple(points), state=saved, finished=False))
+            dropped = self._dropped(point, keep)
+            self._publish([*map(_without_tensors, dropped), point], state=saved, finished=False)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DiskFull(f"{self.root} cannot be written ({reason}): finished epochs are whole") from None
-        self._sweep()
+        self._unclean = False
+        gone = [entry for one in dropped for kind, entry in one.files.items() if kind in DROPPABLE]
+        self._remove([*gone, *([before] if before is not None else [])])
 
     def amend(self, number: int, tensors: Mapping[str, Weights], metrics: Mapping[str, float]) -> None:
         """Add to a recorded point what was computed later.
@@ -185,18 +199,13 @@ class RunWriter:
             TvgradError: there is no such point.
             DiskFull: there is no room; the point is as it was.
         """
-        if number not in {point.number for point in self.manifest.points}:
-            raise TvgradError(f"{self.root} has no {self.manifest.unit} {number} to add to")
-        stem = self.manifest.stem(number)
+        point = self._ledger.find(number)
+        if point is None:
+            raise TvgradError(f"{self.root} has no {self._ledger.unit} {number} to add to")
+        stem = self._ledger.stem(number)
         files = {kind: self._written(kind, stem, content) for kind, content in tensors.items()}
         values = {name: float(value) for name, value in metrics.items()}
-        points = [
-            replace(one, files={**one.files, **files}, metrics={**one.metrics, **values})
-            if one.number == number
-            else one
-            for one in self.manifest.points
-        ]
-        self._publish(replace(self.manifest, points=tuple(points)))
+        self._publish([replace(point, files={**point.files, **files}, metrics={**point.metrics, **values})])
 
     def update_info(self, **facts: Any) -> None:
         """Add facts to the run's description.
@@ -208,14 +217,31 @@ class RunWriter:
             TvgradError: a fact is not of the type that tvgrad keeps under its name.
         """  # noqa: DOC502 - raised by check_facts
         check_facts(facts)
-        self._publish(replace(self.manifest, info={**self.manifest.info, **facts}))
+        self._publish(info=facts)
+
+    def extend_info(self, name: str, more: list[Any] | dict[str, Any]) -> None:
+        """Add to a list or a mapping of the run's description, which may have grown long.
+
+        Args:
+            name: of the fact.
+            more: what is added.
+
+        Raises:
+            TvgradError: it is not of the type that tvgrad keeps under this name.
+        """  # noqa: DOC502 - raised by check_facts
+        check_facts({name: more})
+        self._publish(extended={name: more})
 
     def finish(self) -> None:
         """Note that the training came to its planned end."""
-        self._publish(replace(self.manifest, finished=True))
+        self._lock.require_held()
+        self._ledger.finish()
 
     def close(self) -> None:
         """Give the directory back."""
+        with suppress(TvgradError):  # another has it, or it is gone
+            self._lock.require_held()
+            self._ledger.close()
         self._lock.close()
 
     def read_state(self) -> tuple[Weights, dict[str, Any]] | None:
@@ -227,7 +253,7 @@ class RunWriter:
         Raises:
             DamagedRun: a file cannot be read.
         """
-        entry = self.manifest.state
+        entry = self._ledger.state
         if entry is None:
             return None
         path = self.root / entry.path
@@ -270,15 +296,31 @@ class RunWriter:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def _publish(self, manifest: Manifest) -> None:
-        """Replace run.json: the instant at which a point begins to exist. Then the table derived from it."""
+    def _publish(self, points: Iterable[Point] = (), **rest: Any) -> None:
+        """Change what is listed: the instant at which a point begins to exist."""
         self._lock.require_held()
-        text = manifest.to_json()
-        write_text_atomically(self.root / MANIFEST, text)
-        self.manifest = manifest
-        if manifest.points:
-            table = _csv([{manifest.unit: point.number, **point.metrics} for point in manifest.points])
-            write_text_atomically(self.root / METRICS, table)
+        self._ledger.publish(points, **rest)
+
+    def _dropped(self, new: Point, keep: KeepPolicy) -> list[Point]:
+        """The points that keep their tensors no longer when there is a new one."""
+        if self._with_tensors[-1:] != [new.number]:
+            self._with_tensors.append(new.number)
+        if keep == KEEP_ALL:
+            return []
+        kept = keep.kept(self._with_tensors)
+        dropped = [self._ledger.find(number) for number in self._with_tensors if number not in kept]
+        self._with_tensors = [number for number in self._with_tensors if number in kept]
+        return [point for point in dropped if point is not None]
+
+    def _remove(self, entries: Iterable[FileEntry]) -> None:
+        """Remove files that are not listed any more, as `_sweep` does."""
+        for relative in {relative for entry in entries for relative, _, _ in entry.parts}:
+            self._remove_own(relative)
+
+    def _remove_own(self, relative: str) -> None:
+        file = self.root / relative
+        if is_own(relative) and link_below(file, self.root) is None:
+            file.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Remove what run.json does not list: files of unfinished points, temporaries, dropped tensors.
@@ -286,9 +328,7 @@ class RunWriter:
         Only what a writer makes is removed: regular files under its own names, never a link or what it leads to.
         """
         for relative in set(files_in(self.root)) - self.manifest.listed():
-            file = self.root / relative
-            if is_own(relative) and link_below(file, self.root) is None:
-                file.unlink(missing_ok=True)
+            self._remove_own(relative)
 
 
 def require_space(directory: Path, nbytes: int) -> None:
@@ -316,16 +356,8 @@ def _without_tensors(point: Point) -> Point:
     return replace(point, files={kind: entry for kind, entry in point.files.items() if kind not in DROPPABLE})
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> str:
-    names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writerow({name: without_formula(name) for name in names})
-    # repr keeps every digit of a float
-    writer.writerows(
-        {name: repr(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows
-    )
-    return text.getvalue()
+def _has_tensors(point: Point) -> bool:
+    return any(kind in point.files for kind in DROPPABLE)
 
 
 def cpu_copies(tensors: Mapping[str, torch.Tensor]) -> Weights:

@@ -21,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.regular import read_json
 from tvgrad.integrations.script.group_signal_probe import GroupSignalProbe
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions, launch_of
-from tvgrad.store.layout import MANIFEST, require_free
+from tvgrad.store.journal import read_content
+from tvgrad.store.layout import require_free
 from tvgrad.store.lock import LOCK, WriterLock
 from tvgrad.store.overwrite import require_replaceable
 
@@ -252,7 +252,7 @@ def _ended(status: int) -> str:
 def _recorded(out: Path, launch: str) -> tuple[list[int], bool]:
     """The points that this launch has recorded, and whether recording stopped before the script did."""
     try:
-        content = read_json(out / MANIFEST, out)
+        content = read_content(out)
         if content["info"].get("launch") != launch:
             return [], False
         return [int(point["number"]) for point in content["points"]], "stopped" in content["info"]

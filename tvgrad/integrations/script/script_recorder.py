@@ -21,6 +21,7 @@ from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
 from tvgrad.record.run_header import RunHeader, read_rule
 from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.layout import MANIFEST
 from tvgrad.vectors.parameters import Weights, group_names
 
 Guard = Callable[[Callable[[], None]], None]
@@ -45,13 +46,14 @@ class ScriptRecorder:
             TvgradError: the run cannot be made.
         """  # noqa: DOC502 - raised by the writer
         self._model, self._parameters = trained.root, trained.parameters
+        self._out = Path(options.out)
         self._clock = Clock(options.record_at)
         self._keep = options.keep
         self._losses = losses
         self._logged: dict[str, float] = {}
         describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
         header = RunHeader(
-            Path(options.out).name,
+            self._out.name,
             trained.root,
             trained.parameters,
             groups=group_names(trained.parameters, options.groups),
@@ -91,7 +93,7 @@ class ScriptRecorder:
         self._points = -1
         self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
-        self._writer = BackgroundWriter(header.creation(Path(options.out), options.overwrite))
+        self._writer = BackgroundWriter(header.creation(self._out, options.overwrite))
         try:
             self._write(self._collected())
         except BaseException:
@@ -114,6 +116,11 @@ class ScriptRecorder:
         """Whether what was recorded looks like epochs, and not like a trial on a part of the data."""
         cut = [how == "break" for how in self._endings]
         return self._points > 0 and (not cut or not cut[-1] or (all(cut) and len(cut) > 1))
+
+    @property
+    def kept(self) -> str:
+        """The end of a sentence on a recording that stopped: empty where the run directory has been removed."""
+        return f"; {self._out} keeps what was recorded before" if (self._out / MANIFEST).exists() else ""
 
     @property
     def returned(self) -> bool:
@@ -202,7 +209,7 @@ class ScriptRecorder:
         if self._clock.by_epoch:
             self._endings.append(how)
             self._write(self._held or self._collected())
-            self.add_info(epoch_endings=list(self._endings))
+            self._writer.extend_info("epoch_endings", [how])
         self._held = None
 
     def log(self, metrics: Mapping[str, float], ended: bool) -> None:

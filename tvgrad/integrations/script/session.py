@@ -257,11 +257,11 @@ class Session:
         self.epochs.restart()
         begun, reached = "nothing is recorded", ""
         if recorder is not None:
-            begun, reached = "recording stops", f"; {self.options.out} keeps what was recorded before"
             with suppress(Exception):  # the first error is the one to tell
                 recorder.add_info(stopped=str(error))
             with suppress(Exception):
                 recorder.close(finished=False)
+            begun, reached = "recording stops", recorder.kept
         words = str(error) if str(error) else type(error).__name__
         if not isinstance(error, TvgradError):
             words = f"{type(error).__name__}: {words}"
