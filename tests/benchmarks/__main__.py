@@ -41,6 +41,7 @@ BENCHES = {
     "script_trace": ("goal_figures", "script_trace", 5),
     "merging": ("goal_figures", "merging", 3),
     "laboratory": ("bench_laboratory", "figures", 1),
+    "gpu": ("bench_gpu", "figures", 5),
 }
 """Name -> module, its function of `(rounds, quick)`, and how many rounds it takes."""
 
