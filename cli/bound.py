@@ -42,9 +42,9 @@ def bound(target: str, tasks: str | None, simulate: bool, forms: bool, as_json: 
     The upper and the lower bound hold for the iterates of exact arithmetic, whatever the rounding of this program.
     from_start is the least upper bound that uses gradients and Hessians at the pretrained weights alone. The form
     called tube follows the training in float64, which takes as many gradients as the training itself; `--no-simulate`
-    leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss and
-    programs with attention, layer norm and embeddings, which have the tube alone; ReLU has no second derivative and is
-    refused.
+    leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss
+    have all forms; programs with attention, layer norm and embeddings have the tube, and one closed form where it is
+    left out. ReLU has no second derivative and is refused.
 
     \b
     Examples:

@@ -64,7 +64,20 @@ def test_what_has_no_certificate_says_which_operation_ran_away() -> None:
     program = Program(model, "cross_entropy", torch.randn(4, 3, 4, dtype=torch.float64), torch.arange(4) % 3)
     with pytest.raises(NoCertificate, match=r"wider than the path.*grows most in \w+ \(.*line \d+"):
         program.certificate(1e6, 5)
-    with pytest.raises(NoCertificate, match="follow the training"):
-        program.certificate(0.01, 5, simulate=False)
+    with pytest.raises(NoCertificate, match=r"from theta_0 alone .*grows most in \w+ \(.*line \d+"):
+        program.certificate(1.0, 5, simulate=False)
     with pytest.raises(NoCertificate, match="past squares"):
         program.certificate(Adam(0.01), 5)
+
+
+@pytest.mark.parametrize("rule", [GD(1e-5), Momentum(1e-5, 0.9, weight_decay=0.01)])
+def test_theta_0_alone_gives_an_upper_bound_at_small_rates(rule: GD | Momentum) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    inputs, targets = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    program = Program(model, "cross_entropy", inputs, targets)
+    alone, followed = program.certificate(rule, 4, simulate=False), program.certificate(rule, 4)
+    assert followed.error_bound <= alone.error_bound == alone.from_start <= 200 * followed.error_bound
+    assert alone.lower_bound == 0 < alone.radius
+    # the ball holds the iterates that the tube follows
+    assert followed.radius <= alone.radius * 2

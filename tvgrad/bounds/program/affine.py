@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from tvgrad.bounds.program.balls import Ball, add, matmul, multiply, scaled, total
-from tvgrad.bounds.program.operation import Enclosure, Operation, Second, copies, reduced
+from tvgrad.bounds.program.operation import Enclosure, Operation, Second, copies, ones, reduced
 from tvgrad.numerics.floats import round_up
 
 
@@ -31,6 +31,7 @@ class Sum(Operation):
         factor: of the second.
     """
 
+    by_row: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     factor: float = 1.0
 
@@ -53,6 +54,16 @@ class Sum(Operation):
         gains = [copies(one.value.shape, out.value.shape) for one in args]
         return [gains[0], round_up(abs(self.factor) * gains[1])]
 
+    def drift(self, args: Sequence[Ball | torch.Tensor], number: int, shape: torch.Size) -> Ball | None:
+        """Every number of the result moves with its own, or with that of its channel."""
+        given, factor = args[number].shape[1:], self.factor if number else 1.0
+        tokens = shape[:-1].numel()
+        if given == shape:
+            return Ball.exact(factor * torch.eye(tokens, dtype=torch.float64)[..., None], precise=False)
+        if shape and given.numel() == given[-1:].numel() == shape[-1]:
+            return Ball.exact(torch.full((tokens, 1, 1), factor, dtype=torch.float64), precise=False)
+        return None
+
 
 @dataclass(frozen=True)
 class Multiple(Operation):
@@ -62,6 +73,7 @@ class Multiple(Operation):
         factor: the number.
     """
 
+    by_row: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     factor: float
 
@@ -81,6 +93,8 @@ class Multiple(Operation):
 @dataclass(frozen=True)
 class Product(Operation):
     """Entry by entry, broadcast."""
+
+    by_row: ClassVar[bool] = True
 
     def value(self, *args: Ball) -> Ball:
         """Compute the result."""
@@ -151,6 +165,8 @@ class Linear(Operation):
     A step of b is added to each of r rows: its norm grows by sqrt r.
     """
 
+    by_row: ClassVar[bool] = True
+
     def value(self, *args: Ball) -> Ball:
         """Compute the result."""
         x, weight = args[:2]
@@ -163,12 +179,12 @@ class Linear(Operation):
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
         x, weight = args[:2]
-        flat = p.reshape(-1, p.shape[-1])
         found: list[Ball | None] = [None] * len(args)
         if wanted[0]:
-            found[0] = reduced(
-                matmul(flat, weight.map(lambda part: part[0])).reshape(*p.shape[:-1], x.shape[-1]), x.shape
-            )
+            found[0] = reduced(matmul(p, weight.map(lambda part: part[0])), x.shape)
+        if not any(wanted[1:]):
+            return found
+        flat = p.reshape(-1, p.shape[-1])
         if wanted[1]:
             found[1] = matmul(flat.map(_transpose), x.reshape(-1, x.shape[-1])).reshape(*weight.shape)
         if len(args) > 2 and wanted[2]:
@@ -184,3 +200,10 @@ class Linear(Operation):
     def second(self, args: Sequence[Enclosure], out: Enclosure, p: Enclosure) -> Second:
         """Bound the second derivatives, tested with p."""
         return {(0, 1): p.spectral(rows=True)}
+
+    def drift(self, args: Sequence[Ball | torch.Tensor], number: int, shape: torch.Size) -> Ball | None:
+        """With the weights as the argument says, with the biases as they are."""
+        x = args[0]
+        if number == 1 and isinstance(x, Ball):
+            return Ball.exact(x.hi[0].reshape(-1, x.shape[-1])[..., None], precise=False)
+        return ones(shape[:-1].numel()) if number == 2 else None

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.bounds.network.spectral_norm import spectral_norms
-from tvgrad.bounds.program.balls import Ball, add, matmul, multiply, negated, scaled, total
+from tvgrad.bounds.program.attention_bends import Pair, Reaches, Scores, bends, fits
+from tvgrad.bounds.program.balls import Ball, add, matmul, multiply, negated, once, scaled, total
 from tvgrad.bounds.program.normalisation import SOFTMAX_THIRD, softmax
 from tvgrad.bounds.program.operation import SQUARINGS, Enclosure, Operation, Second, norm, reduced
 from tvgrad.numerics.floats import round_up
@@ -76,7 +77,7 @@ class Attention(Operation):
 
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
-        q, k, v = args
+        q, k, v = (once(one) for one in args)
         probabilities = self._probabilities(q, k)
         weights = matmul(p, v.map(_transpose))
         mean = total(multiply(probabilities, weights), [-1], keep=True)
@@ -155,7 +156,37 @@ class Attention(Operation):
             (0, 2): spectral * kappa * scale * sizes.key,
             (1, 2): spectral * kappa * scale * sizes.query,
         }
+        if fits(args[0].value, args[2].value) and bool(p.value.any()):
+            exact = self._exact(args, p, sizes)
+            found = {pair: torch.minimum(weight, exact[pair]) for pair, weight in found.items()}
         return {pair: round_up(weight) for pair, weight in found.items()}
+
+    def _exact(self, args: Sequence[Enclosure], p: Enclosure, sizes: _Sizes) -> dict[Pair, torch.Tensor]:
+        """The second derivative as it is at the centre, widened."""
+        q, k, v = args
+        centred_k = k.value - k.value.mean(-2, keepdim=True)
+        whole = [part.expand(len(p.value), *part.shape[1:]) for part in (q.value, centred_k)]
+        scale = abs(self.scale)
+        scores = Scores(
+            scale,
+            whole[0] * math.copysign(1.0, self.scale),
+            whole[1],
+            sizes.centred_values,
+            sizes.probabilities,
+            sizes.uncertain,
+            p.value,
+            norm(v.value),
+        )
+        reaches = Reaches(
+            sizes.query,
+            sizes.key,
+            sizes.value,
+            p.rows().flatten(1).amax(1),
+            p.spectral(),
+            (q.radius, k.radius, v.radius),
+            p.radius,
+        )
+        return bends(scores, reaches)
 
 
 def _largest(matrices: torch.Tensor, squarings: int = SQUARINGS) -> torch.Tensor:

@@ -13,6 +13,7 @@ numbers, and rounded up by 1e-9 and `UNDERFLOW` each time.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,48 @@ class Ball:
         return self.map(lambda part: part.reshape(shape))
 
 
+class Vectors(Ball, ABC):
+    """Vectors along the first axis with one radius each: the functions below leave the arithmetic to them."""
+
+    @abstractmethod
+    def add(self, other: Ball) -> Vectors:
+        """Add other vectors."""
+
+    @abstractmethod
+    def negated(self) -> Vectors:
+        """Change signs."""
+
+    @abstractmethod
+    def multiply(self, other: Ball) -> Vectors:
+        """Multiply entry by entry with what is the same for all, or has a part for each."""
+
+    @abstractmethod
+    def divide(self, other: Ball) -> Vectors:
+        """Divide entry by entry."""
+
+    @abstractmethod
+    def total(self, axes: Sequence[int], *, keep: bool) -> Vectors:
+        """Sum along axes that are not the first."""
+
+    @abstractmethod
+    def matmul(self, other: Ball, *, left: bool) -> Vectors:
+        """Multiply with matrices, which may stand on the left."""
+
+
+def once(ball: Ball) -> Ball:
+    """What is the same for all samples, one time.
+
+    Args:
+        ball: perhaps expanded along the first axis.
+
+    Returns:
+        A ball with a first axis of length 1 if nothing else is in it.
+    """
+    parts = [ball.hi, ball.err] if ball.lo is None else [ball.hi, ball.lo, ball.err]
+    same = all(part.stride(0) == 0 for part in parts)
+    return ball.map(lambda part: part[:1]) if same else ball
+
+
 def _made(value: DoubleDouble | torch.Tensor, error: torch.Tensor) -> Ball:
     error = round_up(error) + UNDERFLOW
     return Ball(value.hi, value.lo, error) if isinstance(value, DoubleDouble) else Ball(value, None, error)
@@ -117,6 +160,8 @@ def add(a: Ball, b: Ball) -> Ball:
     Returns:
         The sum.
     """
+    if isinstance(a, Vectors):
+        return a.add(b)
     error = a.err + b.err
     if a.precise and b.precise:
         total = wide.add(a.wide, b.wide)
@@ -134,6 +179,8 @@ def negated(a: Ball) -> Ball:
     Returns:
         Their negatives.
     """
+    if isinstance(a, Vectors):
+        return a.negated()
     return Ball(-a.hi, None if a.lo is None else -a.lo, a.err)
 
 
@@ -147,6 +194,10 @@ def multiply(a: Ball, b: Ball) -> Ball:
     Returns:
         The product.
     """
+    if isinstance(a, Vectors):
+        return a.multiply(b)
+    if isinstance(b, Vectors):
+        return b.multiply(a)
     error = a.hi.abs() * (1 + 2 * UNIT_ROUNDOFF) * b.err + (b.hi.abs() * (1 + 2 * UNIT_ROUNDOFF) + b.err) * a.err
     if a.precise and b.precise:
         product = wide.multiply(a.wide, b.wide)
@@ -191,6 +242,8 @@ def divide(a: Ball, b: Ball) -> Ball:
     Returns:
         The quotient.
     """
+    if isinstance(a, Vectors):
+        return a.divide(b)
     quotient: DoubleDouble | torch.Tensor
     if a.precise and b.precise:
         quotient, unit = wide.divide(a.wide, b.wide), ROUNDING
@@ -233,6 +286,8 @@ def total(a: Ball, axes: Sequence[int], *, keep: bool = False) -> Ball:
     Returns:
         The sums.
     """
+    if isinstance(a, Vectors):
+        return a.total(axes, keep=keep)
     axes = sorted(axis % a.hi.ndim for axis in axes)
     if not axes:
         return a
@@ -260,6 +315,10 @@ def matmul(a: Ball, b: Ball) -> Ball:
     Returns:
         The product (..., m, n).
     """
+    if isinstance(a, Vectors):
+        return a.matmul(b, left=False)
+    if isinstance(b, Vectors):
+        return b.matmul(a, left=True)
     size, other = a.hi.abs() * (1 + 2 * UNIT_ROUNDOFF), b.hi.abs() * (1 + 2 * UNIT_ROUNDOFF)
     if a.precise and b.precise:
         product, rounding = wide.matrix_product(a.wide, b.wide)

@@ -16,7 +16,7 @@ import torch
 
 from tvgrad.bounds.activations.registry import activation_of
 from tvgrad.bounds.activations.smooth import Activation
-from tvgrad.bounds.program.balls import Ball, add, divide, multiply, negated, number, scaled, smooth
+from tvgrad.bounds.program.balls import Ball, add, divide, multiply, negated, number, once, scaled, smooth
 from tvgrad.bounds.program.operation import Enclosure, Operation, Second, UnsupportedProgram, largest
 from tvgrad.numerics import double_double as wide
 from tvgrad.numerics.double_double import DoubleDouble
@@ -169,6 +169,8 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
 class _Elementwise(Operation):
     """One function of each entry."""
 
+    by_row: ClassVar[bool] = True
+
     @abstractmethod
     def derivative(self, x: Ball) -> Ball:
         """Compute s'.
@@ -182,7 +184,7 @@ class _Elementwise(Operation):
 
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
-        return [multiply(p, self.derivative(args[0]))]
+        return [multiply(p, self.derivative(once(args[0])))]
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class Square(_Elementwise):
 class Quotient(Operation):
     """A tensor divided by a constant one, broadcast; the denominator must not depend on the parameters."""
 
+    by_row: ClassVar[bool] = True
     linear: ClassVar[bool] = True
 
     def value(self, *args: Ball) -> Ball:

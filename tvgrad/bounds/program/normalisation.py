@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -28,9 +29,10 @@ from tvgrad.bounds.program.balls import (
     multiply,
     negated,
     number,
+    once,
     total,
 )
-from tvgrad.bounds.program.operation import Enclosure, Operation, Second, largest, reduced
+from tvgrad.bounds.program.operation import Enclosure, Operation, Second, largest, ones, reduced
 from tvgrad.numerics.floats import SUM_MARGIN, round_up
 
 SOFTMAX_THIRD = 0.272166  # sqrt(6)/9 = 0.27216552...
@@ -79,6 +81,8 @@ class Softmax(Operation):
         mask: False where an entry is left out, of a shape that broadcasts; None for none.
     """
 
+    by_row: ClassVar[bool] = True
+
     mask: torch.Tensor | None = None
 
     def value(self, *args: Ball) -> Ball:
@@ -87,7 +91,7 @@ class Softmax(Operation):
 
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
-        own = softmax(args[0], self.mask)  # again, because the result came without its rounding
+        own = softmax(once(args[0]), self.mask)  # again, because the result came without its rounding
         mean = total(multiply(p, own), [-1], keep=True)
         return [multiply(own, add(p, negated(mean)))]
 
@@ -112,6 +116,8 @@ class LayerNorm(Operation):
         eps: added to the variance.
     """
 
+    by_row: ClassVar[bool] = True
+
     eps: float
 
     def _normalised(self, x: Ball) -> tuple[Ball, Ball]:
@@ -132,7 +138,7 @@ class LayerNorm(Operation):
 
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
-        y, inverse = self._normalised(args[0])
+        y, inverse = self._normalised(once(args[0]))
         found: list[Ball | None] = [None] * len(args)
         if wanted[0]:
             g = multiply(p, _row(args[1], y)) if len(args) > 1 else p
@@ -184,6 +190,14 @@ class LayerNorm(Operation):
         if len(args) > 1:
             found[0, 1] = round_up(p.columns() * largest(inverse))
         return found
+
+    def drift(self, args: Sequence[Ball | torch.Tensor], number: int, shape: torch.Size) -> Ball | None:
+        """With the weights as the normalised row does, with the biases as they are."""
+        x = args[0]
+        if number == 1 and isinstance(x, Ball):
+            y, _ = self._normalised(x)
+            return y.reshape(-1, 1, y.shape[-1])
+        return ones(shape[:-1].numel()) if number == 2 else None
 
 
 def _row(one: Ball, like: Ball) -> Ball:

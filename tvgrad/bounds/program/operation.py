@@ -151,9 +151,11 @@ class Operation(ABC):
 
     Attributes:
         linear: whether second derivatives are zero.
+        by_row: whether each vector along the last axis of the result depends on those in the same place alone.
     """
 
     linear: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, *args: Ball) -> Ball:
@@ -205,6 +207,20 @@ class Operation(ABC):
         """
         return {}
 
+    def drift(self, args: Sequence[Ball | torch.Tensor], number: int, shape: torch.Size) -> Ball | None:
+        """How the result of one sample moves with an argument that is the same for all samples.
+
+        Args:
+            args: of one sample, with a first axis of length 1.
+            number: of the argument.
+            shape: of the result of one sample.
+
+        Returns:
+            D with `dy[t, i] = sum_a D[t, a, i] dw[a, i]`, (tokens, a, i) or (tokens, a, 1), and its rounding.
+            i counts the last axis of the result and t all others. None where it is not of this form.
+        """
+        return None
+
 
 def reduced(ball: Ball, shape: torch.Size) -> Ball:
     """Sum what was broadcast from a shape.
@@ -219,6 +235,18 @@ def reduced(ball: Ball, shape: torch.Size) -> Ball:
     extra = ball.hi.ndim - len(shape)
     axes = [axis for axis in range(ball.hi.ndim) if axis < extra or (shape[axis - extra] == 1 != ball.shape[axis])]
     return total(ball, axes, keep=True).reshape(*shape)
+
+
+def ones(tokens: int) -> Ball:
+    """The drift with a bias: each channel of every token moves with its own.
+
+    Args:
+        tokens: how many.
+
+    Returns:
+        D, (tokens, 1, 1).
+    """
+    return Ball.exact(torch.ones(tokens, 1, 1, dtype=torch.float64), precise=False)
 
 
 def copies(inner: torch.Size, outer: torch.Size) -> float:

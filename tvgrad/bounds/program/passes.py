@@ -31,6 +31,7 @@ from tvgrad.bounds.program.balls import Ball, add
 from tvgrad.bounds.program.cuts import CutJacobians
 from tvgrad.bounds.program.graph import Graph, Step
 from tvgrad.bounds.program.operation import Enclosure, Operation, norm
+from tvgrad.bounds.program.stretches import Stretch
 from tvgrad.numerics.floats import round_up
 
 Known = Ball | torch.Tensor
@@ -69,7 +70,8 @@ class PassResult:
         loss: the sum of the losses.
         gradient: for each trainable parameter, the derivative of the sum; the radii are those of the last sum alone.
         errors: for each, a bound on the Euclidean distance to the exact derivative.
-        hessian: (P, P), bounds of the Hessian's blocks over the ball.
+        hessian: (P + 1, P + 1), bounds of the Hessian's blocks over the ball; the last number of the diagonal bounds
+            the whole Hessian by the changes under a step of all parameters together.
     """
 
     loss: Ball
@@ -110,14 +112,15 @@ class ChunkPass:
             exact = tensor.is_floating_point()
             self._known[place] = Ball.exact(tensor.double(), precise=self._precise) if exact else tensor
         own = torch.full((1,), self._radius, dtype=torch.float64)
-        self._changes = {
-            g: row[None] for g, row in zip(graph.trainable, torch.eye(size, dtype=torch.float64), strict=True)
-        }
+        # under a step of each parameter, and of all together
+        each = torch.cat([torch.eye(size, dtype=torch.float64), torch.ones(size, 1, dtype=torch.float64)], 1)
+        self._changes = {g: row[None] for g, row in zip(graph.trainable, each, strict=True)}
         self._reaches = {place: _still() for place in self._known} | {
             g: _Reach(torch.zeros(1, dtype=torch.float64), own) for g in graph.trainable
         }
         self._first: dict[int, list[torch.Tensor]] = {}
-        self._cuts = CutJacobians(graph, cuts)
+        self._local: dict[int, torch.Tensor] = {}
+        self._cuts = CutJacobians(graph, cuts, self._known)
         # what the steps since the last cut add alone, and at each cut
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._added: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -138,7 +141,7 @@ class ChunkPass:
         if step.trained or moved:
             first = operation.first(self._enclosed(step), Enclosure.of(value, torch.zeros(1, dtype=torch.float64)))
             gains = self._first[place] = [torch.as_tensor(one, dtype=torch.float64).reshape(-1) for one in first]
-            rounding, change = local, torch.zeros(1, len(self._graph.trainable), dtype=torch.float64)
+            rounding, change = local, torch.zeros(1, len(self._graph.trainable) + 1, dtype=torch.float64)
             own_rounding, own_change = rounding, change
             for one, gain in zip(step.inputs, gains, strict=True):
                 rounding = rounding + gain * self._reaches[one].rounding
@@ -146,15 +149,16 @@ class ChunkPass:
                 if one in self._changes:
                     change = change + gain[:, None] * self._changes[one]
                     own_change = own_change + gain[:, None] * self._own_of(one)[1]
+            self._local[place] = local
             rounding, change = round_up(rounding), round_up(change)
             self._own[place] = round_up(own_rounding), round_up(own_change)
             if step.trained:
                 self._changes[place] = change
-                self._reaches[place] = _Reach(rounding, round_up(rounding + self._radius * change.norm(dim=1)))
+                self._reaches[place] = _Reach(rounding, round_up(rounding + self._radius * _together(change)))
                 if place in self._cuts.places:
                     rounding, change = self._cut(place, rounding, change)
                     self._changes[place] = change
-                reach = _Reach(rounding, round_up(rounding + self._radius * change.norm(dim=1)))
+                reach = _Reach(rounding, round_up(rounding + self._radius * _together(change)))
             else:
                 reach = _Reach(rounding, rounding)
         self._reaches[place] = reach
@@ -169,16 +173,36 @@ class ChunkPass:
     def _cut(self, place: int, rounding: torch.Tensor, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What reaches a cut, by the Jacobians from the cuts before."""
         number = self._cuts.places.index(place)
+        enclosed = {at: self._enclosed(step) for at, step in self._graph.steps.items() if at in self._first}
+        changes = {at: _together(one) for at, one in self._changes.items()}
+        stretch = self._cuts.reach(number, self._known, self._first, changes, enclosed.__getitem__)
+        self._own[place] = self._arriving(stretch, self._own[place])
         self._added.append(self._own[place])
-        if number:
-            enclosed = {at: self._enclosed(step) for at, step in self._graph.steps.items() if at in self._first}
-            self._cuts.reach(number, self._known, self._first, enclosed.__getitem__)
         total_rounding, total_change = self._own[place]
         for before in range(number):
             gain = self._cuts.norms[before, number]
             total_rounding = total_rounding + gain * self._added[before][0]
             total_change = total_change + gain[:, None] * self._added[before][1]
-        return torch.minimum(round_up(total_rounding), rounding), torch.minimum(round_up(total_change), change)
+        total_change = torch.fmin(round_up(total_change), change)
+        together = torch.fmin(total_change[:, -1:], self._cuts.changes[number][:, None])
+        return torch.fmin(round_up(total_rounding), rounding), torch.cat([total_change[:, :-1], together], 1)
+
+    def _arriving(
+        self, stretch: Stretch, products: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rounding and change at a cut by the steps since the last one, each by the Jacobian from its result."""
+        flow = {stretch.begin, *stretch.steps}
+        rounding, change = torch.zeros(1, dtype=torch.float64), torch.zeros_like(products[1][:1])
+        for place in stretch.steps:
+            added, moved = self._local[place], torch.zeros_like(change[:1])
+            for one, gain in zip(self._graph.steps[place].inputs, self._first[place], strict=True):
+                if one not in flow:
+                    added = added + gain * self._reaches[one].rounding
+                    if one in self._changes:
+                        moved = moved + gain[:, None] * self._changes[one]
+            through = self._cuts.gains[place]
+            rounding, change = rounding + through * added, change + through[:, None] * moved
+        return torch.fmin(round_up(rounding), products[0]), torch.fmin(round_up(change), products[1])
 
     def _whole(self, step: Step) -> torch.Tensor:
         """Whole numbers, as the program computes them."""
@@ -193,7 +217,7 @@ class ChunkPass:
         Returns:
             Loss, gradient and Hessian bounds.
         """
-        graph, size = self._graph, len(self._graph.trainable)
+        graph, size = self._graph, len(self._graph.trainable) + 1
         output = cast("Ball", self._known[graph.output])
         ones = torch.ones_like(output.hi).expand(self.samples, *output.shape[1:])
         self._p = {graph.output: Ball.exact(ones, precise=self._precise)}
@@ -248,7 +272,7 @@ class ChunkPass:
         reaches = [_Reach(gain * moves.rounding, gain * moves.ball) for gain in gains]
         own_moves = self._own_moves[place]
         own = [_Reach(gain * own_moves.rounding, gain * own_moves.ball) for gain in gains]
-        size = len(self._graph.trainable)
+        size = len(self._graph.trainable) + 1
         hessian = torch.zeros(size, size, dtype=torch.float64)
         if not operation.linear:
             out = Enclosure.of(cast("Ball", self._known[place]), self._reaches[place].ball)
@@ -290,7 +314,7 @@ class ChunkPass:
             gain, far = self._cuts.norms[number, after], self._added_moves[after]
             total = total.plus(_Reach(gain * far.rounding, gain * far.ball))
         crude = self._moves[place]
-        least = torch.minimum(total.rounding, crude.rounding), torch.minimum(total.ball, crude.ball)
+        least = torch.fmin(total.rounding, crude.rounding), torch.fmin(total.ball, crude.ball)
         self._moves[place] = _Reach(*least)
         self._own_moves[place] = _still()
 
@@ -304,6 +328,11 @@ class ChunkPass:
             arg = self._known[one]
             found.append(Enclosure.of(arg, self._reaches[one].ball) if isinstance(arg, Ball) else arg)
         return cast("list[Enclosure]", found)
+
+
+def _together(changes: torch.Tensor) -> torch.Tensor:
+    """The least bound of the change under a unit step of all parameters together."""
+    return torch.minimum(round_up(changes[:, :-1].norm(dim=1)), changes[:, -1])
 
 
 def _outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

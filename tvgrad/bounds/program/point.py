@@ -60,7 +60,7 @@ def measure(
     size = len(graph.trainable)
     gradient: list[Ball] = []
     errors = torch.zeros(size, dtype=torch.float64)
-    hessian = torch.zeros(size, size, dtype=torch.float64)
+    hessian = torch.zeros(size + 1, size + 1, dtype=torch.float64)
     loss, loudest = 0.0, ("", 0.0)
     with torch.no_grad():
         for start in range(0, len(inputs), chunk_size):
@@ -86,7 +86,8 @@ def measure(
 
 
 def _norm(hessian: torch.Tensor) -> float:
-    """A bound of the norm of a symmetric matrix of bounds."""
-    if not bool(torch.isfinite(hessian).all()):
-        return math.inf
-    return round_up(spectral_norm(hessian).bound)
+    """The least bound: the norm of the matrix of block bounds, or that of all parameters together."""
+    together = float(hessian[-1, -1]) if bool(torch.isfinite(hessian[-1, -1])) else math.inf
+    if not bool(torch.isfinite(hessian[:-1, :-1]).all()):
+        return together
+    return min(together, round_up(spectral_norm(hessian[:-1, :-1]).bound))

@@ -14,6 +14,7 @@ from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
+from tvgrad.bounds.program.closed import closed_form
 from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
 from tvgrad.bounds.program.cuts import cuts_of
 from tvgrad.bounds.program.operation import UnsupportedProgram
@@ -196,12 +197,13 @@ class Program:
         """Bound the error of the first-order prediction of a task vector, before training, from both sides.
 
         The training is followed in double-double arithmetic, and the exact iterates are proven to be near: see
-        `program.tube`. There is no form that knows theta_0 alone.
+        `program.tube`. The form that knows theta_0 alone is that of `program.closed`; it has no lower bound.
 
         Args:
             rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
             epochs: k.
-            simulate: whether the training may be followed; without it there is no certificate of a program.
+            simulate: whether the training may be followed; without it theta_0 alone is used, which costs a measurement
+                for each radius that is tried and holds for far smaller rates.
 
         Returns:
             The bounds.
@@ -210,18 +212,20 @@ class Program:
             NoCertificate: there are none; says which step and which operation ran away.
         """  # noqa: DOC502 - raised by the tube
         coefficients = coefficients_of(rule, epochs)
-        if not simulate:
-            raise NoCertificate("a program has no certificate from theta_0 alone: allow it to follow the training")
         # the coefficients of plain gradient descent are the rate itself, without rounding
         lr = rule.lr if isinstance(rule, GD) else rule
         plain = isinstance(lr, (int, float)) and bool(np.isin(coefficients.matrix, (0.0, float(lr))).all())
         try:
-            form = ProgramTube(self, coefficients, exact=plain).follow().form()
+            if simulate:
+                form = ProgramTube(self, coefficients, exact=plain).follow().form()
+            else:
+                form = closed_form(self, coefficients)
         except NoCertificate as reason:
             raise NoCertificate(
                 f"there is no certificate, lower the learning rate or the number of epochs: {reason}"
             ) from None
-        return Certificate(form.radius, form.upper, form.lower, form.name, math.inf, (replace(form),))
+        start = math.inf if simulate else form.upper
+        return Certificate(form.radius, form.upper, form.lower, form.name, start, (replace(form),))
 
     def _check_labels(self) -> None:
         """Labels that a cross-entropy ignores would make its mean another one."""

@@ -32,7 +32,7 @@ class Rearrangement(Operation):
 
     def pull(self, args: Sequence[Ball], out: Ball, p: Ball, wanted: Sequence[bool]) -> list[Ball | None]:
         """Multiply the transposed derivatives with p."""
-        like = torch.zeros(p.shape[0], *args[0].shape[1:], dtype=torch.float64)
+        like = torch.zeros(p.shape[0], *args[0].shape[1:], dtype=p.hi.dtype)
         back: Callable[[torch.Tensor], tuple[torch.Tensor]] = torch.func.vjp(torch.vmap(self.move), like)[1]
         return [reduced(p.map(lambda part: back(part)[0]), args[0].shape)]
 
@@ -175,6 +175,7 @@ class Embedding(Operation):
     """
 
     linear: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def value(self, *args: Ball | torch.Tensor) -> Ball:
         """Compute the result."""
@@ -196,6 +197,12 @@ class Embedding(Operation):
         assert isinstance(table, Enclosure) and isinstance(index, torch.Tensor)  # noqa: S101, PT018 - for the types
         counts = torch.nn.functional.one_hot(index.flatten(1), table.value.shape[1]).sum(1).amax(1)
         return [round_up(counts.double().sqrt()), 0.0]
+
+    def drift(self, args: Sequence[Ball | torch.Tensor], number: int, shape: torch.Size) -> Ball | None:
+        """Every token moves with the row that it takes."""
+        table, index = _table(args)
+        hot = torch.nn.functional.one_hot(index.flatten(), table.shape[1])
+        return Ball.exact(hot.double()[..., None], precise=False)
 
 
 def _table(args: Sequence[Ball | torch.Tensor]) -> tuple[Ball, torch.Tensor]:
