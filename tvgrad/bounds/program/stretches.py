@@ -246,4 +246,5 @@ class _Sample:
 
     def _of(self, values: torch.Tensor) -> torch.Tensor:
         """This sample's part, or what is the same for all."""
-        return values[self._sample if len(values) > 1 else 0]
+        own: torch.Tensor = values[self._sample if len(values) > 1 else 0]
+        return own
