@@ -98,3 +98,75 @@ def test_grams_are_those_of_whole_jacobians() -> None:
     assert torch.allclose(
         gram(many, drift, by_token=False), (drift[..., 0].T @ many).flatten(1) @ (drift[..., 0].T @ many).flatten(1).T
     )
+
+
+class Thin(nn.Module):
+    """One number wide, so that no norm is above what it bounds; the layer `first` is used several times alike."""
+
+    def __init__(self, uses: int) -> None:
+        super().__init__()
+        self.uses = uses
+        self.first, self.second, self.head = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False)
+
+    def begun(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        for _ in range(self.uses - 1):
+            h = h + self.first(x)
+        return h
+
+    def ended(self, h: torch.Tensor) -> torch.Tensor:
+        return h + torch.tanh(0.7 * self.second(torch.tanh(0.9 * h)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.ended(self.begun(x)))
+
+
+@pytest.mark.parametrize("uses", [1, 3])
+def test_a_motion_one_per_cent_smaller_is_caught(uses: int) -> None:
+    """Both cuts, the counts of uses and the identity: with 0.99 of any of them K falls below what it bounds."""
+    torch.manual_seed(uses)
+    model = Thin(uses).double()
+    inputs = torch.randn(3, 1, dtype=torch.float64)
+    program = Program(model, "mse", inputs, torch.zeros(3, 1, dtype=torch.float64))
+    tensors = [Ball.exact(one[None], precise=True) for one in program._tensors]
+    passed = ChunkPass(program._graph, tensors, program.inputs, program.targets, 0.0, program._cuts)
+    early, late = passed._cuts.changes[:2]
+    for sample in range(3):
+        h = model.begun(inputs[sample])
+        slopes = torch.autograd.grad(h.sum(), list(model.first.parameters()), retain_graph=True)
+        true = float(torch.cat([one.flatten() for one in slopes]).norm())
+        assert 0.99 * float(early[sample]) < true <= float(early[sample])
+        # the numbers of the cut before count like parameters
+        trained = [h, *model.first.parameters(), *model.second.parameters()]
+        parts = torch.autograd.grad(model.ended(h).sum(), trained)
+        true = float(torch.stack([one.flatten()[0] for one in parts]).norm())
+        assert 0.99 * float(late[sample]) < true <= float(late[sample])
+
+
+@pytest.mark.parametrize("name", ["vision", "language"])
+def test_no_climb_in_a_ball_leaves_the_change_of_a_cut(name: str) -> None:
+    """The weights climb the norm of the exact Jacobian of one sample's logits."""
+    model, inputs, targets = programs()[name]
+    model = model.double()
+    program, radius = Program(model, "cross_entropy", inputs, targets), 3e-5
+    tensors = [Ball.exact(one[None], precise=True) for one in program._tensors]
+    passed = ChunkPass(program._graph, tensors, program.inputs, program.targets, radius, program._cuts)
+    shapes = [one.shape for one in model.parameters()]
+    names = [key for key, _ in model.named_parameters()]
+    centre = torch.cat([one.detach().flatten() for one in model.parameters()])
+
+    def output(theta: torch.Tensor) -> torch.Tensor:
+        pieces = theta.split([shape.numel() for shape in shapes])
+        state = {key: one.reshape(shape) for key, one, shape in zip(names, pieces, shapes, strict=True)}
+        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+            return torch.func.functional_call(model, state, (inputs[:1],)).flatten()
+
+    def size(theta: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.matrix_norm(torch.func.jacrev(output)(theta), 2)
+
+    at, climbed = centre, list[float]()
+    for _ in range(4):
+        slope, value = torch.func.grad_and_value(size)(at)
+        climbed.append(float(value))
+        at = centre + radius * slope / slope.norm()
+    assert climbed[0] < climbed[-1] <= float(passed._cuts.changes[-1][0])

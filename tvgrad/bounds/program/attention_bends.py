@@ -11,14 +11,16 @@ in the scores, the blocks of the second derivative of phi are
 They are small matrices, whose norms are taken as they are. Over the ball they move by at most the third derivative
 times the radii r, and by what they are for the change of g. Let s = scale (||K||, ||Q||, 0) bound the change of S by a
 step of Q, K, V, m = scale for the pair of Q and K and 0 for others, d_l = 1 for V and 0 for others, omega = max ||w_t||
-and gamma = ||G||_2. By the product rule, with the third and fourth derivatives of logsumexp below `sqrt 6 / 9` and 3/4,
+and gamma = ||G||_2. By the product rule, with the third
+and fourth derivatives of logsumexp below `sqrt 6 / 9` and 1/2,
 
-    |D^3 phi|_ijl <= 3/4 omega s_i s_j s_l + sqrt 6/9 omega (m_ij s_l + m_il s_j + m_jl s_i)
+    |D^3 phi|_ijl <= 1/2 omega s_i s_j s_l + sqrt 6/9 omega (m_ij s_l + m_il s_j + m_jl s_i)
                      + sqrt 6/9 gamma (d_i s_j s_l + d_j s_i s_l + d_l s_i s_j)
                      + 1/2 gamma (d_i m_jl + d_j m_il + d_l m_ij)
 
-The fourth derivative along u is the fourth cumulant of u, of range at most sqrt 2: a fourth central moment, at most
-4/12, less three times the square of a variance, at most 2/4. Tested in `tests/bounds/program/test_attention_bends.py`.
+The fourth derivative along u, the largest of a symmetric form, is the fourth cumulant `E c^4 - 3 v^2` of u, with
+|c| <= sqrt 2, the range, and v <= 2/4 the variance: at least `-2 v^2 >= -1/2` by Jensen, and at most `2 v - 3 v^2 <=
+1/3`. Tested in `tests/bounds/program/test_attention_bends.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from tvgrad.bounds.network.spectral_norm import spectral_norms
 from tvgrad.bounds.program.normalisation import SOFTMAX_THIRD
 from tvgrad.numerics.floats import round_up
 
-QUARTIC = 0.75
+QUARTIC = 0.5
 LARGEST = 1024  # rows of a block; its norm costs the cube
 SLACK = 1e-11
 """Over the relative rounding of products of five factors in float64, up to ten thousand terms."""
