@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from tests.bounds.program.programs import LanguageModel, Transformer
 from tvgrad.bounds import FeedForward, NoCertificate, Program
+from tvgrad.bounds.program import progress
 from tvgrad.update_rules import GD, Adam, Momentum
 
 
@@ -81,3 +84,21 @@ def test_theta_0_alone_gives_an_upper_bound_at_small_rates(rule: GD | Momentum) 
     assert alone.lower_bound == 0 < alone.radius
     # the ball holds the iterates that the tube follows
     assert followed.radius <= alone.radius * 2
+
+
+def test_long_work_is_told_before_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    inputs, targets = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    program = Program(model, "cross_entropy", inputs, targets, chunk_size=3)
+    seen: list[tuple[int, int]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        program.certificate(0.01, 2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 16), (6, 16), (8, 16), (11, 16), (14, 16), (16, 16)]
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    with pytest.warns(
+        UserWarning, match=r"takes about .* minutes, .* s for each of 8 samples at each of 2 points"
+    ) as told:
+        program.certificate(0.01, 2)
+    assert len(told) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from tvgrad.bounds.program.graph import Graph
 from tvgrad.bounds.program.passes import ChunkPass
 from tvgrad.numerics.double_double import DoubleDouble
 from tvgrad.numerics.floats import round_up
+
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def measure(
     radius: float,
     chunk_size: int,
     cuts: tuple[int, ...] = (),
+    told: Told | None = None,
 ) -> PointBounds:
     """Go over all samples.
 
@@ -53,6 +57,7 @@ def measure(
         radius: of the ball round the trainable parameters.
         chunk_size: samples at once.
         cuts: places between which Jacobians are computed.
+        told: called with the number of samples after each chunk.
 
     Returns:
         The bounds of the mean over the samples.
@@ -75,6 +80,8 @@ def measure(
             hessian += found.hessian
             loss += float(found.loss.hi.sum())
             loudest = max(loudest, one.loudest(), key=lambda pair: pair[1])
+            if told is not None:
+                told(one.samples)
     samples = number(float(len(inputs)), gradient[0])
     means = [divide(ball, samples) for ball in gradient]
     rounding = torch.stack([ball.err.norm() for ball in means])

@@ -12,6 +12,7 @@ from torch import nn
 
 from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
+from tvgrad.bounds.certificates.verified_ball import LOCAL_ATTEMPTS
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
 from tvgrad.bounds.program.closed import closed_form
@@ -19,7 +20,8 @@ from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
 from tvgrad.bounds.program.cuts import cuts_of
 from tvgrad.bounds.program.operation import UnsupportedProgram
 from tvgrad.bounds.program.passes import ChunkPass
-from tvgrad.bounds.program.point import PointBounds, measure
+from tvgrad.bounds.program.point import PointBounds, Told, measure
+from tvgrad.bounds.program.progress import Progress, Shown
 from tvgrad.bounds.program.tube import ProgramTube
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.errors import TvgradError
@@ -133,13 +135,21 @@ class Program:
         """The trainable parameters as one float64 vector."""
         return torch.cat([self._tensors[place].flatten() for place in self._graph.trainable])
 
-    def measure(self, theta: DoubleDouble | None = None, radius: float = 0.0, *, precise: bool = True) -> PointBounds:
+    def measure(
+        self,
+        theta: DoubleDouble | None = None,
+        radius: float = 0.0,
+        *,
+        precise: bool = True,
+        told: Told | None = None,
+    ) -> PointBounds:
         """Bound gradient and Hessian round some weights.
 
         Args:
             theta: trainable parameters like `flat`; by default those of the program.
             radius: of the ball on which the Hessian is bounded.
             precise: whether in double-double arithmetic.
+            told: called with the number of samples after each chunk of them.
 
         Returns:
             The gradient there with its error, and the bound of the Hessian's norm.
@@ -152,7 +162,7 @@ class Program:
                 at = slice(start, start := start + shape.numel())
                 zeros = torch.zeros(1, *shape, dtype=torch.float64)
                 tensors[place] = Ball(theta.hi[at].reshape(1, *shape), theta.lo[at].reshape(1, *shape), zeros)
-        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk, self._cuts)
+        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk, self._cuts, told)
 
     def _at(self, radius: float) -> PointBounds:
         radius = float(radius)
@@ -193,7 +203,9 @@ class Program:
         """
         return self._at(radius).hessian_norm
 
-    def certificate(self, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
+    def certificate(
+        self, rule: UpdateRule | float, epochs: int, simulate: bool = True, *, progress: Shown | None = None
+    ) -> Certificate:
         """Bound the error of the first-order prediction of a task vector, before training, from both sides.
 
         The training is followed in double-double arithmetic, and the exact iterates are proven to be near: see
@@ -204,6 +216,8 @@ class Program:
             epochs: k.
             simulate: whether the training may be followed; without it theta_0 alone is used, which costs a measurement
                 for each radius that is tried and holds for far smaller rates.
+            progress: called with how many samples are measured and how many there will be. A certificate that takes
+                more than five minutes warns, after the first samples, how long it takes.
 
         Returns:
             The bounds.
@@ -217,9 +231,10 @@ class Program:
         plain = isinstance(lr, (int, float)) and bool(np.isin(coefficients.matrix, (0.0, float(lr))).all())
         try:
             if simulate:
-                form = ProgramTube(self, coefficients, exact=plain).follow().form()
+                counted = Progress(self, epochs, progress)
+                form = ProgramTube(counted, coefficients, exact=plain).follow().form()
             else:
-                form = closed_form(self, coefficients)
+                form = closed_form(Progress(self, LOCAL_ATTEMPTS, progress), coefficients)
         except NoCertificate as reason:
             raise NoCertificate(
                 f"there is no certificate, lower the learning rate or the number of epochs: {reason}"

@@ -227,7 +227,8 @@ class _Sample:
         """The Frobenius norm, anywhere in the ball."""
         if self._stretch.by_token:
             return Jacobian(self._tokens(rows.hi)[None], error.norm()[None]).frobenius()[0]
-        return round_up(rows.size.norm() + error.norm())
+        whole: torch.Tensor = rows.size.norm() + error.norm()
+        return round_up(whole)
 
     def _argument(self, place: int, flows: bool) -> Known:
         """One sample's tensor; what flows is seen once for every row."""
