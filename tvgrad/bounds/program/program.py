@@ -21,7 +21,7 @@ from tvgrad.bounds.program.cuts import cuts_of
 from tvgrad.bounds.program.operation import UnsupportedProgram
 from tvgrad.bounds.program.passes import ChunkPass
 from tvgrad.bounds.program.point import PointBounds, Told, measure
-from tvgrad.bounds.program.progress import Progress, Shown
+from tvgrad.bounds.program.progress import MeasuringProgress, Shown
 from tvgrad.bounds.program.tube import ProgramTube
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.errors import TvgradError
@@ -231,10 +231,10 @@ class Program:
         plain = isinstance(lr, (int, float)) and bool(np.isin(coefficients.matrix, (0.0, float(lr))).all())
         try:
             if simulate:
-                counted = Progress(self, epochs, progress)
+                counted = MeasuringProgress(self, epochs, progress)
                 form = ProgramTube(counted, coefficients, exact=plain).follow().form()
             else:
-                form = closed_form(Progress(self, LOCAL_ATTEMPTS, progress), coefficients)
+                form = closed_form(MeasuringProgress(self, LOCAL_ATTEMPTS, progress), coefficients)
         except NoCertificate as reason:
             raise NoCertificate(
                 f"there is no certificate, lower the learning rate or the number of epochs: {reason}"

@@ -42,7 +42,7 @@ class Counting(Protocol):
         """
 
 
-class Progress:
+class MeasuringProgress:
     """A loss whose measurements are counted."""
 
     def __init__(self, problem: Counting, points: int, shown: Shown | None) -> None:
