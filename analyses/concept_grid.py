@@ -21,11 +21,11 @@ from .concept_training import ConceptSetting, ConceptTask, Progress, margins, me
 from .concept_verdicts import finer, first_solved
 from .model_stack import ModelStack, Stack, added, chosen
 from .resumable_cache import ResumableCache, Rows
+from .seed_blocks import rows_of_seeds
 
 RHOS, LAMBDAS, SEEDS = 21, 41, 10
 MOST_RHO, MOST_LAMBDA = 0.8, 2.0
 FEWEST = 2
-BLOCK = 10  # seeds that are trained in one call
 
 
 def evenly(most: float, count: int) -> list[float]:
@@ -74,18 +74,8 @@ def concept_grid(
     for rho in rhos:
         pair_direction(setting.mix.axes(2, 0), rho)
     store = ResumableCache(cells, {**asdict(setting), "rhos": list(rhos), "lambdas": list(lambdas)})
-    blocks = [range(first, min(first + BLOCK, seeds)) for first in range(0, seeds, BLOCK)]
-    rows: Rows = []
-    for number, block in enumerate(blocks):
-
-        def told(done: int, total: int, number: int = number) -> None:
-            if progress is not None:
-                progress(number * total + done, len(blocks) * total)
-
-        key = {"kind": "pairs", "seeds": f"{block.start}to{block.stop - 1}"}
-        make = partial(_block, setting, rhos, torch.tensor(lambdas), block, told)
-        rows += store.rows(key, make)[0]
-    return pd.DataFrame(rows)
+    measure = partial(_block, setting, rhos, torch.tensor(lambdas))
+    return pd.DataFrame(rows_of_seeds(store, "pairs", seeds, measure, progress))
 
 
 def pair_tasks(setting: ConceptSetting, rhos: Sequence[float], seed: int) -> list[ConceptTask]:

@@ -234,6 +234,10 @@ def _result(regression: pd.DataFrame, networks: pd.DataFrame) -> AnalysisResult:
         table=regression,
         draw=partial(_draw, regression, networks),
         verdicts=(
+            f"the plainer rule, every shape within {STANDARD_ERRORS:g} standard errors: "
+            f"{outcome_of(within == len(scores))}, {within} of {len(scores)}; of {len(scores)} true values all are in "
+            f"{2 * stats.norm.cdf(STANDARD_ERRORS) - 1:.3f}^{len(scores)} = "
+            f"{(2 * stats.norm.cdf(STANDARD_ERRORS) - 1) ** len(scores):.0%} of studies",
             f"digits and permuted digits: the wider network forgets less: {outcome_of(fall.low > 0, fall.high < 0)}, "
             f"points lost at width {widths[0]} minus at width {widths[-1]}: {fall.points()}",
             "points lost at each width: "

@@ -38,6 +38,7 @@ from .concept_training import (
 from .concept_verdicts import TOLERANCE
 from .model_stack import ModelStack, Stack, added, chosen
 from .resumable_cache import ResumableCache, Rows
+from .seed_blocks import rows_of_seeds
 
 RANKS = (1, 2, 3, 4)
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -128,8 +129,7 @@ def analyse(
     if seeds < FEWEST:
         raise TvgradError(f"seeds must be at least {FEWEST}, not {seeds}")
     store = ResumableCache(cells, {"setting": str(setting)})
-    make = partial(_measured, setting, seeds, progress)
-    grid = pd.DataFrame(store.rows({"kind": "cuts", "seeds": seeds}, make)[0])
+    grid = pd.DataFrame(rows_of_seeds(store, "cuts", seeds, partial(_measured, setting), progress))
     table = _summary(grid)
     shown = [effect for effect in EFFECTS if _whole(table, effect)]
     first = {name: all(_kept(table, "rank", name, 1.0, effect) for effect in shown) for name in MATRICES}
@@ -154,8 +154,8 @@ def analyse(
     )
 
 
-def _measured(setting: ConceptSetting, seeds: int, progress: Progress | None) -> tuple[Rows]:
-    tasks = [task for seed in range(seeds) for task in pair_tasks(setting, [0.0], seed)]
+def _measured(setting: ConceptSetting, seeds: range, progress: Progress) -> tuple[Rows]:
+    tasks = [task for seed in seeds for task in pair_tasks(setting, [0.0], seed)]
     stack, vectors = trained_concepts(setting, tasks, progress)
     rows: Rows = []
     for way, (cut, values) in CUTS.items():

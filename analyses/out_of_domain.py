@@ -38,6 +38,7 @@ from .concept_verdicts import SOLVED, TOLERANCE, closeness, first_solved, overal
 from .intervals import seed_mean
 from .model_stack import ModelStack, Stack, added, chosen
 from .resumable_cache import ResumableCache, Rows
+from .seed_blocks import rows_of_seeds
 
 MIXTURES = ("0.9:0:0", "0.6:0.6:0", "0.5:0.5:0.5", "0.6:-0.6:0", "0.7:-0.5:0.3", "0.3:0.3:0.3")
 SCALES = 41  # from 0 to MOST
@@ -80,8 +81,8 @@ def analyse(
     for wanted in gammas.values():
         mixture_direction(setting.mix.axes(TASKS + 1, 0), wanted)
     store = ResumableCache(cells, {"setting": str(setting), "mixtures": list(mixtures), "scales": scales})
-    make = partial(_measured, setting, gammas, scales, seeds, progress)
-    grid = pd.DataFrame(store.rows({"kind": "mixtures", "seeds": seeds}, make)[0])
+    measure = partial(_measured, setting, gammas, scales)
+    grid = pd.DataFrame(rows_of_seeds(store, "mixtures", seeds, measure, progress))
     found = _thresholds(grid)
     table = _summary(found, gammas)
     moved = closeness({place: part["threshold"].sub(1).tolist() for place, part in _numbered(found)})
@@ -130,21 +131,21 @@ def read_mixture(text: str) -> list[float]:
 
 
 def _measured(
-    setting: ConceptSetting, gammas: dict[str, list[float]], scales: int, seeds: int, progress: Progress | None
+    setting: ConceptSetting, gammas: dict[str, list[float]], scales: int, seeds: range, progress: Progress
 ) -> tuple[Rows]:
-    axes = [setting.mix.axes(TASKS + 1, seed) for seed in range(seeds)]
+    axes = [setting.mix.axes(TASKS + 1, seed) for seed in seeds]
     tasks = [
-        ConceptTask(seed, place + 1, setting.mix.table(axes[seed], axes[seed][place]))
-        for seed in range(seeds)
-        for place in range(TASKS)
+        ConceptTask(seed, number + 1, setting.mix.table(turned, turned[number]))
+        for seed, turned in zip(seeds, axes, strict=True)
+        for number in range(TASKS)
     ]
     stack, vectors = trained_concepts(setting, tasks, progress)
     rows: Rows = []
-    for seed in range(seeds):
-        mine = slice(seed * TASKS, (seed + 1) * TASKS)
-        base, three = chosen(stack.start, slice(seed * TASKS, seed * TASKS + 1)), chosen(vectors, mine)
+    for place, seed in enumerate(seeds):
+        mine = slice(place * TASKS, (place + 1) * TASKS)
+        base, three = chosen(stack.start, slice(place * TASKS, place * TASKS + 1)), chosen(vectors, mine)
         for text, gamma in gammas.items():
-            table = setting.mix.table(axes[seed], mixture_direction(axes[seed], gamma))
+            table = setting.mix.table(axes[place], mixture_direction(axes[place], gamma))
             found = _along(setting, stack, base, three, table, gamma, scales)
             rows += [{"mixture": text, "seed": seed, **row} for row in found]
     return (rows,)

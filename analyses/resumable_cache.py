@@ -41,6 +41,11 @@ class ResumableCache:
             except OSError as error:
                 raise TvgradError(f"cells: {folder} cannot be made a folder: {error.strerror}") from None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether finished parts are kept."""
+        return self._folder is not None
+
     def rows(self, key: Mapping[str, Any], make: Callable[[], tuple[Rows, ...]]) -> tuple[Rows, ...]:
         """Read a part, or make and keep it.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import numpy as np
@@ -54,6 +54,7 @@ class Study:
         ranks: of the cuts.
         shares: of entries that are kept.
         lora: rank of an adapter; 0 trains none.
+        rate: of all training, in rates of the recipe.
     """
 
     learning: int
@@ -64,6 +65,7 @@ class Study:
     ranks: tuple[int, ...]
     shares: tuple[float, ...]
     lora: int
+    rate: float = field(default=1.0, repr=False)
 
 
 def analyse(
@@ -79,6 +81,8 @@ def analyse(
     lora: int = 4,
     unrelated: str = "licence",
     texts: Sequence[str] = ("",),
+    blocks: int = 0,
+    rate: float = 1.0,
     cells: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> AnalysisResult:
@@ -97,6 +101,8 @@ def analyse(
         lora: rank of an adapter; 0 trains none.
         unrelated: the text that is like no other.
         texts: which texts are forgotten in turn; all if empty.
+        blocks: of each text at the most, from its beginning: a large model takes seconds for each; 0 takes all.
+        rate: of all training, in rates of the recipe.
         cells: a folder that keeps what is finished; empty keeps nothing.
         progress: called with what is done and how much there is.
 
@@ -106,7 +112,7 @@ def analyse(
     Raises:
         TvgradError: the target has no task of language, fewer than two alike ones, or an option is out of range.
     """
-    recipes = {recipe.name: recipe for recipe in load_recipes(target)}
+    recipes = {recipe.name: _shortened(recipe, blocks) for recipe in load_recipes(target)}
     probes = {name: probe_of(recipe, prompts) for name, recipe in recipes.items()}
     wanted = [name for name in texts if name] or list(recipes)
     missing = [name for name in (*wanted, unrelated) if name not in recipes]
@@ -115,11 +121,13 @@ def analyse(
             f"{target} has the texts {', '.join(recipes)}"
             + (f" and none called {missing[0]!r}" if missing else ": a study takes two alike ones and another")
         )
-    if min(seeds, learning, epochs, against, prompts, *strengths) <= 0 or lora < 0:
-        raise TvgradError("seeds, epochs, prompts and strengths must be above 0: choose larger ones")
-    study = Study(learning, epochs, against, prompts, tuple(strengths), tuple(ranks), tuple(shares), lora)
-    said = f"{target}, {seeds} seeds, {study}"
-    store = ResumableCache(cells, {"target": target, "study": str(study)})
+    if min(seeds, learning, epochs, against, prompts, rate, *strengths) <= 0 or min(lora, blocks) < 0:
+        raise TvgradError("seeds, epochs, prompts, rate and strengths must be above 0: choose larger ones")
+    study = Study(learning, epochs, against, prompts, tuple(strengths), tuple(ranks), tuple(shares), lora, rate)
+    amount = f", {blocks} blocks of each text at the most" if blocks else ""
+    amount += f", {rate:g} times its rate" if rate != 1 else ""
+    said = f"{target}{amount}, {seeds} seed{'s' if seeds > 1 else ''}, {study}"
+    store = ResumableCache(cells, {"target": target + amount, "study": str(study)})
     rows: Rows = []
     for seed in range(seeds):
         taught = cache(partial(_taught, recipes, probes, study, seed))  # once for all texts, where one is left to do
@@ -135,12 +143,21 @@ def analyse(
     return _result(measured, found, unrelated=unrelated, texts=list(recipes), said=said)
 
 
+def _shortened(recipe: Recipe, blocks: int) -> Recipe:
+    """The recipe with the first blocks of its text alone."""
+    if not 0 < blocks < len(recipe.train):
+        return recipe
+    shorter = copy.copy(recipe)
+    shorter.train = recipe.train.subset(range(blocks))
+    return shorter
+
+
 def _taught(
     recipes: Mapping[str, Recipe], probes: Mapping[str, TextProbe], study: Study, seed: int
 ) -> tuple[nn.Module, Weights, dict[str, float]]:
     """A model that has learned all texts, its weights, and how well it knows them."""
     model = copy.deepcopy(next(iter(recipes.values())).model)
-    for _ in train(model, list(recipes.values()), Lesson(study.learning, seed=seed)):
+    for _ in train(model, list(recipes.values()), Lesson(study.learning, study.rate, seed)):
         pass
     return model, taken(model), scores(model, probes)
 
@@ -174,10 +191,10 @@ def _forgotten(
             load(model, {name: tensor - strength * vector[name] for name, tensor in start.items()})
             yield method, strength
     load(model, start)
-    for epoch in train(model, [own], Lesson(study.against, ASCENT_RATE, seed, sign=-1.0)):
+    for epoch in train(model, [own], Lesson(study.against, ASCENT_RATE * study.rate, seed, sign=-1.0)):
         yield "ascent", float(epoch)
     load(model, start)
-    for epoch in train(model, others, Lesson(study.against, seed=seed)):
+    for epoch in train(model, others, Lesson(study.against, study.rate, seed)):
         yield "others", float(epoch)
 
 
@@ -185,7 +202,7 @@ def _vectors(
     model: nn.Module, start: Weights, recipe: Recipe, study: Study, seed: int
 ) -> Iterator[tuple[str, Weights]]:
     load(model, start)
-    for _ in train(model, [recipe], Lesson(study.epochs, seed=seed)):
+    for _ in train(model, [recipe], Lesson(study.epochs, study.rate, seed)):
         pass
     vector = {name: tensor - start[name] for name, tensor in taken(model).items()}
     yield "dense", vector
@@ -195,7 +212,7 @@ def _vectors(
         yield f"largest {100 * share:g} %", sparse(vector, share)
     if study.lora:
         load(model, start)
-        yield f"LoRA {study.lora}", lora_vector(model, recipe, study.lora, Lesson(study.epochs, seed=seed))
+        yield f"LoRA {study.lora}", lora_vector(model, recipe, study.lora, Lesson(study.epochs, study.rate, seed))
 
 
 def forgetting(measured: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
@@ -265,7 +282,7 @@ def _result(
         table=found,
         draw=partial(_draw, measured, alike[0], unrelated),
         others={"methods": partial(_draw_methods, pairs)},
-        verdicts=tuple(_verdict(str(method), part) for method, part in pairs.groupby("method", sort=False)),
+        verdicts=tuple(_verdict(str(method), part, dense) for method, part in pairs.groupby("method", sort=False)),
     )
 
 
@@ -273,7 +290,7 @@ def _others(row: pd.Series, names: Sequence[str]) -> float:
     return float(np.mean([row[f"rise_{name}"] for name in names]))
 
 
-def _verdict(method: str, part: pd.DataFrame) -> str:
+def _verdict(method: str, part: pd.DataFrame, dense: pd.DataFrame) -> str:
     reached = part[part["strength"].notna()]
     if not len(reached):
         return f"{method}: fails, forgets none of {len(part)} texts at the strengths tried"
@@ -281,8 +298,15 @@ def _verdict(method: str, part: pd.DataFrame) -> str:
     return (
         f"{method}: {outcome}, forgets {len(reached)} of {len(part)} texts, at strength {_mean(reached, 'strength')}; "
         f"then the unrelated text's loss is higher by {_mean(reached, 'unrelated')}, the alike one's by "
-        f"{_mean(reached, 'alike')}"
+        f"{_mean(reached, 'alike')}" + ("" if method == "dense" else _beside(reached, dense))
     )
+
+
+def _beside(part: pd.DataFrame, dense: pd.DataFrame) -> str:
+    """How much more a method harms the unrelated text than the whole task vector does, model by model."""
+    both = part.merge(dense, on=["seed", "text"], suffixes=("", "_dense"))
+    more = both.assign(more=both["unrelated"] - both["unrelated_dense"])
+    return f"; the unrelated one's by {_mean(more, 'more')} more than with the dense vector"
 
 
 def _mean(part: pd.DataFrame, name: str) -> str:
@@ -322,7 +346,16 @@ def _draw_methods(pairs: pd.DataFrame, ax: Axes) -> None:
             colour = f"C{int(shift > 0)}"
             ax.scatter(values, [place + shift] * len(values), s=14, color=colour, label=None if place else label)
             if not len(values) and shift < 0:
-                ax.text(0.02, place, "not forgotten", va="center", fontsize=8, color="0.4", transform=side)
+                ax.text(
+                    0.02,
+                    place,
+                    "not forgotten",
+                    va="center",
+                    fontsize=8,
+                    color="0.4",
+                    transform=side,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                )  # over the dotted line
     ax.axvline(KEPT, color="0.5", linestyle=":")
     ax.set_yticks(range(len(names)), names)
     ax.set(xlim=(0, None), ylim=(len(names) - 0.5, -0.5))

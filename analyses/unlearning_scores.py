@@ -68,16 +68,33 @@ def scores(model: nn.Module, probes: Mapping[str, TextProbe]) -> dict[str, float
     Returns:
         `loss_<name>`, the mean over its tokens, and `rouge_<name>`, the mean over its prompts.
     """
-    found = {}
+    found, said = {}, _all_continued(model, probes)
     for name, probe in probes.items():
         loss, total, count = probe.recipe.batch_loss(model), 0.0, 0.0
         for batch in probe.recipe.train.chunks(CHUNK):
             weight = loss.weight(batch)
             total += weight * float(loss(batch))
             count += weight
-        said = continued(model, probe.prompts, probe.truth.shape[1], probe.recipe)
-        found |= {f"loss_{name}": total / count, f"rouge_{name}": mean_rouge(said.tolist(), probe.truth.tolist())}
+        found |= {f"loss_{name}": total / count, f"rouge_{name}": mean_rouge(said[name], probe.truth.tolist())}
     return found
+
+
+def _all_continued(model: nn.Module, probes: Mapping[str, TextProbe]) -> dict[str, list[list[int]]]:
+    """What the model says to all prompts; those of one shape together: a large model takes as long for one as for all.
+
+    Returns:
+        Name of a text -> one list of tokens a prompt.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, probe in probes.items():
+        alike.setdefault((probe.prompts.shape[1], probe.truth.shape[1]), []).append(name)
+    said: dict[str, list[list[int]]] = {}
+    for (_, length), names in alike.items():
+        prompts = [probes[name].prompts for name in names]
+        tokens = continued(model, torch.cat(prompts), length, probes[names[0]].recipe)
+        parts = tokens.split([len(one) for one in prompts])
+        said |= {name: part.tolist() for name, part in zip(names, parts, strict=True)}
+    return said
 
 
 def continued(model: nn.Module, prompts: torch.Tensor, length: int, recipe: Recipe) -> torch.Tensor:

@@ -72,7 +72,6 @@ def test_a_sum_of_the_grid_is_the_model_it_stands_for() -> None:
 
 def test_a_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = ConceptSetting(TokenMix(3, 1, 2, 6, 10), steps=5)
-    monkeypatch.setattr(concept_grid, "BLOCK", 2)
     given = (setting, [0.0, 0.5], [0.0, 1.0])
     whole = concept_grid.concept_grid(*given, 4)
     trained, calls = concept_grid.trained_concepts, []
@@ -91,6 +90,20 @@ def test_a_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pd.testing.assert_frame_equal(resumed, whole)
     with pytest.raises(TvgradError, match="was made with steps 5 and not 6"):
         concept_grid.concept_grid(ConceptSetting(setting.mix, steps=6), *given[1:], 4, cells=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["low_rank", "out_of_domain"])
+def test_seeds_are_kept_by_twos_and_do_not_depend_on_each_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"tvgrad.analyses.{name}")
+    options: dict[str, object] = {"seeds": 3, "steps": 3, "mix": FEW_PATTERNS}
+    whole = module.analyse(**options)
+    kept = module.analyse(**options, cells=str(tmp_path))
+    assert sorted(path.stem.partition("-")[2] for path in tmp_path.iterdir()) == ["0to1", "2to2"]
+    pd.testing.assert_frame_equal(kept.table, whole.table)
+    monkeypatch.setattr(module, "trained_concepts", None)  # nothing is trained again
+    pd.testing.assert_frame_equal(module.analyse(**options, cells=str(tmp_path)).table, whole.table)
 
 
 def test_a_claim_that_is_not_true_fails() -> None:
@@ -177,7 +190,9 @@ def test_the_forgetting_formula_is_an_average_over_all_rotations_of_the_plane(sa
 def test_a_wrong_formula_of_forgetting_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = forgetting.expected_error
     monkeypatch.setattr(forgetting, "expected_error", lambda inputs, targets: 1.1 * right(inputs, targets))
-    assert forgetting.analyse(**SMALL["forgetting"][0]).outcome == "fails"  # type: ignore[arg-type]
+    found = forgetting.analyse(**SMALL["forgetting"][0])  # type: ignore[arg-type]
+    assert found.outcome == "fails"
+    assert "within 2 standard errors: fails, 0 of 2; of 2 true values all are in 0.954^2 = 91%" in found.verdicts[0]
 
 
 def test_rotations_are_drawn_in_parts() -> None:

@@ -154,6 +154,53 @@ def test_a_study_measures_every_method_and_goes_on_where_it_was(recipes, monkeyp
         unlearning.analyse("mine", **{**options, "epochs": 2})
 
 
+def test_a_study_of_the_first_blocks_looks_at_no_other(recipes, monkeypatch) -> None:
+    seen = []
+
+    def looked(model, start, known, given, probes, study, *, text, seed):
+        inputs, _ = given[text].train.batch(0, len(given[text].train))
+        seen.append(torch.equal(inputs, recipes[0].train.batch(0, 2)[0]) and len(probes[text].prompts) == 2)
+        losses = {f"{kind}_{name}": 1.0 for kind in ("loss", "rouge") for name in given}
+        told = {"seed": seed, "text": text} | losses
+        return [told | {"method": "none", "strength": 0.0}, told | {"method": "dense", "strength": 1.0}]
+
+    monkeypatch.setattr(unlearning, "load_recipes", lambda target: recipes)
+    monkeypatch.setattr(unlearning, "_of_text", looked)
+    result = unlearning.analyse("mine", seeds=1, learning=1, blocks=2, texts=("one",))
+    assert seen == [True]
+    assert len(recipes[0].train) == 5
+    assert "mine, 2 blocks of each text at the most, 1 seed, " in result.evidence
+
+
+def test_methods_are_compared_model_by_model(recipes, monkeypatch) -> None:
+    """The unrelated text differs from seed to seed, the difference of two methods does not."""
+
+    def rows(model, start, known, given, probes, study, *, text, seed):
+        told = {"seed": seed, "text": text, "rouge_one": 1.0, "rouge_two": 1.0, "rouge_licence": 1.0, "loss_two": 1.0}
+        harm = {"none": 0.0, "dense": 0.1 * seed, "ascent": 0.1 * seed + 0.3, "others": 0.0}
+        forgets = {"none": 0.0, "dense": 1.0, "ascent": 1.0, "others": 0.5}
+        return [
+            told | {"method": name, "strength": float(name != "none")}
+            | {"loss_one": 1 + forgets[name], "loss_licence": 1 + harm[name]}
+            for name in harm
+        ]  # fmt: skip
+
+    monkeypatch.setattr(unlearning, "load_recipes", lambda target: recipes)
+    monkeypatch.setattr(unlearning, "_of_text", rows)
+    found = unlearning.analyse("mine", seeds=3, learning=1, texts=("one",)).verdicts
+    assert found[0].endswith("is higher by 0.100 [-0.148, 0.348], the alike one's by 0.000 [0.000, 0.000]")
+    assert found[1].endswith("; the unrelated one's by 0.300 [0.300, 0.300] more than with the dense vector")
+    assert found[2] == "others: fails, forgets none of 3 texts at the strengths tried"
+
+
+def test_prompts_of_several_texts_are_continued_as_each_alone(recipes: list[Recipe]) -> None:
+    probes = {recipe.name: probe_of(recipe, count) for recipe, count in zip(recipes, (3, 2, 1), strict=True)}
+    together = scores(recipes[0].model, probes)
+    for name, probe in probes.items():
+        alone = scores(recipes[0].model, {name: probe})
+        assert alone == {key: pytest.approx(together[key]) for key in alone}
+
+
 def test_what_is_no_language_is_said_in_one_sentence(recipes, monkeypatch) -> None:
     plain = Recipe(nn.Linear(3, 2), nn.CrossEntropyLoss(), (torch.randn(6, 3), torch.arange(6) % 2), name="licence")
     cases = [
@@ -162,6 +209,7 @@ def test_what_is_no_language_is_said_in_one_sentence(recipes, monkeypatch) -> No
         (recipes, {"texts": ("novel",)}, "and none called 'novel'"),
         ([recipes[0], recipes[2]], {}, "two alike ones and another"),
         (recipes, {"seeds": 0}, "must be above 0"),
+        (recipes, {"blocks": -1}, "must be above 0"),
     ]
     for given, options, said in cases:
         monkeypatch.setattr(unlearning, "load_recipes", lambda target, given=given: given)
