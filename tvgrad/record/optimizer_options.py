@@ -80,12 +80,13 @@ def _given(groups: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    """A parameter group's options as plain values."""
+    """A parameter group's options as plain values; of several numbers (betas, two tolerances) each has its own name."""
     found: dict[str, Any] = {}
     for name in NAMES:
         value = group.get(name)
-        if name == "betas" and value is not None:
-            found |= {f"beta{index}": float(beta) for index, beta in enumerate(value, start=1)}
+        if isinstance(value, (tuple, list)):
+            one = "beta" if name == "betas" else name
+            found |= {f"{one}{index}": float(part) for index, part in enumerate(value, start=1) if part is not None}
         elif value is not None:
             found[name] = value if isinstance(value, (bool, int)) else float(value)
     return found

@@ -70,6 +70,7 @@ def test_what_a_trainer_logs(write: Write, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("transformers")
     command = write("""
+del optimizer  # of a model that is not trained
 from transformers import Trainer, TrainingArguments
 class Model(nn.Module):
     def __init__(self):

@@ -90,6 +90,7 @@ def test_parameters_that_begin_and_cease_to_train_are_followed(write: Write, tmp
 
 
 GAN = """
+del optimizer  # of a model that is not trained
 class Both(nn.Module):
     def __init__(self):
         super().__init__()

@@ -75,10 +75,10 @@ model.load_state_dict(kept)
     "a trial on one batch of a copy": """
 import copy
 real, model = model, copy.deepcopy(model)
-own, optimizer = optimizer, torch.optim.Adam(model.parameters())
+optimizer = torch.optim.Adam(model.parameters())
 a, b = next(iter(loader))
 for _ in range(3): step(a, b)
-model, optimizer = real, own
+model, optimizer = real, torch.optim.SGD(real.parameters(), lr=0.05)
 """,
 }
 

@@ -161,8 +161,8 @@ class ScriptRecorder:
             optimizer: the new one.
         """
         self._collector.follow(optimizer)
-        if read_rule((optimizer,), self._parameters)["rule"] != self._rule:
-            self._rule = None
+        if self._rule is not None and read_rule((optimizer,), self._parameters)["rule"] != self._rule:
+            self._rule = None  # the first reason stays
             self.add_info(rule=None, rule_reason=f"the script made a new optimizer after step {self.steps}")
 
     def add_info(self, **facts: Any) -> None:
