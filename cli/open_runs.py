@@ -43,11 +43,12 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
     return list(found.values())
 
 
-def whole_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+def whole_runs(paths: Iterable[Path], checksums: bool = False) -> tuple[list[Run], list[tuple[Path, str]]]:
     """Open runs whose files are there, of the size and with the headers that run.json says.
 
     Args:
         paths: run directories, or directories whose subdirectories are runs.
+        checksums: read every byte now; otherwise a file is compared with its checksum when it is read.
 
     Returns:
         The whole runs, and the directory and first problem of each damaged one.
@@ -57,7 +58,7 @@ def whole_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]
     """  # noqa: DOC502 - raised by open_each
     whole, damaged = [], []
     for directory, run, found in open_each(paths):
-        problems = found if run is None else problems_of(run, checksums=False)
+        problems = found if run is None else problems_of(run, checksums)
         if run is None or problems:
             damaged.append((directory, problems[0]))
         else:

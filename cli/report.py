@@ -75,7 +75,7 @@ def _report_runs(
 
     from tvgrad.report.tables import runs_of_each_model
 
-    whole, damaged = whole_runs(paths)
+    whole, damaged = whole_runs(paths, checksums=skip_damaged)
     for directory, problem in damaged:
         if not skip_damaged:
             raise TvgradError(

@@ -181,3 +181,21 @@ def loading_error(error: BaseException, most: int = 10) -> str:
         return " ".join(text.split())
     share = most // len(found)
     return "the state_dict does not fit: " + "; ".join(f"{kind} {listed(n, share)}" for kind, n in found.items())
+
+
+def ranges_in_words(numbers: Iterable[int]) -> str:
+    """Put whole numbers into words.
+
+    Args:
+        numbers: they, in any order.
+
+    Returns:
+        `0-3, 7`, say.
+    """
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)

@@ -19,6 +19,7 @@ import torch
 
 from tvgrad.errors import DamagedRun
 from tvgrad.fields import parse_json
+from tvgrad.files.checksums import Checksums
 from tvgrad.files.regular import open_regular, read_json, reason_of
 
 DTYPES: dict[str, torch.dtype] = {
@@ -94,18 +95,21 @@ class TensorFile:
     long work starts. File handles are opened at the first read and closed by `close` or the end of a `with` block.
     """
 
-    def __init__(self, path: str | os.PathLike[str], under: Path | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], under: Path | None = None, checksums: Checksums | None = None
+    ) -> None:
         """Read and check the header.
 
         Args:
             path: a `.safetensors` file or a `.safetensors.index.json` of a sharded one.
             under: a run directory, below which nothing may be a link; None follows links.
+            checksums: what the files are expected to hold; the end of a `with` block compares those that were read.
 
         Raises:
             DamagedRun: the file is missing, truncated, or not in the safetensors format, or the shards do not hold
                 what their index says.
         """
-        self.path, self._under = Path(path), under
+        self.path, self._under, self._checksums = Path(path), under, checksums
         self.places: dict[str, TensorPlace] = {}
         self._handles: dict[int, BinaryIO] = {}
         self._opening = threading.Lock()  # several threads may read one file
@@ -185,8 +189,11 @@ class TensorFile:
     def __enter__(self) -> TensorFile:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        read = [self._shards[shard] for shard in self._handles]
         self.close()
+        if self._checksums is not None and kind is None:
+            self._checksums.require(read)
 
     def _place(self, name: str) -> TensorPlace:
         if name not in self.places:
@@ -197,6 +204,8 @@ class TensorFile:
         with self._opening:
             if shard not in self._handles:
                 self._handles[shard] = open_regular(self._shards[shard], self._under)
+                if self._checksums is not None:
+                    self._checksums.begin(self._shards[shard])
             return self._handles[shard]
 
 

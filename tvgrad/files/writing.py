@@ -89,6 +89,7 @@ def write_stream(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
     resume: bool = False,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write tensors block by block, so that they are never in memory together, as `write_tensors` does.
 
@@ -100,6 +101,7 @@ def write_stream(
         metadata: words for the header of each file.
         resume: keep files that stand under their final names already, which are whole, and leave finished shards where
             the writing fails.
+        confirm: called before a file gets its name; what it raises leaves none.
 
     Returns:
         The path that opens the tensors: `path`, or the index beside it when there are shards.
@@ -110,7 +112,11 @@ def write_stream(
     if not path.parent.is_dir():
         raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in places.items()}
-    save = partial(_save_stream, places, sizes, blocks, metadata)
+
+    def save(names: Sequence[str], temporary: Path) -> None:
+        _save_stream(places, sizes, blocks, metadata, names, temporary)
+        confirm()
+
     return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
 
 

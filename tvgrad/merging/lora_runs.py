@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 
@@ -60,5 +61,16 @@ def merge_lora_runs(
         if name not in merged:
             (shared if alike and name in bases[0].source.places else own).append(name)
     stack = FileStack(bases[0].source, changes, [str(run.root) for run in runs], names=merged, changes=range(len(runs)))
-    path = write_merged(method, stack, out, alpha=alpha, also=dict.fromkeys(shared, bases[0].source))
+    also = dict.fromkeys(shared, bases[0].source)
+    path = write_merged(method, stack, out, alpha=alpha, also=also, confirm=partial(require_checksums, runs))
     return MergedFile(path, tuple(merged), tuple(shared), tuple(dict.fromkeys(own)))
+
+
+def require_checksums(runs: Iterable[Run]) -> None:
+    """Wait until the files of runs that have been read are compared with their checksums.
+
+    Args:
+        runs: they.
+    """
+    for run in runs:
+        run.require_checksums()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -108,6 +108,7 @@ def write_merged(
     *,
     alpha: float,
     also: Mapping[str, TensorSource] | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Path:
     """Merge a stack into a file.
 
@@ -117,6 +118,7 @@ def write_merged(
         out: the safetensors file to make.
         alpha: what the merged vector is multiplied with.
         also: name -> file of tensors to write beside the merged ones, as they are.
+        confirm: called when all has been read, before the file gets its name; what it raises leaves none.
 
     Returns:
         The path that opens the result.
@@ -137,7 +139,7 @@ def write_merged(
         else:
             yield from merged_blocks(method, stack, name, alpha=factor, dtype=stack.places[name][1])
 
-    return write_stream({**stack.places, **kept}, blocks, Path(out))
+    return write_stream({**stack.places, **kept}, blocks, Path(out), confirm=confirm)
 
 
 def combine_stack(method: Method, stack: Stack, alpha: float = 1.0, *, add_base: bool = True) -> Weights:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
-from tvgrad.merging.lora_runs import merge_lora_runs
+from tvgrad.merging.lora_runs import merge_lora_runs, require_checksums
 from tvgrad.merging.merge import write_merged
 from tvgrad.merging.merged_file import MergedFile
 from tvgrad.merging.method import Method, checked_alpha
@@ -86,7 +87,7 @@ def merge_runs(
         return merge_lora_runs(runs, epoch, method, alpha=alpha, out=out)
     stack = stack_of(runs, epoch)
     shared, own = _frozen(runs, epoch)
-    path = write_merged(method, stack, out, alpha=alpha, also=shared)
+    path = write_merged(method, stack, out, alpha=alpha, also=shared, confirm=partial(require_checksums, runs))
     return MergedFile(path, tuple(stack.places), tuple(shared), tuple(own))
 
 
@@ -118,8 +119,8 @@ def _frozen(runs: Sequence[Run], epoch: int) -> tuple[dict[str, TensorFile], lis
 
 def _frozen_files(run: Run, epoch: int) -> dict[str, TensorFile]:
     table: dict[str, TensorFile] = {}
-    if run.manifest.static is not None:
-        static = TensorFile(run.root / run.manifest.static.path)
+    static = run.static_file()
+    if static is not None:
         table |= dict.fromkeys(static.places, static)
     changed = [at for at in run.having("buffers") if at <= epoch]
     if changed:

@@ -14,7 +14,7 @@ from tvgrad.checkpoints.low_rank import LowRank
 from tvgrad.checkpoints.opening import Checkpoint, plain_names
 from tvgrad.checkpoints.sources import Joined, Renamed
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile, TensorSource
+from tvgrad.files.tensors import TensorSource
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import Weights
 
@@ -115,8 +115,8 @@ def adapted_model(run: Run) -> Checkpoint:
     """
     whole = Renamed(run.file("weights", 0), factor_pairs(run)[1])
     parts: list[TensorSource] = [whole]
-    if run.manifest.static is not None:
-        static = TensorFile(run.root / run.manifest.static.path, run.root)
+    static = run.static_file()
+    if static is not None:
         names = {without_wrappers(plain): name for plain, name in plain_names(static.places).items()}
         parts.append(Renamed(static, {plain: name for plain, name in names.items() if plain not in whole.places}))
     return Checkpoint(run.root, Joined(run.root, parts))

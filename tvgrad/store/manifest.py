@@ -13,6 +13,7 @@ from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import sha256_of
+from tvgrad.files.checksums import checksum_of
 from tvgrad.files.regular import reason_of, why_irregular
 from tvgrad.files.tensors import shard_paths
 from tvgrad.results import json_text
@@ -86,7 +87,7 @@ class FileEntry:
                     found.append(f"{relative} is missing")
                 elif file.stat().st_size != size:
                     found.append(f"{relative} has {file.stat().st_size} bytes instead of {size}")
-                elif checksums and sha256_of(file, root) != digest:
+                elif checksums and checksum_of(file, root) != digest:
                     found.append(f"{relative} does not have the checksum it was written with")
             except OSError as error:
                 found.append(f"{relative} cannot be read ({reason_of(error)})")

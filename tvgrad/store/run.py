@@ -11,6 +11,7 @@ import torch
 
 from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.checksums import Checksums
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
@@ -18,7 +19,7 @@ from tvgrad.store.step_table import read_steps
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.vectors.parameters import Weights, group_names, same_names_and_shapes
-from tvgrad.wording import printable
+from tvgrad.wording import printable, ranges_in_words
 
 if TYPE_CHECKING:
     import pandas as pd  # imported where a table is made: a traced script makes none, and would wait for it
@@ -56,6 +57,7 @@ class Run:
         """  # noqa: DOC502 - raised by read_manifest
         self.root = Path(root)
         self.manifest = read_manifest(self.root) if manifest is None else manifest
+        self._checksums = Checksums(self.root)
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> Run:
@@ -142,7 +144,7 @@ class Run:
         for point in self.points:
             if point.number == number:
                 return point
-        known = _ranges(point.number for point in self.points)
+        known = ranges_in_words(point.number for point in self.points)
         raise TvgradError(f"{self.root} has no {self.unit} {number}: it has {known or 'none yet'}")
 
     def file(self, kind: str, number: int) -> TensorFile:
@@ -160,12 +162,28 @@ class Run:
         """
         entry = self.point(number).files.get(kind)
         if entry is None:
-            have = _ranges(self.having(kind))
+            have = ranges_in_words(self.having(kind))
             raise TvgradError(
                 f"{self.root} has no {CONTENTS.get(kind, kind)} at {self.unit} {number}"
                 + (f": it has them at {have}" if have else ": they were not recorded (see `tvgrad trace --record`)")
             )
-        return TensorFile(self.root / entry.path, self.root)
+        return self._opened(entry)
+
+    def static_file(self) -> TensorFile | None:
+        """Open the file of frozen parameters and of buffers at the start.
+
+        Returns:
+            The file, or None where there are none.
+        """
+        return None if self.manifest.static is None else self._opened(self.manifest.static)
+
+    def require_checksums(self) -> None:
+        """Wait until the files that are read are compared with their checksums, as the end of their `with` does."""
+        self._checksums.require()
+
+    def _opened(self, entry: FileEntry) -> TensorFile:
+        self._checksums.expect(entry.parts)
+        return TensorFile(self.root / entry.path, self.root, self._checksums)
 
     def weights(self, number: int) -> Weights:
         """Read the trainable weights after so many epochs.
@@ -250,11 +268,8 @@ class Run:
         Returns:
             Name -> tensor.
         """
-        return (
-            {}
-            if self.manifest.static is None
-            else self._read(TensorFile(self.root / self.manifest.static.path, self.root))
-        )
+        file = self.static_file()
+        return {} if file is None else self._read(file)
 
     def steps(self, number: int | None = None) -> pd.DataFrame:
         """Read the table of optimizer steps.
@@ -277,6 +292,7 @@ class Run:
             entry = self.point(one).files.get("steps")
             if entry is not None:
                 tables.append(read_steps(self.root / entry.path, self.root))
+                self._checksums.compare(entry.parts)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["step", "lr"])
 
     @property
@@ -382,14 +398,3 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
             raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
         runs += [Run.open(child) for child in below]
     return runs
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Whole numbers in words: 0-3, 7."""
-    found: list[list[int]] = []
-    for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in found)
