@@ -42,25 +42,15 @@ def budget_shares(error_budget: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    table = error_budget[error_budget["share"].notna()]
-    runs = list(dict.fromkeys(table["run"]))
-    if len(runs) > 1:
-        table = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
-    column = "epoch" if len(runs) == 1 else "run"
-    wide = table.pivot_table(index=column, columns="term", values="share", sort=False).fillna(0.0)
-    wide = wide.reindex(columns=list(dict.fromkeys(table["term"])))
-    small = wide.columns[(wide.abs() < SMALLEST).all()]
-    if len(small):
-        wide = wide.drop(columns=small).assign(**{REST: wide[small].sum(axis=1)})
-    wide = wide.iloc[-MOST_BARS:]
+    wide, runs = shares_by_term(error_budget)
     ax = new_axes(ax, height=0.28 * len(wide) + 1.4 + legend_room(wide.columns))
     above, below = pd.Series(0.0, wide.index), pd.Series(0.0, wide.index)
-    places = [f"epoch {place}" if column == "epoch" else str(place) for place in wide.index]
+    places = [f"epoch {place}" if wide.index.name == "epoch" else str(place) for place in wide.index]
     for term in wide.columns:
         share = wide[term]
         start = above.where(share >= 0, below)
         hatch = "//" if " + " in term else None
-        bars = ax.barh(places, share, left=start, color=_colour(term), label=term, height=0.7, hatch=hatch)
+        bars = ax.barh(places, share, left=start, color=term_colour(term), label=term, height=0.7, hatch=hatch)
         for bar in bars:
             bar.set(edgecolor="white", linewidth=0.4)
         above, below = above + share.clip(lower=0), below + share.clip(upper=0)
@@ -75,7 +65,38 @@ def budget_shares(error_budget: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _colour(term: str) -> str:
+def shares_by_term(error_budget: pd.DataFrame, smallest: float = SMALLEST) -> tuple[pd.DataFrame, list[str]]:
+    """Arrange shares for bars: one row an epoch for a single run, else one a run at its last epoch; one column a term.
+
+    Args:
+        error_budget: the table `error_budget`.
+        smallest: terms whose share is smaller everywhere become one, `REST`.
+
+    Returns:
+        The shares, whose index is named epoch or run, and the runs.
+    """
+    table = error_budget[error_budget["share"].notna()]
+    runs = list(dict.fromkeys(table["run"]))
+    if len(runs) > 1:
+        table = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
+    column = "epoch" if len(runs) == 1 else "run"
+    wide = table.pivot_table(index=column, columns="term", values="share", sort=False).fillna(0.0)
+    wide = wide.reindex(columns=list(dict.fromkeys(table["term"])))
+    small = wide.columns[(wide.abs() < smallest).all()]
+    if len(small):
+        wide = wide.drop(columns=small).assign(**{REST: wide[small].sum(axis=1)})
+    return wide.iloc[-MOST_BARS:], runs
+
+
+def term_colour(term: str) -> str:
+    """The colour of a term, the same in every figure.
+
+    Args:
+        term: its name; of several in one row the first decides.
+
+    Returns:
+        A colour of matplotlib.
+    """
     first = term.split(" + ")[0]
     found = max((name for name in COLOURS if first.startswith(name)), key=len, default=None)
     return "0.75" if found is None else COLOURS[found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -296,15 +296,7 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
     directory.mkdir(parents=True, exist_ok=True)
     tables = {name: _with_short_names(table) for name, table in tables.items()}
     written: list[tuple[Path, str]] = []
-    for name, made in FIGURES.items():
-        table = tables.get(made.table)
-        if table is None or made.column not in table:
-            continue
-        if made.instead_of:
-            table = table[~table["run"].isin(table[table[made.instead_of].notna()]["run"])]
-        shown = table[table["group"] != ALL] if made.by_block else table
-        if not shown[made.column].notna().any():
-            continue
+    for name, made, table in drawable(tables):
         if not made.each_run:
             written += _saved(made.draw(table), directory / name, made.caption)
             continue
@@ -312,6 +304,26 @@ def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> li
         for place, run in enumerate(list(dict.fromkeys(present["run"]))[:MOST_RUNS]):
             written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", made.caption)
     return written
+
+
+def drawable(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, FigureOf, pd.DataFrame]]:
+    """Choose the figures whose table has something to show.
+
+    Args:
+        tables: the tables of a report, `trajectories` and `epoch_cosines` among them.
+
+    Yields:
+        The figure's name, how it is made, and the rows that it shows.
+    """
+    for name, made in FIGURES.items():
+        table = tables.get(made.table)
+        if table is None or made.column not in table:
+            continue
+        if made.instead_of:
+            table = table[~table["run"].isin(table[table[made.instead_of].notna()]["run"])]
+        shown = table[table["group"] != ALL] if made.by_block else table
+        if shown[made.column].notna().any():
+            yield name, made, table
 
 
 def _with_short_names(table: pd.DataFrame) -> pd.DataFrame:

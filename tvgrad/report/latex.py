@@ -55,7 +55,7 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
     )
     if wide:
         caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
-    headings = {column.name: _formulas(_heading(column)) for column in defined(name, list(shown))}
+    headings = {column.name: latex_heading(column) for column in defined(name, list(shown))}
     long = len(shown) > MOST_ROWS
     # latex-math leaves formulas alone; a name in a cell must not be able to start one
     cells: dict[Any, Any] = {headings.get(str(column), column): partial(_cell, column=column) for column in shown}
@@ -103,11 +103,23 @@ def caption_of(name: str, shown: Collection[object]) -> str:
     if name not in TABLES:
         return f"{name.replace('_', ' ').capitalize()}."
     text = TABLES[name]
-    meanings = [f"{_heading(column)}: {column.meaning}" for column in defined(name, shown) if not column.is_formula]
+    meanings = [f"{_words_of(column)}: {column.meaning}" for column in defined(name, shown) if not column.is_formula]
     return _formulas(sentences(text.title, text.symbols, *meanings, text.note))
 
 
-def _heading(column: Column) -> str:
+def latex_heading(column: Column) -> str:
+    """Head a column in print.
+
+    Args:
+        column: its definition.
+
+    Returns:
+        A formula between dollar signs, or words.
+    """
+    return _formulas(_words_of(column))
+
+
+def _words_of(column: Column) -> str:
     return column.heading or (column.meaning if column.is_formula else column.name.replace("_", " "))
 
 

@@ -1,27 +1,31 @@
-"""The HTML report: one self-contained file with a summary in words, all figures and all tables."""
+"""The HTML report: one self-contained file with verdicts, numbers, curves, figures and all tables.
+
+Scripts are embedded and packed: the tables' from the package itables (DataTables), the figures' from `assets/vega.js`.
+Nothing is loaded from elsewhere, and without scripts the words and the tables of whole models are still there.
+"""
 
 from __future__ import annotations
 
 import base64
-import math
-import re
+import gzip
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from tvgrad.report.columns import TABLES, defined, printed, sentences
-from tvgrad.report.empty_columns import missing_results, without_empty_columns
-from tvgrad.report.first_epochs import even_shares
-from tvgrad.vectors.parameters import ALL
+from tvgrad.report.empty_columns import missing_results
+from tvgrad.report.first_screen import FirstScreen
+from tvgrad.report.headings import in_words, with_symbols
+from tvgrad.report.page_figures import PageFigure, curve_figures
+from tvgrad.report.page_tables import json_element, page_table, plain_table
 
-MOST_ROWS = 2000
-
-_PAGES = Environment(loader=PackageLoader("tvgrad.report"), autoescape=True, trim_blocks=True)
+_PAGES = Environment(loader=PackageLoader("tvgrad.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def html_page(
@@ -31,6 +35,9 @@ def html_page(
     title: str,
     lead: str,
     refused: Mapping[str, str] | None = None,
+    *,
+    screen: FirstScreen | None = None,
+    charts: Sequence[PageFigure] = (),
 ) -> str:
     """Render a report as one HTML file that needs nothing beside it.
 
@@ -38,29 +45,52 @@ def html_page(
 
     Args:
         tables: name -> table.
-        figures: SVG files and their captions.
+        figures: SVG files and their captions, folded away as the figures for papers.
         summary: sentences for the top.
         title: the page's title.
         lead: one line under it.
         refused: run -> why it cannot be explained.
+        screen: badges, tiles, run card and curves; of checkpoints there are none.
+        charts: the interactive figures.
 
     Returns:
         The page.
     """
+    screen = screen or FirstScreen()
     # Pictures of one run each follow each other under one caption.
     drawn = [
-        {"caption": _with_symbols(caption), "pictures": [_picture(path) for path, _ in same]}
+        {"caption": with_symbols(caption), "pictures": [_picture(path) for path, _ in same]}
         for caption, same in groupby(figures, key=lambda figure: figure[1])
     ]
-    shown = [_table(name, table) for name, table in tables.items() if len(table)]
+    curves = curve_figures(screen)
     return _PAGES.get_template("page.html.j2").render(
         title=title,
         lead=lead,
-        summary=summary,
+        summary=[in_words(sentence) for sentence in summary],
+        screen=screen,
+        apart=plain_table(screen.apart) if len(screen.apart) else None,
+        last=plain_table(_shortened(screen)) if len(screen.last) else None,
+        curves=[_chart(figure) for figure in curves],
+        charts=[_chart(figure) for figure in charts],
+        specs=json_element({figure.name: figure.spec for figure in (*curves, *charts)}),
         figures=drawn,
-        tables=shown,
-        missing=missing_results(tables, refused),
+        tables=[page_table(name, table) for name, table in tables.items() if len(table)],
+        missing=[in_words(sentence) for sentence in missing_results(tables, refused)],
+        style=Markup(_asset("page.css")),  # noqa: S704 - the package's own
+        table_style=Markup(_of_itables("dt_bundle.css")),  # noqa: S704 - another package's own
+        script=Markup(_asset("page.js")),  # noqa: S704
+        table_script=_packed(_of_itables("dt_bundle.js")),
+        chart_script=_packed(_asset("vega.js")),
     )
+
+
+def _shortened(screen: FirstScreen) -> pd.DataFrame:
+    names = [screen.labels[run].short if run in screen.labels else run for run in screen.last["run"].map(str)]
+    return screen.last.assign(run=names)
+
+
+def _chart(figure: PageFigure) -> dict[str, Any]:
+    return {"name": figure.name, "title": figure.title, "caption": with_symbols(figure.caption)}
 
 
 def _picture(path: Path) -> dict[str, str]:
@@ -68,66 +98,18 @@ def _picture(path: Path) -> dict[str, str]:
     return {"alt": path.stem.replace("_", " "), "data": data}
 
 
-def _with_symbols(text: str) -> Markup:
-    """Escape a text, and set its formulas: g_0, tau_e and their like as symbols, `||` as the bar of a norm."""
-    names = {"tau": "τ", "theta": "θ", "delta": "δ"}
-    plain = re.sub(r"\bhat g\b", "ĝ", str(escape(text)).replace("`", "").replace("||", "‖"))
-    plain = re.sub(r"\bkappa\b", "κ", plain)
-    found = re.sub(
-        r"\b(g|G|tau|theta|delta|S)_(\w+|\(.+?\))(?:\^(\w))?(?!\w)",
-        lambda match: (
-            f"<i>{names.get(match[1], match[1])}</i><sub>{match[2].strip('()')}</sub>"
-            + (f"<sup>{match[3]}</sup>" if match[3] else "")
-        ),
-        plain,
-    )
-    return Markup(found)  # noqa: S704 - escaped above
+@cache
+def _asset(name: str) -> str:
+    return (files("tvgrad.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _caption(name: str, table: pd.DataFrame) -> str:
-    """The symbols of a table, and what each column that is shown means."""
-    if name not in TABLES:
-        return ""
-    text = TABLES[name]
-    meanings = [f"{column.name.replace('_', ' ')}: {column.meaning}" for column in defined(name, list(table))]
-    return sentences(text.symbols, *meanings, text.note, even_shares(table) if name == "norms" else "")
+@cache
+def _of_itables(name: str) -> str:
+    """A file of the bundle that itables carries for pages without a network."""
+    return (files("itables") / "html" / name).read_text(encoding="utf-8")
 
 
-def _table(name: str, table: pd.DataFrame) -> dict[str, Any]:
-    table = without_empty_columns(table)
-    parts = []
-    if "group" in table and table["group"].nunique() > 1:
-        parts.append(_part(table[table["group"] == ALL].drop(columns="group")))
-        blocks = table[table["group"] != ALL]
-        folded = f"By group of parameters ({blocks['group'].nunique()} groups, {len(blocks)} rows)"
-        if len(blocks) > MOST_ROWS:
-            folded += f"; the first {MOST_ROWS} are shown, all are in the csv files"
-        parts.append(_part(blocks.head(MOST_ROWS), folded))
-    else:
-        parts.append(_part(table))
-    return {
-        "name": name,
-        "title": name.replace("_", " ").capitalize(),
-        "parts": parts,
-        "caption": _with_symbols(_caption(name, table)),
-    }
-
-
-def _part(table: pd.DataFrame, folded: str = "") -> dict[str, Any]:
-    numeric = {column: pd.api.types.is_numeric_dtype(table[column]) for column in table}
-    heads = [{"text": str(column).replace("_", " "), "word": not numeric[column]} for column in table]
-    rows = [
-        [_cell(value, column, numeric[column]) for column, value in zip(table.columns, row, strict=True)]
-        for row in table.itertuples(index=False)
-    ]
-    return {"heads": heads, "rows": rows, "folded": folded}
-
-
-def _cell(value: Any, column: str, numeric: bool) -> dict[str, str]:
-    if isinstance(value, float):
-        text = "" if math.isnan(value) else printed(value, column, 5)
-        return {"text": text, "kind": "" if numeric else "word"}
-    if column == "holds":
-        return {"text": str(value), "kind": f"word {str(value).split()[0]}"}
-    kind = "" if numeric else "long" if column == "reason" else "word"
-    return {"text": str(value), "kind": kind}
+@cache
+def _packed(script: str) -> str:
+    """A script as base64 of gzip, a third of its size; the page unpacks it. The same script makes the same bytes."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode("ascii")

@@ -11,8 +11,10 @@ from tvgrad.files.atomic import write_text_atomically
 from tvgrad.report.checkpoints import CheckpointTables
 from tvgrad.report.documents import PAGE, check_formats, write_tables
 from tvgrad.report.figures import captioned_figures
+from tvgrad.report.first_screen import FirstScreen, first_screen
 from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.report.page import html_page
+from tvgrad.report.page_figures import page_figures
 from tvgrad.report.summary import summary_of, summary_of_checkpoints
 from tvgrad.report.tables import RunTables
 from tvgrad.store.run import Run
@@ -37,7 +39,7 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
     more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
     said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
-    return _publish(made.tables, more, said, _lead(runs), directory, formats, made.refused)
+    return _publish(made.tables, more, said, _lead(runs), directory, formats, made.refused, first_screen(made, runs))
 
 
 def publish_checkpoints(made: CheckpointTables, pretrained: str, directory: Path, formats: Iterable[str]) -> list[Path]:
@@ -68,6 +70,7 @@ def _publish(
     directory: Path,
     formats: Iterable[str],
     refused: Mapping[str, str] | None = None,
+    screen: FirstScreen | None = None,
 ) -> list[Path]:
     """Tables, the figures of them and of what is only drawn, and the page."""
     wanted = check_formats(formats)
@@ -77,7 +80,17 @@ def _publish(
     written += [path for path, _ in figures]
     if PAGE in wanted:
         vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]
-        page = html_page(tables, vector_graphics, summary, "Task vectors and gradients", lead, refused)
+        charts = page_figures({**tables, **drawn}, {} if screen is None else screen.labels)
+        page = html_page(
+            tables,
+            vector_graphics,
+            summary,
+            "Task vectors and gradients",
+            lead,
+            refused,
+            screen=screen,
+            charts=charts,
+        )
         path = directory / "report.html"
         write_text_atomically(path, page)
         written.append(path)

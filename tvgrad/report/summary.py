@@ -226,17 +226,30 @@ def _dominance_in_direction(directions: pd.DataFrame) -> list[str]:
     return [f"{text}; it is at least {ALIGNED:g} in {within} of {counted(len(cosines), 'run')}."]
 
 
-def _between_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = None) -> list[str]:
-    """How different tasks lie to each other: two runs of one task say nothing of that."""
+def pairs_of_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Keep what is said of different tasks, whole models and the last epoch: two runs of one task say nothing of that.
+
+    Args:
+        cross_task: the table of that name.
+        tasks: name of a run -> its task; by default each run is a task of its own.
+
+    Returns:
+        Rows of the table.
+    """
     table, of = whole_model(cross_task, "cos_task_vectors"), tasks or {}
-    pairs_of_tasks = [of.get(a, a) != of.get(b, b) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
-    table = table[pd.Series(pairs_of_tasks, index=table.index, dtype=bool)]
-    if table.empty:
-        return []
-    last, when = table, ""
+    different = [of.get(a, a) != of.get(b, b) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
+    table = table[pd.Series(different, index=table.index, dtype=bool)]
     if table["epoch"].notna().any():
-        last = table[table["epoch"] == table["epoch"].max()]
-        when = f" at epoch {int(table['epoch'].max())}"
+        table = table[table["epoch"] == table["epoch"].max()]
+    return table
+
+
+def _between_tasks(cross_task: pd.DataFrame, tasks: Mapping[str, str] | None = None) -> list[str]:
+    """How different tasks lie to each other."""
+    last = pairs_of_tasks(cross_task, tasks)
+    if last.empty:
+        return []
+    when = f" at epoch {int(last['epoch'].max())}" if last["epoch"].notna().any() else ""
     pairs = list(zip(last["run_a"], last["run_b"], last["cos_task_vectors"].astype(float), strict=True))
     left, right, cosine = max(pairs, key=lambda pair: abs(pair[2]))
     median = statistics.median(abs(pair[2]) for pair in pairs)
