@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -131,7 +132,40 @@ def test_what_is_no_feed_forward_network_is_bounded_as_a_program(mine: Path, tvg
         assert 0 < row["lower_bound"] <= row["error_bound"] <= 1.001 * row["lower_bound"]
         assert (row["method"], row["from_start"]) == ("tube", None)
     (none,) = numbers(tvgrad, f"{mine}:normalised", "--lr", "0.1", "--epochs", 4, "--no-simulate")["none"]
-    assert "allow it to follow the training" in none["reason"]
+    assert re.search(r"from theta_0 alone no ball .* grows most in \w+ \(.*line \d+", none["reason"])
+    words = (f"{mine}:normalised", "--lr", "1e-7", "--epochs", 4, "--no-simulate")
+    (alone,) = numbers(tvgrad, *words)["bounds"]
+    assert tvgrad("bound", *words).out.splitlines()[0].endswith("; there is no bound from below for mine.")
+    assert (alone["method"], alone["lower_bound"]) == ("closed, from theta_0", 0)
+    assert alone["error_bound"] == alone["from_start"]
+
+
+def test_the_first_line_says_how_far_from_the_gradient_and_from_the_truth(
+    mine: Path, tvgrad: Callable[..., Any]
+) -> None:
+    words = (f"{mine}:six", "--tasks", "task1,task4", "--lr", "1e-3", "--samples", "7")
+    rows = numbers(tvgrad, *words)["bounds"]
+    line = tvgrad("bound", *words).out.splitlines()[0]
+    told = re.fullmatch(
+        r"In exact arithmetic tau_k differs from -S_k g_0 by at most (.*) % of its norm "
+        r"\((.*), the largest of 2 tasks\); the upper bounds are at most (.*) % above the truth\.",
+        line,
+    )
+    assert told, line
+    shares = {row["task"]: row["error_bound"] / row["first_order_norm"] for row in rows}
+    assert shares[told[2]] == max(shares.values())
+    assert 1 <= float(told[1]) / (100 * shares[told[2]]) <= 1.01
+    excess = max(row["error_bound"] / row["lower_bound"] - 1 for row in rows)
+    assert 0.99 <= float(told[3]) / (100 * excess) <= 1.2
+    assert {row["samples"] for row in rows} == {7}
+
+
+def test_fewer_samples_are_those_of_another_task(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    (some,), (all_,) = (numbers(tvgrad, mine, *words)["bounds"] for words in (("--samples", 10), ()))
+    assert some["first_order_norm"] != all_["first_order_norm"]
+    done = tvgrad("bound", mine, "--samples", "1000")
+    assert done.code == 2
+    assert "--samples is 1000, and mine has" in done.err
 
 
 def test_what_does_not_exist_says_why(mine: Path, tvgrad: Callable[..., Any]) -> None:

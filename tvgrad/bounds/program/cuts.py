@@ -120,7 +120,7 @@ class CutJacobians:
             motion = pulled.own
         else:
             motion = self._motion.with_identity().through(jacobian, pulled.own)
-            self.norms[number - 1, number] = jacobian.norms()
+            self.norms[number - 1, number] = jacobian.norms
         self._motion = motion
         self.changes.append(motion.change)
         products = {} if jacobian is None else self._products_with(number, jacobian)
@@ -129,7 +129,7 @@ class CutJacobians:
             if before < number - 1:
                 least = round_up(self.norms[before, number - 1] * least)
             if before in products:
-                least = torch.fmin(products[before].norms(), least)
+                least = torch.fmin(products[before].norms, least)
             self.norms[before, number] = torch.fmin(least, motion.change)
         return stretch
 

@@ -8,6 +8,7 @@ the place of 768.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -16,6 +17,7 @@ from tvgrad.bounds.program.operation import norm
 from tvgrad.numerics.floats import gamma, round_up
 
 SQUARINGS = 4
+SQUARINGS_OF_MANY = 1
 FEW_ROWS = 256  # of a matrix whose spectral norm costs little
 
 
@@ -42,18 +44,13 @@ class Jacobian:
         rows, columns = self.matrix.shape[-2:]
         return max(rows, columns) * (self.matrix.shape[1] if self.blocks else 1)
 
+    @cached_property
     def norms(self) -> torch.Tensor:
-        """Upper bounds of the spectral norms, anywhere in the ball.
-
-        Returns:
-            (n,). Those of large matrices are Frobenius norms.
-        """
-        rough = self.frobenius()
-        if not bool(torch.isfinite(rough).all()):
+        """Upper bounds of the spectral norms, anywhere in the ball, (n,)."""
+        if not bool(torch.isfinite(self.frobenius()).all()):
             return torch.full((len(self.matrix),), torch.inf, dtype=torch.float64)
-        if not self.blocks and min(self.matrix.shape[-2:]) > FEW_ROWS:
-            return rough
-        found = spectral_norms(self.matrix, SQUARINGS)
+        many = not self.blocks and min(self.matrix.shape[-2:]) > FEW_ROWS
+        found = spectral_norms(self.matrix, SQUARINGS_OF_MANY if many else SQUARINGS)
         return round_up((found.amax(1) if self.blocks else found) + self.error)
 
     def frobenius(self) -> torch.Tensor:
@@ -85,4 +82,4 @@ class Jacobian:
         else:
             product = mine @ other
         rounding = gamma(mine.shape[-1] + 2) * norm(mine) * norm(other)
-        return Jacobian(product, round_up(self.norms() * before.error + self.error * before.norms() + rounding))
+        return Jacobian(product, round_up(self.norms * before.error + self.error * before.norms + rounding))

@@ -84,7 +84,7 @@ class Motion:
             found = (j @ turned).reshape(len(j), tokens * rows, -1)
         else:
             found = j @ before @ j.mT
-        norms, frobenius = jacobian.norms(), norm(j)
+        norms, frobenius = jacobian.norms, norm(j)
         rounding = 4 * gamma(before.shape[-1] + 4) * (frobenius.square() * size) + 1e-15 * own.size
         inherited = norms.square() * self.error + 2 * norms * jacobian.error * size + own.error
         return Motion(found + own.matrix, round_up(inherited + rounding))
@@ -101,19 +101,40 @@ def gram(rows: torch.Tensor, drift: torch.Tensor, *, by_token: bool) -> torch.Te
     Returns:
         (r, r), or (tokens r, tokens r).
     """
-    if not by_token:
-        made = drift[..., 0].T @ rows if drift.shape[-1] == 1 else torch.einsum("rti,tai->rai", rows, drift)
-        return _squared(made.flatten(1))
-    tokens, size = rows.shape[:2]
-    if drift.shape[-1] == 1:
+    if by_token and drift.shape[-1] == 1:
+        tokens, size = rows.shape[:2]
         flat, pairs = rows.flatten(0, 1), drift[..., 0] @ drift[..., 0].T
-        found = _squared(flat).reshape(tokens, size, tokens, size).mul_(pairs[:, None, :, None])
+        found = squared(flat).reshape(tokens, size, tokens, size).mul_(pairs[:, None, :, None])
         return found.reshape(tokens * size, -1)
-    return _squared((rows[:, :, None] * drift[:, None]).flatten(2).flatten(0, 1))
+    return squared(factor_of(rows, drift, by_token=by_token))
 
 
-def _squared(made: torch.Tensor) -> torch.Tensor:
-    """M M', of which half is computed."""
+def factor_of(rows: torch.Tensor, drift: torch.Tensor, *, by_token: bool) -> torch.Tensor:
+    """M of one step and one sample.
+
+    Args:
+        rows: R, as in `gram`.
+        drift: D, as there; not the same for every channel where there are diagonal blocks.
+        by_token: whether there are diagonal blocks alone.
+
+    Returns:
+        (r or tokens r, columns).
+    """
+    if by_token:
+        return (rows[:, :, None] * drift[:, None]).flatten(2).flatten(0, 1)
+    made = drift[..., 0].T @ rows if drift.shape[-1] == 1 else torch.einsum("rti,tai->rai", rows, drift)
+    return made.flatten(1)
+
+
+def squared(made: torch.Tensor) -> torch.Tensor:
+    """M M', of which half is computed.
+
+    Args:
+        made: M, (rows, columns).
+
+    Returns:
+        (rows, rows).
+    """
     if len(made) < _HALVED:
         return made @ made.T
     # the transpose of numbers in rows is one in columns, as BLAS wants them; the triangle below stays zero

@@ -21,6 +21,7 @@ bounds that of the Hessian. It is summed over the samples before its norm is tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -251,14 +252,15 @@ class ChunkPass:
         """The operation that amplifies changes most.
 
         Returns:
-            Its name and line, and the factor; infinity or NaN counts as infinite.
+            Its name and line, and the factor; NaN counts as infinite.
         """
         found = ("no operation", 0.0)
         for place, gains in self._first.items():
             step = self._graph.steps[place]
             through = [one for one, of in zip(gains, step.inputs, strict=True) if of in self._graph.steps]
             gain = max((float(one.max()) for one in through), default=0.0)
-            if not gain <= found[1]:
+            gain = math.inf if math.isnan(gain) else gain
+            if gain > found[1]:  # the first of those that are infinite
                 found = f"{type(step.operation).__name__} ({step.where})", gain
         return found
 

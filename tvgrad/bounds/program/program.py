@@ -154,6 +154,12 @@ class Program:
         Returns:
             The gradient there with its error, and the bound of the Hessian's norm.
         """
+        at_home = theta is None or (torch.equal(theta.hi, self.flat) and not bool(theta.lo.any()))
+        if at_home and precise and not radius:
+            return self._at(radius, told)
+        return self._measured(theta, radius, told, precise=precise)
+
+    def _measured(self, theta: DoubleDouble | None, radius: float, told: Told | None, *, precise: bool) -> PointBounds:
         tensors = [Ball.exact(one[None], precise=precise) for one in self._tensors]
         if theta is not None:
             start = 0
@@ -164,12 +170,14 @@ class Program:
                 tensors[place] = Ball(theta.hi[at].reshape(1, *shape), theta.lo[at].reshape(1, *shape), zeros)
         return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk, self._cuts, told)
 
-    def _at(self, radius: float) -> PointBounds:
+    def _at(self, radius: float, told: Told | None = None) -> PointBounds:
         radius = float(radius)
         if not 0 <= radius < math.inf:
             raise TvgradError(f"a ball's radius must be a finite number of at least 0, not {radius!r}")
         if radius not in self._known:
-            self._known[radius] = self.measure(radius=radius)
+            self._known[radius] = self._measured(None, radius, told, precise=True)
+        elif told is not None:
+            told(self.samples)
         return self._known[radius]
 
     @property

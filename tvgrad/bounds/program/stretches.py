@@ -11,6 +11,7 @@ derivative of the loss of norm 1), then a row at the step's argument is within `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -20,7 +21,7 @@ import torch
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.graph import Step
 from tvgrad.bounds.program.jacobians import Jacobian
-from tvgrad.bounds.program.motions import Motion, gram, reduced
+from tvgrad.bounds.program.motions import Motion, factor_of, gram, reduced, squared
 from tvgrad.bounds.program.operation import Operation
 from tvgrad.bounds.program.rows import Rows
 from tvgrad.numerics.floats import round_up
@@ -158,6 +159,7 @@ class _Sample:
         self._p = {last: Rows.of(identity)}
         self._errors = {last: torch.zeros(self._rows, dtype=torch.float64)}
         self._products = {last: torch.ones((), dtype=torch.float64)}
+        self._factors = list[torch.Tensor]()
         self.own, self.own_error = torch.zeros(size, size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
     def pull(self) -> _Sample:
@@ -186,38 +188,55 @@ class _Sample:
             rows, errors = self._p[begin].hi, self._errors[begin]
             self.matrix = self._tokens(rows) if self._stretch.by_token else rows.flatten(1)
             self.error = round_up(errors.norm())
+        if self._factors:
+            self.own.add_(squared(torch.cat(self._factors, 1)))
+            self._factors.clear()
+        self.own_error = round_up(self.own_error + _ROUNDING * (1 + self.own.diagonal().sum()))
         return self
 
     def _enter(self, place: int, mine: Rows, error: torch.Tensor) -> None:
-        """Add the motion by the parameters that enter at a step."""
-        facts, gain = self._facts, self.gains[place]
-        step = facts.steps[place]
-        for number, one in enumerate(step.inputs):
-            count = facts.entries.get((place, number))
-            if count is None:
+        """Note the motion by the parameters that enter at a step."""
+        step, shape = self._facts.steps[place], mine.hi.shape[1:]
+        alike = list[torch.Tensor]()  # drifts that are the same for every channel, of weights and biases say
+        for number in range(len(step.inputs)):
+            if (place, number) not in self._facts.entries:
                 continue
-            change, first, bend = (
-                self._of(known)
-                for known in (facts.changes[one], facts.first[place][number], facts.bends[place][number])
-            )
-            most = gain * first * change
             args = [self._argument(arg, False) for arg in step.inputs]
-            shape = mine.hi.shape[1:]
             drift = cast("Operation", step.operation).drift(args, number, shape)
-            if drift is None:
-                self.own.diagonal().add_(round_up(count * most.square()))
-            else:
-                by_token = self._stretch.by_token
-                small, apart = (drift.hi, 0.0) if by_token else reduced(drift.hi)
-                lined = mine.hi.reshape(len(mine.hi), -1, shape[-1])
-                rows = self._tokens(mine.hi) if by_token else lined
-                factor = float(count * change.square())
-                found = gram(rows, small, by_token=by_token)
-                self.own.add_(found, alpha=factor)
-                off = (error.norm() * first + gain * (bend + drift.spread.norm())) * change
-                lost = 2 * most * off + off.square() + (gain * change).square() * apart
-                lost = count * lost + _ROUNDING * (1 + factor * found.diagonal().sum())
-                self.own_error = round_up(self.own_error + lost)
+            factor = self._factor(place, number, drift, error)
+            if drift is not None and drift.shape[-1] == 1:
+                alike.append(factor * drift.hi)
+            elif drift is not None:
+                self._add(place, mine, factor * drift.hi)
+        if alike:
+            self._add(place, mine, torch.cat(alike, 1))
+
+    def _factor(self, place: int, number: int, drift: Ball | None, error: torch.Tensor) -> torch.Tensor:
+        """What the drift in an argument is multiplied with; notes how far it can be off."""
+        facts, gain = self._facts, self.gains[place]
+        count = facts.entries[place, number]
+        of = facts.steps[place].inputs[number]
+        change, first, bend = (
+            self._of(known) for known in (facts.changes[of], facts.first[place][number], facts.bends[place][number])
+        )
+        most = gain * first * change
+        if drift is None:
+            self.own.diagonal().add_(round_up(count * most.square()))
+        else:
+            off = (error.norm() * first + gain * (bend + drift.spread.norm())) * change
+            self.own_error = round_up(self.own_error + count * (2 * most * off + off.square()))
+        return round_up(change * math.sqrt(count))
+
+    def _add(self, place: int, mine: Rows, drift: torch.Tensor) -> None:
+        """Add M M', or keep M for the one product at the end."""
+        by_token, width = self._stretch.by_token, mine.hi.shape[-1]
+        rows = self._tokens(mine.hi) if by_token else mine.hi.reshape(len(mine.hi), -1, width)
+        if by_token and drift.shape[-1] == 1:
+            self.own.add_(gram(rows, drift, by_token=True))
+            return
+        small, apart = (drift, 0.0) if by_token else reduced(drift)
+        self._factors.append(factor_of(rows, small, by_token=by_token))
+        self.own_error = round_up(self.own_error + self.gains[place].square() * apart)
 
     def _tokens(self, rows: torch.Tensor) -> torch.Tensor:
         """(rows, tokens ..., columns) to (tokens, rows, columns)."""
