@@ -22,11 +22,13 @@ def gradients(
         create_graph: whether the gradients are differentiated in turn.
 
     Returns:
-        One gradient for each point; zeros where the loss does not depend on it.
+        One dense gradient for each point; zeros where the loss does not depend on it.
     """
     if not loss.requires_grad:
         return tuple(torch.zeros_like(point) for point in points)
-    return torch.autograd.grad(loss, points, create_graph=create_graph, materialize_grads=True)
+    found = torch.autograd.grad(loss, points, create_graph=create_graph, materialize_grads=True)
+    # Embeddings may give sparse ones.
+    return tuple(part if part.layout == torch.strided else part.to_dense() for part in found)
 
 
 def refuse_broken_graph(gradient: Sequence[torch.Tensor]) -> None:

@@ -19,7 +19,7 @@ from tvgrad.record.gradient_sum import GradientSum
 from tvgrad.record.optimizer_options import OptimizerOptions
 from tvgrad.store.background import BackgroundWriter
 from tvgrad.store.writer import Content, RunWriter, cpu_copies
-from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.vectors.parameters import Weights, dense, norm
 
 Row = dict[str, Any]
 
@@ -302,7 +302,7 @@ class Collector:
         scale = getattr(optimizer, "grad_scale", None)
         divisor = None if scale is None else float(scale)
         own = {name: self.parameters[name].grad for name in self._held_by(optimizer)}
-        present = {name: gradient for name, gradient in own.items() if gradient is not None}
+        present = {name: dense(gradient) for name, gradient in own.items() if gradient is not None}
         if "gradient-norms" in self._record:
             before = self.rows[-1].get("gradient_norm", 0.0) if len(self._round) > 1 else 0.0
             self.rows[-1]["gradient_norm"] = math.hypot(before, norm(present) / (divisor or 1.0) if present else 0.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tvgrad.vectors.parameters import Weights
+from tvgrad.vectors.parameters import Weights, dense
 
 FOLD = 16
 """Gradients that are summed in their own precision (at least float32) before they enter the float64 sum.
@@ -55,18 +55,16 @@ class GradientSum:
         """
         into, what = [], []
         for name, gradient in gradients.items():
-            dense = gradient.to_dense() if gradient.layout != torch.strided else gradient
-            if divisor is not None:
-                dense = dense / divisor
+            plain = dense(gradient) if divisor is None else dense(gradient) / divisor
             if self._folding and self._counts.get(name, 0) >= FOLD and self._near[name].dtype != torch.float64:
                 self._fold(name)
             if not self._counts.get(name):
-                self._start(name, dense)
-            elif dense.dtype == self._near[name].dtype:
+                self._start(name, plain)
+            elif plain.dtype == self._near[name].dtype:
                 into.append(self._near[name])
-                what.append(dense)
+                what.append(plain)
             else:
-                self._near[name].add_(dense)
+                self._near[name].add_(plain)
             self._counts[name] = self._counts.get(name, 0) + 1
         if into:
             torch._foreach_add_(into, what)

@@ -19,6 +19,7 @@ from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.regular import reason_of
 from tvgrad.store.manifest import Manifest
 from tvgrad.store.run import Run
+from tvgrad.store.storable import storable
 from tvgrad.store.writer import cpu_copies
 from tvgrad.vectors.parameters import Weights
 
@@ -112,7 +113,7 @@ def state_of(optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> tup
         plain: dict[str, dict[str, Any]] = {}
         for index, entries in content["state"].items():
             for key, value in entries.items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and storable(value):
                     tensors[f"optimizer.{index}.{key}"] = value
                 elif _storable(value) is _NOT:
                     values["unsaved"] = f"{type(optimizer).__name__} keeps {key}, a {type(value).__name__}"

@@ -20,6 +20,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.record.optimizer_options import OptimizerOptions
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
+from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import RunWriter, cpu_copies
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.from_optimizer import rule_of_parameters
@@ -58,6 +59,9 @@ class RunHeader:
     objective: Objective | None = None
     rule: UpdateRule | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_storable(self.model)
 
     def facts(self) -> dict[str, Any]:
         """Describe how the run is made."""

@@ -26,6 +26,7 @@ from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.manifest import read_manifest
 from tvgrad.store.overwrite import require_replaceable
 from tvgrad.store.run import Run
+from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import make_rule
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         options.record_at.require_reachable(epochs, steps)
     if options.dtype is not None and options.dtype not in DTYPES:
         raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
+    require_storable(recipe.model)
     objective = recipe.objective(
         None if options.dtype is None else DTYPES[options.dtype],
         options.device,
@@ -270,6 +272,9 @@ def _step(
     batch = map_tensors(batch, lambda tensor: tensor.to(prepared.objective.device))
     optimizer.zero_grad()
     loss_of(batch).backward()
+    for parameter in prepared.model.parameters():  # most optimizers take no sparse gradients (of embeddings)
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            parameter.grad = parameter.grad.to_dense()
     prepared.rule.set_rate(optimizer, step)
     optimizer.step()
 
@@ -357,11 +362,13 @@ def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
         taken = sum(entry.nbytes for point in manifest.points for entry in point.files.values())
     weights = sum(int(tensor.nbytes) for tensor in prepared.objective.initial.values())
     static = sum(int(tensor.nbytes) for tensor in prepared.model.state_dict().values()) - weights
-    kinds = 1 + ("gradients" in options.record) + ("epoch-gradients" in options.record)
+    # Sums of gradients that are narrower than float32 are kept in float32.
+    sums = sum(tensor.numel() * max(4, tensor.dtype.itemsize) for tensor in prepared.objective.initial.values())
+    point = weights * (1 + ("gradients" in options.record)) + sums * ("epoch-gradients" in options.record)
     numbers = sorted({0, *options.record_at.steps}) if options.record_at.steps else range(prepared.epochs + 1)
     points = len(options.keep.kept(numbers))
     # While one point replaces another, both are on the disk; optimizer state is at most two copies of the weights.
-    return max(0, max(static, 0) + weights * (kinds * (points + 1) + 4) - taken)
+    return max(0, max(static, 0) + point * (points + 1) + 4 * weights - taken)
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,14 @@ class RunWriter:
         writer = cls(root, manifest, WriterLock(root), max_shard_bytes)
         try:
             require_free(root)  # again: another process may have started a run before we had the lock
-            (root / JOURNAL).unlink(missing_ok=True)
-            writer._sweep()
-            entry = None
-            if static:
-                written = write_checked_tensors(static, root / "static.safetensors", max_shard_bytes)
-                entry = FileEntry.of(root, *written)
-            writer._publish(static=entry)
+            with in_words(root):
+                (root / JOURNAL).unlink(missing_ok=True)
+                writer._sweep()
+                entry = None
+                if static:
+                    written = write_checked_tensors(static, root / "static.safetensors", max_shard_bytes)
+                    entry = FileEntry.of(root, *written)
+                writer._publish(static=entry)
         except BaseException:
             writer.close()
             raise
@@ -127,7 +128,8 @@ class RunWriter:
         try:
             manifest = read_manifest(root)
             writer = cls(root, manifest, lock, max_shard_bytes)
-            writer._sweep()
+            with in_words(root):
+                writer._sweep()
             needed = [manifest.static, manifest.state]
             needed += [point.files.get("weights") for point in (*manifest.points[:1], *manifest.points[-1:])]
             for entry in needed:
@@ -166,7 +168,7 @@ class RunWriter:
         self._lock.require_held()
         stem = self._ledger.stem(number)
         before = self._ledger.state
-        try:
+        with in_words(self.root):
             if self._unclean:
                 self._ledger.fold()
                 self._sweep()
@@ -180,12 +182,9 @@ class RunWriter:
             point = Point(number, steps, files, {name: float(value) for name, value in metrics.items()})
             dropped = self._dropped(point, keep)
             self._publish([*map(_without_tensors, dropped), point], state=saved, finished=False)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DiskFull(f"{self.root} cannot be written ({reason}): finished epochs are whole") from None
-        self._unclean = False
-        gone = [entry for one in dropped for kind, entry in one.files.items() if kind in DROPPABLE]
-        self._remove([*gone, *([before] if before is not None else [])])
+            self._unclean = False
+            gone = [entry for one in dropped for kind, entry in one.files.items() if kind in DROPPABLE]
+            self._remove([*gone, *([before] if before is not None else [])])
 
     def amend(self, number: int, tensors: Mapping[str, Weights], metrics: Mapping[str, float]) -> None:
         """Add to a recorded point what was computed later.
@@ -203,7 +202,8 @@ class RunWriter:
         if point is None:
             raise TvgradError(f"{self.root} has no {self._ledger.unit} {number} to add to")
         stem = self._ledger.stem(number)
-        files = {kind: self._written(kind, stem, content) for kind, content in tensors.items()}
+        with in_words(self.root):
+            files = {kind: self._written(kind, stem, content) for kind, content in tensors.items()}
         values = {name: float(value) for name, value in metrics.items()}
         self._publish([replace(point, files={**point.files, **files}, metrics={**point.metrics, **values})])
 
@@ -235,7 +235,8 @@ class RunWriter:
     def finish(self) -> None:
         """Note that the training came to its planned end."""
         self._lock.require_held()
-        self._ledger.finish()
+        with in_words(self.root):
+            self._ledger.finish()
 
     def close(self) -> None:
         """Give the directory back."""
@@ -299,7 +300,8 @@ class RunWriter:
     def _publish(self, points: Iterable[Point] = (), **rest: Any) -> None:
         """Change what is listed: the instant at which a point begins to exist."""
         self._lock.require_held()
-        self._ledger.publish(points, **rest)
+        with in_words(self.root):
+            self._ledger.publish(points, **rest)
 
     def _dropped(self, new: Point, keep: KeepPolicy) -> list[Point]:
         """The points that keep their tensors no longer when there is a new one."""
@@ -329,6 +331,22 @@ class RunWriter:
         """
         for relative in set(files_in(self.root)) - self.manifest.listed():
             self._remove_own(relative)
+
+
+@contextmanager
+def in_words(root: Path) -> Generator[None]:
+    """Say in a sentence what the system says of a run that is being written.
+
+    Args:
+        root: the run directory.
+
+    Raises:
+        DiskFull: something could not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskFull(f"{root} cannot be written ({reason_of(error)}): finished epochs are whole") from None
 
 
 def require_space(directory: Path, nbytes: int) -> None:

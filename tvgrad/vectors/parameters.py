@@ -167,6 +167,18 @@ def inner_product(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
     )
 
 
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Make a sparse tensor dense: the gradient of an embedding may be one.
+
+    Args:
+        tensor: of any layout.
+
+    Returns:
+        The tensor itself where it is dense.
+    """
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def norm(vector: Mapping[str, torch.Tensor]) -> float:
     """Euclidean norm of a weight vector, accumulated in float64.
 
