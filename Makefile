@@ -14,7 +14,7 @@ ORACLES := peft==0.21.2
 PEERS := pyhessian==0.1 hessian-eigenthings==1.0.0a5 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
 	einconv==0.1.0 einops==0.8.2 jaxtyping==0.3.11 linear_operator==0.6.1 opt_einsum==3.4.0 tqdm==4.70.1
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-gpu test-all check bench docs clean
 
 # torch first and alone, so that no other package's open range picks a newer one
 $(VENV)/.tvgrad: setup.cfg pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ check: $(VENV)/.dev
 
 test: check
 	$(BIN)/python -m pytest -n 2
+
+# tests that need a CUDA device; the others do without one
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
 
 test-all: check
 	$(BIN)/python -m pytest -n 2 -m 'slow or not slow'

@@ -186,13 +186,14 @@ def _gradients(
 
 
 def _batch_gradient(task: Task, weights: Weights, batch: torch.Tensor) -> Weights:
-    loss = task.objective.batch_loss
+    loss, device, home = task.objective.batch_loss, task.objective.device, task.objective.home
     parameters = trainable_parameters(task.objective.model)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    value = loss(task.train.subset(batch).batch(0, len(batch)))
-    return dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+    value = loss(task.train.subset(batch).batch(0, len(batch), device))
+    found = torch.autograd.grad(value, list(parameters.values()))
+    return {name: gradient.to(home) for name, gradient in zip(parameters, found, strict=True)}
 
 
 def _mean(gradients: Sequence[Weights], count: int) -> Weights:

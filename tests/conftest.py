@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,13 @@ import tvgrad
 tvgrad.__path__.append(str(Path(__file__).parents[1]))
 
 SECONDS, SLOW_SECONDS = 120, 1800
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, as tests speak of the CPU's kernels to the bit, unless `-m` says something of the tests for a GPU."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 # No test is timed: on a busy machine, or the first time that hypothesis builds its tables, drawing examples is slow.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

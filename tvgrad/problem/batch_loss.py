@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.samples import Batch
+from tvgrad.problem.samples import Batch, map_tensors, tensors_in
 
 NARROW_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32}
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -121,14 +121,31 @@ class BatchLoss(nn.Module):
             The number of samples, or what `count` says.
 
         Raises:
-            TvgradError: the count is negative or not finite.
+            TvgradError: the count fails, or is negative or not finite.
         """
         if self.count is None:
             return float(size_of(batch))
-        weight = float(self.count(batch))
+        weight = self._counted(batch)
         if not 0 <= weight < float("inf"):
             raise TvgradError(f"count(batch) returned {weight}: the weight of a batch in the mean cannot be that")
         return weight
+
+    def _counted(self, batch: Batch) -> float:
+        """What `count` says of a batch; on the CPU where it keeps tensors of its own there (class weights, say)."""
+        assert self.count is not None
+        try:
+            return float(self.count(batch))
+        except RuntimeError as error:
+            places = {str(tensor.device) for tensor in tensors_in(batch)} - {"cpu"}
+            if not places:
+                raise
+            try:
+                return float(self.count(map_tensors(batch, torch.Tensor.cpu)))
+            except RuntimeError:
+                raise TvgradError(
+                    f"count(batch) fails on a batch that lies on {min(places)} ({str(error).splitlines()[0]}): "
+                    "move what it keeps to the batch's device"
+                ) from error
 
 
 def _index(target: Any) -> Any:

@@ -31,6 +31,10 @@ BATCH_DEPENDENT = frozenset(ALLOWABLE)
 
 CHECKED_SAMPLES = 12
 
+REORDERED = 64
+"""Units of the last place by which a loss may differ when a GPU adds its terms in another order; a dropped unit of a
+network changes it by far more."""
+
 
 def fitted(samples: Samples, model: nn.Module, forward: object = None) -> Samples:
     """Cast float64 data to the dtype of a model that could not take it, and say so.
@@ -110,13 +114,20 @@ def _check_samples(batch_loss: BatchLoss, samples: Samples, device: torch.device
         raise TvgradError(
             f"the loss at the pretrained weights is {value.item()}: check the data, the model and the loss"
         )
-    if "dropout" not in allow and not torch.equal(value, _value(batch_loss, batch, seed=1)[0]):
+    if "dropout" not in allow and _differ(value, _value(batch_loss, batch, seed=1)[0]):
         raise UnsupportedModel(_randomness(model))
     if not depends:
         raise UnsupportedModel(
             "the loss does not depend on the trainable parameters: look for a no_grad or a detach on its way, "
             "and for the parameters that require a gradient"
         )
+
+
+def _differ(value: torch.Tensor, again: torch.Tensor) -> bool:
+    """Whether a loss is another one at a second evaluation; a GPU may add in another order each time."""
+    if value.device.type == "cpu":
+        return not torch.equal(value, again)
+    return abs(float(value) - float(again)) > REORDERED * torch.finfo(value.dtype).eps * abs(float(value))
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:
@@ -168,7 +179,8 @@ def batch_device(batch: Batch) -> torch.device:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    return map_tensors(batch, lambda tensor: tensor.to(device))
+    with torch.inference_mode(False):  # a copy that is made in inference mode could not be differentiated through
+        return map_tensors(batch, lambda tensor: tensor.to(device))
 
 
 def _equal(left: Batch, right: Batch) -> bool:

@@ -310,12 +310,12 @@ def _groupings(size: int) -> list[Grouping]:
 
 def _classes(batch_loss: BatchLoss, samples: Samples) -> torch.Tensor | None:
     """A number for each scanned sample that tells samples of different weight apart, or None; shape (positions, 2)."""
-    positions = torch.arange(len(samples))
+    positions = torch.arange(len(samples))  # on the CPU, whatever the data is on
     if not samples.in_memory and len(samples) > SCANNED:
         positions = torch.linspace(0, len(samples) - 1, SCANNED).long()
     try:
         found = [target_of(batch) for batch in samples.subset(positions).chunks(4096)]
-        targets = torch.cat([torch.as_tensor(target) for target in found])
+        targets = torch.cat([torch.as_tensor(target).cpu() for target in found])
     except (TvgradError, TypeError, ValueError, RuntimeError):
         return None
     return torch.stack([positions.double(), _weight_keys(batch_loss.loss, targets)], dim=1)
@@ -329,8 +329,8 @@ def _weight_keys(loss: Any, targets: torch.Tensor) -> torch.Tensor:
     masked = (flat < 0) | (flat == getattr(loss, "ignore_index", -1))
     weight = getattr(loss, "weight", None)
     if isinstance(loss, CLASS_WEIGHTED) and weight is not None and int(flat.masked_fill(masked, 0).max()) < len(weight):
-        weights: torch.Tensor = weight.detach().double().cpu()[flat.masked_fill(masked, 0).long().cpu()]
-        return weights.masked_fill(masked.cpu(), 0.0).sum(1)
+        weights: torch.Tensor = weight.detach().double().cpu()[flat.masked_fill(masked, 0).long()]
+        return weights.masked_fill(masked, 0.0).sum(1)
     if targets.ndim > 1:  # tokens or pixels: how many are masked is what a weight would hang on
         return masked.sum(1).double() + flat.double().mean(1) * 1e-6
     return flat[:, 0].double()

@@ -62,6 +62,7 @@ class Objective:
     Attributes:
         samples: the data, in its fixed order.
         device: where it is computed.
+        home: where the caller's model lies, and with it every gradient and product.
         evaluations: passes over the data so far.
         allowed: names of the checks that the caller switched off; reports repeat them.
 
@@ -103,7 +104,8 @@ class Objective:
             loss: callable(output, target) -> mean loss over the batch; None when `forward` returns the loss.
             data: (inputs, targets), a map-style Dataset, a DataLoader that visits each sample once, or Samples.
             chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
-            device: a torch device; `auto` stays where the model is, or takes a GPU where there is one.
+            device: a torch device to compute on; `auto` stays where the model is, or takes a GPU where there is one.
+                Results come back to where the model is, so that they go with its weights.
             count: callable(batch) -> weight of the batch in the mean; by default its number of samples.
             forward: callable(model, batch) -> output, for batches that are not (inputs, target).
             collate: makes a batch of a list of samples; by default the loader's own or PyTorch's.
@@ -117,8 +119,10 @@ class Objective:
         if chunk_size is not None and chunk_size < 1:
             raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
         self.device = resolve_device(device, model)
+        self.home = next(iter(model.parameters())).device
         if any(parameter.device != self.device for parameter in model.parameters()):
-            model = copy.deepcopy(model).to(self.device)
+            with torch.inference_mode(False):
+                model = copy.deepcopy(model).to(self.device)
         self.samples = fitted(data if isinstance(data, Samples) else Samples(data, collate), model, forward)
         self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
@@ -141,8 +145,8 @@ class Objective:
 
     @property
     def initial(self) -> Weights:
-        """The trainable weights at construction."""
-        return dict(self._initial)
+        """The trainable weights at construction, where the caller's model lies."""
+        return self._at_home(self._initial)
 
     @property
     def chunk_size(self) -> int:
@@ -205,7 +209,7 @@ class Objective:
             at: weights; by default those at construction.
 
         Returns:
-            Name -> tensor in the parameter's dtype, accumulated in float64.
+            Name -> tensor in the parameter's dtype, accumulated in float64, where the caller's model lies.
         """
         return self.value_and_gradient(at)[1]
 
@@ -232,7 +236,7 @@ class Objective:
                 sums.add(gradient, weight)
                 total += weight * value.double()
         self.evaluations.gradients += 1
-        return float(total) / nonzero(sums.weight), sums.mean()
+        return float(total) / nonzero(sums.weight), self._at_home(sums.mean())
 
     def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Multiply the full-batch Hessian with a vector.
@@ -259,7 +263,7 @@ class Objective:
             at: weights; by default those at construction.
 
         Returns:
-            One product for each vector, in the parameter's dtype.
+            One product for each vector, in the parameter's dtype, where the caller's model lies.
         """
         weights = self._check(at)
         directions = [self._check(vector) for vector in vectors]
@@ -270,7 +274,7 @@ class Objective:
             for chunk, weight in self._chunks():
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
-        return [accumulated.mean() for accumulated in sums]
+        return [self._at_home(accumulated.mean()) for accumulated in sums]
 
     def hessian_operator(self, at: Mapping[str, torch.Tensor] | None = None) -> LinearOperator:
         """The full-batch Hessian as an operator of scipy, for its eigenvalue solvers and for estimators of a trace.
@@ -312,6 +316,9 @@ class Objective:
             return images.reshape(columns.shape)
 
         return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=np.float64)
+
+    def _at_home(self, vector: Mapping[str, torch.Tensor]) -> Weights:
+        return {name: tensor.to(self.home) for name, tensor in vector.items()}
 
     def _loss(
         self,

@@ -189,7 +189,8 @@ class Samples:
             made = self._collate([self._dataset[int(position)] for position in positions])
         if self.dtype is None and self._rounded is None and device is None:
             return made
-        return map_tensors(made, lambda tensor: self._cast(tensor, device))
+        with torch.inference_mode(False):  # a copy that is made in inference mode could not be differentiated through
+            return map_tensors(made, lambda tensor: self._cast(tensor, device))
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Cut the data set into batches of at most `size` samples, in order, none left out.

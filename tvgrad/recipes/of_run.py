@@ -7,6 +7,7 @@ import copy
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.numerics.device import resolve_device
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.catalogue import load_recipes
@@ -45,7 +46,8 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
         run: the run.
         recipe: its recipe.
         dtype: by default the run's own.
-        device: where to compute.
+        device: where to compute; `auto` is the device that the run was made on, whose kernels round as it did, where
+            there is one here.
 
     Returns:
         The objective, at the run's pretrained weights.
@@ -67,12 +69,19 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
         ) from None
     return recipe.objective(
         dtype or own,
-        device,
+        _device_of(run) if device == "auto" else device,
         samples=samples.as_rounded_to(own),
         model=model,
         chunk_size=run.info.get("chunk_size"),
         allow=run.info.get("allowed", ()),
     )
+
+
+def _device_of(run: Run) -> str:
+    try:
+        return str(resolve_device(str(run.info.get("device", "auto"))))
+    except TvgradError:
+        return "auto"
 
 
 def _fits(found: str, recorded: str | None) -> bool:

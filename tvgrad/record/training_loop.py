@@ -259,7 +259,7 @@ def _full_step(prepared: Prepared, optimizer: torch.optim.Optimizer, recorder: R
     gradient = recorder.gradient or prepared.objective.gradient(parameters)
     for name, parameter in parameters.items():
         # A copy, because some optimizers change the gradient in place.
-        parameter.grad = gradient[name].clone()
+        parameter.grad = gradient[name].to(parameter.device, copy=True)
     prepared.rule.set_rate(optimizer, recorder.steps)
     optimizer.step()
     recorder.note_step(batch_size=len(prepared.samples))

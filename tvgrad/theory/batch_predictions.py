@@ -90,7 +90,7 @@ def predict_batches(
         TvgradError: the rule is not linear.
     """
     linear = linear_rule(rule)
-    start = to_float64(objective.initial if at is None else at, objective.device)
+    start = to_float64(objective.initial if at is None else at, objective.home)
     counts = Evaluations()
     # Coupled decay acts on the displacement at which a gradient is taken: it is part of the gradients here.
     decay = linear.coupled_decay

@@ -181,8 +181,8 @@ class _BudgetMaker:
                 f"{run.root} was trained by {self.rule.name}, whose preconditioner is known from the consumed "
                 f"gradients alone, and {plan.reason}"
             )
-        self.device = objective.device
-        self.start = to_float64(run.weights(0), self.device)
+        self.home = objective.home
+        self.start = to_float64(run.weights(0), self.home)
         self.before = objective.evaluations.copy()
         self.batch_counts = Evaluations()
         self.batches = list(itertools.chain.from_iterable(schedule.batches or ()))
@@ -196,7 +196,7 @@ class _BudgetMaker:
         loss = self.objective.batch_loss
         if loss.count is None:
             return np.array([float(len(indices)) for indices in self.batches])
-        pick, device = self.objective.samples.subset, self.device
+        pick, device = self.objective.samples.subset, self.objective.device
         return np.array([loss.weight(pick(indices).batch(0, len(indices), device)) for indices in self.batches])
 
     def _empty_sums(self, epoch: int, sizes: np.ndarray) -> EpochSums:
@@ -225,7 +225,7 @@ class _BudgetMaker:
             if step is None:
                 moved = predicted.task_vector
             else:
-                theta = to_float64(step.theta, self.device)
+                theta = to_float64(step.theta, self.home)
                 moved = difference(theta, self.start)
                 full.step(step.consumed, theta)
                 if without_decay is not full:
@@ -247,9 +247,9 @@ class _BudgetMaker:
     def _steps(self) -> Iterable[RecordedStep | None]:
         """The steps; None for each where consumed gradients and moving weights are left out."""
         if self.plan.source is Source.RECORDS:
-            return recorded_steps(self.run, self.schedule) or ()
+            return (step.to(self.home) for step in recorded_steps(self.run, self.schedule) or ())
         if self.plan.source is Source.REPLAY:
-            return replayed_steps(self.run, self.objective, self.schedule)
+            return (step.to(self.home) for step in replayed_steps(self.run, self.objective, self.schedule))
         return [None] * len(self.batches if self.plan.batches else ())
 
     def _add_batch(self, index: int, moved: Weights, later: list[EpochSums]) -> Weights:
@@ -272,7 +272,7 @@ class _BudgetMaker:
         if self.plan.source is Source.REPLAY:
             sums.mismatch = mismatch(self.run, step)
             if sums.mismatch:
-                sums.nodes[Row.REPLAY_MISMATCH] = difference(to_float64(after, self.device), self.start)
+                sums.nodes[Row.REPLAY_MISMATCH] = difference(to_float64(after, self.home), self.start)
 
     def budget(self) -> ErrorBudget:
         """Make the budget of what was summed."""
@@ -312,7 +312,7 @@ class _BudgetMaker:
     def _full_gradient(self) -> Weights:
         """g_0: as consumed where the optimizer consumed that very tensor, else computed."""
         if self.schedule.full and records_first_gradient(self.run):
-            return to_float64(self.run.gradient(0), self.device)
+            return to_float64(self.run.gradient(0), self.home)
         return to_float64(self.objective.gradient(self.start))
 
     def _predict_displacement(self, epoch: int, gradient: Weights) -> None:

@@ -231,9 +231,9 @@ def expand(
     Returns:
         The expansion.
     """
-    start = to_float64(objective.initial if at is None else at, objective.device)
+    start = to_float64(objective.initial if at is None else at, objective.home)
     loss_gradient = objective.gradient(at) if gradient is None else dict(gradient)
-    v = to_float64(loss_gradient, objective.device)
+    v = to_float64(loss_gradient, objective.home)
     if rule.coupled_decay:
         v = combination((1.0, v), (rule.coupled_decay, start))
     w, *others = (to_float64(one) for one in objective.hvps([v, start] if rule.decoupled_decay else [v], at))

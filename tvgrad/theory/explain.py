@@ -192,7 +192,7 @@ def _affords_quadratic(objective: Objective, schedule: Schedule, seconds: float 
 def _full_batch_errors(
     run: Run, objective: Objective, schedule: Schedule, kept: Sequence[int], quadratic: bool
 ) -> Iterator[SecondOrderError]:
-    rule, start = linear_rule(schedule.rule), to_float64(run.weights(0), objective.device)
+    rule, start = linear_rule(schedule.rule), to_float64(run.weights(0), objective.home)
     expansion = expand(objective, rule, start, run.gradient(0) if records_first_gradient(run) else None)
     path: Iterator[Weights] = iter(())
     if quadratic and schedule.full:

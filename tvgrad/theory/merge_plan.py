@@ -277,7 +277,7 @@ def _given(objectives: Sequence[Objective], vectors: Sequence[Mapping[str, torch
             raise TvgradError(f"task vector {number} does not fit the model of its task: {misfit}")
         if not all(torch.isfinite(tensor).all() for tensor in vector.values()):
             raise TvgradError(f"task vector {number} is not finite: leave that task out")
-    return [to_float64(vector, objectives[0].device) for vector in vectors]
+    return [to_float64(vector, objectives[0].home) for vector in vectors]
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _curvatures(
     if all_pairs:
         found = []
         for objective in objectives:
-            matrix = against([to_float64(one, objective.device) for one in objective.hvps(vectors)])
+            matrix = against([to_float64(one, objective.home) for one in objective.hvps(vectors)])
             found.append((matrix + matrix.T) / 2)
         pairs = np.array(found)
         return _Curvatures(slopes, pairs, np.array([matrix[s] for s, matrix in enumerate(pairs)]), pairs.sum(axis=2))
@@ -341,8 +341,8 @@ def _curvatures(
             [product] = objective.hvps([along])
         else:
             product, mine = objective.hvps([along, vectors[task]])
-        merged.append(to_float64(product, objective.device))
-        own.append(to_float64(mine, objective.device))
+        merged.append(to_float64(product, objective.home))
+        own.append(to_float64(mine, objective.home))
     return _Curvatures(slopes, None, against(own), against(merged))
 
 

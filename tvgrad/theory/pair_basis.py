@@ -64,7 +64,7 @@ class PairBasis:
         Raises:
             TvgradError: a gradient or a product is not finite.
         """
-        device = objectives[0].device
+        device = objectives[0].home
         gradients = [to_float64(task.gradient(), device) for task in objectives]
         vectors: list[Weights] = [to_float64(objectives[0].initial, device), *gradients]
         for place, task in enumerate(objectives):

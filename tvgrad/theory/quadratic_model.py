@@ -88,7 +88,7 @@ def quadratic_model(objective: Objective, rule: UpdateRule, batch_size: int | No
     """
     variance = preconditioner = roots = None
     if isinstance(rule, Adam):
-        start = to_float64(objective.initial, objective.device)
+        start = to_float64(objective.initial, objective.home)
         loss, gradient, variance = _batch_gradients(objective, batch_size)
         decayed = combination((1.0, gradient), (rule.coupled_decay, start))
         roots = {name: tensor.square().add_(variance[name]).sqrt_() for name, tensor in decayed.items()}
@@ -124,7 +124,7 @@ def _preconditioner(rule: Adam, roots: Weights) -> Weights:
 
 def _first_direction(objective: Objective, rule: UpdateRule, gradient: Weights, roots: Weights | None) -> Weights:
     """Where the first step goes, decay included: the basis must have it, or the model is blind on that way."""
-    start = to_float64(objective.initial, objective.device)
+    start = to_float64(objective.initial, objective.home)
     direction = combination((1.0, gradient), (rule.coupled_decay, start))
     if roots is not None:
         assert isinstance(rule, Adam)
@@ -150,7 +150,7 @@ def _krylov(
         if not left > DEPENDENT * before:
             break
         basis.append(combination((1 / left, ahead)))
-        products.append(to_float64(objective.hvp(basis[-1]), objective.device))
+        products.append(to_float64(objective.hvp(basis[-1]), objective.home))
         ahead = _times(preconditioner, products[-1])
     return tuple(basis), tuple(products)
 
@@ -169,7 +169,7 @@ def _batch_gradients(objective: Objective, batch_size: int | None) -> tuple[floa
         if not weight:
             continue
         value, found = one.value_and_gradient()
-        gradient = to_float64(found, objective.device)
+        gradient = to_float64(found, objective.home)
         if total is None or squares is None:
             total, squares = zeros_like(gradient), zeros_like(gradient)
         add_scaled(total, gradient, weight)

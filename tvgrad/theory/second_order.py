@@ -252,8 +252,8 @@ def _change_of_gradient(
     moved = {name: end[name].double() - start[name].double() for name in start}
     actual = norm(
         difference(
-            to_float64(objective.gradient(end), objective.device),
-            to_float64(expansion.loss_gradient, objective.device),
+            to_float64(objective.gradient(end), objective.home),
+            to_float64(expansion.loss_gradient, objective.home),
         )
     )
     said = norm(objective.hvp(moved, at))
@@ -324,7 +324,7 @@ def quadratic_path(
     Yields:
         The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
     """
-    gradient = to_float64(expansion.loss_gradient, objective.device)
+    gradient = to_float64(expansion.loss_gradient, objective.home)
     model = Trajectory(rule, expansion.start)
     for step in range(epochs):
         if step == 0:

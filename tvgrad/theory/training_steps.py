@@ -99,6 +99,28 @@ class RecordedStep:
     unclipped: Weights
     after: Weights | None
 
+    def to(self, device: torch.device) -> RecordedStep:
+        """The same step with its tensors on a device.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The step; tensors that lie there already are shared.
+        """
+
+        def moved(vector: Weights) -> Weights:
+            return {name: tensor.to(device) for name, tensor in vector.items()}
+
+        consumed = moved(self.consumed)
+        return RecordedStep(
+            self.epoch,
+            moved(self.theta),
+            consumed,
+            consumed if self.unclipped is self.consumed else moved(self.unclipped),
+            None if self.after is None else moved(self.after),
+        )
+
 
 def schedule_of(run: Run, epoch: int) -> Schedule:
     """Read rates, batches and clipping of all steps up to an epoch.
