@@ -104,8 +104,7 @@ class Objective:
             loss: callable(output, target) -> mean loss over the batch; None when `forward` returns the loss.
             data: (inputs, targets), a map-style Dataset, a DataLoader that visits each sample once, or Samples.
             chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
-            device: a torch device to compute on; `auto` stays where the model is, or takes a GPU where there is one.
-                Results come back to where the model is, so that they go with its weights.
+            device: where to compute; `auto` stays where the model is, or takes a GPU where there is one.
             count: callable(batch) -> weight of the batch in the mean; by default its number of samples.
             forward: callable(model, batch) -> output, for batches that are not (inputs, target).
             collate: makes a batch of a list of samples; by default the loader's own or PyTorch's.
@@ -120,17 +119,16 @@ class Objective:
             raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
         self.device = resolve_device(device, model)
         self.home = next(iter(model.parameters())).device
-        if any(parameter.device != self.device for parameter in model.parameters()):
-            with torch.inference_mode(False):
+        with torch.inference_mode(False):
+            if any(parameter.device != self.device for parameter in model.parameters()):
                 model = copy.deepcopy(model).to(self.device)
+            self._initial = weights_of(model)
         self.samples = fitted(data if isinstance(data, Samples) else Samples(data, collate), model, forward)
         self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
         self.evaluations = Evaluations()
         self._batch_loss = BatchLoss(model, loss, forward, count)
         self._chunk_size = chunk_size
-        with torch.inference_mode(False):
-            self._initial = weights_of(model)
         check_problem(self._batch_loss, self.samples, self.device, self.allowed)
 
     @property
@@ -146,7 +144,7 @@ class Objective:
     @property
     def initial(self) -> Weights:
         """The trainable weights at construction, where the caller's model lies."""
-        return self._at_home(self._initial)
+        return {name: tensor.to(self.home) for name, tensor in self._initial.items()}
 
     @property
     def chunk_size(self) -> int:
@@ -236,7 +234,7 @@ class Objective:
                 sums.add(gradient, weight)
                 total += weight * value.double()
         self.evaluations.gradients += 1
-        return float(total) / nonzero(sums.weight), self._at_home(sums.mean())
+        return float(total) / nonzero(sums.weight), sums.mean(self.home)
 
     def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Multiply the full-batch Hessian with a vector.
@@ -274,7 +272,7 @@ class Objective:
             for chunk, weight in self._chunks():
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
-        return [self._at_home(accumulated.mean()) for accumulated in sums]
+        return [accumulated.mean(self.home) for accumulated in sums]
 
     def hessian_operator(self, at: Mapping[str, torch.Tensor] | None = None) -> LinearOperator:
         """The full-batch Hessian as an operator of scipy, for its eigenvalue solvers and for estimators of a trace.
@@ -316,9 +314,6 @@ class Objective:
             return images.reshape(columns.shape)
 
         return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=np.float64)
-
-    def _at_home(self, vector: Mapping[str, torch.Tensor]) -> Weights:
-        return {name: tensor.to(self.home) for name, tensor in vector.items()}
 
     def _loss(
         self,

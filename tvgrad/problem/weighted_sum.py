@@ -42,14 +42,17 @@ class WeightedSum:
             else:
                 self._sums[name] = plain.to(torch.float64, copy=True).mul_(weight)
 
-    def mean(self) -> Weights:
+    def mean(self, home: torch.device) -> Weights:
         """Divide by the weight; the sums are used up.
+
+        Args:
+            home: the device of the result.
 
         Returns:
             Name -> tensor.
         """
         weight = nonzero(self.weight)
-        return {name: self._sums[name].div_(weight).to(dtype) for name, dtype in self._dtypes.items()}
+        return {name: self._sums[name].div_(weight).to(home, dtype) for name, dtype in self._dtypes.items()}
 
 
 def nonzero(weight: float) -> float:
