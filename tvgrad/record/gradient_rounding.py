@@ -66,7 +66,7 @@ def _gradient(objective: Objective, wide: BatchLoss, weights: Mapping[str, torch
         if weight > 0:
             parts = wide(chunk, lambda loss: gradients(loss, tuple(parameters.values())))
             sums.add(dict(zip(parameters, parts, strict=True)), weight)
-    return sums.mean()
+    return sums.mean(objective.home)
 
 
 def _free_bytes(device: torch.device) -> float:
