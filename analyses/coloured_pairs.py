@@ -27,6 +27,7 @@ from .concept_figures import panels
 from .concept_verdicts import overall
 from .intervals import Interval, seed_mean
 from .resumable_cache import ResumableCache, Rows
+from .task_training import FEWEST as FEWEST_SAMPLES
 from .task_training import tasks_of, train_alone
 
 KINDS = ("aligned", "irrelevant", "contradictory")
@@ -65,6 +66,8 @@ def analyse(
     """
     if seeds < FEWEST or lambdas < FEWEST + 1:
         raise TvgradError(f"seeds must be at least 2 and lambdas at least 3, not {seeds} and {lambdas}")
+    if samples < FEWEST_SAMPLES:
+        raise TvgradError(f"samples must be at least {FEWEST_SAMPLES}, not {samples}")
     recipes = load_recipes(target)
     if [recipe.name for recipe in recipes] != list(COLOURS):
         raise TvgradError(

@@ -7,6 +7,7 @@ on both tasks for every lambda: hinge losses, margins (means over test samples) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -28,16 +29,24 @@ MOST_RHO, MOST_LAMBDA = 0.8, 2.0
 FEWEST = 2
 
 
-def evenly(most: float, count: int) -> list[float]:
+def evenly(most: float, count: int, name: str) -> list[float]:
     """Spread numbers evenly.
 
     Args:
-        most: the largest; the smallest is minus that.
+        most: the largest, above 0; the smallest is minus that.
         count: how many, at least two.
+        name: of the numbers, for a message.
 
     Returns:
         The numbers, rounded to six digits.
+
+    Raises:
+        TvgradError: there are fewer than two, or the largest is no number above 0.
     """
+    if count < FEWEST:
+        raise TvgradError(f"{name}s must be at least {FEWEST}, not {count}: intervals and figures need several")
+    if not 0 < most < math.inf:
+        raise TvgradError(f"most_{name} must be a finite number above 0, not {most:g}")
     return [round(most * (2 * place / (count - 1) - 1), 6) for place in range(count)]
 
 

@@ -61,7 +61,12 @@ def analyse(
     setting = setting_of(target, mix, steps)
     grid = predicted(
         concept_grid(
-            setting, evenly(most_rho, rhos), evenly(most_lambda, lambdas), seeds, cells=cells, progress=progress
+            setting,
+            evenly(most_rho, rhos, "rho"),
+            evenly(most_lambda, lambdas, "lambda"),
+            seeds,
+            cells=cells,
+            progress=progress,
         )
     )
     sides = {"lambda >= 0": grid[grid["lam"] >= 0], "lambda < 0": grid[grid["lam"] < 0]}

@@ -9,6 +9,7 @@ measured margins m_i of the models on the mixture the threshold is 1 over their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -125,7 +126,7 @@ def read_mixture(text: str) -> list[float]:
         gammas = [float(part) for part in text.split(":")]
     except ValueError:
         gammas = []
-    if len(gammas) != TASKS or not any(gammas):
+    if len(gammas) != TASKS or not any(gammas) or not all(map(math.isfinite, gammas)):
         raise TvgradError(f"{text!r} is no mixture of {TASKS} tasks: give {TASKS} numbers, as in 0.6:-0.6:0")
     return gammas
 

@@ -55,7 +55,12 @@ def analyse(
     """
     setting = setting_of(target, mix, steps)
     grid = concept_grid(
-        setting, evenly(most_rho, rhos), evenly(most_lambda, lambdas), seeds, cells=cells, progress=progress
+        setting,
+        evenly(most_rho, rhos, "rho"),
+        evenly(most_lambda, lambdas, "lambda"),
+        seeds,
+        cells=cells,
+        progress=progress,
     )
     found = thresholds(grid)
     table = _summary(found)

@@ -24,6 +24,7 @@ from .intervals import Interval
 from .jackknife import jackknife
 from .pair_study import EPOCHS, RULES, pair_rows
 from .resumable_cache import ResumableCache, Rows
+from .task_training import FEWEST
 
 FAMILIES = "digits,suite,suite-vit,coloured-digits"
 RATES = {"digits": 0.05, "suite": 2e-3, "suite-vit": 2e-3, "coloured-digits": 5e-3}
@@ -55,17 +56,22 @@ def analyse(
         The result.
 
     Raises:
-        TvgradError: no seed, or a recipe of one task.
+        TvgradError: no seed, too few samples, no recipe, or one of fewer than three tasks.
     """
     if seeds < 1:
         raise TvgradError(f"seeds must be at least 1, not {seeds}")
+    if samples < FEWEST:
+        raise TvgradError(f"samples must be at least {FEWEST}, not {samples}")
     store = ResumableCache(cells, {"samples": samples})
-    names = [name.strip() for name in target.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in target.split(",") if name.strip()))
+    if not names:
+        raise TvgradError(f"{target!r} names no recipe: give some, with commas between them, as in {FAMILIES}")
+    families = {name: load_recipes(name) for name in names}  # all at first: a wrong name is told before long work
     rows: Rows = []
-    for place, name in enumerate(names):
-        recipes = load_recipes(name)
+    for name, recipes in families.items():
         if len(recipes) < 3:
             raise TvgradError(f"{name} has {len(recipes)} of the three tasks or more that make pairs: give another one")
+    for place, (name, recipes) in enumerate(families.items()):
         rate = RATES.get(name, recipes[0].lr)
         for seed in range(seeds):
             key = {"target": name.replace("/", "_"), "rate": rate, "seed": seed}

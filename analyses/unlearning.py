@@ -11,6 +11,7 @@ its largest entries, gradient ascent on the text, and training on the others, wh
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -112,18 +113,19 @@ def analyse(
     Raises:
         TvgradError: the target has no task of language, fewer than two alike ones, or an option is out of range.
     """
+    study = Study(learning, epochs, against, prompts, tuple(strengths), tuple(ranks), tuple(shares), lora, rate)
+    _check(study, seeds, blocks)
     recipes = {recipe.name: _shortened(recipe, blocks) for recipe in load_recipes(target)}
     probes = {name: probe_of(recipe, prompts) for name, recipe in recipes.items()}
-    wanted = [name for name in texts if name] or list(recipes)
+    wanted = list(dict.fromkeys(name for name in texts if name)) or list(recipes)
     missing = [name for name in (*wanted, unrelated) if name not in recipes]
     if missing or len(recipes) < 3:
         raise TvgradError(
             f"{target} has the texts {', '.join(recipes)}"
             + (f" and none called {missing[0]!r}" if missing else ": a study takes two alike ones and another")
         )
-    if min(seeds, learning, epochs, against, prompts, rate, *strengths) <= 0 or min(lora, blocks) < 0:
-        raise TvgradError("seeds, epochs, prompts, rate and strengths must be above 0: choose larger ones")
-    study = Study(learning, epochs, against, prompts, tuple(strengths), tuple(ranks), tuple(shares), lora, rate)
+    if wanted == [unrelated]:
+        raise TvgradError(f"{unrelated!r} is the unrelated text, which is like no other: give another one to forget")
     amount = f", {blocks} blocks of each text at the most" if blocks else ""
     amount += f", {rate:g} times its rate" if rate != 1 else ""
     said = f"{target}{amount}, {seeds} seed{'s' if seeds > 1 else ''}, {study}"
@@ -141,6 +143,22 @@ def analyse(
     measured = pd.DataFrame(rows)
     found = forgetting(measured, list(recipes))
     return _result(measured, found, unrelated=unrelated, texts=list(recipes), said=said)
+
+
+def _check(study: Study, seeds: int, blocks: int) -> None:
+    """Refuse an option that is out of range, before anything is loaded."""
+    counts = {"seeds": seeds, "learning": study.learning, "epochs": study.epochs, "against": study.against}
+    above = [*counts.items(), ("prompts", study.prompts), ("rate", study.rate)]
+    above += [("strengths", value) for value in study.strengths] + [("ranks", value) for value in study.ranks]
+    for name, value in above:
+        if not 0 < value < math.inf:
+            raise TvgradError(f"{name} must be a finite number above 0, not {value:g}")
+    for share in study.shares:
+        if not 0 < share <= 1:
+            raise TvgradError(f"shares are of all entries and lie above 0 and up to 1: {share:g} does not")
+    for name, value in (("lora", study.lora), ("blocks", blocks)):
+        if value < 0:
+            raise TvgradError(f"{name} must be at least 0, not {value}: give 0 to do without")
 
 
 def _shortened(recipe: Recipe, blocks: int) -> Recipe:
@@ -280,7 +298,7 @@ def _result(
         outcome=overall(outcomes),
         evidence=f"{'; '.join(parts)}; conditions: {said}",
         table=found,
-        draw=partial(_draw, measured, alike[0], unrelated),
+        draw=partial(_draw, measured, str(pairs["text"].iloc[0]), unrelated),
         others={"methods": partial(_draw_methods, pairs)},
         verdicts=tuple(_verdict(str(method), part, dense) for method, part in pairs.groupby("method", sort=False)),
     )

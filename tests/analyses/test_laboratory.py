@@ -210,6 +210,10 @@ def test_rotations_are_drawn_in_parts() -> None:
             ["task_addition", "--set", "most_rho=1.2"],
             "rho is the cosine of two tasks and lies between -1 and 1, not -1.2",
         ),
+        (["task_addition", "--set", "rhos=1"], "rhos must be at least 2, not 1"),
+        (["task_negation", "--set", "most_lambda=nan"], "most_lambda must be a finite number above 0, not nan"),
+        (["mechanism", "--set", "most_rho=0"], "most_rho must be a finite number above 0, not 0"),
+        (["out_of_domain", "--set", "mixtures=nan:0:0"], "'nan:0:0' is no mixture of 3 tasks"),
         (["mechanism", "--set", "mix=6,2,2,40,36"], "40 irrelevant patterns and 2 directions of tasks cannot be"),
         (
             ["task_negation", "--on", "digits"],
@@ -249,4 +253,4 @@ def test_the_command_runs_an_analysis_on_its_own_tasks(tmp_path: Path, capsys: p
 def test_conditions() -> None:
     assert setting_of("conceptual", MIX, 7) == ConceptSetting(TokenMix(), steps=7)
     assert read_mixture("0.6:-0.6:0") == [0.6, -0.6, 0.0]
-    assert concept_grid.evenly(0.8, 5) == [-0.8, -0.4, 0.0, 0.4, 0.8]
+    assert concept_grid.evenly(0.8, 5, "rho") == [-0.8, -0.4, 0.0, 0.4, 0.8]

@@ -140,11 +140,24 @@ def test_a_small_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_a_wrong_name_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "few.py").write_text(PAIRS)
+    monkeypatch.setattr(task_pairs, "pair_rows", None)
+    with pytest.raises(TvgradError, match="nonsense"):
+        task_pairs.analyse(f"{tmp_path}/few.py:tasks,nonsense")
+
+
 def test_bad_input() -> None:
     with pytest.raises(TvgradError, match="seeds must be at least 1, not 0"):
         task_pairs.analyse("digits", seeds=0)
     with pytest.raises(TvgradError, match="has 2 of the three tasks or more"):
         task_pairs.analyse("conceptual-aligned")
+    with pytest.raises(TvgradError, match="samples must be at least 10, not 9"):
+        task_pairs.analyse("digits", samples=9)
+    with pytest.raises(TvgradError, match="' , ' names no recipe"):
+        task_pairs.analyse(" , ")
+    with pytest.raises(TvgradError, match="samples must be at least 10, not 0"):
+        coloured_pairs.analyse(samples=0)
     with pytest.raises(TvgradError, match="digits has not the tasks red, aligned"):
         coloured_pairs.analyse("digits")
     with pytest.raises(TvgradError, match="seeds must be at least 2 and lambdas at least 3, not 1 and 9"):

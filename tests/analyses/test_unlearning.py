@@ -136,7 +136,7 @@ def test_a_study_measures_every_method_and_goes_on_where_it_was(recipes, monkeyp
     monkeypatch.setattr(unlearning, "load_recipes", lambda target: recipes)
     start = taken(recipes[0].model)
     options = {"seeds": 2, "learning": 1, "epochs": 1, "against": 2, "prompts": 2, "strengths": (1.0, 9.0), "lora": 1}
-    options |= {"ranks": (1,), "shares": (0.5,), "texts": ("one",), "cells": str(tmp_path / "cells")}
+    options |= {"ranks": (1,), "shares": (0.5,), "texts": ("two",), "cells": str(tmp_path / "cells")}
     told = []
     result = unlearning.analyse("mine", progress=lambda done, total: told.append((done, total)), **options)
     assert told == [(1, 2), (2, 2)]
@@ -208,8 +208,13 @@ def test_what_is_no_language_is_said_in_one_sentence(recipes, monkeypatch) -> No
         (recipes[:2], {}, "and none called 'licence'"),
         (recipes, {"texts": ("novel",)}, "and none called 'novel'"),
         ([recipes[0], recipes[2]], {}, "two alike ones and another"),
-        (recipes, {"seeds": 0}, "must be above 0"),
-        (recipes, {"blocks": -1}, "must be above 0"),
+        (recipes, {"seeds": 0}, "seeds must be a finite number above 0, not 0"),
+        (recipes, {"rate": math.nan}, "rate must be a finite number above 0, not nan"),
+        (recipes, {"strengths": (1.0, math.inf)}, "strengths must be a finite number above 0, not inf"),
+        (recipes, {"ranks": (0,)}, "ranks must be a finite number above 0, not 0"),
+        (recipes, {"shares": (1.5,)}, "up to 1: 1.5 does not"),
+        (recipes, {"blocks": -1}, "blocks must be at least 0, not -1"),
+        (recipes, {"texts": ("licence",)}, "'licence' is the unrelated text"),
     ]
     for given, options, said in cases:
         monkeypatch.setattr(unlearning, "load_recipes", lambda target, given=given: given)

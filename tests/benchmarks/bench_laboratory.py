@@ -75,7 +75,7 @@ def figures(rounds: int, quick: bool) -> Iterator[Figure]:
     """
     setting = ConceptSetting(TokenMix())
     shape = QUICK if quick else (RHOS, LAMBDAS, SEEDS)
-    rhos, lambdas = evenly(MOST_RHO, shape[0]), evenly(MOST_LAMBDA, shape[1])
+    rhos, lambdas = evenly(MOST_RHO, shape[0], "rho"), evenly(MOST_LAMBDA, shape[1], "lambda")
     concept_grid(setting, rhos[:2], lambdas[:2], 2)  # the first call is slower
     name = f"laboratory, {shape[0]} x {shape[1]} x {shape[2]} models"
     grids, loops, processors, loop_processors = [], [], [], []
