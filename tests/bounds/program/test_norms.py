@@ -15,9 +15,10 @@ from tvgrad.bounds.program.affine import Linear, MatrixProduct, Multiple, Produc
 from tvgrad.bounds.program.attention import Attention
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
-from tvgrad.bounds.program.elementwise import Smooth, Square
+from tvgrad.bounds.program.elementwise import InverseRoot, Smooth, Square
 from tvgrad.bounds.program.normalisation import LayerNorm, Softmax
 from tvgrad.bounds.program.operation import Enclosure, Operation
+from tvgrad.bounds.program.patches import Patches
 from tvgrad.bounds.program.rearrangements import Total
 
 Function = Callable[..., torch.Tensor]
@@ -31,6 +32,13 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 def layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return nn.functional.layer_norm(x, (4,), w, b, 0.1)
 
+
+def rms_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return nn.functional.rms_norm(x, (4,), w, 0.1)
+
+
+# what is read by the four windows of 2 x 2 in a picture of 3 x 3
+WINDOWS = torch.tensor([[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]])
 
 CASES: dict[str, tuple[Operation, Function, tuple[tuple[int, ...], ...], float]] = {
     "matrix product": (MatrixProduct(), torch.matmul, ((2, 3), (3, 2)), 0.9),
@@ -48,6 +56,8 @@ CASES: dict[str, tuple[Operation, Function, tuple[tuple[int, ...], ...], float]]
     "softmax": (Softmax(), lambda x: torch.softmax(x, -1), ((1, 2),), 0.5),
     "softmax of three": (Softmax(), lambda x: torch.softmax(x, -1), ((2, 3),), 0.3),
     "layer norm": (LayerNorm(0.1), layer_norm, ((2, 4), (4,), (4,)), 0.3),
+    "rms norm": (LayerNorm(0.1, centred=False), rms_norm, ((2, 4), (4,)), 0.3),
+    "patches": (Patches(WINDOWS), lambda x: nn.functional.unfold(x[None], 2)[0].T, ((1, 3, 3),), 0.99),
     "attention": (Attention(0.6, None), attention, ((1, 3, 2), (1, 3, 2), (1, 3, 2)), 0.2),
     "cross-entropy": (RowsCrossEntropy(0.0), lambda z: nn.functional.cross_entropy(z, LABELS[0]), ((1, 2),), 0.5),
 }
@@ -111,6 +121,22 @@ ATTAINED: dict[str, tuple[Operation, Function, list[list[float]], list[float] | 
     "softmax of two": (Softmax(), lambda x: torch.softmax(x, -1), [[0.3, 0.3]], None),
     "layer norm": (LayerNorm(0.1), lambda x: nn.functional.layer_norm(x, (3,), eps=0.1), [[0.2, 0.2, 0.2]], None),
     "tanh": (Smooth("tanh"), torch.tanh, [[0.0]], None),
+    "rms norm": (
+        LayerNorm(0.1, centred=False),
+        lambda x: nn.functional.rms_norm(x, (3,), eps=0.1),
+        [[0.0, 0.0, 0.0]],
+        None,
+    ),
+    "bend of rms norm": (
+        LayerNorm(0.1, centred=False),
+        lambda x: nn.functional.rms_norm(x, (2,), eps=0.1),
+        # a.u = 1 / sqrt 3 along the row itself, of length sqrt d: |x|^2 / d = eps / 2
+        [[0.1**0.5, 0.0]],
+        [1.0, 0.0],
+    ),
+    "inverse root": (InverseRoot(), lambda x: 1 / x.sqrt(), [[0.3]], None),
+    "bend of inverse root": (InverseRoot(), lambda x: 1 / x.sqrt(), [[0.3]], [1.0]),
+    "patches": (Patches(WINDOWS), lambda x: nn.functional.unfold(x[None], 2)[0].T, [[[[0.0] * 3] * 3]], None),
     "bend of tanh": (Smooth("tanh"), torch.tanh, [[0.6584789484624084]], [1.0]),
 }
 
@@ -122,8 +148,9 @@ def test_a_bound_one_per_cent_smaller_is_caught(name: str) -> None:
     given, value = enclosed(args, 0.0), function(*args)
     out = Enclosure.of(Ball.exact(value[None], precise=False), torch.zeros(1, dtype=torch.float64))
     if p is None:
-        (bound,), true = operation.first(given, out), torch.func.jacrev(function)(*args)
-        assert 0.99 * float(bound) < float(torch.linalg.matrix_norm(true, 2)) <= float(bound) * (1 + 1e-14)
+        (bound,), jacobian = operation.first(given, out), torch.func.jacrev(function)(*args)
+        true = float(torch.linalg.matrix_norm(jacobian.reshape(value.numel(), -1), 2))
+        assert 0.99 * float(bound) < true <= float(bound) * (1 + 1e-14)
     else:
         tested = torch.tensor(p, dtype=torch.float64)
         pairs = operation.second(

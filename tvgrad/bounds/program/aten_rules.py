@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import fx
 from tvgrad.bounds.program.affine import MatrixProduct, Multiple, Product, Sum
 from tvgrad.bounds.program.attention import Attention
 from tvgrad.bounds.program.cross_entropy import RowsCrossEntropy
-from tvgrad.bounds.program.elementwise import Quotient, Smooth, Square
+from tvgrad.bounds.program.elementwise import InverseRoot, Quotient, Smooth, Square
 from tvgrad.bounds.program.lowering import Lowering, Rule, line_of
 from tvgrad.bounds.program.normalisation import LayerNorm, Softmax
 from tvgrad.bounds.program.operation import UnsupportedProgram
 from tvgrad.bounds.program.rearrangements import Broadcast, Concatenation, Embedding, Real, Rearrangement, Total
+from tvgrad.bounds.program.spatial_rules import SPATIAL_RULES
 
 aten = torch.ops.aten
 _IGNORED = -100
@@ -82,6 +84,9 @@ def _product(low: Lowering, node: fx.Node) -> int:
         a, b = b, a
     if not isinstance(b, fx.Node):
         return low.step(Multiple(float(b)), low.place(a))
+    normalised = _by_root_mean_square(node)
+    if normalised is not None:
+        return low.step(LayerNorm(normalised[1], centred=False), low.place(normalised[0]))
     return low.step(Square(), low.place(a)) if a is b else low.step(Product(), low.place(a), low.place(b))
 
 
@@ -107,6 +112,16 @@ def _moved(low: Lowering, node: fx.Node) -> int:
         target = aten.reshape.default
     place = low.step(Rearrangement(lambda part: target(part, *rest, **kwargs)), low.place(_args(node)[0]))
     return low.selected(place) if target in (aten.slice.Tensor, aten.select.int) else place
+
+
+def _split(low: Lowering, node: fx.Node) -> int:
+    source, lengths, *axis = _args(node)
+    at, start, places = int(axis[0]) if axis else 0, 0, list[int]()
+    for length in lengths:
+        cut = partial(torch.narrow, dim=at, start=start, length=int(length))
+        places.append(low.selected(low.step(Rearrangement(cut), low.place(source))))
+        start += int(length)
+    return low.split(node, places)
 
 
 def _same(low: Lowering, node: fx.Node) -> int:
@@ -173,6 +188,35 @@ def _layer_norm(low: Lowering, node: fx.Node) -> int:
     return low.step(LayerNorm(float(eps)), *parts)
 
 
+def _rms_norm(low: Lowering, node: fx.Node) -> int:
+    x, shape, weight, eps = _filled(_args(node), None, None, None, None)
+    if len(shape) != 1:
+        raise _refuse(node, "over several axes has no bounds here")
+    if eps is None:
+        raise _refuse(node, "without eps takes another one for each dtype: give it an eps")
+    parts = [low.place(one) for one in (x, weight) if one is not None]
+    return low.step(LayerNorm(float(eps), centred=False), *parts)
+
+
+def _by_root_mean_square(node: fx.Node) -> tuple[fx.Node, float] | None:
+    """X and eps where a node is `x * rsqrt(mean(x^2) + eps)`, along the last axis."""
+    for x, inverse in (_args(node), reversed(_args(node))):
+        if not isinstance(x, fx.Node) or not isinstance(inverse, fx.Node) or _target(inverse) is not aten.rsqrt.default:
+            continue
+        total = _args(inverse)[0]
+        if _target(total) is not aten.add.Tensor or total.kwargs or not isinstance(_args(total)[1], (int, float)):
+            continue
+        mean, eps = _args(total)
+        if not isinstance(mean, fx.Node) or _target(mean) is not aten.mean.dim or len(_args(mean)) < 3:
+            continue
+        square, axes, keep = _args(mean)
+        last = len(_shape(x)) - 1
+        squares = (aten.pow.Tensor_Scalar, (x, 2)), (aten.mul.Tensor, (x, x))
+        if keep and [axis % (last + 1) for axis in axes] == [last] and (_target(square), _args(square)) in squares:
+            return x, float(eps)
+    return None
+
+
 def _softmax(low: Lowering, node: fx.Node) -> int:
     x, axis = _args(node)[:2]
     ndim = len(_shape(x))
@@ -206,6 +250,18 @@ def _cross_entropy(low: Lowering, node: fx.Node) -> int:
     return low.step(RowsCrossEntropy(float(smoothing)), low.place(logits), low.place(labels))
 
 
+def _logistic_cross_entropy(low: Lowering, node: fx.Node) -> int:
+    """The mean of `softplus(z) - t z`: its derivative is `sigmoid(z) - t`."""
+    outputs, targets, weight, positive, reduction = _filled(_args(node), None, None, None, None, 1)
+    if weight is not None or positive is not None or reduction != 1:
+        raise _refuse(node, "with weights, or another reduction than the mean, has no bounds here")
+    if _shape(outputs) != _shape(targets) or not low.exact(low.place(targets)):
+        raise _refuse(node, "takes given targets of the same shape alone")
+    z, given = low.place(outputs), low.place(targets)
+    each = low.step(Sum(-1.0), low.step(Smooth("softplus", where=line_of(node)), z), low.step(Product(), z, given))
+    return low.step(Total(tuple(range(len(_shape(outputs)))), False, True), each)
+
+
 def _squared_error(low: Lowering, node: fx.Node) -> int:
     outputs, targets = _args(node)[:2]
     reduction = _args(node)[2] if len(_args(node)) > 2 else 1
@@ -222,6 +278,7 @@ def _created(low: Lowering, node: fx.Node) -> int:
 
 
 RULES: dict[Any, Rule] = {
+    **SPATIAL_RULES,
     aten.linear.default: _linear,
     aten.mm.default: _product_of_matrices,
     aten.bmm.default: _product_of_matrices,
@@ -260,5 +317,9 @@ RULES: dict[Any, Rule] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.cross_entropy_loss.default: _cross_entropy,
     aten.mse_loss.default: _squared_error,
+    aten.binary_cross_entropy_with_logits.default: _logistic_cross_entropy,
+    aten.split_with_sizes.default: _split,
+    aten.rms_norm.default: _rms_norm,
+    aten.rsqrt.default: lambda low, node: low.step(InverseRoot(), low.place(_args(node)[0])),
     **dict.fromkeys((aten.full.default, aten.zeros.default, aten.ones.default), _created),
 }  # fmt: skip

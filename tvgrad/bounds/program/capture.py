@@ -24,6 +24,7 @@ LossFunction = Callable[[Any, torch.Tensor], torch.Tensor]
 LOSSES: dict[str, LossFunction] = {
     "cross_entropy": nn.functional.cross_entropy,
     "mse": nn.functional.mse_loss,
+    "bce": nn.functional.binary_cross_entropy_with_logits,
 }
 
 _KEPT = (
@@ -31,6 +32,8 @@ _KEPT = (
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.cross_entropy_loss.default,
     torch.ops.aten.mse_loss.default,
+    torch.ops.aten.binary_cross_entropy_with_logits.default,
+    torch.ops.aten.rms_norm.default,
     torch.ops.aten.silu.default,
     torch.ops.aten.softplus.default,
     torch.ops.aten.gelu.default,

@@ -16,7 +16,18 @@ import torch
 
 from tvgrad.bounds.activations.registry import activation_of
 from tvgrad.bounds.activations.smooth import Activation
-from tvgrad.bounds.program.balls import Ball, add, divide, multiply, negated, number, once, scaled, smooth
+from tvgrad.bounds.program.balls import (
+    Ball,
+    add,
+    divide,
+    inverse_root,
+    multiply,
+    negated,
+    number,
+    once,
+    scaled,
+    smooth,
+)
 from tvgrad.bounds.program.operation import Enclosure, Operation, Second, UnsupportedProgram, largest
 from tvgrad.numerics import double_double as wide
 from tvgrad.numerics.double_double import DoubleDouble
@@ -252,6 +263,33 @@ class Square(_Elementwise):
     def second(self, args: Sequence[Enclosure], out: Enclosure, p: Enclosure) -> Second:
         """Bound the second derivatives, tested with p."""
         return {(0, 0): round_up(2 * p.largest)}
+
+
+@dataclass(frozen=True)
+class InverseRoot(_Elementwise):
+    """1 / sqrt(x) of positive numbers: `|s'| = x^(-3/2) / 2` and `|s''| = 3 x^(-5/2) / 4` fall: the least x counts."""
+
+    def value(self, *args: Ball) -> Ball:
+        """Compute the result."""
+        return inverse_root(args[0])
+
+    def derivative(self, x: Ball) -> Ball:
+        """Compute the derivative."""
+        root = inverse_root(x)
+        return scaled(multiply(root, multiply(root, root)), -0.5)
+
+    def first(self, args: Sequence[Enclosure], out: Enclosure) -> list[torch.Tensor | float]:
+        """Bound the norms of the derivatives."""
+        return [round_up(0.5 * self._power(args[0], 1.5))]
+
+    def second(self, args: Sequence[Enclosure], out: Enclosure, p: Enclosure) -> Second:
+        """Bound the second derivatives, tested with p."""
+        return {(0, 0): round_up(0.75 * p.largest * self._power(args[0], 2.5))}
+
+    def _power(self, x: Enclosure, power: float) -> torch.Tensor:
+        """The largest x^-power of the ball; infinite where an x may not be positive."""
+        least = -largest(x.spread - x.value) - round_up(x.reach)
+        return torch.where(least > 0, least.clamp(min=1e-300) ** -power * (1 + 1e-12), math.inf)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ aten = torch.ops.aten
 
 SUPPORTED = (
     "Linear and matrix products, sums, products and quotients by constants, squares, views, slices and concatenations, "
-    "sums and means, embeddings, tanh, sigmoid, silu, gelu, softplus, layer norm, softmax, scaled dot-product "
-    "attention, cross-entropy and mean squared error"
+    "sums and means, inverse roots, embeddings, convolutions and average pooling, tanh, sigmoid, silu, gelu, softplus, "
+    "layer, group and RMS norm, frozen batch norm, softmax, scaled dot-product attention, cross-entropy of classes or "
+    "with logits, and mean squared error"
 )
 
 Rule = Callable[["Lowering", fx.Node], int]
@@ -59,6 +60,7 @@ class Lowering:
         self._constants: dict[int, torch.Tensor] = {}
         self._steps: dict[int, Step] = {}
         self._place: dict[fx.Node, int] = {}
+        self._parts: dict[Any, list[int]] = {}
         self._trained: set[int] = set()
         self._shapes: dict[int, torch.Size] = {}
         self._node: fx.Node
@@ -142,6 +144,9 @@ class Lowering:
     def _lower(self, node: fx.Node) -> None:
         if node.target is operator.getitem:
             source, index = node.args
+            if source in self._parts:
+                self._place[node] = self._parts[source][index]  # type: ignore[index]
+                return
             if index == 0 and isinstance(source, fx.Node) and source in self._place:
                 self._place[node] = self._place[source]
                 return
@@ -203,6 +208,19 @@ class Lowering:
             self._trained.add(place)
         self._steps[place] = Step(operation, inputs, self._node.name, line_of(self._node), trained)
         return place
+
+    def split(self, node: fx.Node, places: list[int]) -> int:
+        """Note the results of a node that has several.
+
+        Args:
+            node: the node.
+            places: of its results.
+
+        Returns:
+            The first place.
+        """
+        self._parts[node] = places
+        return places[0]
 
     def constant(self, tensor: torch.Tensor) -> int:
         """Add a constant.

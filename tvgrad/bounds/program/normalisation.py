@@ -9,6 +9,9 @@ Layer normalisation of a row of d numbers, `y = (x - mean) / s` with `s^2 = var 
 second is `-(u (a.v) + v (a.u) + a (u.v) - 3 a (a.u)(a.v)) / (s^2 sqrt d)`, a symmetric trilinear form once tested with
 a third vector, so that its norm is the largest of `|3t - 3t^3|`, t = a.u: 2/sqrt 3 at t = 1/sqrt 3. Over a ball s is at
 least its value at the centre less `reach / sqrt d`: `sqrt d s` is the norm of x without its mean, and of sqrt(d eps).
+
+Normalisation by the root mean square is the same without the mean: `s^2 = ||x||^2 / d + eps`, the derivative is
+`(I - y y'/d) / s`, and the second is the same trilinear form for all unit vectors, with the same norm.
 """
 
 from __future__ import annotations
@@ -114,17 +117,19 @@ class LayerNorm(Operation):
 
     Attributes:
         eps: added to the variance.
+        centred: whether the mean is taken off first; without it y is x over its root mean square.
     """
 
     by_row: ClassVar[bool] = True
 
     eps: float
+    centred: bool = True
 
     def _normalised(self, x: Ball) -> tuple[Ball, Ball]:
         """Y and 1/s."""
         width = x.shape[-1]
         part = number(float(width), x)
-        centred = add(x, negated(divide(total(x, [-1], keep=True), part)))
+        centred = add(x, negated(divide(total(x, [-1], keep=True), part))) if self.centred else x
         variance = divide(total(multiply(centred, centred), [-1], keep=True), part)
         inverse = inverse_root(add(variance, number(self.eps, x)))
         return multiply(centred, inverse), inverse
@@ -143,9 +148,10 @@ class LayerNorm(Operation):
         if wanted[0]:
             g = multiply(p, _row(args[1], y)) if len(args) > 1 else p
             part = number(float(y.shape[-1]), y)
-            mean = divide(total(g, [-1], keep=True), part)
-            along = divide(total(multiply(g, y), [-1], keep=True), part)
-            rest = add(g, negated(add(mean, multiply(y, along))))
+            lost = multiply(y, divide(total(multiply(g, y), [-1], keep=True), part))
+            if self.centred:
+                lost = add(divide(total(g, [-1], keep=True), part), lost)
+            rest = add(g, negated(lost))
             found[0] = reduced(multiply(inverse, rest), args[0].shape)
         axes = list(range(p.hi.ndim - 1))
         if len(args) > 1 and wanted[1]:
@@ -157,7 +163,7 @@ class LayerNorm(Operation):
     def _inverse_deviations(self, x: Enclosure) -> torch.Tensor:
         """Upper bounds of 1/s at any weights of the ball, row by row."""
         width = x.value.shape[-1]
-        centred = x.value - x.value.mean(-1, keepdim=True)
+        centred = x.value - x.value.mean(-1, keepdim=True) if self.centred else x.value
         # computing the mean and the norm rounds by less than 1e-12 of the row's norm
         least: torch.Tensor = centred.norm(dim=-1) - round_up(x.spread.norm(dim=-1) + 1e-12 * x.value.norm(dim=-1))
         least = (least.clamp(min=0.0).square() + width * self.eps).sqrt() * (1 - SUM_MARGIN)
