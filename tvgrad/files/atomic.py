@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -52,7 +53,10 @@ def write_atomically(
         os.replace(temporary, path)
         flush(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         if _means_full(error):
             raise DiskFull(
                 f"no room on the disk for {path}; free some space and go on with --resume: finished epochs are whole"

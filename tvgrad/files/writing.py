@@ -7,18 +7,21 @@ be, as Hugging Face checkpoints are.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tvgrad.errors import TvgradError
+from tvgrad.errors import DiskFull, TvgradError
 from tvgrad.files.atomic import sha256_of, write_atomically
 from tvgrad.files.tensors import DTYPES
 
@@ -108,6 +111,7 @@ def write_stream(
 
     Raises:
         TvgradError: the folder does not exist.
+        DiskFull: there is no room.
     """
     if not path.parent.is_dir():
         raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
@@ -117,7 +121,10 @@ def write_stream(
         _save_stream(places, sizes, blocks, metadata, names, temporary)
         confirm()
 
-    return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
+    try:
+        return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
+    except DiskFull:
+        raise DiskFull(f"no room on the disk for {path}: free some space and type the command again") from None
 
 
 def _write_shards(
@@ -180,7 +187,12 @@ def _save(
         pointer = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if pointer in seen else tensor
         seen.add(pointer)
-    save_file(plain, path, None if metadata is None else dict(metadata))
+    try:
+        save_file(plain, path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # it wraps the system's error in text
+        found = re.search(r"(?:os error |code: )(\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        raise OSError(code, os.strerror(code) if found else str(error), str(path)) from None
 
 
 def _save_stream(
