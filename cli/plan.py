@@ -101,6 +101,7 @@ def plan(
 def _prepared(things: tuple[str, ...], **given: Any) -> list[Any]:
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
+    from tvgrad.record.planned_rule import require_one_rate
     from tvgrad.record.training_loop import prepare
 
     if len(things) > 1 or (Path(things[0]).is_dir() and things[0] not in _built_in()):
@@ -111,6 +112,7 @@ def _prepared(things: tuple[str, ...], **given: Any) -> list[Any]:
     prepared = [prepare(one, TraceOptions(target=things[0], allow=allowed, **given)) for one in recipes]
     first = prepared[0]
     for one in prepared:
+        require_one_rate(one.recipe, one.rule)
         if (one.rule, one.epochs, one.batch_size) != (first.rule, first.epochs, first.batch_size):
             raise TvgradError(
                 f"{first.recipe.name} and {one.recipe.name} are not trained alike by default: give --optimizer, --lr, "

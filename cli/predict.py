@@ -59,6 +59,7 @@ def predict(
     from tvgrad.problem.recipe import positive
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions
+    from tvgrad.record.planned_rule import require_one_rate
     from tvgrad.record.training_loop import prepare
     from tvgrad.results import frame_of, json_text
     from tvgrad.theory.second_order import predict as predicted
@@ -70,7 +71,7 @@ def predict(
     # The recipe's own mini-batches play no part: one step an epoch is predicted.
     prepared = [prepare(recipe, TraceOptions(target=target, allow=allowed, **given)) for recipe in chosen]
     for one in prepared:
-        linear_rule(one.rule).rates(one.epochs)
+        require_one_rate(one.recipe, linear_rule(one.rule))
     if cost:
         for one in prepared:
             click.echo(_cost(one, quadratic, curvature))

@@ -144,6 +144,7 @@ def _training(
     prepared: Mapping[str, Prepared], runs: Mapping[str, Run], given: Mapping[str, Any]
 ) -> tuple[UpdateRule, int]:
     """The one rule and the one number of steps that are predicted: those of the runs, unless others were given."""
+    from tvgrad.record.planned_rule import require_one_rate
     from tvgrad.update_rules.linear import LinearRule
 
     own_rule = given["optimizer"] is None and given["lr"] is None
@@ -153,6 +154,8 @@ def _training(
         rules[name] = run.rule if run is not None and own_rule and run.rule is not None else one.rule
         steps = None if run is None else max(point.steps for point in run.points if point.number == max(run.epochs))
         epochs[name] = one.epochs if given["epochs"] is not None or steps is None else steps
+        if rules[name] is one.rule:
+            require_one_rate(one.recipe, one.rule)
         if not isinstance(rules[name], LinearRule):
             raise TvgradError(
                 f"{name} is trained by {rules[name].name}, which no prediction follows: give --optimizer gd and --lr "

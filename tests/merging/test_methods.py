@@ -17,7 +17,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.merging.dare import Dare
 from tvgrad.merging.median import median_network
 from tvgrad.merging.stack import VectorStack
-from tvgrad.merging.ties import BLOCK, smallest_kept, smallest_kept_of
+from tvgrad.merging.ties import IN_CACHE, smallest_kept, smallest_kept_of
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -373,7 +373,7 @@ def test_agrees_with_peft(tasks, density):
 
 def test_ties_over_more_than_one_block():
     generator = np.random.default_rng(3)
-    tall = (generator.standard_normal((5, 2 * BLOCK + 7)) * 8).round() / 8  # with many equal magnitudes
+    tall = (generator.standard_normal((5, 2 * (IN_CACHE // 5) + 7)) * 8).round() / 8  # with many equal magnitudes
     sorted_down = -np.sort(-np.abs(tall), axis=1)
     kept = np.where(np.abs(tall) >= sorted_down[:, [tall.shape[1] // 5 - 1]], tall, 0.0)
     elected = np.where(kept.sum(axis=0) >= 0, 1.0, -1.0)

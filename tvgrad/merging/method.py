@@ -117,17 +117,18 @@ def checked_alpha(alpha: object) -> float:
     return float(alpha)
 
 
-def added(rows: Iterable[torch.Tensor]) -> torch.Tensor:
+def added(rows: Iterable[torch.Tensor], *, into: torch.Tensor | None = None) -> torch.Tensor:
     """Add rows in their order: `rows.sum(0)` takes orders of magnitude longer at some lengths (PyTorch 2.13).
 
     Args:
         rows: at least one, of one shape.
+        into: the first of them, where it may be overwritten: new memory costs more than the sum.
 
     Returns:
-        A new tensor.
+        The sum, a new tensor or `into`.
     """
     first, *others = rows
-    total = first.clone()
+    total = first.clone() if into is None else into
     for row in others:
         total.add_(row)
     return total

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import hardshrink
 from typing_extensions import override
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.method import Method, added, checked_share
+from tvgrad.merging.method import Method, checked_share
 from tvgrad.merging.stack import Stack, all_finite
 from tvgrad.merging.workers import in_order
+from tvgrad.streaming.blocks import at_least
 
-BLOCK = 1 << 14
-"""Coordinates that are merged at once: ten tasks' share of them stays in a core's cache."""
+IN_CACHE, LEAST_BLOCK = 1 << 17, 1 << 13
+"""Numbers of all tasks that are merged at once: a core's cache holds about so many. Fewer coordinates would leave more
+time to the calls than to the work."""
 READ = 1 << 16
 """Coordinates of one task that are ranked at once."""
 FEW = 16
 """Share of a block, one in so many, that may be kept in float64 because float32 does not hold it."""
+NONE = np.empty(0)
 IN_TURN = 1 << 25
 """Elements of a tensor from which on tasks are ranked one after another, for the memory's sake."""
 
@@ -71,16 +74,47 @@ class TrimmedTies(Method):
         flat = rows.reshape(len(rows), -1)
         # hardshrink keeps what is larger, not what is as large
         below = [math.nextafter(edge, 0.0) for edge in self.edges]
-        merged = torch.empty_like(flat[0])
-        for begin in range(0, flat.shape[1], BLOCK):
-            block = flat[:, begin : begin + BLOCK]
-            kept = [hardshrink(row, edge) for row, edge in zip(block, below, strict=True)]
-            signs = torch.where(added(kept) >= 0, 1.0, -1.0).to(flat.dtype)
-            # Turned to the elected sign, an entry is above zero where its row agrees.
-            agreeing = [row.mul_(signs).clamp_(min=0) for row in kept]
-            total = added(agreeing).mul_(signs)
-            merged[begin : begin + BLOCK] = total.div_(added([row.sign_() for row in agreeing]).clamp_(min=1))
-        return merged.reshape(rows.shape[1:])
+        size = max(LEAST_BLOCK, min(flat.shape[1], IN_CACHE // len(flat)))
+        for begin in range(0, flat.shape[1], size):
+            _merge(flat[:, begin : begin + size], below)
+        return flat[0].reshape(rows.shape[1:])
+
+
+class _Scratch(threading.local):
+    """Memory that a thread works in: taken anew for each block, it would cost more than the work."""
+
+    def __init__(self) -> None:
+        self._held, self._ones = torch.empty(0, dtype=torch.float64), torch.ones(0, dtype=torch.float64)
+
+    def rows(self, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Three rows to write to, and one of ones."""
+        self._held = at_least(self._held, 3 * length)
+        if self._ones.numel() < length:
+            self._ones = torch.ones(length, dtype=torch.float64)
+        first, second, third = self._held[: 3 * length].view(3, length)
+        return first, second, third, self._ones[:length]
+
+
+_SCRATCH = _Scratch()
+
+
+def _merge(block: torch.Tensor, below: Sequence[float]) -> None:
+    """Merge a block of rows into its first one."""
+    sign, count, one_count, ones = _SCRATCH.rows(block.shape[1])
+    for row, edge in zip(block, below, strict=True):
+        torch.ops.aten.hardshrink.out(row, edge, out=row)
+    first, others = block[0], block[1:]
+    sign.copy_(first)
+    for row in others:
+        sign.add_(row)
+    torch.copysign(ones, sign, out=sign)  # a sum that is zero is +0, never -0: what was dropped is +0
+    # Turned to the elected sign, an entry is above zero where its row agrees.
+    block.mul_(sign).clamp_(min=0)
+    torch.sign(first, out=count)
+    for row in others:
+        count.add_(torch.sign(row, out=one_count))
+        first.add_(row)
+    first.mul_(sign).div_(count.clamp_(min=1))
 
 
 def smallest_kept_of(
@@ -122,6 +156,8 @@ def smallest_kept_of(
         part = narrow[start : start + block.size]
         with np.errstate(over="ignore"):
             part[:] = block
+        if np.array_equal(part, block):  # differences of bfloat16 numbers, most often
+            return NONE
         rounded: NDArray[np.float64] = block[part != block]
         return rounded if rounded.size <= block.size // FEW else None
 

@@ -16,6 +16,7 @@ from tvgrad.numerics.device import resolve_device
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem, fitted
 from tvgrad.problem.objective import Objective
+from tvgrad.problem.rate_schedule import RateSchedule
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import same_names_and_shapes, trainable_parameters
 
@@ -62,6 +63,9 @@ class Recipe:
         lr: float = 0.01,
         epochs: int = 5,
         batch_size: int | None = None,
+        weight_decay: float | None = None,
+        decay_vectors: bool = True,
+        schedule: RateSchedule | None = None,
         allow: Collection[str] = (),
         about: str = "",
     ) -> None:
@@ -81,6 +85,9 @@ class Recipe:
             lr: learning rate.
             epochs: passes over the data.
             batch_size: samples in a mini-batch for every optimizer but gd; None is the full batch.
+            weight_decay: coupled for all but adamw; by default the optimizer's own.
+            decay_vectors: False leaves parameters with fewer than two dimensions (biases, norms) without decay.
+            schedule: how the rate goes over the whole training; None is constant.
             allow: checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them.
             about: one line on where the task comes from.
 
@@ -88,6 +95,10 @@ class Recipe:
             TvgradError: the parts do not fit together; the sentence says which and what to do.
         """
         _check_parts(model, loss, optimizer)
+        if not (schedule is None or isinstance(schedule, RateSchedule)):
+            raise TvgradError(
+                f"a recipe's schedule must be a tvgrad.problem.rate_schedule.RateSchedule, not {schedule!r}"
+            )
         self.model = model
         self.loss = loss
         self.train = fitted(train if isinstance(train, Samples) else Samples(train, collate), model, forward)
@@ -100,6 +111,7 @@ class Recipe:
         self.lr = positive(lr, "lr")
         self.epochs = positive_integer(epochs, "epochs")
         self.batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
+        self.weight_decay, self.decay_vectors, self.schedule = weight_decay, decay_vectors, schedule
         self.allow = tuple(allow)
         self.about = about
         device = next(iter(model.parameters())).device

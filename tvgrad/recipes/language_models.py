@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.problem.rate_schedule import RateSchedule
 from tvgrad.problem.recipe import Recipe
 from tvgrad.problem.samples import Batch
 from tvgrad.recipes.pretraining import Pair
@@ -50,6 +51,8 @@ def language_recipes(
     most_tokens: int | None = None,
     lora: Lora | None = None,
     lr: float | None = None,
+    weight_decay: float | None = None,
+    schedule: RateSchedule | None = None,
     about: str = "",
 ) -> list[Recipe]:
     """Make one task of each text.
@@ -61,6 +64,8 @@ def language_recipes(
         most_tokens: of each text at the most, from its beginning; None is all.
         lora: tune an adapter instead of the weights.
         lr: learning rate; by default 2e-5, and 2e-4 for an adapter.
+        weight_decay: of AdamW, on matrices; biases and norms have none. None is 0.01, PyTorch's own, on all.
+        schedule: warm-up and decline of the rate; None is constant.
         about: one line on the model.
 
     Returns:
@@ -84,6 +89,9 @@ def language_recipes(
                 forward=token_logits,
                 lr=lr or (2e-5 if lora is None else 2e-4),
                 epochs=2,
+                weight_decay=weight_decay,
+                decay_vectors=weight_decay is None,
+                schedule=schedule,
                 about=f"{len(tokens):,} tokens of {name}{f', {about}' if about else ''}",
             )
         )

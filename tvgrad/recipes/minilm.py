@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.problem.rate_schedule import RateSchedule
 from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.recipes.pretraining import Pair, class_means
 from tvgrad.recipes.suite_data import package_file
@@ -53,7 +54,13 @@ def minilm() -> list[Recipe]:
 
 
 def sentence_recipes(
-    folder: str | Path, tasks: Mapping[str, Mapping[str, str]], *, passage: int = PASSAGE, about: str = ""
+    folder: str | Path,
+    tasks: Mapping[str, Mapping[str, str]],
+    *,
+    passage: int = PASSAGE,
+    weight_decay: float | None = None,
+    schedule: RateSchedule | None = None,
+    about: str = "",
 ) -> list[Recipe]:
     """Make tasks that tell from which text a passage is.
 
@@ -61,6 +68,8 @@ def sentence_recipes(
         folder: an encoder of the BERT family and its tokenizer, as `save_pretrained` writes them, or a name on the hub.
         tasks: name -> class -> text.
         passage: words in a passage.
+        weight_decay: of AdamW, on matrices; biases and norms have none. None is 0.01, PyTorch's own, on all.
+        schedule: warm-up and decline of the rate; None is constant.
         about: one line on the model.
 
     Returns:
@@ -89,6 +98,9 @@ def sentence_recipes(
                 lr=2e-5,
                 epochs=3,
                 batch_size=16,
+                weight_decay=weight_decay,
+                decay_vectors=weight_decay is None,
+                schedule=schedule,
                 about=f"passages of {', '.join(texts)}{f', {about}' if about else ''}",
             )
         )

@@ -31,7 +31,7 @@ from tvgrad.store.manifest import Manifest, read_manifest
 from tvgrad.store.measured import MEASURED
 from tvgrad.store.run import Run
 from tvgrad.store.writer import Content, RunWriter, cpu_copies
-from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import Weights, group_names, trainable_parameters
 
 
@@ -80,7 +80,7 @@ class Recorder:
         keep: str = "all",
         groups: str | None = None,
         name: str | None = None,
-        rule: UpdateRule | None = None,
+        rule: AnyRule | None = None,
         scheduler: Any = None,
         info: Mapping[str, Any] | None = None,
         resume: bool = False,
@@ -151,7 +151,7 @@ class Recorder:
         name: str | None,
         groups: str | None,
         keep: str,
-        rule: UpdateRule | None,
+        rule: AnyRule | None,
         info: Mapping[str, Any] | None,
     ) -> RunHeader:
         return RunHeader(

@@ -22,7 +22,6 @@ from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import RunWriter, cpu_copies
-from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.from_optimizer import rule_of_parameters
 from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import frozen_state, tied_names, trainable_parameters
@@ -57,7 +56,7 @@ class RunHeader:
     keep: KeepPolicy
     optimizers: Sequence[torch.optim.Optimizer] = ()
     objective: Objective | None = None
-    rule: UpdateRule | None = None
+    rule: AnyRule | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class RunHeader:
 
 
 def read_rule(
-    optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter], rule: UpdateRule | None = None
+    optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter], rule: AnyRule | None = None
 ) -> dict[str, Any]:
     """Read the update rule from the optimizers of a model.
 

@@ -18,9 +18,10 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss, target_of
 from tvgrad.problem.objective import Objective
-from tvgrad.problem.recipe import OPTIMIZERS, Recipe, positive, positive_integer
+from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.record.options import DTYPES, TraceOptions
+from tvgrad.record.planned_rule import optimizer_of, planned_rule, rule_of_groups
 from tvgrad.record.recorder import Recorder
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.manifest import read_manifest
@@ -29,7 +30,6 @@ from tvgrad.store.run import Run
 from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.update_rules.rules import make_rule
 from tvgrad.vectors.parameters import Weights, cosine, trainable_parameters
 
 
@@ -79,19 +79,15 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
     Raises:
         TvgradError: an option is out of range or does not go with another.
     """
-    name = options.optimizer or recipe.optimizer
-    if name not in OPTIMIZERS:
-        raise TvgradError(f"unknown optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
-    lr = recipe.lr if options.lr is None else positive(options.lr, "--lr")
-    rule = make_rule(name, lr, options.momentum, options.weight_decay)
     epochs = recipe.epochs if options.epochs is None else positive_integer(options.epochs, "--epochs")
     batch_size = recipe.batch_size if options.batch_size is None else options.batch_size
-    if name == "gd":
+    if (options.optimizer or recipe.optimizer) == "gd":
         if options.batch_size is not None:
             raise TvgradError("gd is full-batch gradient descent: leave --batch-size out, or use --optimizer sgd")
         batch_size = None
     if batch_size is not None and positive_integer(batch_size, "--batch-size") >= len(recipe.train):
         batch_size = None
+    rule = planned_rule(recipe, options, epochs, batch_size)
     if "batches" in options.record and batch_size is None:
         raise TvgradError("--record batches is for mini-batches: give --batch-size, or leave batches out")
     if not options.resume:
@@ -167,7 +163,9 @@ def trace(
     if earlier is not None:
         prepared = _as_recorded(prepared, earlier)
     options, model = prepared.options, prepared.model
-    optimizer = prepared.rule.make_optimizer(list(trainable_parameters(model).values()))
+    parameters = trainable_parameters(model)
+    rule = rule_of_groups(prepared.recipe, prepared.rule, parameters)
+    optimizer = optimizer_of(rule, parameters)
     check_space([(prepared, directory)])
     fresh = earlier is None or not earlier.points
     recorder = Recorder(
@@ -180,7 +178,7 @@ def trace(
         keep=options.keep,
         groups=options.groups,
         name=prepared.recipe.name,
-        rule=prepared.rule,
+        rule=rule,
         info=_facts(prepared),
         resume=options.resume,
         overwrite=overwrite,
@@ -210,7 +208,10 @@ def _as_recorded(prepared: Prepared, run: Run) -> Prepared:
         # The chunk size decides the last bit of a sum: go on with the one that was measured then.
         prepared.objective.use_chunk_size(run.info.get("chunk_size"))
     planned = run.info.get("epochs")
-    return replace(prepared, epochs=planned) if prepared.options.epochs is None and planned else prepared
+    if prepared.options.epochs is not None or not planned:
+        return prepared
+    rule = planned_rule(prepared.recipe, prepared.options, planned, prepared.batch_size)
+    return replace(prepared, epochs=planned, rule=rule)
 
 
 def _train(
