@@ -2,6 +2,9 @@
 
 Pairs are no independent samples: all that have one task in common share what is peculiar to it. What counts is the
 number of tasks. Tasks come in groups that share nothing (other data, say), whose variances add.
+
+A share of all pairs that no left out task changes has a variance of 0, as if it were known exactly. So two pairs that
+say the opposite of each other are added to the variance (Agresti and Min, Biometrics 57, 2001).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .intervals import CONFIDENCE, Interval
+from .intervals import CONFIDENCE, PSEUDO_SAMPLES, Interval
 
 
 def without_task(table: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -35,6 +38,8 @@ def jackknife(
     groups: Mapping[str, Sequence[str]],
     least: float = -math.inf,
     most: float = math.inf,
+    *,
+    of_one_pair: float = 0.0,
 ) -> Interval:
     """Estimate a statistic of pairs and its interval over new tasks.
 
@@ -44,12 +49,13 @@ def jackknife(
         groups: names of independent groups -> their tasks, at least two each.
         least: the statistic cannot be lower.
         most: the statistic cannot be higher.
+        of_one_pair: how much of the statistic one pair decides where it is a share of all pairs; 0 where it is none.
 
     Returns:
         The statistic with Student's 95 % interval; its ends are the bounds where a statistic is not defined.
     """
     estimate = statistic(table)
-    variance, freedom = 0.0, 0
+    variance, freedom = PSEUDO_SAMPLES * of_one_pair**2, 0
     for tasks in groups.values():
         left = np.array([statistic(without_task(table, task)) for task in tasks])
         variance += (len(tasks) - 1) / len(tasks) * float(((left - left.mean()) ** 2).sum())

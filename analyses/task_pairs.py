@@ -163,7 +163,9 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
         for epochs in EPOCHS:
             part = table[(table["rule"] == rule) & (table["epochs"] == epochs)]
             groups = groups_of(part)
-            row: dict[str, object] = {"rule": rule, "epochs": epochs, "pairs": len(part) // part["seed"].nunique()}
+            pairs = len(part) // part["seed"].nunique()
+            row: dict[str, object] = {"rule": rule, "epochs": epochs, "pairs": pairs}
+            of_share = partial(jackknife, part, groups=groups, of_one_pair=1 / pairs)
             for name, column in COSINES.items():
                 row |= _columns(f"rank, {name}", jackknife(part, partial(correlation, column=column), groups, -1, 1))
             row |= _columns("rank gained", jackknife(part, _rank_gained, groups))
@@ -171,9 +173,9 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
                 row[f"error, {name}"] = error(part, guess)
             row |= _columns("error saved", jackknife(part, _error_saved, groups))
             for name, way in SIGNS.items():
-                row |= _columns(f"signs, {name}", jackknife(part, partial(signs_right, way=way), groups, 0, 1))
-            row |= _columns("signs gained", jackknife(part, partial(_signs_gained, way="own"), groups))
-            row |= _columns("signs gained, --cross", jackknife(part, partial(_signs_gained, way="cross"), groups))
+                row |= _columns(f"signs, {name}", of_share(partial(signs_right, way=way), least=0, most=1))
+            row |= _columns("signs gained", of_share(partial(_signs_gained, way="own")))
+            row |= _columns("signs gained, --cross", of_share(partial(_signs_gained, way="cross")))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -283,5 +285,5 @@ def _draw(table: pd.DataFrame, summary: pd.DataFrame, ax: Axes) -> None:
             fmt="o", markersize=4, linewidth=1, label=name,
         )  # fmt: skip
     axes[2].set_xticks(range(len(summary)), [f"{row.rule}\n{row.epochs}" for row in summary.itertuples()], fontsize=7)
-    axes[2].set(ylabel="signs of interference right", ylim=(0, 1.02), xlabel="optimizer, epochs")
-    axes[2].legend(fontsize=6)
+    axes[2].set(ylabel="signs of interference right", ylim=(0, 1.05), xlabel="optimizer, epochs")
+    axes[2].figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)

@@ -39,6 +39,26 @@ def test_the_jackknife_of_a_sum_over_tasks_is_known() -> None:
     assert len(without_task(pairs_of(names, np.zeros((7, 7))), "a")) == 15
 
 
+def test_a_share_that_no_task_changes_is_not_known_exactly() -> None:
+    names = list("abcd")
+    found = jackknife(pairs_of(names, np.ones((4, 4))), mean, {"all": names}, 0, 1, of_one_pair=1 / 6)
+    half = 3.182446 * math.sqrt(2) / 6  # Student's quantile of 3 degrees of freedom; two pairs of six
+    assert (found.mean, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - half, rel=1e-5)
+
+
+def test_intervals_of_a_rare_gain_cover_the_truth() -> None:
+    """Of 30 pairs one in fifty is told better: most studies see none, and their intervals must reach the truth."""
+    draw, groups = np.random.default_rng(2), {"one": list("abcdef"), "other": list("ghijkl")}
+    tables = [pairs_of(tasks, np.zeros((6, 6))) for tasks in groups.values()]
+    covered = 0
+    for _ in range(40):
+        table = pd.concat([part.assign(value=draw.random(15) < 0.02) for part in tables])
+        found = jackknife(table, mean, groups, of_one_pair=1 / 30)
+        covered += found.low <= 0.02 <= found.high
+    assert covered >= 37
+
+
 @pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     draw = np.random.default_rng(1)
