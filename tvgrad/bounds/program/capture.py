@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tvgrad.bounds.program.agreement import compare_formats
 from tvgrad.bounds.program.aten_rules import RULES
 from tvgrad.bounds.program.graph import Graph
 from tvgrad.bounds.program.lowering import Lowering, line_of
@@ -122,6 +123,7 @@ def capture(model: nn.Module, loss: LossFunction, inputs: torch.Tensor, targets:
                 f"{node.target} is not supported ({line_of(node)}): what is detached has no gradient, "
                 "and the loss is not the function whose gradient is used"
             )
+    compare_formats(exported, WithLoss(copy.deepcopy(model), copy.deepcopy(loss)), inputs[:1], targets[:1])
     table = torch.export.default_decompositions()
     for kept in _KEPT:
         table.pop(kept, None)

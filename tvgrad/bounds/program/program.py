@@ -13,6 +13,7 @@ from torch import nn
 from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
 from tvgrad.bounds.certificates.verified_ball import LOCAL_ATTEMPTS
+from tvgrad.bounds.program.agreement import COMPARED, compare
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
 from tvgrad.bounds.program.closed import closed_form
@@ -32,8 +33,6 @@ from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import GD
 
 CHUNK_NUMBERS = 100_000  # in the largest tensor of a chunk, which then stays in the cache with its parts
-COMPARED = 16  # samples whose loss and gradient are compared with the module's own
-AGREEMENT = 1e-8  # relative; two evaluations in float64 differ by far less, two different functions by far more
 
 
 class Program:
@@ -92,13 +91,17 @@ class Program:
         if not self._graph.trainable:
             raise UnsupportedProgram("no parameter of the program requires a gradient")
         places = self._graph.names
+        own = [places[place] for place in self._graph.trainable if places[place].startswith("loss.")]
+        if own:
+            raise UnsupportedProgram(f"the loss trains {own[0]}: freeze it, or make it a parameter of the model")
         self._tensors = [captured.tensors[name].clone() for name in places]
         self.names = tuple(places[place].removeprefix("model.") for place in self._graph.trainable)
         self._check_labels()
         self._chunk = chunk_size or max(1, CHUNK_NUMBERS // captured.largest)
         self._known: dict[float, PointBounds] = {}
         self._cuts: tuple[int, ...] = ()
-        self._compare(captured.module)
+        compare(captured.module, self.inputs, self.targets, self._roughly)
+        self._cuts = cuts_of(self._graph, self._sizes(self._placed(precise=False)))
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> Program:
@@ -160,7 +163,7 @@ class Program:
         return self._measured(theta, radius, told, precise=precise)
 
     def _measured(self, theta: DoubleDouble | None, radius: float, told: Told | None, *, precise: bool) -> PointBounds:
-        tensors = [Ball.exact(one[None], precise=precise) for one in self._tensors]
+        tensors = self._placed(precise=precise)
         if theta is not None:
             start = 0
             for place in self._graph.trainable:
@@ -258,31 +261,20 @@ class Program:
                     f"a label is negative ({step.where}): what cross-entropy ignores makes it no mean over the samples"
                 )
 
+    def _placed(self, *, precise: bool) -> list[Ball]:
+        return [Ball.exact(one[None], precise=precise) for one in self._tensors]
+
+    def _roughly(self, parameters: dict[str, torch.Tensor]) -> PointBounds:
+        """Loss and gradient of the first samples in float64, with other parameters."""
+        tensors = [
+            Ball.exact(parameters.get(name, one)[None], precise=False)
+            for name, one in zip(self._graph.names, self._tensors, strict=True)
+        ]
+        return measure(self._graph, tensors, self.inputs[:COMPARED], self.targets[:COMPARED], 0.0, self._chunk)
+
     def _sizes(self, tensors: list[Ball]) -> dict[int, int]:
         """Numbers of one sample in every place."""
         return ChunkPass(self._graph, tensors, self.inputs[:1], self.targets[:1], 0.0).sizes()
-
-    def _compare(self, module: nn.Module) -> None:
-        """The program of each sample alone, averaged, has to be the module's own loss of all of them."""
-        inputs, targets = self.inputs[:COMPARED], self.targets[:COMPARED]
-        tensors = [Ball.exact(one[None], precise=False) for one in self._tensors]
-        found = measure(self._graph, tensors, inputs, targets, 0.0, self._chunk)
-        self._cuts = cuts_of(self._graph, self._sizes(tensors))
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        loss = module(inputs, targets)
-        parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
-        own = torch.cat([part.flatten() for part in parts])
-        size = max(float(own.norm()), float(found.gradient.hi.norm()))
-        apart = float((own - found.gradient.hi).norm())
-        if not (
-            apart <= AGREEMENT * size + 1e-12
-            and abs(float(loss.detach()) - found.loss) <= AGREEMENT * (1 + abs(found.loss))
-        ):
-            raise UnsupportedProgram(
-                f"the loss of {len(inputs)} samples is {float(loss.detach()):.9g} and the mean of their own losses "
-                f"{found.loss:.9g} (gradients are {apart:.2g} apart): samples depend on each "
-                "other, or the loss is not a mean"
-            )
 
 
 def _checked(name: str, tensor: torch.Tensor) -> torch.Tensor:
