@@ -55,6 +55,15 @@ $(VENV)/.bench: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# make fuzz, or make fuzz SECONDS=600 READERS='run.json words'; guided by coverage where atheris installs
+SECONDS := 3600
+$(VENV)/.fuzz: $(VENV)/.dev
+	-$(PIP) --no-deps atheris==3.0.0
+	touch $@
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz $(SECONDS) $(READERS)
+
 $(VENV)/.docs: $(VENV)/.dev
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[docs]'
 	touch $@

@@ -41,12 +41,11 @@ def injected(workloads: str, folder: Path, every: int, first: int, seconds: int)
 
 
 def test_a_sample_of_all_faults(tmp_path: Path) -> None:
-    found = injected("trace,resume,script,merge", tmp_path, 397, 17, 300)
-    assert [one["failures"] for one in found] == [[], [], [], []]
-    assert sum(one["faults"] for one in found) >= 14
-    assert sum(one["of"] for one in found) > 4000
-    assert all({"open", "write", "fsync", "chmod", "rename", "mkdir"} <= one["calls"].keys() for one in found)
-    assert {"truncate", "unlink"} <= found[0]["calls"].keys()
+    (trace,) = injected("trace", tmp_path, 397, 17, 300)
+    assert trace["failures"] == []
+    assert trace["faults"] >= 6
+    assert trace["of"] > 2000
+    assert trace["calls"].keys() == {"open", "write", "fsync", "chmod", "rename", "mkdir", "truncate", "unlink"}
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_journal_cut_at_any_byte_lists_whole_points(tmp_path: Path, short: Non
     whole = (tmp_path / "run" / JOURNAL).read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     assert len(ends) > 4
-    for size in (*range(0, len(whole), 37), *ends):
+    for size in (*range(0, len(whole), 97), *ends):
         (tmp_path / "run" / JOURNAL).write_bytes(whole[:size])
         done = max(sum(end <= size for end in ends) - 1, 0)
         assert [point.number for point in Run.open(tmp_path / "run").points] == list(range(len(base) + done))
@@ -166,7 +166,7 @@ def test_a_record_that_cannot_be_written(
 ) -> None:
     """The point is not listed, or whole; what comes later is written, and nothing that was listed is lost."""
     plain: Callable[..., Any] = getattr(os, call)
-    for number in (12, 14, 17):
+    for number in (13, 17):
         root = tmp_path / f"{call}-{number}"
         writer = RunWriter.create(root, MANIFEST, {})
         for one in range(number):
@@ -195,6 +195,7 @@ def test_a_record_that_cannot_be_written(
         assert Run.open(root).problems() == []
 
 
+@pytest.mark.slow
 def test_a_reader_beside_a_writer_never_sees_less_than_before(tmp_path: Path, short: None) -> None:
     writer = RunWriter.create(tmp_path / "run", MANIFEST, {})
     add(writer, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,17 @@ def _require_stored(file: Path) -> None:
 
 
 def _load(file: Path) -> Any:
-    problems = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError)
     try:
         _require_stored(file)
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stranger's file says nothing to the terminal
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, ValueError):  # the format before PyTorch 1.6 cannot be mapped
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise TvgradError(f"{file} cannot be read ({reason_of(error)}): restore it, or give another file") from None
-    except problems:
+    except Exception:  # noqa: BLE001 - a spoilt stream raises what the functions raise that rebuild tensors
         raise TvgradError(
             f"{file} holds more than tensors, or is no file of torch.save: write model.state_dict() alone, "
             "or as safetensors"
