@@ -88,6 +88,8 @@ def _load(file: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise TvgradError(f"{file} cannot be read ({reason_of(error)}): restore it, or give another file") from None
+    except TvgradError:
+        raise
     except Exception:  # noqa: BLE001 - a spoilt stream raises what the functions raise that rebuild tensors
         raise TvgradError(
             f"{file} holds more than tensors, or is no file of torch.save: write model.state_dict() alone, "

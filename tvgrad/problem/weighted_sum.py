@@ -52,7 +52,8 @@ class WeightedSum:
             Name -> tensor.
         """
         weight = nonzero(self.weight)
-        return {name: self._sums[name].div_(weight).to(home, dtype) for name, dtype in self._dtypes.items()}
+        # Each sum goes when its mean is made, so that the two are never in memory together.
+        return {name: self._sums.pop(name).div_(weight).to(home, dtype) for name, dtype in self._dtypes.items()}
 
 
 def nonzero(weight: float) -> float:

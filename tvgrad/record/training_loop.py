@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.record.options import DTYPES, TraceOptions
 from tvgrad.record.planned_rule import optimizer_of, planned_rule, rule_of_groups
 from tvgrad.record.recorder import Recorder
+from tvgrad.record.running_cosine import RunningCosine
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.manifest import read_manifest
 from tvgrad.store.overwrite import require_replaceable
@@ -30,7 +31,7 @@ from tvgrad.store.run import Run
 from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.vectors.parameters import Weights, cosine, trainable_parameters
+from tvgrad.vectors.parameters import trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _train(
     options, model = prepared.options, prepared.model
     parameters = trainable_parameters(model)
     loss_of = prepared.recipe.batch_loss(model)
-    start, descent = _start(Run.open(recorder.directory), parameters)
+    followed = None if on_epoch is None else RunningCosine(Run.open(recorder.directory), parameters)
     began = time.perf_counter()
     while recorder.epoch < prepared.epochs:
         epoch_began = time.perf_counter()
@@ -243,13 +244,13 @@ def _train(
                 recorder.end_step(_test_metric(prepared, loss_of) if recorder.due else None)
         metrics = _test_metric(prepared, loss_of) if options.record_at == "epochs" else {}
         recorder.end_epoch({**metrics, "seconds": time.perf_counter() - epoch_began})
-        if on_epoch is not None:
+        if on_epoch is not None and followed is not None:
             on_epoch(
                 Progress(
                     recorder.epoch,
                     prepared.epochs,
                     math.nan if recorder.loss is None else recorder.loss,
-                    _running_cosine(parameters, start, descent),
+                    followed.value(),
                     time.perf_counter() - began,
                 )
             )
@@ -336,22 +337,6 @@ def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Ca
         count = min(size, len(samples) - start)
         total += float(metric(loss_of.output(batch), target_of(batch))) * count
     return total / len(samples)
-
-
-def _start(run: Run, parameters: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights | None]:
-    """The pretrained weights and minus the first gradient, for the progress display."""
-    device = next(iter(parameters.values())).device
-    start = {name: tensor.to(device) for name, tensor in run.weights(0).items()}
-    if 0 not in run.having("gradient"):
-        return start, None
-    return start, {name: -tensor.to(device) for name, tensor in run.gradient(0).items()}
-
-
-def _running_cosine(parameters: Mapping[str, torch.Tensor], start: Weights, descent: Weights | None) -> float:
-    if descent is None:
-        return math.nan
-    tau = {name: tensor.detach().double() - start[name].double() for name, tensor in parameters.items()}
-    return cosine(tau, descent)
 
 
 def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
