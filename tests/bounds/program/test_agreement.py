@@ -100,3 +100,10 @@ def test_a_loss_that_is_trained_itself_is_refused() -> None:
 
     with pytest.raises(UnsupportedProgram, match=r"the loss trains loss\.weight"):
         Program(nn.Linear(4, 3).double(), Weighted(), INPUTS, LABELS)
+
+
+def test_a_loss_that_is_not_finite_is_refused_as_such() -> None:
+    torch.manual_seed(0)
+    model = Odd(lambda s, x: torch.rsqrt(s.first(x))).double()
+    with pytest.raises(UnsupportedProgram, match=r"is nan .* bounds need finite numbers"):
+        Program(model, "cross_entropy", INPUTS, LABELS)

@@ -62,6 +62,11 @@ def _compare_here(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
     loss = module(inputs, targets)
     parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
     own = torch.cat([part.flatten() for part in parts])
+    if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(own).all())):
+        raise UnsupportedProgram(
+            f"the loss of {len(inputs)} samples is {float(loss.detach()):.3g} and its gradient "
+            f"{float(own.norm()):.3g} long: bounds need finite numbers"
+        )
     size = max(float(own.norm()), float(found.gradient.hi.norm()))
     apart = float((own - found.gradient.hi).norm())
     if not (
