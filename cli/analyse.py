@@ -74,7 +74,7 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
     chosen = name.replace("-", "_")
     if chosen not in ANALYSES:
         raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}")
-    from tvgrad.cli.terminal import percent_bar, print_table
+    from tvgrad.cli.terminal import percent_bar, print_table, say
 
     from tvgrad.report.documents import write_tables
 
@@ -95,11 +95,11 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
     for other, draw in result.others.items():
         replace(result, draw=draw).save(out / f"{chosen}_{other}.png")
     written = write_tables({chosen: result.table}, out, ("csv",))
-    click.echo(f"Claim: {result.claim}")
-    click.echo(f"{OUTCOMES[result.outcome]}: {result.evidence}.")
+    say(f"Figure: {figure}, table: {written[0]}")
+    say(f"Claim: {result.claim}")
+    say(f"{OUTCOMES[result.outcome]}: {result.evidence}.")
     for verdict in result.verdicts:
-        click.echo(f"  {verdict}.")
-    click.echo(f"Figure: {figure}, table: {written[0]}")
+        say(f"  {verdict}.")
     if result.outcome == "fails":
         raise CheckFailed(f"the claim of {chosen} did not hold on {on}")
 

@@ -11,13 +11,15 @@ import click
 
 from tvgrad.update_rules.rules import LINEAR_RULES
 
-from . import options
+from . import options, table_formats
 
 if TYPE_CHECKING:
     from tvgrad.bounds import Certificate, FeedForward, Program
     from tvgrad.problem.recipe import Recipe
     from tvgrad.update_rules.linear import LinearRule
 
+MOST_CLOSING = 6
+"""Tasks whose bounds are said in words at the end."""
 COLUMNS = ("error_bound", "lower_bound", "method", "from_start", "closed_form_bound", "radius")
 
 _Row = dict[str, Any]
@@ -44,6 +46,7 @@ _Row = dict[str, Any]
     help="Train on so many samples of each task alone, evenly spaced; programs with attention take seconds for each.",
 )
 @options.as_json
+@table_formats.option
 def bound(
     target: str, tasks: str | None, simulate: bool, forms: bool, samples: int | None, as_json: bool, **given: Any
 ) -> None:
@@ -170,15 +173,29 @@ def _sentence(rows: list[_Row], shares: dict[str, float]) -> str:
     return f"{told}; the upper bounds are at most {printed(excess, 'error_bound', 2)} % above the truth."
 
 
+def _closing(row: _Row, share: float) -> str:
+    """Between what the error lies, as a share of the task vector to first order; rounded outward."""
+    from tvgrad.wording import counted, rounded_down, rounded_up
+
+    after = f"{row['task']}: the error after {counted(row['epochs'], 'epoch')}"
+    high = rounded_up(100 * share, 4)
+    if not row["lower_bound"] > 0:
+        return f"{after} is at most {high} % of the first-order task vector"
+    low = rounded_down(100 * row["lower_bound"] / (row["first_order_norm"] * (1 + 1e-12)) * (1 - 1e-15), 4)
+    return f"{after} lies between {low} % and {high} % of the first-order task vector"
+
+
 def _show(rows: list[_Row], details: list[_Row], without: list[_Row], shares: dict[str, float]) -> None:
     import pandas as pd
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     if rows:
-        click.echo(_sentence(rows, shares))
-    title = "Bounds on the norm of tau_k + S_k g_0 (first_order_norm: that of S_k g_0)"
+        say(_sentence(rows, shares))
+    title = "Bounds on the norm of tau_k + S_k g_0"
     for name, table in ((title, rows), ("Forms", details)):
         if table:
-            print_table(name, pd.DataFrame(table), len(table))
+            print_table(name, pd.DataFrame(table), len(table), name="forms" if name == "Forms" else "bounds")
     for one in without:
-        click.echo(f"no bound for {one['task']}: {one['reason']}")
+        say(f"no bound for {one['task']}: {one['reason']}")
+    for row in rows[:MOST_CLOSING]:
+        say(_closing(row, shares[row["task"]]))

@@ -26,6 +26,8 @@ def doctor(device: str, as_json: bool) -> None:
       tvgrad doctor
       tvgrad doctor --device cpu --json
     """
+    from tvgrad.cli.terminal import say
+
     from tvgrad.installation import FAILED, examine
     from tvgrad.numerics.device import resolve_device
     from tvgrad.results import json_text
@@ -35,7 +37,9 @@ def doctor(device: str, as_json: bool) -> None:
         click.echo(json_text([check.row() for check in checks]))
     else:
         for check in checks:
-            click.echo(f"{check.state:>7}  {check.what}: {check.words}")
+            say(f"{check.state:>7}  {check.what}: {check.words}", check.state)
     failed = [check.what for check in checks if check.state == FAILED]
+    if not failed and not as_json:
+        click.echo(f"All {len(checks)} checks pass; a warning names something to avoid.")
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")

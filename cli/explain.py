@@ -9,9 +9,11 @@ import click
 
 from tvgrad.errors import TvgradError
 
-from . import options
+from . import options, table_formats
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tvgrad.theory.explain import Explanation
 
 ROUNDING = 1e-12
@@ -33,6 +35,7 @@ ROUNDING = 1e-12
 )
 @click.option("--bounds/--no-bounds", default=True, show_default=True, help="Certify the second-order error too.")
 @options.device
+@table_formats.option
 def explain(
     runs: tuple[Path, ...],
     target: str | None,
@@ -62,6 +65,7 @@ def explain(
     import time
 
     import torch
+    from tvgrad.cli.terminal import say
 
     from tvgrad.recipes.of_run import objective_of, recipe_of
     from tvgrad.store.run import open_runs
@@ -80,6 +84,7 @@ def explain(
         if why is not None:
             raise TvgradError(why)
     targets = [target or _own_target(run.info.get("recipe"), run.root, "command" in run.info) for run in opened]
+    found = []
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device=device)
@@ -93,7 +98,10 @@ def explain(
             made = with_bounds(made, *certified)
         write_results(run, made)
         show(run.name, made)
-    click.echo(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
+        found.append((run.name, made))
+    say(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
+    for name, made in found:
+        close(name, made)
 
 
 def show(name: str, made: Explanation) -> None:
@@ -103,22 +111,43 @@ def show(name: str, made: Explanation) -> None:
         name: the run's.
         made: what was found.
     """
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     from tvgrad.report.columns import COLUMNS
     from tvgrad.results import frame_of
 
     if made.second_order:
-        print_table(f"{name}: second-order error", frame_of(made.second_order, COLUMNS["second_order"]))
+        print_table(f"{name}: second-order error", _told(frame_of(made.second_order, COLUMNS["second_order"])))
     last = max(row.epoch for row in made.budget.rows)
     rows = [row for row in made.budget.rows if row.epoch == last]
     rounding = ROUNDING * made.budget.residual_norms[last]
     shown = [row for row in rows if row.norm > rounding] or rows
-    print_table(f"{name}: error budget of epoch {last}", frame_of(shown, COLUMNS["error_budget"]))
+    print_table(f"{name}: error budget of epoch {last}", _told(frame_of(shown, COLUMNS["error_budget"])))
     if len(shown) < len(rows):
-        click.echo(f"{name}: zero to rounding: {', '.join(row.term for row in rows if row.norm <= rounding)}")
+        say(f"{name}: zero to rounding: {', '.join(row.term for row in rows if row.norm <= rounding)}")
     for sentence in made.sentences:
-        click.echo(f"{name}: {sentence}")
+        say(f"{name}: {sentence}")
+
+
+def close(name: str, made: Explanation) -> None:
+    """Print the sentence that a reader takes away: what most of the difference at the last epoch is.
+
+    Args:
+        name: the run's.
+        made: what was found.
+    """
+    from tvgrad.cli.terminal import say
+
+    from tvgrad.theory.budget_rows import what_it_is
+
+    say(f"{name}: {what_it_is(made.budget.rows, max(row.epoch for row in made.budget.rows))}")
+
+
+def _told(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns in which there is something, without the run's name, which the title says."""
+    from tvgrad.report.empty_columns import without_empty_columns
+
+    return without_empty_columns(table).drop(columns="run")
 
 
 def _own_target(recipe: dict[str, str] | None, root: Path, script: bool) -> str:

@@ -33,7 +33,7 @@ def explain_script(
       tvgrad explain runs/mine -- python finetune.py --lr 1e-4
       tvgrad explain runs/mine --epochs 1,3 -- python finetune.py --lr 1e-4
     """
-    from tvgrad.cli.explain import show
+    from tvgrad.cli.explain import close, show
     from tvgrad.cli.measure import check_command, measure_points
 
     from tvgrad.integrations.measuring.curvature_passes import curvature_passes
@@ -71,3 +71,4 @@ def explain_script(
     write_results(opened, made)
     show(opened.name, made)
     click.echo(f"kept in {opened.root / 'results'}")
+    close(opened.name, made)

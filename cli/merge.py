@@ -226,7 +226,7 @@ def _planned(runs: list[Run], epoch: int, method: Method, target: str) -> float:
 
 def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | None, target: str, show: bool) -> float:
     """Search alpha on one half of the test samples where it is not given, print the table, and return alpha."""
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     from tvgrad.merging.evaluation import Scorer, halves, search_alpha, shifted
     from tvgrad.merging.merge import combine_stack
@@ -258,7 +258,7 @@ def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | No
         print_table(f"{title}{alpha:g}{which}", table)
         for name, before, after in table[["run", "pretrained", "single_task"]].itertuples(index=False):
             if name != "mean" and after < before:
-                click.echo(
+                say(
                     f"Warning: fine-tuning hurt {name} ({after:.4f} after, {before:.4f} before), so that a high "
                     "normalised score there is no success: look at the gain over the pretrained model"
                 )

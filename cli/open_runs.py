@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvgrad.errors import DamagedRun, TvgradError
-from tvgrad.store.layout import MANIFEST
+from tvgrad.store.layout import MANIFEST, run_directories
 
 if TYPE_CHECKING:
     from tvgrad.store.run import Run
@@ -17,7 +17,7 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
     """Open runs, and directories of runs, each once.
 
     Args:
-        paths: run directories, or directories whose subdirectories are runs.
+        paths: run directories, or directories that hold runs, up to three levels down.
 
     Returns:
         (directory, run, problems) in the order given: where run.json is damaged there is no run and one problem.
@@ -29,7 +29,7 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
 
     found: dict[Path, tuple[Path, Run | None, list[str]]] = {}
     for path in paths:
-        below = [] if (path / MANIFEST).exists() else sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+        below = [] if (path / MANIFEST).exists() else run_directories(path)
         if not below and not (path / MANIFEST).exists():
             open_runs([path])  # says what the path is instead
         for directory in below or [path]:
@@ -47,7 +47,7 @@ def whole_runs(paths: Iterable[Path], checksums: bool = False) -> tuple[list[Run
     """Open runs whose files are there, of the size and with the headers that run.json says.
 
     Args:
-        paths: run directories, or directories whose subdirectories are runs.
+        paths: run directories, or directories that hold runs, up to three levels down.
         checksums: read every byte now; otherwise a file is compared with its checksum when it is read.
 
     Returns:

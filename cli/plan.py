@@ -11,7 +11,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import OPTIMIZERS
 from tvgrad.wording import counted
 
-from . import options
+from . import options, table_formats
 
 if TYPE_CHECKING:
     from tvgrad.theory.merge_plan import Plan
@@ -38,6 +38,7 @@ OF_TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "epochs", "batch_s
 @click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file.")
 @options.as_json
+@table_formats.option
 def plan(
     things: tuple[str, ...],
     target: str | None,
@@ -169,7 +170,7 @@ def _text(made: Plan, names: list[str]) -> str:
 
 
 def _print(made: Plan, names: list[str], title: str) -> None:
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     table = made.to_frame().dropna(axis="columns", how="all").drop(columns="kind")
     table["task"] = names
@@ -179,7 +180,7 @@ def _print(made: Plan, names: list[str], title: str) -> None:
         title = "What adding a task vector changes in another task's loss, to second order (estimates: about)"
         print_table(title, changes, estimates=set(names))
     for sentence in (*made.sentences, _in_words(made, names)):
-        click.echo(sentence)
+        say(sentence)
 
 
 def _changes(made: Plan, names: list[str]) -> Any:

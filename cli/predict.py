@@ -9,7 +9,7 @@ import click
 from tvgrad.problem.recipe import OPTIMIZERS
 from tvgrad.wording import counted, percent
 
-from . import options
+from . import options, table_formats
 
 if TYPE_CHECKING:
     from tvgrad.record.training_loop import Prepared
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count.")
 @click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
 @options.as_json
+@table_formats.option
 def predict(
     target: str,
     tasks: str | None,
@@ -54,7 +55,7 @@ def predict(
       tvgrad predict digits --lr 0.05 --epochs 10
       tvgrad predict digits --tasks low --optimizer momentum --lr 0.01 --epochs 20 --quadratic --curvature
     """
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     from tvgrad.problem.recipe import positive
     from tvgrad.recipes.catalogue import load_recipes
@@ -90,7 +91,7 @@ def predict(
     table.insert(0, "task", [one.recipe.name for one in prepared])
     print_table("Predicted task vectors (estimates: about)", table, estimates=set(table.columns) - {"lr"})
     for sentence in said:
-        click.echo(sentence)
+        say(sentence)
 
 
 def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from . import options
+from . import options, table_formats
 
 
 @click.command()
 @options.as_json
+@table_formats.option
 def recipes(as_json: bool) -> None:
     """List the built-in recipes: data, model, size and tasks.
 
@@ -20,7 +21,7 @@ def recipes(as_json: bool) -> None:
     import dataclasses
 
     import pandas as pd
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     from tvgrad.recipes.catalogue import BUILT_IN
     from tvgrad.results import json_text
@@ -32,4 +33,5 @@ def recipes(as_json: bool) -> None:
         {"recipe": name, "tasks": ", ".join(one.tasks), "data": one.data, "model": one.model, "size": one.size}
         for name, one in BUILT_IN.items()
     ]
-    print_table("Built-in recipes", pd.DataFrame(rows))
+    print_table("Built-in recipes", pd.DataFrame(rows), name="recipes")
+    say("Begin with `tvgrad trace digits --out runs/digits`, which takes seconds and nothing but this installation.")

@@ -11,7 +11,7 @@ import click
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import OPTIMIZERS
 
-from . import options
+from . import options, table_formats
 
 
 @click.command()
@@ -36,6 +36,7 @@ from . import options
 @options.allow
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the whole table to this CSV file.")
 @click.option("--quiet", is_flag=True, help="Only the sentences that sum it up.")
+@table_formats.option
 @click.pass_context
 def relate(
     context: click.Context,
@@ -106,7 +107,7 @@ def _relate_runs(
     quiet: bool,
 ) -> None:  # fmt: skip
     from tvgrad.cli.open_runs import single_run
-    from tvgrad.cli.terminal import percent_bar, print_table
+    from tvgrad.cli.terminal import percent_bar, print_table, say
 
     from tvgrad.checkpoints.find import is_adapter
     from tvgrad.files.atomic import write_atomically
@@ -129,7 +130,7 @@ def _relate_runs(
         print_table(f"whole model; {names}", table[table["group"] == "all"].drop(columns="group"))
         blocks = table[(table["group"] != "all") & (table["epoch"] == found.epoch)].drop(columns="epoch")
         print_table(f"groups after {left.unit} {found.epoch}", blocks)
-    click.echo(found.reading)
+    say(found.reading)
 
 
 def _are(count: int) -> str:
@@ -148,7 +149,7 @@ def _refuse_options_of_targets(context: click.Context) -> None:
 def _relate_checkpoints(
     pretrained: Path | None, pair: tuple[Path, Path], groups: str | None, *, out: Path | None, quiet: bool
 ) -> None:
-    from tvgrad.cli.terminal import percent_bar, print_table
+    from tvgrad.cli.terminal import percent_bar, print_table, say
 
     from tvgrad.files.atomic import write_atomically
     from tvgrad.report.checkpoint_relation import relate_adapters, relate_checkpoints
@@ -167,4 +168,4 @@ def _relate_checkpoints(
         names = f"a = {found.table['run_a'].iloc[0]}, b = {found.table['run_b'].iloc[0]}"
         shown = without_empty_columns(found.table.drop(columns=["run_a", "run_b"]))
         print_table(f"weight space; {names}", shown)
-    click.echo(found.reading)
+    say(found.reading)

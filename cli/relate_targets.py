@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from tvgrad.errors import TvgradError
 
 from . import options
@@ -51,7 +49,7 @@ def relate_targets(
     Raises:
         TvgradError: the tasks, the options or the runs do not go together.
     """
-    from tvgrad.cli.terminal import print_table
+    from tvgrad.cli.terminal import print_table, say
 
     from tvgrad.files.atomic import write_atomically
     from tvgrad.record.options import TraceOptions
@@ -84,8 +82,8 @@ def relate_targets(
         if truth:
             print_table("Measured", frame_of(truth.values()))
     for sentence in found.sentences:
-        click.echo(sentence)
-    click.echo(_in_words(found.rows, truth))
+        say(sentence)
+    say(_in_words(found.rows, truth))
 
 
 def _recipes(targets: Sequence[str], names: tuple[str, ...]) -> list[Recipe]:

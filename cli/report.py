@@ -9,7 +9,7 @@ import click
 
 from tvgrad.errors import TvgradError
 
-from . import options
+from . import options, table_formats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,14 +27,24 @@ DEFAULT_FORMATS = ("csv", "html")
     help="A checkpoint: RUNS are then checkpoints that were fine-tuned from it, without a run behind them.",
 )
 @click.option("--out", type=options.PATH, help="Folder for tables and figures (default: the terminal).")
-@click.option("--format", "formats", multiple=True, help="csv, md, json, latex or html; may be repeated.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="[csv|md|json|latex|html]",
+    help="Of files, may be repeated; without --out one of csv, md, json and latex, on standard output.",
+)
+@click.option("--table", "only", multiple=True, help="Only this table: norms, directions, equivalence, cross_task ...")
 @options.groups
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
+@click.pass_context
 def report(
+    context: click.Context,
     runs: tuple[Path, ...],
     pretrained: Path | None,
     out: Path | None,
     formats: tuple[str, ...],
+    only: tuple[str, ...],
     groups: str | None,
     skip_damaged: bool,
 ) -> None:
@@ -50,26 +60,43 @@ def report(
       tvgrad report runs/digits
       tvgrad report runs/digits --out report
       tvgrad report runs/digits --out report --format csv --format latex
+      tvgrad report runs/digits --table norms --format csv
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
       tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b --out report
     """
     from tvgrad.report.documents import check_formats
 
     check_formats(formats)
-    if formats and out is None:
-        raise TvgradError("--format says how files are written: give --out too")
+    if out is None:
+        _to_standard_output(context, formats)
+    elif only:
+        raise TvgradError("--table is for the terminal: files hold all tables; leave it out")
     if out is not None and out.exists() and not out.is_dir():
         raise TvgradError(f"{out} is a file: choose a folder for --out")
     if pretrained is None:
-        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged)
+        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only)
     elif skip_damaged:
         raise TvgradError("--skip-damaged is about runs: leave it out with --pretrained")
     else:
-        _report_checkpoints(pretrained, runs, out, formats or DEFAULT_FORMATS, groups)
+        _report_checkpoints(pretrained, runs, out, formats or DEFAULT_FORMATS, groups, only=only)
+
+
+def _to_standard_output(context: click.Context, formats: tuple[str, ...]) -> None:
+    """Print tables in the one format that was asked for, if any."""
+    if len(formats) > 1 or "html" in formats:
+        raise TvgradError("without --out one format of csv, md, json and latex is printed: give --out for files")
+    for one in formats:
+        table_formats.begin(context, one)
 
 
 def _report_runs(
-    paths: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None, skip_damaged: bool
+    paths: tuple[Path, ...],
+    out: Path | None,
+    formats: tuple[str, ...],
+    groups: str | None,
+    skip_damaged: bool,
+    *,
+    only: tuple[str, ...],
 ) -> None:
     from tvgrad.cli.open_runs import whole_runs
 
@@ -88,7 +115,7 @@ def _report_runs(
     if len(models) > 1:
         click.echo(f"The runs are of {len(models)} different models: a report on each follows.")
     for one, place in zip(models, _places(out, models), strict=True):
-        _report_model(one, place, formats, groups)
+        _report_model(one, place, formats, groups, only=only)
 
 
 def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
@@ -101,9 +128,11 @@ def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
     return [out / name.strip("/").replace("/", "-") for name in names]
 
 
-def _report_model(runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None) -> None:
+def _report_model(
+    runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None, *, only: tuple[str, ...]
+) -> None:
     """Report on runs of one model."""
-    from tvgrad.cli.terminal import percent_bar
+    from tvgrad.cli.terminal import percent_bar, say
 
     from tvgrad.report.empty_columns import missing_results
     from tvgrad.report.lora_relation import IN_FACTORS
@@ -112,48 +141,72 @@ def _report_model(runs: list[Run], out: Path | None, formats: tuple[str, ...], g
 
     with percent_bar("reading") as progress:
         made = run_tables(runs, groups, progress)
-    click.echo(summary_of(made.tables)[0])
+    said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
+    say(said[0])
     if "weight_change_norm" in made.tables["norms"]:
-        click.echo(f"LoRA: {IN_FACTORS}")
+        say(f"LoRA: {IN_FACTORS}")
     if out is None:
-        _print(made.tables, bool(groups))
+        _print(_chosen(made.tables, only), bool(groups))
         for sentence in missing_results(made.tables, made.refused):
-            click.echo(sentence)
+            say(sentence)
     else:
         from tvgrad.report.publishing import publish
 
         _list(publish(made, runs, out, formats), out)
+    say(said[-1])
 
 
 def _report_checkpoints(
-    pretrained: Path, tuned: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], groups: str | None
+    pretrained: Path,
+    tuned: tuple[Path, ...],
+    out: Path | None,
+    formats: tuple[str, ...],
+    groups: str | None,
+    *,
+    only: tuple[str, ...],
 ) -> None:
-    from tvgrad.cli.terminal import percent_bar
+    from tvgrad.cli.terminal import percent_bar, say
 
     from tvgrad.report.checkpoints import checkpoint_tables
+    from tvgrad.report.summary import summary_of_checkpoints
 
     with percent_bar("reading") as progress:
         made = checkpoint_tables(pretrained, tuned, groups, progress)
     for sentence in made.left_out:
         click.echo(sentence, err=True)
     if out is None:
-        _print(made.tables, bool(groups))
+        _print(_chosen(made.tables, only), bool(groups))
     else:
         from tvgrad.report.publishing import publish_checkpoints
 
         _list(publish_checkpoints(made, str(pretrained), out, formats), out)
+    for sentence in summary_of_checkpoints(made.tables)[:1]:
+        say(sentence)
+
+
+def _chosen(tables: dict[str, pd.DataFrame], only: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    """The tables that were asked for by name; all by default."""
+    for name in only:
+        if name not in tables:
+            raise TvgradError(f"there is no table {name!r}: choose from {', '.join(tables)}")
+    return {name: table for name, table in tables.items() if name in only} if only else tables
 
 
 def _print(tables: dict[str, pd.DataFrame], grouped: bool) -> None:
     """Tables on the terminal, of the whole model where no groups were asked for."""
+    from tvgrad.cli.table_formats import tables_format
     from tvgrad.cli.terminal import print_table
 
+    from tvgrad.report.columns import TABLES
     from tvgrad.report.empty_columns import without_empty_columns
+    from tvgrad.report.headings import signs
 
     for name, table in tables.items():
         short = table[table["group"] == "all"].drop(columns="group") if "group" in table and not grouped else table
-        if len(short):
-            print_table(name, without_empty_columns(short))
+        if tables_format() is not None:  # a file's columns are those of the contract, whatever is empty
+            print_table(name, table)
+        elif len(short):
+            print_table(f"{signs(TABLES[name].title)} · {name}", without_empty_columns(short))
 
 
 def _list(files: list[Path], out: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pandas.api.types import is_numeric_dtype
+import click
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
+from tvgrad.cli.table_formats import keep_table, tables_format
+from tvgrad.cli.table_layout import COLOURS, lay_out
 
-from tvgrad.report.documents import shown
 from tvgrad.wording import printable
 
 if TYPE_CHECKING:
@@ -29,36 +32,53 @@ PIPE_WIDTH = 200  # columns of a table that no terminal wraps
 
 
 def console() -> Console:
-    """The terminal, or a wide page where the output goes into a file or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    """The terminal, or a wide page where the output goes into a file or a pipe (COLUMNS says otherwise)."""
+    asked = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if asked else PIPE_WIDTH, highlight=False)
 
 
-def print_table(title: str, table: pd.DataFrame, most: int = MOST_ROWS, estimates: Collection[str] = ESTIMATES) -> None:
-    """Print a table, shortened in the middle when it is long.
+def say(text: str, verdict: str = "") -> None:
+    """Print a sentence: on a terminal it is broken between words, and a verdict in it has its colour.
+
+    Args:
+        text: the sentence; spaces at its start indent all of its lines.
+        verdict: a word of it that is one.
+    """
+    if tables_format() is not None:  # standard output is for tables alone
+        click.echo(text, err=True)
+    elif not sys.stdout.isatty():
+        click.echo(text)
+    else:
+        line = Text(text.lstrip())
+        if verdict:
+            line.highlight_regex(rf"(?<!\w){re.escape(verdict)}(?!\w)", COLOURS.get(verdict, ""))
+        console().print(Padding(line, (0, 0, 0, len(text) - len(text.lstrip()))))
+
+
+def print_table(
+    title: str,
+    table: pd.DataFrame,
+    most: int = MOST_ROWS,
+    estimates: Collection[str] = ESTIMATES,
+    name: str = "",
+) -> None:
+    """Print a table as wide as the terminal, shortened in the middle when it is long; or keep it for `--format`.
 
     Args:
         title: stands above it.
         table: what to print.
         most: rows to print at the most.
         estimates: columns of which three digits are as many as they deserve.
+        name: what the table is called in JSON; by default its title.
     """
-    drawn = Table(title=Text(title), title_justify="left", header_style="bold")
-    for column in table.columns:
-        drawn.add_column(
-            Text(str(column)), justify="right" if is_numeric_dtype(table[column]) else "left", overflow="fold"
-        )
-    rows = [
-        [
-            Text(printable(shown(cell, column, 3 if column in estimates else 6)))
-            for column, cell in zip(table, row, strict=True)
-        ]
-        for row in table.itertuples(index=False)
-    ]
-    if len(rows) > most:
-        rows = [*rows[: most // 2], [Text("...")] * len(table.columns), *rows[-(most // 2) :]]
-    for row in rows:
-        drawn.add_row(*row)
-    console().print(drawn)
+    if tables_format() is not None:
+        keep_table(name or title, table)
+        return
+    screen = console()
+    laid = lay_out(title, table, screen.width, most, estimates)
+    screen.print(laid.drawn)
+    if laid.left_out:
+        say(f"  left out for want of room: {', '.join(laid.left_out)} (--format csv prints all)")
 
 
 @contextmanager

@@ -99,3 +99,5 @@ def trace(
             click.echo(
                 f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}"
             )
+    if not quiet:
+        click.echo(f"Next: `tvgrad verify {out}` checks it, `tvgrad report {out} --out report` shows it.")

@@ -70,6 +70,8 @@ def verify(runs: tuple[Path, ...], replay: bool, target: str | None, as_json: bo
         }
         click.echo(json_text(found))
     failed = sum(not one.passed for one in outcomes)
+    if not failed and not as_json:
+        click.echo(f"{'The run passes' if len(outcomes) == 1 else f'All {len(outcomes)} runs pass'}.")
     if failed:
         raise CheckFailed(f"{failed} of {len(outcomes)} runs did not pass")
 
@@ -99,35 +101,37 @@ def _check(run: Run, name: str, target: str | None) -> _Outcome:
 
 def _show_all(outcomes: list[_Outcome]) -> None:
     """What must be known in the first line: damage, then both verdicts."""
+    from tvgrad.cli.terminal import say
+
     from tvgrad.theory.verdicts import headline
     from tvgrad.wording import listed
 
     damaged = [outcome.run for outcome in outcomes if outcome.problems]
     rows = [row for outcome in outcomes for row in outcome.verdicts]
-    click.echo(
-        " ".join([*([f"Damaged: {listed(damaged, 5)}."] if damaged else []), *([headline(rows)] if rows else [])])
-    )
+    say(" ".join([*([f"Damaged: {listed(damaged, 5)}."] if damaged else []), *([headline(rows)] if rows else [])]))
     for outcome in outcomes:
         _show(outcome)
 
 
 def _show(outcome: _Outcome) -> None:
+    from tvgrad.cli.terminal import say
+
     from tvgrad.theory.equivalence import APPLIES_NOT
     from tvgrad.theory.verdicts import UNKNOWN
     from tvgrad.wording import printable
 
-    click.echo(f"{outcome.run}: {'damaged' if outcome.problems else f'{outcome.points} points whole'}")
+    say(f"{outcome.run}: {'damaged' if outcome.problems else f'{outcome.points} points whole'}")
     for problem in outcome.problems:
-        click.echo(f"  {printable(problem)}")
+        say(f"  {printable(problem)}")
     for verdict in outcome.verdicts:
         ratio = verdict.worst_ratio_to_budget
         detail = "" if verdict.holds == APPLIES_NOT else f" (worst ratio to the rounding bound {ratio:.3f})"
-        click.echo(f"  {verdict.rule}: {verdict.holds}{detail}; {verdict.reason}")
+        say(f"  {verdict.rule}: {verdict.holds}{detail}; {verdict.reason}", verdict.holds)
     for said in dict.fromkeys((row.gradient_holds, row.far, row.cause, row.trouble) for row in outcome.verdicts):
         holds, far, cause, trouble = said
         words = [*([] if holds == UNKNOWN else [far]), *([cause] if cause else [])]
-        click.echo(f"  tau_1 = -lr x full-batch gradient: {holds}; {'; '.join(words)}")
+        say(f"  tau_1 = -lr x full-batch gradient: {holds}; {'; '.join(words)}", holds)
         if trouble:
-            click.echo(f"  trouble: {trouble}")
+            say(f"  trouble: {trouble}")
     if outcome.replay is not None:
-        click.echo(f"  replay: {outcome.replay}")
+        say(f"  replay: {outcome.replay}")

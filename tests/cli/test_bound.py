@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from tvgrad.cli.terminal import MOST_ROWS
 
+from tvgrad.report.headings import heading
+
 FORMS = [
     "closed, uniform",
     "closed, worst case",
@@ -102,8 +104,14 @@ def test_bounds_hold_and_simulation_can_be_left_out(mine: Path, tvgrad: Callable
 def test_printed_bounds_are_rounded_outward(mine: Path, tvgrad: Callable[..., Any]) -> None:
     words = [mine, "--epochs", 4]
     (row,) = numbers(tvgrad, *words)["bounds"]
-    (line,) = [line for line in tvgrad("bound", *words).out.splitlines() if line.startswith("│ mine ")]
-    cells = dict(zip(row, (cell.strip() for cell in line.split("│")[1:-1]), strict=True))
+    # One row is shown as a list of names and values.
+    out = tvgrad("bound", *words).out
+    listed = dict(line.split("│")[1:3] for line in out.splitlines() if line.startswith("│ "))
+    values = {name.strip(): value.strip() for name, value in listed.items()}
+    cells = {name: values[heading(name)] for name in row if heading(name) in values}
+    low, high = re.search(r"lies between (\S+) % and (\S+) % of the first-order task vector", out).groups()
+    assert Decimal(low) <= Decimal(100 * true_error(0.1, 4) / row["first_order_norm"]) <= Decimal(high)
+    assert out.splitlines()[-1].startswith("mine: the error after 4 epochs lies between ")
     above = [name for name in ("error_bound", "from_start", "closed_form_bound", "radius") if row[name] is not None]
     assert len(above) >= 3
     for name in above:

@@ -18,7 +18,8 @@ Tvgrad = Callable[..., Any]
 def test_a_line_for_each_check(tvgrad: Tvgrad) -> None:
     outcome = tvgrad("doctor", "--device", "cpu")
     assert (outcome.code, outcome.err) == (0, "")
-    lines = outcome.out.splitlines()
+    *lines, last = outcome.out.splitlines()
+    assert last == f"All {len(lines)} checks pass; a warning names something to avoid."
     assert all(line.split()[0] in {"ok", "note", "warning"} for line in lines)
     for what in ("versions: tvgrad ", f"torch: {torch.__version__}", "device: cpu, ", "SGD(fused=True) in bfloat16: "):
         assert sum(what in line for line in lines) == 1, what

@@ -92,8 +92,10 @@ def test_the_terminal(tvgrad: Called, runs: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     code, out, err = tvgrad("report", runs)
     assert (code, err) == (0, "")
-    for word in ("norms", "directions", "equivalence", "cross_task", "gradient_norm_share", "sign_agreement", "exact"):
+    for word in ("norms", "directions", "equivalence", "cross_task", "cos(τₑ, −g₀)", "equal signs", "exact"):  # noqa: RUF001
         assert word in out
+    assert "gradient_norm_share" not in out, "headings are for people"
+    assert out.splitlines()[-1].startswith("Next: ")
     assert "encoder.0" not in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     assert "encoder.0" in tvgrad("report", runs, "--groups", r"encoder\.\d")[1]
@@ -110,9 +112,33 @@ def test_formats(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert err == f"Error: unknown format 'xls': choose from {', '.join([*FORMATS, PAGE])}\n"
     assert not (tmp_path / "report").exists()
-    code, out, err = tvgrad("report", runs, "--format", "csv")
-    assert (code, out) == (2, "")
-    assert err == "Error: --format says how files are written: give --out too\n"
+    for wrong in (("--format", "html"), ("--format", "csv", "--format", "md")):
+        code, out, err = tvgrad("report", runs, *wrong)
+        assert (code, out) == (2, "")
+        assert err == ("Error: without --out one format of csv, md, json and latex is printed: give --out for files\n")
+
+
+def test_tables_on_standard_output(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    assert tvgrad("report", runs, "--out", tmp_path / "report", "--format", "csv", "--format", "md")[0] == 0
+    for ending in ("csv", "md"):
+        code, out, err = tvgrad("report", runs, "--table", "norms", "--format", ending)
+        assert code == 0
+        assert out == (tmp_path / "report" / f"norms.{ending}").read_text()
+        assert err.splitlines()[-1].startswith("Next: ")
+    found = json.loads(tvgrad("report", runs, "--format", "json")[1])
+    assert len(found["norms"]) == len(rows_of(tmp_path / "report/norms.csv"))
+    assert set(TABLES) <= set(found)
+    assert "# directions\nrun,epoch,group," in tvgrad("report", runs, "--format", "csv")[1]
+    code, out, err = tvgrad("report", runs, "--table", "norm")
+    assert (code, out.count("\n")) == (2, 1)
+    assert "there is no table 'norm': choose from norms, " in err
+
+
+def test_a_folder_of_folders(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "low", tmp_path / "deep/a/first/low")
+    shutil.copytree(runs / "low", tmp_path / "deep/a/second/low")
+    assert tvgrad("report", tmp_path / "deep", "--out", tmp_path / "report")[0] == 0
+    assert {row["run"] for row in rows_of(tmp_path / "report/norms.csv")} == {"first/low", "second/low"}
 
 
 def test_out_is_a_file(tvgrad: Called, runs: Path, tmp_path: Path) -> None:

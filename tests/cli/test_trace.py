@@ -50,7 +50,9 @@ def test_a_dataset_of_mappings_and_a_model_of_ones_own(tvgrad: Tvgrad, recipes: 
 def test_several_tasks_have_a_directory_each(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
     outcome = tvgrad("trace", f"{recipes}:tasks", "--out", tmp_path / "runs", "--epochs", "1")
     assert outcome.code == 0
-    assert len(outcome.out.splitlines()) == 2
+    *lines, last = outcome.out.splitlines()
+    assert len(lines) == 2
+    assert last.startswith(f"Next: `tvgrad verify {tmp_path / 'runs'}` checks it")
     one, two = (Run.open(tmp_path / "runs" / name) for name in ("one", "two"))
     assert all(torch.equal(tensor, two.weights(0)[name]) for name, tensor in one.weights(0).items())
     assert not torch.equal(one.weights(1)["0.weight"], two.weights(1)["0.weight"])

@@ -81,6 +81,7 @@ def test_clean_runs(tvgrad: Called, copied: Path) -> None:
     assert runs == [
         "low: 4 points whole",
         "rotated: 4 points whole",
+        "All 2 runs pass.",
     ]
     exact = r"tau_1 = -lr g_0: exact \(worst ratio to the rounding bound [01]\.\d{3}\); every coordinate"
     assert len(re.findall(exact, out)) == 2

@@ -68,11 +68,11 @@ def test_a_caption_defines_what_is_shown_alone() -> None:
 
 def test_headings_are_formulas() -> None:
     row = {"run": "a", "gradient_norm": 1.0, "gradient_norm_share": 0.5}
-    assert r"run & $\lVert g_e \rVert$ & share \\" in latex_table(pd.DataFrame([row]), "norms")
+    assert r"{run} & {$\lVert g_e \rVert$} & {share} \\" in latex_table(pd.DataFrame([row]), "norms")
     row = {"run": "a", "cos_successive_displacements": 1.0, "relative_residual": 0.5, "cos_task_vector_mean": 0.1}
     headings = (
         r"$\cos(\delta_e, \delta_{e-1})$",
         r"$\lVert \tau_e^\perp \rVert / \lVert \tau_e \rVert$",
         r"$\cos(\tau, \bar \tau)$",
     )
-    assert " & ".join(headings) in latex_table(pd.DataFrame([row]), "directions")
+    assert " & ".join(f"{{{heading}}}" for heading in headings) in latex_table(pd.DataFrame([row]), "directions")

@@ -165,13 +165,14 @@ def test_latex_tables_are_balanced_and_captioned(name):
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert rule in text
-    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0].replace("\\midrule\n", "")
     shown = tables()[name].dropna(axis="columns", how="all")
     shown = shown.drop(columns=["reason", "cause", "trouble"], errors="ignore")
     columns = shown.shape[1] - ("group" in shown)
     assert caption_of(name, list(shown)) in text
     assert all(line.count("&") == columns - 1 for line in body.strip().splitlines())
-    plain = re.sub(r"\$[^$]*\$", "", text)
+    assert text.startswith("% packages: ")
+    plain = re.sub(r"\$[^$]*\$", "", text.partition("\n")[2])
     assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", plain.replace(r"\label{tab:cross-task}", ""))
 
 
@@ -195,7 +196,8 @@ def test_latex_of_many_epochs_and_of_none():
     assert text.count("& 2 &") == 50
     assert "& 1 &" not in text
     assert r"\begin{longtable}" in text
-    assert "$-0.5$" in text
+    assert "& -0.5 " in text
+    assert "S[table-format=-1.1]" in text
     empty = latex_table(pd.DataFrame(columns=list(COLUMNS["second_order"])), "second_order")
     assert empty == "% second_order has no rows: `tvgrad explain RUN` makes them\n"
 
@@ -261,3 +263,13 @@ def test_tasks_are_compared_with_tasks_and_not_with_their_own_seeds():
     assert any("Between tasks" in sentence for sentence in summary_of(made, {"a": "one", "b": "two"}))
     assert any("Between tasks" in sentence for sentence in summary_of(made))
     assert not any("Between tasks" in sentence for sentence in summary_of(made, {"a": "one", "b": "one"}))
+
+
+def test_latex_rules_runs_apart_and_drops_rows_of_zeros():
+    rows = [{"run": run, "epoch": e, "term": "t", "norm": float(e), "share": 0.5 * e} for run in "ab" for e in range(3)]
+    text = latex_table(pd.DataFrame(rows), "error_budget")
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    assert body.count(r"\midrule") == 1
+    assert "& 0 & t" not in body
+    assert "Rows of zeros are left out." in text
+    assert text.startswith("% packages: amsmath, booktabs, siunitx, graphicx\n")

@@ -42,7 +42,7 @@ def random_rows(seed: int) -> pd.DataFrame:
 
 
 def number(text: str) -> Decimal:
-    found = re.sub(r"\$?([\d.]+) \\times 10\^\{(-?\d+)\}\$?", r"\1e\2", text.strip())
+    found = re.sub(r"\$?([\d.]+) \\times 10\^\{(-?\d+)\}\$?", r"\1e\2", text.strip().replace(",", ""))
     return Decimal(found)
 
 
@@ -71,7 +71,8 @@ def printed_pairs(table: pd.DataFrame, folder: Path, capsys: pytest.CaptureFixtu
     found["html"] = [(row[kept.index("error_norm")], row[kept.index("bound")]) for row in plain]
     capsys.readouterr()
     print_table("second_order", table)
-    drawn = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    body = capsys.readouterr().out.partition("├")[2]
+    drawn = [line.split("│")[1:-1] for line in body.splitlines() if line.startswith("│")]
     found["terminal"] = [(row[error], row[bound]) for row in drawn]
     return {name: [(number(one), number(other)) for one, other in pairs] for name, pairs in found.items()}
 

@@ -6,6 +6,7 @@ built-in recipes and nowhere else.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -99,8 +100,11 @@ def _function(target: str) -> Callable[[], Any]:
     elif ":" in target:
         module = _named_module(place)
     else:
+        near = difflib.get_close_matches(target, BUILT_IN, 1)
+        meant = f"did you mean {near[0]!r}? Or " if near else ""
         raise TvgradError(
-            f"unknown recipe {target!r}: choose from {', '.join(BUILT_IN)}, or give file.py or package.module:function"
+            f"unknown recipe {target!r}: {meant}choose from {', '.join(BUILT_IN)}, or give file.py or "
+            "package.module:function"
         )
     function = getattr(module, name, None)
     if not callable(function):

@@ -18,9 +18,9 @@ from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.first_epochs import PUBLISHED
 from tvgrad.report.first_epochs_figure import first_epoch_dominance
 from tvgrad.report.heatmap import cosine_scale, heatmap
-from tvgrad.report.maps import block_norms, epoch_cosine_map, layer_map, trajectory_plane
+from tvgrad.report.maps import block_norms, epoch_cosine_map, layer_map, map_grid, trajectory_plane
 from tvgrad.report.published import SOURCE
-from tvgrad.report.style import HEIGHT, STYLE, legend_room, lines, new_axes, styled
+from tvgrad.report.style import HEIGHT, STYLE, has_seeds, legend_room, lines, new_axes, styled
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import shortened
 
@@ -97,7 +97,8 @@ def epoch_descent_cosines(directions: pd.DataFrame, ax: Axes | None = None) -> A
 def _over_epochs(table: pd.DataFrame, column: str, ax: Axes | None) -> Axes:
     """One line a run over epochs, of the whole model."""
     table = whole_model(table, column)
-    ax = lines(table, column, new_axes(ax, height=HEIGHT + legend_room(table["run"])))
+    names = table["task"] if has_seeds(table) else table["run"]
+    ax = lines(table, column, new_axes(ax, height=HEIGHT + legend_room(names)))
     ax.set(xlabel="epoch e")
     return ax
 
@@ -120,8 +121,9 @@ def cross_task_cosines(cross_task: pd.DataFrame, ax: Axes | None = None, epoch: 
         epoch = int(table["epoch"].max()) if epoch is None else epoch
         table, when = table[table["epoch"] == epoch], f", epoch {epoch}"
     names = list(dict.fromkeys([*table["run_a"], *table["run_b"]]))
-    values = np.full((len(names), len(names)), np.nan)  # a pair without this epoch has no cosine
-    np.fill_diagonal(values, 1.0)
+    values = np.full(
+        (len(names), len(names)), np.nan
+    )  # a pair without this epoch has no cosine, and of itself each has 1
     for left, right, cosine in zip(table["run_a"], table["run_b"], table["cos_task_vectors"], strict=True):
         values[names.index(left), names.index(right)] = values[names.index(right), names.index(left)] = cosine
     matrix = pd.DataFrame(values, index=names, columns=names)
@@ -141,7 +143,7 @@ class FigureOf:
         column: the column that must hold something.
         draw: makes axes of the table.
         caption: defines every symbol and unit.
-        each_run: one figure a run, instead of one for all.
+        each_run: one map a run, all in one grid.
         by_block: its rows are blocks of the model, so that those of the whole model are nothing to show.
         instead_of: runs that have something in this column are drawn elsewhere, by it, and left out here.
     """
@@ -273,36 +275,43 @@ FIGURES = {
 }
 """Figure -> how it is made."""
 
-NAMES = ("run", "run_a", "run_b", "group", "term")
+NAMES = ("run", "run_a", "run_b", "group", "term", "task")
 """Columns of names that pictures show."""
 
 MOST_LETTERS = 60
 """Letters of a name in a picture; longer ones are cut in the middle."""
 
 MOST_RUNS = 12
-"""Figures of one run each are drawn for so many runs."""
+"""Maps of one run each are drawn for so many runs."""
 
 
-def captioned_figures(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[tuple[Path, str]]:
-    """Draw every figure whose table has something to show, as PNG and SVG.
+def captioned_figures(
+    tables: Mapping[str, pd.DataFrame], directory: Path, tasks: Mapping[str, str] | None = None
+) -> list[tuple[Path, str]]:
+    """Draw every figure whose table has something to show, as PNG, SVG and PDF.
 
     Args:
         tables: the tables of a report, `trajectories` and `epoch_cosines` among them.
         directory: where to; it is made.
+        tasks: name of a run -> its task: lines over epochs are means where a task has several runs.
 
     Returns:
-        The files with their captions, PNG before SVG.
+        The files with their captions, PNG before SVG and PDF.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tables = {name: _with_short_names(table) for name, table in tables.items()}
+    tables = {
+        name: _with_short_names(table.assign(task=table["run"].map(tasks)) if tasks and "run" in table else table)
+        for name, table in tables.items()
+    }
     written: list[tuple[Path, str]] = []
     for name, made, table in drawable(tables):
         if not made.each_run:
             written += _saved(made.draw(table), directory / name, made.caption)
             continue
         present = table[table[made.column].notna() & (table["group"] != ALL if "group" in table else True)]
-        for place, run in enumerate(list(dict.fromkeys(present["run"]))[:MOST_RUNS]):
-            written += _saved(made.draw(table, run=run), directory / f"{name}_{place + 1}", made.caption)
+        runs = list(dict.fromkeys(present["run"]))[:MOST_RUNS]
+        ax = made.draw(table, run=runs[0]) if len(runs) == 1 else map_grid(made.draw, table, runs)
+        written += _saved(ax, directory / name, made.caption)
     return written
 
 
@@ -340,11 +349,11 @@ def _with_short_names(table: pd.DataFrame) -> pd.DataFrame:
 
 def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
     figure = ax.get_figure(root=True)
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")] if figure is not None else []
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg", "pdf")] if figure is not None else []
     for path in paths:
         with mpl.rc_context(STYLE):
             # Without a date, the same runs make the same bytes. A layout with square cells may push labels over the
             # edge of the figure: `tight` brings them back.
-            undated = {"Date": None} if path.suffix == ".svg" else None
+            undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
             figure.savefig(path, metadata=undated, bbox_inches="tight")  # type: ignore[union-attr]
     return [(path, caption) for path in paths]

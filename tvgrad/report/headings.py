@@ -14,6 +14,16 @@ _RAISED = {"a": "ᵃ", "b": "ᵇ", "perp": "⊥"}
 _INDEX = r"(?:\((?P<long>[^)]+)\)|(?P<short>\w))"
 
 SHORT = {
+    "error_bound": "error ≤",
+    "lower_bound": "error ≥",
+    "from_start": "≤ from θ₀ alone",
+    "closed_form_bound": "closed form ≤",
+    "first_order_norm": "‖S g₀‖",
+    "task_vector_norm_a": "‖τᵃ‖",
+    "task_vector_norm_b": "‖τᵇ‖",
+    "single_task": "single task",
+    "merged_low": "merged, low",
+    "merged_high": "merged, high",
     "run_a": "run a",
     "run_b": "run b",
     "relative_residual": "across",

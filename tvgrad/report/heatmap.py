@@ -58,7 +58,15 @@ def size_scale(values: npt.ArrayLike) -> Scale:
     return Scale(0.0, largest or 1.0, "crest")
 
 
-def heatmap(matrix: pd.DataFrame, ax: Axes, scale: Scale, square: bool = False, most_numbers: int = 144) -> Axes:
+def heatmap(
+    matrix: pd.DataFrame,
+    ax: Axes,
+    scale: Scale,
+    *,
+    square: bool = False,
+    most_numbers: int = 144,
+    bar: bool = True,
+) -> Axes:
     """Draw a matrix as colours, with its numbers where there are few enough to read.
 
     Args:
@@ -67,6 +75,7 @@ def heatmap(matrix: pd.DataFrame, ax: Axes, scale: Scale, square: bool = False, 
         scale: colours and limits.
         square: cells are squares.
         most_numbers: up to so many cells have their number written in them.
+        bar: with a colour bar of its own; maps in a grid share one.
 
     Returns:
         The axes.
@@ -76,7 +85,8 @@ def heatmap(matrix: pd.DataFrame, ax: Axes, scale: Scale, square: bool = False, 
     size = 7.0 if matrix.shape[1] <= 9 else 5.5
     sns.heatmap(
         matrix, vmin=scale.low, vmax=scale.high, cmap=scale.colours, square=square, ax=ax,
-        annot=matrix.size <= most_numbers, fmt=".2f", annot_kws={"fontsize": size}, cbar_kws={"shrink": 0.85},
+        annot=matrix.size <= most_numbers, fmt=".2f", annot_kws={"fontsize": size}, cbar=bar,
+        cbar_kws={"shrink": 0.85},
     )  # fmt: skip
     ax.collections[0].set(edgecolor="face", linewidth=0.3)  # or renderers of SVG show seams between the cells
     _readable(ax)

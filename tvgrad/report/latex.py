@@ -26,7 +26,7 @@ _OUTSIDE_ASCII_FONTS = str.maketrans({"|": r"\textbar{}", "<": r"\textless{}", "
 
 
 def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
-    """Render a table as LaTeX that goes straight into a paper (package booktabs).
+    """Render a table as LaTeX that goes straight into a paper (packages amsmath, booktabs, siunitx and graphicx).
 
     Args:
         table: the table; where it has groups, the rows of the whole model are printed, and of many epochs the first
@@ -43,7 +43,9 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
         shown = shown[shown["group"] == ALL].drop(columns="group")
     if not len(shown):
         return f"% {name} has no rows{f': {COMPUTED_BY[name]} makes them' if name in COMPUTED_BY else ''}\n"
+    shown, zeros = _without_zeros(shown)
     shown, kept = _chosen_epochs(without_empty_columns(shown))
+    kept += zeros
     wide = [column for column in TOO_WIDE if column in shown]
     shown = shown.drop(columns=wide)
     even = even_shares(table) if name == "norms" else ""
@@ -63,16 +65,70 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
     text = str(
         styled.format_index(axis="columns", escape="latex-math").to_latex(
             hrules=True,
+            siunitx=True,
             position="t",
             position_float=None if long else "centering",
-            column_format="".join("r" if pd.api.types.is_numeric_dtype(shown[column]) else "l" for column in shown),
+            column_format="".join(_alignment(shown, column) for column in shown),
             caption=caption,
             label=f"tab:{name.replace('_', '-')}",
             environment="longtable" if long else None,
         )
     )
+    text = _ruled(text, shown)
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
-    return f"{{{small}{text}}}\n" if long else text.replace("\\centering\n", f"\\centering\n{small}", 1)
+    if long:
+        return f"{PACKAGES}, longtable\n{{{small}{text}}}\n"
+    text = text.replace("\\centering\n", f"\\centering\n{small}", 1)
+    begin, end = text.index("\\begin{tabular}"), text.index("\\end{tabular}") + len("\\end{tabular}")
+    return f"{PACKAGES}, graphicx\n{text[:begin]}{FITTED.format(text[begin:end])}{text[end:]}"
+
+
+PACKAGES = "% packages: amsmath, booktabs, siunitx"
+FITTED = "\\sbox0{{{}}}\n\\ifdim\\wd0>\\linewidth \\resizebox{{\\linewidth}}{{!}}{{\\usebox0}}\\else\\usebox0\\fi"
+"""A table that is wider than its column is scaled to it, and no other."""
+
+
+def _without_zeros(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Leave out rows in which every number is zero, or nothing, and say so."""
+    numbers = [column for column in table if pd.api.types.is_float_dtype(table[column])]
+    kept = table[(table[numbers].fillna(0.0) != 0).any(axis="columns")] if numbers else table
+    if len(kept) == len(table) or kept.empty:
+        return table, ""
+    return kept, " Rows of zeros are left out."
+
+
+def _alignment(table: pd.DataFrame, column: object) -> str:
+    """Words to the left; numbers at their decimal sign, with as many digits before and after it as there are."""
+    if not pd.api.types.is_numeric_dtype(table[column]):
+        return "l"
+    found = [_NUMBER.match(_cell(value, column)) for value in table[column].tolist()]
+    numbers = [one for one in found if one]
+    if not numbers:
+        return "c"
+    sign = "-" if any(one[1] for one in numbers) else ""
+    before, after = (max(len(one[group] or "") for one in numbers) for group in (2, 3))
+    form = f"{sign}{before}.{after}"
+    powers = [one for one in numbers if one[5]]
+    if powers:
+        form += f"e{'-' if any(one[4] for one in powers) else ''}{max(len(one[5]) for one in powers)}"
+    return f"S[table-format={form}]"
+
+
+_NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:e(-?)(\d+))?$")
+
+
+def _ruled(text: str, table: pd.DataFrame) -> str:
+    """Put a thin rule between runs that have several rows each."""
+    runs = table["run"].tolist() if "run" in table else []
+    if len(set(runs)) < 2 or len(set(runs)) == len(runs):
+        return text
+    head, middle, body = text.rpartition("\\midrule\n")
+    if "\\endlastfoot" in body:
+        middle, body = middle + body[: body.index("\\endlastfoot\n") + 13], body[body.index("\\endlastfoot\n") + 13 :]
+    lines = body.split("\n")
+    ruled = [f"{line}\n\\midrule" if place + 1 < len(runs) and runs[place] != runs[place + 1] else line
+             for place, line in enumerate(lines)]  # fmt: skip
+    return head + middle + "\n".join(ruled)
 
 
 def escaped(text: str) -> str:
@@ -156,9 +212,8 @@ def _cell(value: Any, column: object) -> str:
     if math.isnan(value):
         return ""
     if math.isinf(value):
-        return r"$\infty$" if value > 0 else r"$-\infty$"
+        return r"{$\infty$}" if value > 0 else r"{$-\infty$}"
     if value and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{float(printed(value, column, 3)):.2e}".split("e")
-        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
-    text = printed(value, column, 4)
-    return text if value >= 0 else f"${text}$"  # outside formulas - is a hyphen
+        return f"{mantissa}e{int(exponent)}"
+    return printed(value, column, 4)

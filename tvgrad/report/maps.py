@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tvgrad.report.heatmap import cosine_scale, heatmap, size_scale
 from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
@@ -12,13 +16,14 @@ from tvgrad.vectors.parameters import ALL
 
 
 @styled
-def epoch_cosine_map(cosines: pd.DataFrame, run: str, ax: Axes | None = None) -> Axes:
+def epoch_cosine_map(cosines: pd.DataFrame, run: str, ax: Axes | None = None, bar: bool = True) -> Axes:
     """Draw the cosines between one run's full-batch gradients at all pairs of epochs.
 
     Args:
         cosines: the table of `tvgrad.report.geometry.epoch_cosines`.
         run: the run.
         ax: axes to draw on; by default new ones.
+        bar: with a colour bar.
 
     Returns:
         The axes.
@@ -26,15 +31,21 @@ def epoch_cosine_map(cosines: pd.DataFrame, run: str, ax: Axes | None = None) ->
     cosines = cosines[cosines["kind"] == "gradient"]
     chosen = cosines[cosines["run"] == run]
     matrix = chosen.pivot_table(index="epoch_a", columns="epoch_b", values="cosine")
+    matrix = matrix.mask(np.eye(len(matrix), dtype=bool)) if matrix.shape[0] == matrix.shape[1] else matrix
     ax = new_axes(ax, 4.2, 3.4)
-    heatmap(matrix, ax, cosine_scale(cosines["cosine"]), square=True, most_numbers=64)
+    heatmap(matrix, ax, cosine_scale(cosines["cosine"]), square=True, most_numbers=64, bar=bar)
     ax.set(xlabel="epoch f", ylabel="epoch e", title=rf"$\cos(g_e,\, g_f)$, {run}")
     return ax
 
 
 @styled
 def layer_map(
-    directions: pd.DataFrame, run: str, ax: Axes | None = None, column: str = "cos_task_vector_descent"
+    directions: pd.DataFrame,
+    run: str,
+    ax: Axes | None = None,
+    column: str = "cos_task_vector_descent",
+    *,
+    bar: bool = True,
 ) -> Axes:
     """Draw the cosine to minus a first gradient for each block of the model (depth downwards) over epochs.
 
@@ -43,6 +54,7 @@ def layer_map(
         run: the run.
         ax: axes to draw on; by default new ones.
         column: cos_task_vector_descent, or cos_task_vector_epoch_descent of the first epoch gradient.
+        bar: with a colour bar.
 
     Returns:
         The axes.
@@ -52,10 +64,43 @@ def layer_map(
     depth = list(dict.fromkeys(chosen["group"]))
     matrix = chosen.pivot_table(index="group", columns="epoch", values=column).reindex(depth)
     ax = new_axes(ax, 5.0, 1.4 + 0.26 * len(depth))
-    heatmap(matrix, ax, cosine_scale(blocks[column]), most_numbers=80)
+    heatmap(matrix, ax, cosine_scale(blocks[column]), most_numbers=80, bar=bar)
     gradient = "G" if column == "cos_task_vector_epoch_descent" else "g"
     ax.set(xlabel="epoch e", ylabel="", title=rf"$\cos(\tau_e,\, -{gradient}_0)$ by block, {run}")
     return ax
+
+
+@styled
+def map_grid(draw: Callable[..., Axes], table: pd.DataFrame, runs: Sequence[str]) -> Axes:
+    """Draw maps of several runs in one grid, with one colour bar for all.
+
+    Args:
+        draw: `epoch_cosine_map` or `layer_map`, or one of them with options filled in.
+        table: its table.
+        runs: the runs.
+
+    Returns:
+        The first axes.
+    """
+    columns = min(3, len(runs))
+    rows = -(-len(runs) // columns)
+    size = Figure(figsize=(1, 1)).subplots()
+    first = draw(table, run=runs[0], ax=size, bar=False)
+    cells = len(first.get_yticks()) or 1
+    tall = 2.1 if first.get_aspect() != "auto" else 0.9 + 0.22 * cells
+    figure = Figure(figsize=(2.3 * columns + 0.6, tall * rows + 0.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, (ax, run) in enumerate(zip(grid.flat, runs, strict=False)):
+        draw(table, run=run, ax=ax, bar=False)
+        ax.set_title(run, fontsize=8.5)
+        if place % columns:
+            ax.set(ylabel="", yticklabels=[])
+        if place + columns < len(runs):
+            ax.set(xlabel="")
+    for ax in list(grid.flat)[len(runs) :]:
+        ax.set_visible(False)
+    figure.colorbar(grid[0, 0].collections[0], ax=grid, shrink=0.8, aspect=30)
+    return cast("Axes", grid[0, 0])
 
 
 @styled

@@ -76,7 +76,8 @@ def _publish(
     wanted = check_formats(formats)
     # The headline is the first sentence; of checkpoints there is no such table, and nothing to say above it.
     written = write_tables(tables, directory, wanted, {"equivalence": summary[0]})
-    figures = captioned_figures({**tables, **drawn}, directory / "figures")
+    tasks = None if screen is None else {name: label.task for name, label in screen.labels.items()}
+    figures = captioned_figures({**tables, **drawn}, directory / "figures", tasks)
     written += [path for path, _ in figures]
     if PAGE in wanted:
         vector_graphics = [(path, caption) for path, caption in figures if path.suffix == ".svg"]

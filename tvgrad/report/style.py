@@ -25,7 +25,10 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "tvgrad",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and edited before printing
+    "pdf.fonttype": 42,
     "figure.dpi": 160,
+    "savefig.dpi": 300,
 }
 
 
@@ -38,6 +41,8 @@ LETTERS = 62  # that fit side by side under a figure
 def styled(draw: Drawer) -> Drawer:
     """Draw a figure under the reports' style: fonts and grids are settled when an artist is made.
 
+    Every figure takes `title=False`, for papers whose captions say what it shows.
+
     Args:
         draw: a function that returns axes.
 
@@ -47,8 +52,12 @@ def styled(draw: Drawer) -> Drawer:
 
     @wraps(draw)
     def under_style(*args: Any, **options: Any) -> Axes:
+        titled = options.pop("title", True)
         with mpl.rc_context(STYLE):
-            return draw(*args, **options)
+            ax = draw(*args, **options)
+            for place in () if titled else ("left", "center", "right"):
+                ax.set_title("", loc=place)
+            return ax
 
     return cast("Drawer", under_style)
 
@@ -84,27 +93,29 @@ def palette(table: pd.DataFrame, column: str = "run") -> dict[str, tuple[float, 
 
 
 def lines(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
-    """Draw one line a run over epochs.
+    """Draw one line a run over epochs; of tasks with several runs, their mean and a band from least to most.
 
     Args:
-        table: has the columns run and epoch.
+        table: has the columns run and epoch, and task where runs of one task differ in their seed.
         column: what is drawn.
         ax: where.
 
     Returns:
         The axes.
     """
-    runs = list(dict.fromkeys(table["run"]))
+    by = "task" if has_seeds(table) else "run"
+    runs = list(dict.fromkeys(table[by]))
     marked = table["epoch"].nunique() <= MOST_MARKED
     sns.lineplot(
         table,
         x="epoch",
         y=column,
-        hue="run",
-        style="run",
+        hue=by,
+        style=by,
         markers={run: MARKERS[place % len(MARKERS)] for place, run in enumerate(runs)} if marked else False,
-        palette=palette(table),
-        estimator=None,
+        palette=palette(table, by),
+        estimator="mean" if by == "task" else None,
+        errorbar=("pi", 100) if by == "task" else None,
         markersize=5,
         linewidth=1.3,
         ax=ax,
@@ -112,6 +123,18 @@ def lines(table: pd.DataFrame, column: str, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     legend_below(ax)
     return ax
+
+
+def has_seeds(table: pd.DataFrame) -> bool:
+    """Tell whether a task has several runs.
+
+    Args:
+        table: has the column run, and perhaps task.
+
+    Returns:
+        Whether lines are means over runs.
+    """
+    return "task" in table and table.groupby("task")["run"].nunique().max() > 1
 
 
 def legend_room(names: Iterable[object]) -> float:

@@ -110,3 +110,24 @@ def require_free(root: Path, or_else: str = ", go on with it by --resume, or rep
     foreign += [relative for relative in files_in(root) if "/" in relative and not is_own(relative)]
     if foreign:
         raise TvgradError(f"{root} holds other files ({min(foreign)}): choose an empty or new directory for --out")
+
+
+MOST_LEVELS = 3
+"""How deep below a directory runs are looked for."""
+
+
+def run_directories(path: Path) -> list[Path]:
+    """Find the runs in a directory, and in directories of it up to three levels down.
+
+    Args:
+        path: a directory of runs, or of directories of runs.
+
+    Returns:
+        Their directories, sorted; what lies inside a run is none.
+    """
+    found: list[Path] = []
+    for depth in range(1, MOST_LEVELS + 1):
+        for manifest in sorted(path.glob("*/" * depth + MANIFEST)):
+            if not any(known in manifest.parents for known in found):
+                found.append(manifest.parent)
+    return sorted(found)

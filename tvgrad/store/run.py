@@ -13,7 +13,7 @@ from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.checksums import Checksums
 from tvgrad.files.tensors import TensorFile
-from tvgrad.store.layout import CONTENTS, MANIFEST
+from tvgrad.store.layout import CONTENTS, MANIFEST, run_directories
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
 from tvgrad.store.step_table import read_steps
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
@@ -376,7 +376,7 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
     """Open runs, and directories of runs.
 
     Args:
-        paths: run directories, or directories whose subdirectories are runs.
+        paths: run directories, or directories that hold runs, up to three levels down.
 
     Returns:
         The runs; those of one directory sorted by name.
@@ -389,7 +389,7 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
         if (path / MANIFEST).exists():
             runs.append(Run.open(path))
             continue
-        below = sorted(child for child in path.glob("*/") if (child / MANIFEST).exists()) if path.is_dir() else []
+        below = run_directories(path)
         if not below:
             sentence = needs_base(path)
             if sentence is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -11,6 +11,7 @@ from tvgrad.results import Result
 from tvgrad.store.run import Run
 from tvgrad.vectors.algebra import add_scaled, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, inner_product, norm
+from tvgrad.wording import counted, percent
 
 RECORDED_NODE = "V0"
 UNEXPLAINED = "unexplained"
@@ -82,6 +83,27 @@ class EpochBudget:
     residual_norm: float
     relative_residual: float
     gap: float
+
+
+def what_it_is(rows: Iterable[BudgetTerm], epoch: int) -> str:
+    """Say in a sentence what most of an epoch's residual is due to.
+
+    Args:
+        rows: of an error budget.
+        epoch: the epoch.
+
+    Returns:
+        The sentence, without a full stop.
+    """
+    terms = [row for row in rows if row.epoch == epoch and not math.isnan(row.share)]
+    after = f"after {counted(epoch, 'epoch')}"
+    if not terms:
+        return f"{after} the task vector is minus the gradient, scaled: there is nothing to explain"
+    largest = max(terms, key=lambda row: row.share)
+    if largest.term == UNEXPLAINED:
+        return f"{after} the difference from the gradient is unexplained: nothing tells what the steps consumed"
+    rest = ", and other terms take some of it back" if largest.share >= 1.005 else ""
+    return f"{after} {percent(max(largest.share, 0.0))} of the difference from the gradient is {largest.term}{rest}"
 
 
 def rows_between(

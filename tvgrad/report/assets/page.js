@@ -82,7 +82,7 @@ function latex(api) {
   const { heads, rows } = content(api);
   const numeric = heads.map(head => head.dataset.numeric === "1");
   const lines = rows.map(row => row.map(([text], column) => numeric[column] ? text : inLatex(text)).join(" & ") + " \\\\");
-  return ["% needs \\usepackage{booktabs} and \\usepackage{siunitx}",
+  return ["% packages: amsmath, booktabs, siunitx",
     `\\begin{tabular}{${numeric.map(one => one ? "S" : "l").join("")}}`, "\\toprule",
     heads.map((head, column) => numeric[column] ? `{${head.dataset.latex}}` : head.dataset.latex).join(" & ") + " \\\\",
     "\\midrule", ...lines, "\\bottomrule", "\\end{tabular}", ""].join("\n");
