@@ -148,7 +148,7 @@ def _fitting(
         column = [row[place] for row in cells]
         word = max([_longest_word(head), *map(_longest_word, column)])
         whole = max(map(cell_len, column), default=0)
-        natural[place] = max(whole, word)
+        natural[place] = max(whole, word, cell_len(head))
         least[place] = word if whole > PROSE else max(whole, _longest_word(head))
         if whole > PROSE:
             least[place] = max(min(whole, PROSE), min(word, max(PROSE, width // 3)))
