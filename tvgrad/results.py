@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,60 @@ from tvgrad.fields import Check, anything, boolean, integer, list_of, number, pa
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Shown:
+    """Base of what people look at in a shell and in notebooks: a short line there, a table here."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Its rows as a table."""
+        for name in ("rows", "verdicts", "row"):
+            found = getattr(self, name, None)
+            if found is not None and not callable(found):
+                return frame_of(found if isinstance(found, (tuple, list)) else [found])
+        raise TypeError(f"{type(self).__name__} has no rows")
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={text}" for name, text in self._facts().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: names and numbers are escaped."""
+        facts = "; ".join(f"{name} {text}" for name, text in self._facts().items())
+        table = self.to_frame().dropna(axis="columns", how="all")
+        drawn = table.to_html(index=False, border=0, max_rows=40, float_format="{:.4g}".format)
+        return f"<p><b>{type(self).__name__}</b> {html.escape(facts)}</p>{drawn}"
+
+    def _facts(self) -> dict[str, str]:
+        """Fields that are one number or a few words."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {
+            name: f"{value:.4g}" if isinstance(value, float) else repr(value)
+            for name, value in fields.items()
+            if isinstance(value, (bool, int, float, str)) and len(str(value)) <= MOST_LETTERS
+        }
+
+
+MOST_LETTERS = 60
+"""Longer words are left out of a short line."""
+
+
+def facts_html(title: str, facts: Mapping[str, object]) -> str:
+    """Show names and values in a notebook.
+
+    Args:
+        title: stands above them.
+        facts: name -> value; both are escaped.
+
+    Returns:
+        HTML.
+    """
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f"<p><b>{html.escape(title)}</b></p><table>{rows}</table>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +81,11 @@ class Result:
     def to_frame(self) -> pd.DataFrame:
         """A table of one row."""
         return frame_of([self])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one row, its words escaped."""
+        facts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in self.row().items()}
+        return facts_html(type(self).__name__, facts)
 
 
 Kind = TypeVar("Kind", bound=Result)

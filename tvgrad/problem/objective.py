@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +25,10 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
+from tvgrad.problem.evaluations import Evaluations as Evaluations
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
+from tvgrad.results import facts_html
 from tvgrad.vectors.algebra import flatten, unflatten
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
 
@@ -35,25 +36,6 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 PREFIX = "model."  # where BatchLoss keeps the user's model
-
-
-@dataclass
-class Evaluations:
-    """How often an objective went over its data, counted so that costs can be asserted and told beforehand."""
-
-    values: int = 0
-    gradients: int = 0
-    hvps: int = 0
-
-    def __add__(self, other: Evaluations) -> Evaluations:
-        return Evaluations(self.values + other.values, self.gradients + other.gradients, self.hvps + other.hvps)
-
-    def __sub__(self, other: Evaluations) -> Evaluations:
-        return Evaluations(self.values - other.values, self.gradients - other.gradients, self.hvps - other.hvps)
-
-    def copy(self) -> Evaluations:
-        """The counts so far, which go on no more."""
-        return replace(self)
 
 
 class Objective:
@@ -130,6 +112,21 @@ class Objective:
         self._batch_loss = BatchLoss(model, loss, forward, count)
         self._chunk_size = chunk_size
         check_problem(self._batch_loss, self.samples, self.device, self.allowed)
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{value:,} {name}" for name, value in self._facts().items())
+        return f"Objective({type(self.model).__name__}, {facts})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return facts_html(f"Objective of {type(self.model).__name__}", self._facts())
+
+    def _facts(self) -> dict[str, int]:
+        return {
+            "samples": len(self.samples),
+            "trainable parameters": sum(one.numel() for one in self.initial.values()),
+            "gradients so far": self.evaluations.gradients,
+        }
 
     @property
     def model(self) -> nn.Module:

@@ -15,6 +15,7 @@ from tvgrad.files.checksums import Checksums
 from tvgrad.files.tensors import TensorFile
 from tvgrad.store.layout import CONTENTS, MANIFEST, run_directories
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
+from tvgrad.store.run_text import RunText
 from tvgrad.store.step_table import read_steps
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.rules import rule_from_dict
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd  # imported where a table is made: a traced script makes none, and would wait for it
 
 
-class Run:
+class Run(RunText):
     """A run directory, opened for reading. Nothing is loaded until it is asked for.
 
     Examples:
@@ -391,10 +392,9 @@ def open_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
             continue
         below = run_directories(path)
         if not below:
-            sentence = needs_base(path)
-            if sentence is not None:
+            if (sentence := needs_base(path)) is not None:
                 raise TvgradError(sentence)
-            what = "does not exist" if not path.exists() else "is neither a run directory nor a directory of runs"
+            what = "is neither a run directory nor a directory of runs" if path.exists() else "does not exist"
             raise TvgradError(f"{path} {what}: give the --out of a `tvgrad trace`")
         runs += [Run.open(child) for child in below]
     return runs

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.checks import ALLOWABLE
-from tvgrad.results import Result
+from tvgrad.results import Result, Shown
 from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
 from tvgrad.streaming.blocks import tensor_blocks
@@ -67,8 +67,8 @@ class StepVerdict(Result):
     reason: str
 
 
-@dataclass(frozen=True)
-class OneEpochCheck:
+@dataclass(frozen=True, repr=False)
+class OneEpochCheck(Shown):
     """The verdicts on a run's first epoch.
 
     Attributes:

@@ -33,6 +33,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.of_run import check_data, objective_of
+from tvgrad.results import Shown
 from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
@@ -57,8 +58,8 @@ MOST_MISMATCH = 0.1
 """A replay that is further from the recorded weights than this share of the task vector is another trajectory."""
 
 
-@dataclass(frozen=True)
-class ErrorBudget:
+@dataclass(frozen=True, repr=False)
+class ErrorBudget(Shown):
     """Error budgets of a run after some epochs.
 
     Attributes:

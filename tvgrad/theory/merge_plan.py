@@ -20,14 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
-from tvgrad.results import Result, frame_of
+from tvgrad.results import Result, Shown
 from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
 from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
@@ -72,8 +71,8 @@ class PlanRow(Result):
     kind: str = "estimate"
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """How to merge; estimates.
 
     Attributes:
@@ -105,10 +104,6 @@ class Plan:
     task_vectors: tuple[Weights, ...]
     counts: Evaluations
     sentences: tuple[str, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The rows as a table."""
-        return frame_of(self.rows)
 
 
 def plan(

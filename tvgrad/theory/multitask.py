@@ -20,13 +20,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import positive, positive_integer
-from tvgrad.results import Result, frame_of
+from tvgrad.results import Result, Shown
 from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, norm, same_names_and_shapes
 
@@ -103,8 +102,8 @@ class GapParts:
         return combination((scale * alpha, self.shared), (-scale, self.own))
 
 
-@dataclass(frozen=True)
-class MultitaskGap:
+@dataclass(frozen=True, repr=False)
+class MultitaskGap(Shown):
     """Measured and predicted gaps between task arithmetic and multitask training.
 
     Attributes:
@@ -122,10 +121,6 @@ class MultitaskGap:
     parts: GapParts | None
     prediction_counts: Evaluations
     counts: Evaluations
-
-    def to_frame(self) -> pd.DataFrame:
-        """The rows as a table."""
-        return frame_of(self.rows)
 
 
 def multitask_gap(

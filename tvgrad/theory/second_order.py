@@ -22,7 +22,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import positive, positive_integer
-from tvgrad.results import Result
+from tvgrad.results import Result, Shown
 from tvgrad.theory.curvature import Curvature, estimate_curvature
 from tvgrad.theory.expansion import Expansion, expand
 from tvgrad.theory.kinks import kink_sentence
@@ -100,8 +100,8 @@ class PredictionRow(Result):
     kind: str = "estimate"
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Shown):
     """What the task vector of k epochs will be, by three estimates.
 
     Attributes:

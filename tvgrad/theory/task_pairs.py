@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Evaluations, Objective
 from tvgrad.problem.recipe import positive_integer
-from tvgrad.results import Result, frame_of
+from tvgrad.results import Result, Shown
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
 from tvgrad.theory.pair_basis import PairBasis, PairForecast
 from tvgrad.update_rules.base import Array
@@ -95,8 +94,8 @@ class PairMeasurement(Result):
     lambda_high: float
 
 
-@dataclass(frozen=True)
-class TaskPairs:
+@dataclass(frozen=True, repr=False)
+class TaskPairs(Shown):
     """The predictions of all pairs.
 
     Attributes:
@@ -108,10 +107,6 @@ class TaskPairs:
     rows: tuple[PairPrediction, ...]
     counts: Evaluations
     sentences: tuple[str, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The rows as a table."""
-        return frame_of(self.rows)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # huge rates give infinite numbers, and sentences that say so
