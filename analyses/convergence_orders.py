@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 
 from tvgrad.problem.objective import Objective
-from tvgrad.record.training_loop import batches_of
+from tvgrad.record.batch_order import batches_of
 from tvgrad.theory.batch_predictions import batch_view, predict_batches
 from tvgrad.theory.second_order import predict
 from tvgrad.update_rules.linear import LinearRule

@@ -18,7 +18,7 @@ from tvgrad.merging.evaluation import Scorer
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.problem.samples import Samples
-from tvgrad.record.training_loop import batches_of
+from tvgrad.record.batch_order import batches_of
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 

@@ -39,7 +39,7 @@ def explain_script(
     from tvgrad.integrations.measuring.curvature_passes import curvature_passes
     from tvgrad.integrations.measuring.explain_passes import explain_passes
     from tvgrad.integrations.script.notes import say
-    from tvgrad.problem.objective import Evaluations
+    from tvgrad.problem.evaluations import Evaluations
     from tvgrad.store.run import Run
     from tvgrad.theory.explain import Explanation, write_results
     from tvgrad.theory.script_budget import followed_epochs, script_budget, step_plan

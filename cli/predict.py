@@ -96,7 +96,7 @@ def predict(
 
 def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
     """What a prediction takes, in one sentence."""
-    from tvgrad.problem.objective import Evaluations
+    from tvgrad.problem.evaluations import Evaluations
     from tvgrad.theory.budget_plan import measured_costs
     from tvgrad.theory.kinks import kinks_of
     from tvgrad.theory.second_order import planned_cost

@@ -63,10 +63,15 @@ def trace(
       tvgrad trace digits --out runs/digits --resume
 
     \b
+    Several processes share every pass over the data:
+      torchrun --nproc-per-node 2 -m tvgrad trace my_recipe.py --out runs/mine
+
+    \b
     Two other forms have options of their own:
       tvgrad trace --out runs/mine -- python finetune.py      any script, unchanged (`tvgrad trace --help --`)
       tvgrad trace --from-checkpoints base.safetensors tuned.safetensors --recipe my_recipe.py --out runs/old
     """
+    from tvgrad.cli.launcher_ranks import crew_of_launcher
     from tvgrad.cli.terminal import epochs_bar
 
     from tvgrad.recipes.catalogue import load_recipes
@@ -84,20 +89,27 @@ def trace(
     places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
     if len(chosen) > 1 and (out / MANIFEST).exists():
         raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
-    for place in places.values():
-        check_directory(place, wanted.resume, overwrite)
     said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    prepared = [prepare(recipe, as_started(wanted, places[recipe.name], said)) for recipe in chosen]
-    check_space([(one, places[one.recipe.name]) for one in prepared])
-    for one in prepared:
-        place = places[one.recipe.name]
-        with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:
-            run = run_trace(one, place, on_epoch, overwrite=overwrite)
-        if not quiet:
-            last = run.points[-1]
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
-            click.echo(
-                f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}"
-            )
+    with crew_of_launcher() as crew:
+        if crew is None or crew.leads:
+            for place in places.values():
+                check_directory(place, wanted.resume, overwrite)
+        if crew is not None and not crew.begin():
+            return
+        prepared = [prepare(recipe, as_started(wanted, places[recipe.name], said), crew) for recipe in chosen]
+        if crew is not None and not crew.leads:
+            crew.serve([one.objective for one in prepared])
+            return
+        check_space([(one, places[one.recipe.name]) for one in prepared])
+        for one in prepared:
+            place = places[one.recipe.name]
+            with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:
+                run = run_trace(one, place, on_epoch, overwrite=overwrite)
+            if not quiet:
+                last = run.points[-1]
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
+                click.echo(
+                    f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}"
+                )
     if not quiet:
         click.echo(f"Next: `tvgrad verify {out}` checks it, `tvgrad report {out} --out report` shows it.")

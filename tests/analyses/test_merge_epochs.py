@@ -102,7 +102,7 @@ def test_mini_batch_training_is_a_plain_loop(recipes, rule):
                 parameter.copy_(start[name])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = rule.make_optimizer(trainable)
-    from tvgrad.record.training_loop import batches_of
+    from tvgrad.record.batch_order import batches_of
 
     for epoch in range(2):
         for batch in batches_of(50, 16, 3, epoch):

@@ -34,7 +34,8 @@ from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.numerics.device import resolve_device
 from tvgrad.numerics.precision import full_precision
 from tvgrad.problem.chunk_size import fastest_chunk_size
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 
 Weights = dict[str, torch.Tensor]
 

@@ -16,8 +16,9 @@ from torch import nn
 import tvgrad
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe, accuracy
+from tvgrad.record.batch_order import batches_of
 from tvgrad.record.options import TraceOptions
-from tvgrad.record.training_loop import batches_of, prepare, trace
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
 
 Traced = Callable[..., Run]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import nn
 import tvgrad
 from tests.theory.expansion_models import data, distance, linear_regression, objective, order, trained
 from tvgrad import Objective, TvgradError
-from tvgrad.problem.objective import Evaluations
+from tvgrad.problem.evaluations import Evaluations
 from tvgrad.theory.forecast import forecast
+from tvgrad.theory.merge_line import MergeLine, best_coefficient
 from tvgrad.theory.merge_plan import coefficient_along
 from tvgrad.theory.quadratic_model import quadratic_model
 from tvgrad.update_rules import GD, SGD, Adam, AdamW, Momentum, Nesterov
@@ -320,3 +323,72 @@ def test_adam_on_mini_batches_is_warned_of() -> None:
     assert any("which no forecast knows" in sentence for sentence in warned.sentences)
     for quiet in (tvgrad.plan(tasks, Adam(1e-4), 1), tvgrad.plan(tasks, SGD(1e-3), 1, batch_size=10)):
         assert quiet.sentences == ()
+
+
+def test_where_amsgrad_holds_on_to_an_earlier_square() -> None:
+    """With a short memory v falls as the gradient does, and AMSGrad divides by the largest one instead."""
+    one = _one_weight(nn.MSELoss())
+    rule = Adam(0.05, betas=(0.5, 0.3), amsgrad=True)
+    assert distance(forecast(one, rule, 20).task_vector, _by_torch(one, rule, 20)) < 1e-12
+    plain = replace(rule, amsgrad=False)
+    assert distance(_by_torch(one, plain, 20), _by_torch(one, rule, 20)) > 1e-3
+
+
+def _one_weight(loss: nn.Module) -> Objective:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh() if not isinstance(loss, nn.MSELoss) else nn.Identity())
+    return Objective(model.double(), loss, (torch.ones(4, 1).double(), torch.full((4, 1), 3.0).double()))
+
+
+@pytest.mark.parametrize("rule", [GD(1.0), Momentum(1.0, 0.5)])
+def test_along_one_direction_the_gradient_at_the_end_takes_the_third_order_away(rule: UpdateRule) -> None:
+    """The missed gradient grows with the square of the way, which is all of the third order where there is one way."""
+    one, rates = _one_weight(nn.SmoothL1Loss()), [0.02 * 2.0**-power for power in range(4)]
+    found = [(forecast(one, rule.with_lr(rate), 4), _by_torch(one, rule.with_lr(rate), 4)) for rate in rates]
+    assert all(told.corrected for told, _ in found)
+    assert order(rates, [distance(told.task_vector, true) for told, true in found]) > 3.9
+
+
+def test_a_short_last_batch_is_a_step() -> None:
+    one = objective("mlp")
+    size = len(one.samples) - 1
+    assert forecast(one, SGD(0.01), 3, batch_size=size).steps == 6
+
+
+def test_the_minimum_of_a_cubic_is_its_minimum() -> None:
+    generator = np.random.default_rng(0)
+    seen = 0
+    for _ in range(200):
+        slope, curvature, cube = -generator.uniform(0.1, 2), *generator.normal(size=2)
+        line = MergeLine(*(np.array([part]) for part in (1.0, slope, curvature, cube)))
+        roots = np.roots([3 * cube, curvature, slope])
+        minima = [
+            float(root.real) for root in roots if not root.imag and root.real > 0 and curvature + 6 * cube * root > 0
+        ]
+        found = line.lowest()
+        if found is None:
+            assert minima == []
+        else:
+            seen += 1
+            assert found == pytest.approx(min(minima), rel=1e-9)
+    assert seen > 100
+
+
+def test_the_coefficient_is_never_worse_than_the_best_that_was_measured() -> None:
+    """Losses that no cubic follows: then the estimate at the last coefficient is not to be trusted."""
+    generator = np.random.default_rng(1)
+    kept = 0
+    for _ in range(300):
+        measured: dict[float, float] = {}
+
+        def losses(a: float, measured: dict[float, float] = measured) -> np.ndarray:
+            measured[a] = float(generator.uniform(0.5, 1.5))
+            return np.array([measured[a]])
+
+        line = MergeLine(np.array([1.0]), np.array([-0.5]), np.array([0.5]), np.array([0.0]))
+        a, known, _ = best_coefficient(line, losses)
+        tried = {0.0: 1.0, **measured}
+        best = min(tried, key=lambda one: tried[one])
+        assert a == best or float(known.at(a).sum()) <= tried[best]
+        kept += a == best
+    assert 0 < kept < 300

@@ -11,10 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import distributed, nn
 from torch.func import functional_call
 
 from tvgrad.errors import TvgradError
@@ -25,11 +23,13 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
-from tvgrad.problem.evaluations import Evaluations as Evaluations
+from tvgrad.problem.crew import Crew, ranks_of
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.hessian_operator import operator_of
+from tvgrad.problem.ranks import Alone
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.results import facts_html
-from tvgrad.vectors.algebra import flatten, unflatten
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Objective:
         forward: Callable[[nn.Module, Batch], Any] | None = None,
         collate: Callable[[list[Any]], Batch] | None = None,
         allow: Collection[str] = (),
+        group: distributed.ProcessGroup | Crew | None = None,
     ) -> None:
         """Check model, loss and data on a few samples, and keep a copy of the trainable weights.
 
@@ -91,10 +92,11 @@ class Objective:
             forward: callable(model, batch) -> output, for batches that are not (inputs, target).
             collate: makes a batch of a list of samples; by default the loader's own or PyTorch's.
             allow: checks to switch off: `dropout`, `batchnorm`, `augmentation`, `count`.
+            group: processes that share every pass over the data: all of them make the same calls.
 
         Raises:
-            TvgradError: no trainable parameters, empty data, a loss that is no finite scalar, an absent device, or one
-                of the things that `tvgrad.problem.checks` refuses.
+            TvgradError: no trainable parameters, empty data, a loss that is no finite scalar, an absent device, one of
+                the things that `tvgrad.problem.checks` refuses, or processes with different models or data.
         """
         trainable_parameters(model)
         if chunk_size is not None and chunk_size < 1:
@@ -111,7 +113,10 @@ class Objective:
         self.evaluations = Evaluations()
         self._batch_loss = BatchLoss(model, loss, forward, count)
         self._chunk_size = chunk_size
-        check_problem(self._batch_loss, self.samples, self.device, self.allowed)
+        self._ranks = ranks_of(group, self.device)
+        with self._ranks.together():
+            check_problem(self._batch_loss, self.samples, self.device, self.allowed)
+        self._chunk_size = self._ranks.agreed(chunk_size, self._initial, self.samples, lambda: self.chunk_size)
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{value:,} {name}" for name, value in self._facts().items())
@@ -176,6 +181,7 @@ class Objective:
         view = copy.copy(self)
         view._chunk_size = self.chunk_size  # measured once here, not once for every mini-batch
         view.samples = self.samples.subset(indices)
+        view._ranks = Alone()  # a mini-batch is too little to share: every process goes over it
         return view
 
     def value(self, at: Mapping[str, torch.Tensor] | None = None) -> float:
@@ -189,13 +195,14 @@ class Objective:
         """
         weights = self._check(at)
         divisor = 0.0
-        with full_precision(self.device), torch.no_grad():
+        with self._ranks.together("value", self.chunk_size, weights), full_precision(self.device), torch.no_grad():
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
                 total += weight * self._loss(weights, chunk).double()
                 divisor += weight
         self.evaluations.values += 1
-        return float(total) / nonzero(divisor)
+        value, divisor = self._ranks.add_up([], float(total), divisor)
+        return value / nonzero(divisor)
 
     def gradient(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Compute the full-batch gradient.
@@ -222,7 +229,11 @@ class Objective:
         """  # noqa: DOC502 - raised by the check
         weights = self._check(at)
         sums = WeightedSum(weights)
-        with full_precision(self.device), translate_errors():
+        with (
+            self._ranks.together("gradient", self.chunk_size, weights),
+            full_precision(self.device),
+            translate_errors(),
+        ):
             if self.evaluations.gradients == 0 and not set(self.allowed) & BATCH_DEPENDENT:
                 check_chunks(self._batch_loss, self._all_samples, self.device, self.chunk_size)
             total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -231,7 +242,8 @@ class Objective:
                 sums.add(gradient, weight)
                 total += weight * value.double()
         self.evaluations.gradients += 1
-        return float(total) / nonzero(sums.weight), sums.mean(self.home)
+        (loss,) = self._ranks.add_up([sums], float(total))
+        return loss / nonzero(sums.weight), sums.mean(self.home)
 
     def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Multiply the full-batch Hessian with a vector.
@@ -262,13 +274,15 @@ class Objective:
         """
         weights = self._check(at)
         directions = [self._check(vector) for vector in vectors]
-        sums = [WeightedSum(weights) for _ in directions]
         if not directions:
             return []
-        with full_precision(self.device, second_order=True), translate_errors():
+        sums = [WeightedSum(weights) for _ in directions]
+        share = self._ranks.together("hvps", self.chunk_size, weights, directions)
+        with share, full_precision(self.device, second_order=True), translate_errors():
             for chunk, weight in self._chunks():
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
+        self._ranks.add_up(sums)
         return [accumulated.mean(self.home) for accumulated in sums]
 
     def hessian_operator(self, at: Mapping[str, torch.Tensor] | None = None) -> LinearOperator:
@@ -298,19 +312,8 @@ class Objective:
             >>> round(float(eigsh(operator, k=1, which="LA", return_eigenvectors=False)[0]), 6)
             6.0
         """  # noqa: DOC502 - raised by the product
-        from scipy.sparse.linalg import LinearOperator  # a traced script needs none, and would wait for it
-
         weights = {name: tensor.clone() for name, tensor in self._check(at).items()}
-        size = sum(tensor.numel() for tensor in weights.values())
-
-        def multiply(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-            products = self.hvps([unflatten(column, weights) for column in columns.reshape(size, -1).T], weights)
-            images = np.stack([flatten(product) for product in products], axis=1)
-            if not np.isfinite(images).all():
-                raise TvgradError("the Hessian is not finite at these weights: check the model, the loss and the data")
-            return images.reshape(columns.shape)
-
-        return LinearOperator((size, size), matvec=multiply, rmatvec=multiply, matmat=multiply, dtype=np.float64)
+        return operator_of(lambda vectors: self.hvps(vectors, weights), weights)
 
     def _loss(
         self,
@@ -369,7 +372,7 @@ class Objective:
         """Chunks on the device, each with its weight in the mean; a single chunk weighs 1, so that it stays exact."""
         size = self.chunk_size
         single = len(self.samples) <= size
-        for start in range(0, len(self.samples), size):
+        for start in self._ranks.part(range(0, len(self.samples), size)):
             chunk = self.samples.batch(start, start + size, self.device)
             weight = self._batch_loss.weight(chunk)
             # A chunk without weight (all its tokens ignored) may have an undefined mean, 0/0: it is left out.

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.device import resolve_device
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem, fitted
+from tvgrad.problem.crew import Crew
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.rate_schedule import RateSchedule
 from tvgrad.problem.samples import Batch, Samples
@@ -137,6 +137,7 @@ class Recipe:
         model: nn.Module | None = None,
         chunk_size: int | None = None,
         allow: Collection[str] | None = None,
+        group: distributed.ProcessGroup | Crew | None = None,
     ) -> Objective:
         """Build the full-batch loss of the task on a copy of its model.
 
@@ -147,6 +148,7 @@ class Recipe:
             model: used, and cast, in the place of the copy.
             chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
             allow: checks to switch off; by default the recipe's own.
+            group: processes that share the passes over the data.
 
         Returns:
             The objective; training its model leaves the recipe's as it is.
@@ -155,16 +157,16 @@ class Recipe:
             TvgradError: the device is not available, or the objective refuses a part.
         """  # noqa: DOC502 - raised by what it calls
         model = copy.deepcopy(self.model) if model is None else model
-        place = resolve_device(device, model)
         return Objective(
-            model.to(place, dtype),
+            model.to(dtype=dtype),
             self.loss,
             (self.train if samples is None else samples).with_dtype(dtype),
             chunk_size=chunk_size,
-            device=place,
+            device=device,
             count=self.count,
             forward=self.forward,
             allow=self.allow if allow is None else allow,
+            group=group,
         )
 
 

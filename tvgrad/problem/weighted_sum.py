@@ -24,7 +24,7 @@ class WeightedSum:
             like: name -> tensor, whose dtypes the mean has.
         """
         self.weight = 0.0
-        self._dtypes = {name: tensor.dtype for name, tensor in like.items()}
+        self._like = dict(like)
         self._sums: Weights = {}
 
     def add(self, part: Mapping[str, torch.Tensor], weight: float) -> None:
@@ -42,6 +42,17 @@ class WeightedSum:
             else:
                 self._sums[name] = plain.to(torch.float64, copy=True).mul_(weight)
 
+    def parts(self) -> list[torch.Tensor]:
+        """The sums, to be changed in place by whoever adds those of other processes; zeros where nothing was added.
+
+        Returns:
+            One float64 tensor for each parameter, in order.
+        """
+        for name, like in self._like.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(like, dtype=torch.float64)
+        return [self._sums[name] for name in self._like]
+
     def mean(self, home: torch.device) -> Weights:
         """Divide by the weight; the sums are used up.
 
@@ -53,7 +64,7 @@ class WeightedSum:
         """
         weight = nonzero(self.weight)
         # Each sum goes when its mean is made, so that the two are never in memory together.
-        return {name: self._sums.pop(name).div_(weight).to(home, dtype) for name, dtype in self._dtypes.items()}
+        return {name: self._sums.pop(name).div_(weight).to(home, like.dtype) for name, like in self._like.items()}
 
 
 def nonzero(weight: float) -> float:

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss, target_of
+from tvgrad.problem.crew import Crew
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
+from tvgrad.record.batch_order import batches_of, epoch_seed
 from tvgrad.record.options import DTYPES, TraceOptions
 from tvgrad.record.planned_rule import optimizer_of, planned_rule, rule_of_groups
 from tvgrad.record.recorder import Recorder
@@ -67,12 +69,13 @@ class Prepared:
     options: TraceOptions
 
 
-def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
+def prepare(recipe: Recipe, options: TraceOptions, crew: Crew | None = None) -> Prepared:
     """Copy a recipe's model, cast it, move it, and check every option against it.
 
     Args:
         recipe: the task; its model is left as it is.
         options: how to train.
+        crew: processes that share the passes over the data.
 
     Returns:
         All that `trace` needs.
@@ -102,6 +105,7 @@ def prepare(recipe: Recipe, options: TraceOptions) -> Prepared:
         options.device,
         chunk_size=options.chunk_size,
         allow={*recipe.allow, *options.allow},
+        group=crew,
     )
     return Prepared(recipe, objective.model, objective.samples, objective, rule, epochs, batch_size, options)
 
@@ -230,7 +234,7 @@ def _train(
         epoch_began = time.perf_counter()
         done = recorder.steps_in_epoch  # above 0 where a run that was recorded by step is resumed inside an epoch
         if done == 0:
-            _seed_everything(_mixed(options.seed, recorder.epoch))
+            _seed_everything(epoch_seed(options.seed, recorder.epoch))
         if prepared.batch_size is None:
             if done == 0:
                 _full_step(prepared, optimizer, recorder)
@@ -281,32 +285,11 @@ def _step(
     optimizer.step()
 
 
-def batches_of(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[torch.Tensor]:
-    """Cut a random order of the samples into mini-batches; the last may be short.
-
-    Args:
-        samples: number of samples.
-        batch_size: samples in a batch.
-        seed: of the run.
-        epoch: epochs done before this one.
-
-    Yields:
-        Positions of each batch's samples.
-    """
-    generator = torch.Generator().manual_seed(_mixed(seed, epoch))
-    yield from torch.randperm(samples, generator=generator).split(batch_size)
-
-
 def _seed_everything(seed: int) -> None:
     """Seed every generator that a model or a data set may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    """A seed for each epoch; different seeds share no epoch's order (a plain sum would)."""
-    return (seed * 1_000_003 + epoch * 7_919 + 12_345) % 2**63
 
 
 @torch.no_grad()

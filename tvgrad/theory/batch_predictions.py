@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.update_rules.trajectory import Trajectory

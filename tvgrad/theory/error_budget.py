@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.of_run import check_data, objective_of
 from tvgrad.results import Shown

@@ -13,7 +13,8 @@ from pathlib import Path
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import read_text, reason_of
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.recipes.of_run import check_data
 from tvgrad.results import Kind, Result, from_json, json_text, to_json
 from tvgrad.store.run import Run

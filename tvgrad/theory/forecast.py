@@ -94,7 +94,7 @@ def forecast(objective: Objective, rule: Given, epochs: int, batch_size: int | N
     steps = epochs * (1 if batch_size is None else math.ceil(samples / batch_size))
     rule.rates(steps)  # before any work, whether the schedule is long enough
     model = quadratic_model(objective, rule, batch_size)
-    start = to_float64(objective.initial, objective.device)
+    start = to_float64(objective.initial, objective.home)
     first = _followed(rule, start, steps, model, lambda moved: model.gradient)
     plain = _followed(rule, start, steps, model, model.gradient_at)
     if not all(torch.isfinite(tensor).all() for tensor in (*plain.values(), *first.values())):
@@ -103,7 +103,7 @@ def forecast(objective: Objective, rule: Given, epochs: int, batch_size: int | N
             "rate or the epochs, or check model, loss and data"
         )
     reached = {name: (start[name] + plain[name]).to(tensor.dtype) for name, tensor in objective.initial.items()}
-    missed = difference(to_float64(objective.gradient(reached), objective.device), model.gradient_at(plain))
+    missed = difference(to_float64(objective.gradient(reached), objective.home), model.gradient_at(plain))
     length, size = norm(model.gradient), inner_product(plain, plain)
     miss = norm(missed) / length if length else 0.0
     vector, corrected = plain, False

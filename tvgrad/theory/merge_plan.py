@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.results import Result, Shown
 from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
 from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses

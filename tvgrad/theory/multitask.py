@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result, Shown
 from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like

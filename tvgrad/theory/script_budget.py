@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations
+from tvgrad.problem.evaluations import Evaluations
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result, Shown
 from tvgrad.theory.curvature import Curvature, estimate_curvature

@@ -17,7 +17,8 @@ from itertools import combinations
 import numpy as np
 
 from tvgrad.errors import TvgradError
-from tvgrad.problem.objective import Evaluations, Objective
+from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive_integer
 from tvgrad.results import Result, Shown
 from tvgrad.theory.multitask import check_shared_start, total_evaluations

@@ -1,0 +1,59 @@
+"""Processes that torchrun started: the first runs the command, the others share its passes over the data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tvgrad.errors import TvgradError
+
+if TYPE_CHECKING:
+    from tvgrad.problem.crew import Crew
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def crew_of_launcher() -> Generator[Crew | None]:
+    """Join the processes that torchrun started.
+
+    Yields:
+        The crew; None where this process was started alone.
+
+    Raises:
+        TvgradError: the processes do not find each other.
+    """
+    if not all(os.environ.get(name) for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
+        yield None
+        return
+    from datetime import timedelta
+
+    import torch
+    from torch import distributed
+
+    from tvgrad.problem.crew import Crew
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpus = torch.cuda.is_available() and distributed.is_nccl_available() and local < torch.cuda.device_count()
+    if on_gpus:
+        torch.cuda.set_device(local)
+    try:
+        # Between two passes over the data the first process may train for hours; a lost one is noticed at once.
+        distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=timedelta(days=7))
+    except (RuntimeError, ValueError) as error:
+        raise TvgradError(f"the processes of torchrun do not find each other: {str(error).splitlines()[0]}") from error
+    group = distributed.group.WORLD
+    assert group is not None
+    crew = Crew(group)
+    try:
+        yield crew
+    except TvgradError as error:
+        if not crew.leads:
+            sys.exit(error.exit_code)  # the first process says it
+        raise
+    finally:
+        if crew.leads:
+            crew.end()

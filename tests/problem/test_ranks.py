@@ -1,0 +1,219 @@
+"""Processes that share an objective: the numbers of one, whatever their number, and one sentence where one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tvgrad import Run
+from tvgrad.recipes.catalogue import load_recipes
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
+
+pytestmark = pytest.mark.timeout(600)
+
+HEAD = """
+import os, sys
+import torch
+from torch import distributed, nn
+import tvgrad
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+rank, count, group = distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD
+"""
+MODELS = """
+from tvgrad.recipes.suite import VisionTransformer
+torch.manual_seed(0)
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(12, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 12)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(7).double())
+    def forward(self, ids):
+        return self.head(self.blocks(self.embed(ids), mask=self.mask, is_causal=True)).transpose(1, 2)
+
+def count_of(batch):
+    return (batch[1] != -100).sum()
+
+ids = torch.randint(12, (13, 7))
+targets = ids.roll(-1, 1).masked_fill(torch.rand(13, 7) < 0.3, -100)
+targets[:2] = -100
+CASES = {
+    "mlp": (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), nn.CrossEntropyLoss(),
+            (torch.randn(13, 5), torch.randint(3, (13,))), {}),
+    "vit": (nn.Sequential(VisionTransformer(), nn.Linear(48, 10)), nn.CrossEntropyLoss(),
+            (torch.randn(5, 1, 28, 28), torch.randint(10, (5,))), {}),
+    "gpt": (Tokens(), nn.CrossEntropyLoss(), (ids, targets), {"count": count_of}),
+}
+"""
+COMPARE = """
+for name, (model, loss, (x, y), options) in CASES.items():
+    model, x = model.double(), x.double() if x.is_floating_point() else x
+    for chunk in (2, 100):
+        alone = tvgrad.Objective(model, loss, (x, y), chunk_size=chunk, **options)
+        shared = tvgrad.Objective(model, loss, (x, y), chunk_size=chunk, group=group, **options)
+        vectors = [alone.gradient(), {n: torch.ones_like(p) for n, p in alone.initial.items()}]
+        found = [shared.value_and_gradient(), shared.hvps(vectors)]
+        value, gradient = alone.value_and_gradient()
+        truth = torch.cat([t.flatten() for v in (gradient, *alone.hvps(vectors)) for t in v.values()])
+        mine = torch.cat([t.flatten() for v in (found[0][1], *found[1]) for t in v.values()])
+        everyones = [torch.empty_like(mine) for _ in range(count)]
+        distributed.all_gather(everyones, mine)
+        assert all(torch.equal(one, mine) for one in everyones), "every process has the same bits"
+        off = max(float((mine - truth).norm() / truth.norm()), abs(found[0][0] - value) / abs(value))
+        assert off < 1e-12, (name, chunk, off)
+        assert abs(shared.value() - value) < 1e-12 * abs(value)
+        assert torch.equal(shared.subset([1, 2]).gradient()[next(iter(gradient))],
+                           alone.subset([1, 2]).gradient()[next(iter(gradient))])
+print(f"done {rank}", flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def launched(count: int, *words: str, folder: Path) -> list[subprocess.Popen[str]]:
+    """Processes with the environment that torchrun gives them; without torchrun, which would kill the others itself."""
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 300) -> list[tuple[int, str, str]]:
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=seconds)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def script(folder: Path, body: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(HEAD + textwrap.dedent(body))
+    return path
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_has_the_numbers_of_one(tmp_path: Path, count: int) -> None:
+    for rank, (code, out, err) in enumerate(
+        ended(launched(count, str(script(tmp_path, MODELS + COMPARE)), folder=tmp_path))
+    ):
+        assert code == 0, err
+        assert out == f"done {rank}\n"
+
+
+@pytest.mark.distributed
+def test_one_sentence_where_processes_differ_or_fail(tmp_path: Path) -> None:
+    body = """
+    def tried(make):
+        try:
+            make()
+        except tvgrad.TvgradError as error:
+            print(error, flush=True)
+        except RuntimeError as error:
+            print("own:", error, flush=True)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3), torch.randint(2, (6,))
+    model = nn.Linear(3, 2)
+    other = nn.Linear(3, 2) if rank else model
+    tried(lambda: tvgrad.Objective(other, nn.CrossEntropyLoss(), (x, y), chunk_size=2, group=group))
+    tried(lambda: tvgrad.Objective(model, nn.CrossEntropyLoss(), (x + rank, y), chunk_size=2, group=group))
+
+    class Failing(nn.Linear):
+        broken = False
+        def forward(self, x):
+            if self.broken and rank == 1:
+                raise RuntimeError("out of memory, say")
+            return super().forward(x)
+
+    failing = Failing(3, 2)
+    failing.load_state_dict(model.state_dict())
+    objective = tvgrad.Objective(failing, nn.CrossEntropyLoss(), (x, y), chunk_size=2, group=group)
+    Failing.broken = True
+    tried(objective.gradient)
+    Failing.broken = False
+    before = objective.gradient()
+    assert all(torch.isfinite(one).all() for one in before.values()), "they go on together"
+    """
+    (code, first, err), (other_code, second, other_err) = ended(
+        launched(2, str(script(tmp_path, body)), folder=tmp_path)
+    )
+    assert (code, other_code) == (0, 0), err + other_err
+    models, data, failure = first.splitlines()
+    assert models.startswith("process 1 has another model or draw of its weights than process 0 (sha256:")
+    assert data.startswith("process 1 has another data set than process 0 (sha256:")
+    assert failure == "process 1 failed: out of memory, say"
+    assert second.splitlines() == [models, data, "own: out of memory, say"]
+
+
+TRACE = ("-m", "tvgrad", "trace", "digits", "--tasks", "low", "--optimizer", "gd", "--lr", "0.1", "--dtype", "float64")
+
+
+def traced(folder: Path, count: int, *more: str) -> str:
+    found = ended(launched(count, *TRACE, "--out", "shared", "--chunk-size", "100", *more, folder=folder))
+    assert [code for code, _, _ in found] == [0] * count, found
+    assert all(text == "" for _, *texts in found[1:] for text in texts), "the first process alone speaks"
+    return found[0][1]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_traced_recipe_is_shared_and_resumed_on_another_number(tmp_path: Path, resumed: bool) -> None:
+    [low] = load_recipes("digits", ["low"])
+    options = TraceOptions(optimizer="gd", lr=0.1, dtype="float64", epochs=3 if resumed else 2, chunk_size=100)
+    alone = trace(prepare(low, options), tmp_path / "alone")
+    assert "points, epoch 2" in traced(tmp_path, 2, "--epochs", "2")
+    if resumed:
+        assert "points, epoch 3" in traced(tmp_path, 3, "--epochs", "3", "--resume")
+        wrong = ended(launched(2, *TRACE, "--out", "shared", folder=tmp_path))
+        assert [code for code, _, _ in wrong] == [2, 0]
+        assert "already holds a run" in wrong[0][2]
+        assert wrong[1][1:] == ("", "")
+    shared = Run.open(tmp_path / "shared")
+    assert shared.epochs == alone.epochs
+    for epoch in alone.epochs:
+        for read in (Run.weights, Run.gradient):
+            found = read(shared, epoch)
+            for name, tensor in read(alone, epoch).items():
+                assert float((found[name] - tensor).norm()) <= 1e-12 * float(tensor.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_process_is_killed_the_others_end(tmp_path: Path, killed: int) -> None:
+    processes = launched(2, *TRACE, "--out", "run", "--epochs", "100000", folder=tmp_path)
+    manifest = tmp_path / "run" / "run.json"
+    while not manifest.is_file():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[killed].send_signal(signal.SIGKILL)
+    (_, (code, _, err)) = (found := ended(processes, seconds=60))[killed], found[1 - killed]
+    assert code == 2
+    assert "Traceback" not in err
+    if killed == 1:
+        assert "the connection to another process is lost" in err
+        assert "--resume" in err
