@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import distributed
@@ -12,10 +12,29 @@ from torch import distributed
 from tvgrad.problem.ranks import Alone, LostRank, Ranks, connected
 from tvgrad.vectors.parameters import Weights
 
-if TYPE_CHECKING:
-    from tvgrad.problem.objective import Objective
-
 BEGIN, END = "begin", "end"
+
+
+class Shared(Protocol):
+    """What a process must be able to do that serves: an objective."""
+
+    device: torch.device
+
+    @property
+    def initial(self) -> Weights:
+        """The weights at construction."""
+
+    def use_chunk_size(self, size: int | None) -> None:
+        """Fix the chunk size."""
+
+    def value(self, at: Weights) -> float:
+        """Compute the loss."""
+
+    def gradient(self, at: Weights) -> Weights:
+        """Compute the gradient."""
+
+    def hvps(self, vectors: Sequence[Weights], at: Weights) -> list[Weights]:
+        """Multiply the Hessian with vectors."""
 
 
 class Crew:
@@ -97,7 +116,7 @@ class Crew:
         except LostRank:
             return  # whoever is gone need not be told
 
-    def serve(self, objectives: Sequence[Objective]) -> None:
+    def serve(self, objectives: Sequence[Shared]) -> None:
         """Do what the first process asks for, until it ends.
 
         Args:
