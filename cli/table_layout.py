@@ -63,11 +63,10 @@ class Layout:
     left_out: list[str]
 
 
-def lay_out(title: str, table: pd.DataFrame, width: int, most: int, estimates: Collection[str]) -> Layout:
+def lay_out(table: pd.DataFrame, width: int, most: int, estimates: Collection[str]) -> Layout:
     """Fit a table into a width.
 
     Args:
-        title: stands above it.
         table: what is shown.
         width: columns of the terminal.
         most: rows to show at the most; the middle is left out.
@@ -86,11 +85,11 @@ def lay_out(title: str, table: pd.DataFrame, width: int, most: int, estimates: C
     ]
     heads = [printable(heading(name)) for name in names]
     if len(cells) == 1 and len(names) > TRANSPOSED:
-        return Layout(_list(title, heads, cells[0], width), [])
+        return Layout(_list(heads, cells[0], width), [])
     if len(cells) > most:
         cells = [*cells[: most // 2], ["..."] * len(names), *cells[-(most // 2) :]]
     kept, widths = _fitting(names, heads, cells, width)
-    drawn = _frame(title)
+    drawn = _frame()
     for place in kept:
         numeric = is_numeric_dtype(table[table.columns[place]])
         drawn.add_column(
@@ -117,17 +116,17 @@ def text_of(cell: Any, name: str, digits: int = DIGITS) -> str:
     return printable(shown(cell, name, digits))
 
 
-def _frame(title: str) -> Table:
-    return Table(title=Text(printable(title)), title_justify="left", header_style="bold", box=box.ROUNDED)
+def _frame() -> Table:
+    return Table(header_style="bold", box=box.ROUNDED)
 
 
 def _coloured(text: str) -> Text:
     return Text(text, style=COLOURS.get(text, ""))
 
 
-def _list(title: str, heads: Sequence[str], cells: Sequence[str], width: int) -> Table:
+def _list(heads: Sequence[str], cells: Sequence[str], width: int) -> Table:
     """One row as a list of names and values."""
-    drawn = _frame(title)
+    drawn = _frame()
     drawn.show_header = False
     named = max(map(cell_len, heads))
     drawn.add_column(style="bold", width=named)

@@ -75,7 +75,8 @@ def print_table(
         keep_table(name or title, table)
         return
     screen = console()
-    laid = lay_out(title, table, screen.width, most, estimates)
+    laid = lay_out(table, screen.width, most, estimates)
+    say(printable(title))
     screen.print(laid.drawn)
     if laid.left_out:
         say(f"  left out for want of room: {', '.join(laid.left_out)} (--format csv prints all)")
