@@ -70,14 +70,14 @@ def test_each_run_is_drawn_by_the_gradients_that_it_has(traced: Traced, tmp_path
     assert not {name for name in files if name.startswith("epoch_") or "epoch_gradients" in name}
     tables = run_tables([sums]).tables
     files = {path.stem for path, _ in captioned_figures(tables, tmp_path / "sums")}
-    assert {"epoch_gradient_shares", "epoch_descent_cosines", "epoch_layers_1"} <= files
+    assert {"epoch_gradient_shares", "epoch_descent_cosines", "epoch_layers"} <= files
     assert {"first_epoch_dominance_epoch_gradients", "first_epoch_dominance_batches"} <= files
-    assert not {"gradient_shares", "descent_cosines", "first_epoch_dominance", "layers_1"} & files
+    assert not {"gradient_shares", "descent_cosines", "first_epoch_dominance", "layers"} & files
     both = captioned_figures(run_tables([full, sums]).tables, tmp_path / "both")
     assert {"gradient_shares", "epoch_gradient_shares"} <= {path.stem for path, _ in both}
     said = next(caption for path, caption in both if path.stem == "epoch_gradient_shares")
     assert "epoch gradient" in said
     assert "at moving weights" in said
     drawn = (tmp_path / "both" / "epoch_gradient_shares.svg").read_text(encoding="utf-8")
-    assert "<!-- rotated -->" in drawn
-    assert "<!-- low -->" not in drawn
+    assert ">rotated</text>" in drawn
+    assert ">low</text>" not in drawn

@@ -70,7 +70,9 @@ def printed_pairs(table: pd.DataFrame, folder: Path, capsys: pytest.CaptureFixtu
     plain = [[html.unescape(cell) for cell in row] for row in rows if row]
     found["html"] = [(row[kept.index("error_norm")], row[kept.index("bound")]) for row in plain]
     capsys.readouterr()
-    print_table("second_order", table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "500")  # no column is left out
+        print_table("second_order", table)
     body = capsys.readouterr().out.partition("├")[2]
     drawn = [line.split("│")[1:-1] for line in body.splitlines() if line.startswith("│")]
     found["terminal"] = [(row[error], row[bound]) for row in drawn]
