@@ -179,8 +179,9 @@ def traced(folder: Path, count: int, *more: str) -> str:
     return found[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("resumed", [False, True])
 def test_a_traced_recipe_is_shared_and_resumed_on_another_number(tmp_path: Path, resumed: bool) -> None:
     [low] = load_recipes("digits", ["low"])
     options = TraceOptions(optimizer="gd", lr=0.1, dtype="float64", epochs=3 if resumed else 2, chunk_size=100)
