@@ -77,6 +77,22 @@ for name, (model, loss, (x, y), options) in CASES.items():
         assert abs(shared.value() - value) < 1e-12 * abs(value)
         assert torch.equal(shared.subset([1, 2]).gradient()[next(iter(gradient))],
                            alone.subset([1, 2]).gradient()[next(iter(gradient))])
+
+seen = []
+def noted(model, batch):
+    seen.append(len(batch[0]))
+    return model(batch[0])
+
+model, loss, data, _ = CASES["mlp"]
+shared = tvgrad.Objective(model, loss, (data[0].double(), data[1]), chunk_size=2, forward=noted, group=group)
+shared.gradient()
+for work in (shared.gradient, shared.value, lambda: shared.hvp(shared.initial)):
+    seen.clear()
+    work()
+    total = torch.tensor(sum(seen))
+    distributed.all_reduce(total)
+    assert total == 13, "every sample is gone over by one process, and by one alone"
+    assert len(seen) <= 7 // count + 1
 print(f"done {rank}", flush=True)
 """
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -165,28 +164,13 @@ class LedRanks(Ranks):
         super().__init__(crew.group, device)
         self._crew, self._place = crew, place
 
-    @contextmanager
-    def together(
-        self, method: str = "", chunk_size: int = 0, weights: Weights | None = None, vectors: Sequence[Weights] = ()
-    ) -> Generator[None]:
-        """Work on this process's part, after the first one has told the others what is computed.
-
-        Args:
-            method: of the objective that is computed; none where every process knows what is done.
-            chunk_size: samples evaluated at once.
-            weights: where.
-            vectors: that are multiplied.
-
-        Yields:
-            Nothing.
-        """
+    def _tell(self, method: str, chunk_size: int, weights: Weights | None, vectors: Sequence[Weights]) -> None:
+        """Tell the others what is computed; of the first process."""
         if method and self._crew.leads:
             assert weights is not None
             self._crew.tell((method, self._place, chunk_size, len(vectors)))
             for vector in (weights, *vectors):
                 self._crew.send(vector)
-        with super().together():
-            yield
 
 
 def ranks_of(group: distributed.ProcessGroup | Crew | None, device: torch.device) -> Alone:

@@ -172,6 +172,7 @@ class Ranks(Alone):
             TvgradError: another process failed; its sentence.
             LostRank: another process has ended.
         """
+        self._tell(method, chunk_size, weights, vectors)
         try:
             yield
         except LostRank:
@@ -181,6 +182,9 @@ class Ranks(Alone):
             raise
         for rank, said in self._failures(None).items():
             raise TvgradError(f"process {rank} failed: {said}")
+
+    def _tell(self, method: str, chunk_size: int, weights: Weights | None, vectors: Sequence[Weights]) -> None:
+        """Every process makes the same calls: there is nothing to tell."""
 
     def _failures(self, own: str | None) -> dict[int, str]:
         """What the processes that failed said; a flag alone goes round where none did."""
