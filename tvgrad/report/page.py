@@ -1,7 +1,8 @@
 """The HTML report: one self-contained file with verdicts, numbers, curves, figures and all tables.
 
-Scripts are embedded and packed: the tables' from the package itables (DataTables), the figures' from `assets/vega.js`.
-Nothing is loaded from elsewhere, and without scripts the words and the tables of whole models are still there.
+Scripts are embedded and packed: the tables' from the package itables (DataTables), the figures' from vl-convert
+(Vega-Lite). Nothing is loaded from elsewhere, and without scripts the words and the tables of whole models are still
+there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tvgrad.report.first_screen import FirstScreen
 from tvgrad.report.headings import in_words, with_symbols
 from tvgrad.report.page_figures import PageFigure, curve_figures
 from tvgrad.report.page_tables import json_element, page_table, plain_table
+from tvgrad.report.vega import vega_script
 
 _PAGES = Environment(loader=PackageLoader("tvgrad.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -80,7 +82,7 @@ def html_page(
         table_style=Markup(_of_itables("dt_bundle.css")),  # noqa: S704 - another package's own
         script=Markup(_asset("page.js")),  # noqa: S704
         table_script=_packed(_of_itables("dt_bundle.js")),
-        chart_script=_packed(_asset("vega.js")),
+        chart_script=_packed(vega_script()),
     )
 
 
