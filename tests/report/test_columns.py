@@ -15,12 +15,28 @@ from tvgrad.report.page import html_page
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "tables.md"
 
 
+LATEX = {r"\lVert ": "||", r" \rVert": "||", r"\langle ": "<", r" \rangle": ">", r"\Delta ": "d", r"\eta": "lr"}
+"""How the page writes what the definitions write in plain letters."""
+
+
+def plain(text: str) -> str:
+    """The page's formulas as the definitions write them: `||tau_e||` for $\\lVert \\tau_e \\rVert$."""
+
+    def formula(found: re.Match[str]) -> str:
+        words = found[1]
+        for latex, letters in LATEX.items():
+            words = words.replace(latex, letters)
+        return "`" + re.sub(r"_\{(.+?)\}", r"_(\1)", words).replace("\\", "") + "`"
+
+    return re.sub(r"\$([^$]+)\$", formula, text)
+
+
 def rows_of(heading: str) -> list[tuple[str, str]]:
     """Columns and their definitions in the reference page's section of that heading."""
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     (text,) = [part for part in sections if part.startswith(f"{heading}\n")]
     rows = re.findall(r"^\| (\w+) \| (.*) \|$", text, flags=re.MULTILINE)
-    return [(name, meaning.replace(r"\|", "|")) for name, meaning in rows if name != "column"]
+    return [(name, plain(meaning)) for name, meaning in rows if name != "column"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -29,7 +45,7 @@ def test_the_reference_page_says_what_the_columns_are(name: str) -> None:
     further = [(column.name, column.meaning) for column in defined(name, FURTHER_COLUMNS[name])]
     elsewhere = rows_of("Two runs: `tvgrad relate RUN RUN`" if name == "cross_task" else "Checkpoints without a run")
     assert set(further) <= set(elsewhere)
-    words = " ".join(PAGE.read_text(encoding="utf-8").split())
+    words = plain(" ".join(PAGE.read_text(encoding="utf-8").split()))
     assert f"{TABLES[name].symbols}." in words
     assert TABLES[name].note in words
 

@@ -32,7 +32,7 @@ class FeedForward(DerivativeBounds):
     The constructor, `from_matrices`, `gradient_norm`, `hessian_norm`, `hessian_lipschitz` and `closed_form` are those
     of `DerivativeBounds`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.bounds import FeedForward
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
@@ -82,7 +82,7 @@ class FeedForward(DerivativeBounds):
             rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
             epochs: k.
             simulate: also try a tube round the path that float64 takes, which costs k gradients, as much as the
-                training; without it all forms use theta_0 alone.
+                training; without it all forms use the pretrained weights alone.
 
         Returns:
             The best bounds, every form's own, and the reasons of those that give none.
@@ -90,7 +90,7 @@ class FeedForward(DerivativeBounds):
         Raises:
             NoCertificate: no form gives a bound; the message says why, form by form.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from tvgrad.bounds import FeedForward
             >>> from tvgrad.update_rules import Momentum

@@ -42,7 +42,7 @@ class MergedFolder:
         left_out: sentences on the tensors that were not merged.
         adapters: how many of the models were adapters.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tvgrad.merging import MergedFolder
         >>> made = MergedFolder(Path("merged"), merged=("w",), from_base=("head",), carried=(), left_out=(), adapters=0)

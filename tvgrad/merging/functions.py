@@ -26,7 +26,7 @@ Base = Mapping[str, torch.Tensor] | None
 
 
 def task_arithmetic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
-    """Add task vectors.
+    r"""Add task vectors.
 
     Args:
         task_vectors: each name -> tensor.
@@ -34,7 +34,7 @@ def task_arithmetic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None
         base: weights to add it to.
 
     Returns:
-        Name -> alpha (tau_1 + ... + tau_T), or base plus that.
+        Name -> $\alpha (\tau_1 + \dots + \tau_T)$, or base plus that.
 
     Examples:
         >>> import torch
@@ -47,7 +47,7 @@ def task_arithmetic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None
 
 
 def mean(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
-    """Average task vectors.
+    r"""Average task vectors.
 
     Args:
         task_vectors: each name -> tensor.
@@ -55,7 +55,7 @@ def mean(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weight
         base: weights to add it to.
 
     Returns:
-        Name -> alpha (tau_1 + ... + tau_T) / T, or base plus that.
+        Name -> $\alpha (\tau_1 + \dots + \tau_T) / T$, or base plus that.
 
     Examples:
         >>> import torch
@@ -70,7 +70,7 @@ def mean(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weight
 
 
 def negation(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
-    """Forget tasks.
+    r"""Forget tasks.
 
     Args:
         task_vectors: usually one, name -> tensor.
@@ -78,7 +78,7 @@ def negation(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> We
         base: weights to add it to.
 
     Returns:
-        Name -> -alpha (tau_1 + ... + tau_T), or base plus that.
+        Name -> $-\alpha (\tau_1 + \dots + \tau_T)$, or base plus that.
 
     Examples:
         >>> import torch
@@ -91,7 +91,7 @@ def negation(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> We
 
 
 def analogy(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
-    """Complete "A is to B as C is to ...".
+    r"""Complete "A is to B as C is to ...".
 
     Args:
         task_vectors: of A, B and C, each name -> tensor.
@@ -99,7 +99,7 @@ def analogy(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Wei
         base: weights to add it to.
 
     Returns:
-        Name -> alpha (tau_C + (tau_B - tau_A)), or base plus that.
+        Name -> $\alpha (\tau_C + (\tau_B - \tau_A))$, or base plus that.
 
     Examples:
         >>> import torch

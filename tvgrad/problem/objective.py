@@ -39,7 +39,7 @@ PREFIX = "model."  # where BatchLoss keeps the user's model
 
 
 class Objective:
-    """The full-batch loss L(theta) = sum_i w_i loss_i / sum_i w_i of a model on a data set.
+    r"""The full-batch loss $L(\theta) = \sum_i w_i \ell_i(\theta) / \sum_i w_i$ of a model on a data set.
 
     Attributes:
         samples: the data, in its fixed order.
@@ -48,8 +48,8 @@ class Objective:
         evaluations: passes over the data so far.
         allowed: names of the checks that the caller switched off; reports repeat them.
 
-    Example:
-        The mean of `(w_i - 1)^2` over three weights: gradient and Hessian are known.
+    Examples:
+        The mean over three weights w of `(w - 1) ** 2`: gradient and Hessian are known.
 
         >>> import torch, tvgrad
         >>> model = torch.nn.Linear(3, 1, bias=False).double()
@@ -300,7 +300,7 @@ class Objective:
         Raises:
             TvgradError: in a product, where the Hessian is not finite.
 
-        Example:
+        Examples:
             >>> import torch, tvgrad
             >>> from scipy.sparse.linalg import eigsh
             >>> inputs = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()

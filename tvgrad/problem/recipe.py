@@ -36,7 +36,7 @@ class Recipe:
         name: the task's name, used for its run directory.
         about: one line on where the task comes from.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> inputs, targets = torch.randn(12, 4), torch.arange(12) % 3
         >>> model = torch.nn.Linear(4, 3)

@@ -38,7 +38,7 @@ from tvgrad.vectors.parameters import Weights, group_names, trainable_parameters
 class Recorder:
     """Records a fine-tuning into a run directory, as a context manager round a training loop.
 
-    On entry it records the weights (theta_0), and the full-batch gradient there when it has an objective; each
+    On entry it records the pretrained weights, and the full-batch gradient there when it has an objective; each
     `end_epoch` records the next point. Between points it counts optimizer steps through the optimizer's own hooks.
 
     Attributes:

@@ -96,7 +96,7 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
     Raises:
         TvgradError: it is no run.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> model, loss = torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss()
         >>> objective = tvgrad.Objective(model, loss, (torch.randn(12, 4), torch.arange(12) % 3))

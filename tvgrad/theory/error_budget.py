@@ -92,9 +92,9 @@ def error_budget(
 ) -> ErrorBudget:
     """Cut the residual of a run's task vector into the terms that explain it.
 
-    Gradients at theta_0 are computed by the objective (float64 keeps their rounding out of the rows); consumed
-    gradients are read from the run, or recomputed by replaying its recorded batches. A few vectors are held for each
-    epoch asked for, so that one epoch is explained in constant memory.
+    Gradients at the pretrained weights are computed by the objective (float64 keeps their rounding out of the rows);
+    consumed gradients are read from the run, or recomputed by replaying its recorded batches. A few vectors are held
+    for each epoch asked for, so that one epoch is explained in constant memory.
 
     Args:
         run: a run recorded by epoch, with a known update rule.
@@ -111,7 +111,7 @@ def error_budget(
     Raises:
         TvgradError: the run cannot be explained, an epoch was not kept, or the data is not what was recorded.
 
-    Example:
+    Examples:
         >>> import pathlib, torch, tvgrad
         >>> from tvgrad.record.options import TraceOptions
         >>> from tvgrad.record.training_loop import prepare, trace

@@ -139,7 +139,7 @@ def plan(
         TvgradError: there is no task, tasks start at different weights, a task vector does not fit, or neither a rule
             nor task vectors are given.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
         >>> tasks = [tvgrad.Objective(model, loss, (torch.eye(2).double(), torch.full((2, 1), y).double())) for y in (1, 3)]

@@ -134,21 +134,23 @@ def multitask_gap(
     measure: bool = True,
     predict: bool = True,
 ) -> MultitaskGap:
-    """Predict theta_TA^(k) - theta_MT^(k) under gradient descent, and measure it by training.
+    r"""Predict the gap between task arithmetic and multitask training under gradient descent, and measure it.
+
+    The gap is $\theta_{\mathrm{TA}}^{(k)} - \theta_{\mathrm{MT}}^{(k)} = -\alpha \eta^2 C_k + O(\eta^3)$.
 
     The prediction for one alpha takes r (k - 1) gradients and as many Hessian-vector products along the multitask path,
-    or r of each when frozen at theta_0. Several alphas share one pass: the parts of C_k take twice the products.
-    Measuring takes r k gradients for the tasks and r (k - 1) more for each alpha (theta_0's are shared).
+    or r of each when frozen at $\theta_0$. Several alphas share one pass: the parts of $C_k$ take twice the products.
+    Measuring takes r k gradients for the tasks and r (k - 1) more for each alpha (those at $\theta_0$ are shared).
 
     Args:
         objectives: one for each task, all at the same pretrained weights.
-        lr: eta, of the single tasks; multitask training steps with alpha eta.
+        lr: $\eta$, of the single tasks; multitask training steps with $\alpha \eta$.
         epochs: k.
         alpha: one merging coefficient, or several.
-        frozen: take gradients and Hessians at theta_0; by default for several alphas, while a single one follows its
+        frozen: take gradients and Hessians at $\theta_0$; by default for several alphas, while a single one follows its
             own multitask path.
         measure: train, to compare.
-        predict: compute C_k; without, `predicted` is empty and its numbers are NaN.
+        predict: compute $C_k$; without, `predicted` is empty and its numbers are NaN.
 
     Returns:
         The gaps.
@@ -156,7 +158,7 @@ def multitask_gap(
     Raises:
         TvgradError: there is no task or alpha, the tasks do not share their weights, or a number is out of range.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
         >>> inputs, targets = torch.eye(2).double(), torch.ones(2, 1).double()

@@ -159,7 +159,7 @@ def predict(
         quadratic: follow the quadratic model too.
         curvature: estimate lambda_max by Lanczos, and with it the stability limit and the growth factor.
         threshold: relative error up to which the task vector counts as the gradient.
-        at: theta_0; by default the objective's own weights.
+        at: the pretrained weights; by default the objective's own.
 
     Returns:
         The predictions.
@@ -167,7 +167,7 @@ def predict(
     Raises:
         TvgradError: the rule is not linear, its schedule is too short, or a number is out of range.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> model, data = torch.nn.Linear(3, 1, bias=False).double(), (torch.eye(3).double(), torch.ones(3, 1).double())
         >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), data)
@@ -320,7 +320,7 @@ def quadratic_path(
         rule: the update rule.
         epochs: k.
         expansion: round the same weights; its products serve the first two epochs.
-        at: theta_0; by default the objective's own weights.
+        at: the pretrained weights; by default the objective's own.
 
     Yields:
         The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.

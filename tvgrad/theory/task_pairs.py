@@ -129,7 +129,7 @@ def relate_tasks(
         TvgradError: fewer than two tasks, different pretrained weights, a rule that is not linear, a number out of
             range, or a gradient or product that is not finite.
 
-    Example:
+    Examples:
         >>> import torch, tvgrad
         >>> model, loss = torch.nn.Linear(2, 1, bias=False).double(), torch.nn.MSELoss()
         >>> _ = torch.nn.init.zeros_(model.weight)

@@ -31,7 +31,7 @@ def rule_from_optimizer(optimizer: torch.optim.Optimizer) -> UpdateRule:
     Raises:
         TvgradError: it is another optimizer, it maximizes, or its parameter groups differ in an option.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.update_rules import rule_from_optimizer
         >>> rule_from_optimizer(torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)).name

@@ -22,12 +22,12 @@ from tvgrad.update_rules.linear import GradientAverage, LinearRule
 
 @dataclass(frozen=True)
 class GD(LinearRule):
-    """Full-batch gradient descent: `theta -= eta g`, one step an epoch, `c[k,e] = eta_e`.
+    r"""Full-batch gradient descent: $\theta_{e+1} = \theta_e - \eta_e g_e$, one step an epoch, $c_{k,e} = \eta_e$.
 
     Args:
         lr: rate or schedule.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import GD
         >>> GD([0.5, 0.25]).coefficients(2).tolist()
         [0.5, 0.25]
@@ -40,14 +40,14 @@ class GD(LinearRule):
 
 @dataclass(frozen=True)
 class SGD(LinearRule):
-    """Stochastic gradient descent without momentum: `theta -= eta g`, `c[k,e] = eta_e`.
+    r"""Stochastic gradient descent without momentum: $\theta_{s+1} = \theta_s - \eta_s g_s$, $c_{k,s} = \eta_s$.
 
     Args:
         lr: rate or schedule.
         weight_decay: lambda.
-        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+        decoupled: shrink the weights by $1 - \eta \lambda$ instead of adding $\lambda \theta$ to the gradient.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import SGD
         >>> SGD(0.5, weight_decay=1.0, decoupled=True).coefficients(2).tolist()
         [0.25, 0.5]
@@ -61,19 +61,19 @@ class SGD(LinearRule):
 
 @dataclass(frozen=True)
 class Momentum(LinearRule):
-    """Heavy ball: `buf = mu buf + (1 - d) g` (the first g undampened), `theta -= eta buf`.
+    r"""Heavy ball: $\theta_{s+1} = \theta_s - \eta_s b_s$ with $b_s = \mu b_{s-1} + (1 - d) g_s$ and $b_0 = g_0$.
 
     Args:
         lr: rate or schedule.
         momentum: mu.
         dampening: d.
         weight_decay: lambda.
-        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+        decoupled: shrink the weights by $1 - \eta \lambda$ instead of adding $\lambda \theta$ to the gradient.
 
     Raises:
         TvgradError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import Momentum
         >>> Momentum(1.0, 0.5).coefficients(3).tolist()
         [1.75, 1.5, 1.0]
@@ -99,18 +99,21 @@ class Momentum(LinearRule):
 
 @dataclass(frozen=True)
 class Nesterov(LinearRule):
-    """Nesterov momentum as PyTorch writes it: `buf = mu buf + g`, `theta -= eta (g + mu buf)`, g at theta itself.
+    r"""Nesterov momentum as PyTorch writes it.
+
+    $\theta_{s+1} = \theta_s - \eta_s (g_s + \mu b_s)$ with $b_s = \mu b_{s-1} + g_s$; the gradient is that at
+    $\theta_s$ itself.
 
     Args:
         lr: rate or schedule.
         momentum: mu, above 0.
         weight_decay: lambda.
-        decoupled: shrink the weights by `1 - eta lambda` instead of adding `lambda theta` to the gradient.
+        decoupled: shrink the weights by $1 - \eta \lambda$ instead of adding $\lambda \theta$ to the gradient.
 
     Raises:
         TvgradError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import Nesterov
         >>> Nesterov(1.0, 0.5).coefficients(3).tolist()
         [1.875, 1.75, 1.5]
@@ -135,16 +138,19 @@ class Nesterov(LinearRule):
 
 @dataclass(frozen=True)
 class Adam(UpdateRule):
-    """Adam with bias correction: `theta -= eta m / (1 - b1^(s+1)) / (sqrt(v / (1 - b2^(s+1))) + eps)` at step s.
+    r"""Adam with bias correction.
+
+    $\theta_{s+1} = \theta_s - \eta_s \hat m_s / (\sqrt{\hat v_s} + \epsilon)$, $\hat m_s = m_s / (1 - \beta_1^{s+1})$,
+    $\hat v_s = v_s / (1 - \beta_2^{s+1})$ at step s.
 
     Args:
         lr: rate or schedule.
         betas: b1 and b2.
         eps: what is added to the root.
-        weight_decay: lambda, added to the gradient as `lambda theta`.
+        weight_decay: $\lambda$; $\lambda \theta$ is added to the gradient.
         amsgrad: divide by the largest v so far.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import Adam
         >>> Adam(0.1, betas=(0.0, 0.999)).momentum_weights(3).tolist()
         [0.1, 0.1, 0.1]
@@ -158,13 +164,13 @@ class Adam(UpdateRule):
     name: ClassVar[str] = "adam"
 
     def momentum_weights(self, k: int) -> Array:
-        """Weigh each step's gradient in a k-step task vector, without decay and preconditioner.
+        r"""Weigh each step's gradient in a k-step task vector, without decay and preconditioner.
 
         Args:
             k: the number of steps.
 
         Returns:
-            `c_s = sum_{e>=s} eta_e (1 - b1) b1^(e-s) / (1 - b1^(e+1))` for s = 0 .. k-1.
+            $c_s = \sum_{e=s}^{k-1} \eta_e (1 - \beta_1) \beta_1^{e-s} / (1 - \beta_1^{e+1})$ for s = 0 .. k-1.
         """
         b1 = self.betas[0]
         # (1 - b1) / (1 - b1^(e+1)) is one over a geometric sum, which has no cancellation for b1 near 1.
@@ -199,7 +205,7 @@ class Adam(UpdateRule):
             step: the step's number, from 0.
 
         Returns:
-            d of `theta -= eta_step d`, and the state for the next step.
+            The vector that the rate multiplies before it is subtracted, and the state for the next step.
         """
         b1, b2 = self.betas
         mean, square, *largest = state or (torch.zeros_like(gradient), torch.zeros_like(gradient))
@@ -213,7 +219,7 @@ class Adam(UpdateRule):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay: first `theta *= 1 - eta lambda`, then Adam's step.
+    r"""Adam with decoupled weight decay: $\theta$ is multiplied by $1 - \eta \lambda$, then Adam's step is made.
 
     Args:
         lr: rate or schedule.
@@ -222,7 +228,7 @@ class AdamW(Adam):
         weight_decay: lambda.
         amsgrad: divide by the largest v so far.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.update_rules import AdamW
         >>> rule = AdamW(0.1, weight_decay=0.5)
@@ -256,7 +262,7 @@ def linear_rule(rule: AnyRule) -> LinearRule:
     Raises:
         TvgradError: it is not linear, or not one for all parameters.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import GD, linear_rule
         >>> linear_rule(GD(0.1)).coefficients(2).tolist()
         [0.1, 0.1]
@@ -295,7 +301,7 @@ def make_rule(name: str, lr: Rate, momentum: float | None = None, weight_decay: 
     Raises:
         TvgradError: there is no such rule, it does not take the option, or a value is out of range.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import make_rule
         >>> make_rule("momentum", 0.1).momentum
         0.9
@@ -325,7 +331,7 @@ def rule_from_dict(description: Mapping[str, Any]) -> AnyRule:
     Raises:
         TvgradError: an option is unknown, missing or out of range, or there is no such rule.
 
-    Example:
+    Examples:
         >>> from tvgrad.update_rules import Adam, rule_from_dict
         >>> rule_from_dict(Adam(1e-3).to_dict()) == Adam(1e-3)
         True

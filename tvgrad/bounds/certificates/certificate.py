@@ -37,20 +37,22 @@ FORMS: tuple[CertificateForm[TaskExpansion], ...] = (
 
 @dataclass(frozen=True)
 class Certificate(ResultOfForms):
-    """Bounds on `||theta_k - theta_0 - p_k||`, p_k the first-order prediction (gradient descent: `-eta k g_0`).
+    r"""Bounds on the error of the first-order prediction of a task vector.
+
+    The error is $\lVert \tau_k + S_k g_0 \rVert$; for gradient descent $S_k = \eta k$.
 
     They hold for the iterates of exact arithmetic, started from the weights as stored; a run in floating point adds
     its own rounding.
 
     Attributes:
-        radius: of a ball round theta_0 that holds the iterates before the last.
+        radius: of a ball round the pretrained weights that holds the iterates before the last.
         error_bound: an upper bound of the error.
         lower_bound: a lower bound of it.
         method: the form that gave the upper bound.
         closed_form_bound: what the uniform closed form gives, for comparison; infinity where it has no ball.
         forms: every form with its bounds, or the reason why it gives none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.bounds import FeedForward
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
@@ -71,7 +73,7 @@ class Certificate(ResultOfForms):
 
     @property
     def from_start(self) -> float:
-        """The least upper bound of the forms that know theta_0 alone; infinity where none of them has a ball."""
+        """The least upper bound of the forms that know the pretrained weights alone; infinity where none has a ball."""
         return min((form.upper for form in self.forms if form.name != TUBE.name), default=math.inf)
 
 

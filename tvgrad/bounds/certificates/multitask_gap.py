@@ -236,7 +236,7 @@ class GapCertificate(ResultOfForms):
             gradient descent.
         forms: every form with its bounds, or the reason why it gives none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.bounds import FeedForward, multitask_gap_bound
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
@@ -266,7 +266,7 @@ def multitask_gap_bound(
         epochs: k.
         alpha: the merging coefficient.
         simulate: also simulate all runs in float64 and bound what rounding can have changed; without it all forms use
-            theta_0 alone.
+            the pretrained weights alone.
 
     Returns:
         The best bounds.
@@ -275,7 +275,7 @@ def multitask_gap_bound(
         TvgradError: there are no tasks, their weights differ, or alpha is not a finite number.
         NoCertificate: no form gives a bound; the message says why.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.bounds import FeedForward, multitask_gap_bound
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()

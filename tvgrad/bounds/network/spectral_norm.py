@@ -49,7 +49,7 @@ class SpectralNorm:
         estimate: the norm as computed, which may lie on either side of the truth.
         method: "cholesky", "gram", "vector", "zero" or "frobenius".
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tvgrad.bounds import spectral_norm
         >>> norm = spectral_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
@@ -66,12 +66,12 @@ class SpectralNorm:
 
 
 def spectral_norm(matrix: torch.Tensor, tightness: float = 1e-6) -> SpectralNorm:
-    """Upper bound and estimate of a matrix's largest singular value.
+    r"""Upper bound and estimate of a matrix's largest singular value.
 
     Args:
         matrix: (m, n) of any real floating dtype; widened to float64, which is exact.
         tightness: the relative excess of the bound over the norm that is asked for. Rounding sets a floor, of about
-            2 u times the smaller side times ||W||_F^2 / ||W||_2^2: 1e-10 for a Gaussian 768x3072.
+            2 u times the smaller side times $\lVert W \rVert_F^2 / \lVert W \rVert_2^2$: 1e-10 for a Gaussian 768x3072.
 
     Returns:
         The norm; its bound is within `tightness` of the truth where that is above the floor.

@@ -40,7 +40,7 @@ class Program:
 
     The loss is the mean over the samples of the program's loss of each sample alone.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from tvgrad.bounds import Program
@@ -220,13 +220,14 @@ class Program:
         """Bound the error of the first-order prediction of a task vector, before training, from both sides.
 
         The training is followed in double-double arithmetic, and the exact iterates are proven to be near: see
-        `program.tube`. The form that knows theta_0 alone is that of `program.closed`; it has no lower bound.
+        `program.tube`. The form that knows the pretrained weights alone is that of `program.closed`; it has no lower
+        bound.
 
         Args:
             rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
             epochs: k.
-            simulate: whether the training may be followed; without it theta_0 alone is used, which costs a measurement
-                for each radius that is tried and holds for far smaller rates.
+            simulate: whether the training may be followed; without it the pretrained weights alone are used, which
+                costs a measurement for each radius that is tried and holds for far smaller rates.
             progress: called with how many samples are measured and how many there will be. A certificate that takes
                 more than five minutes warns, after the first samples, how long it takes.
 
