@@ -303,6 +303,11 @@ STEPS = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
             "model = nn.Linear(5, 2)\n" + STEPS + "loss_of(model(x), y).backward()\noptimizer.step()\n",
             "the command trains another model than the run records: it does not train 0.weight",
         ),
+        (
+            "model[0].requires_grad_(False)\noptimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)\n"
+            "loss_of(model(x), y).backward()\noptimizer.step()\n",
+            "the command trains in its first epoch only a part of what the run records, without 0.weight: ",
+        ),
         (STEPS + "loss_of(model(x), y)\n", "ended before an epoch was measured; its optimizer took no step"),
         (
             STEPS + "for e in range(3):\n    for a, b in DataLoader(data, batch_size=8):\n"
@@ -316,7 +321,7 @@ STEPS = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         ),
         ("raise SystemExit('no data here')", "ended with exit code 1 before its epoch did; it said: no data here"),
     ],
-    ids=["other_model", "no_step", "longer_than_an_epoch", "moved", "failed"],
+    ids=["other_model", "frozen_part", "no_step", "longer_than_an_epoch", "moved", "failed"],
 )
 def test_what_cannot_be_measured_is_one_sentence(passed: Any, body: str, message: str) -> None:
     with pytest.raises(TvgradError) as caught:

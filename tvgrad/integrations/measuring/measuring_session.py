@@ -237,7 +237,7 @@ class MeasuringSession:
                 "it made no optimizer of torch.optim" if placement is None else "it has none of the run's parameters"
             )
         elif placement.trained is None:
-            reason = f"it trains another model than the run records: {placement.misfit}"
+            reason = f"it {placement.misfit}"
         elif self._total is None or not self._total.steps:
             reason = "its optimizer took no step"
         else:
@@ -284,8 +284,8 @@ class MeasuringSession:
         if placement.trained is None:
             placement.meet(optimizer)
             placement.place()
-            if placement.trained is None and placement.only(optimizer):
-                raise TvgradError(f"the command trains another model than the run records: {placement.misfit}")
+            if placement.hopeless(optimizer):
+                raise TvgradError(f"the command {placement.misfit}")
 
     def _end_step(self, total: GradientTotal | WeightsProbe, optimizer: torch.optim.Optimizer) -> None:
         scale = getattr(optimizer, "grad_scale", None)

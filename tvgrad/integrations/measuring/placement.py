@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +18,12 @@ from tvgrad.store.run import Run
 from tvgrad.vectors.algebra import combination, to_float64
 from tvgrad.vectors.parameters import Weights
 
+ANOTHER = "trains another model than the run records"
+PART = "trains in its first epoch only a part of what the run records"
+FROM_THE_START = (
+    "a pass measures what is trained from the start, so trace it without --frozen to measure that part, or give a "
+    "recipe of the whole model (`tvgrad trace --frozen --recipe TARGET -- COMMAND`)"
+)
 TRIES = 40
 """A look for the model goes through all objects of the process: so many that were in vain are enough between steps."""
 
@@ -28,7 +33,8 @@ class Placement:
 
     Attributes:
         trained: the model and its optimizer, once they are found.
-        misfit: why the model of an optimizer that was looked at is another one; None where none was.
+        misfit: what the script does that cannot be measured, where an optimizer was looked at and its model is not
+            the run's; None where none was.
     """
 
     def __init__(self, options: PassOptions) -> None:
@@ -64,8 +70,9 @@ class Placement:
         Args:
             optimizer: any.
         """
-        self._optimizers.add(optimizer)
-        self._tries = 0
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            self._tries = 0
 
     def place(self) -> bool:
         """Put the weights in, where the model is there and does not hold them.
@@ -144,16 +151,17 @@ class Placement:
             raise TvgradError("the script takes gradients away between the steps of one model's optimizers")
         return True
 
-    def only(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Tell whether an optimizer is the only one that the script has made.
+    def hopeless(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell, where the model is not found, whether it will not be: the only optimizer trains another, or a part.
 
         Args:
-            optimizer: any.
+            optimizer: one that steps.
 
         Returns:
-            Whether there is no other.
+            Whether there is nothing to wait for.
         """
-        return not [one for one in self._optimizers if one is not optimizer]
+        others = [one for one in self._optimizers if one is not optimizer]
+        return self.trained is None and (not others or (self.misfit or "").startswith(PART))
 
     def require_unmoved(self) -> None:
         """Refuse weights that are not those that were put in.
@@ -182,20 +190,22 @@ class Placement:
 
     def _found(self) -> TrainedModule | None:
         fitting: list[TrainedModule] = []
+        self.misfit = None
         for optimizer in list(self._optimizers):
             try:
                 found = trained_modules(optimizer, sys._getframe())
             except TvgradError as error:
-                self.misfit = str(error)
+                self.misfit = f"{ANOTHER}: {error}"
                 continue
             whole = next(one for one in whole_models(found) if any(optimizer is mine for mine in one.optimizers))
             for candidate in [whole] if whole.more == () else [whole, found[0]]:
-                misfit = self._misfit(candidate.parameters)
+                misfit = self._misfit(candidate)
                 if misfit is None and not any(one.root is candidate.root for one in fitting):
                     fitting.append(candidate)
-                self.misfit = misfit
                 if misfit is None:
                     break
+                if not (self.misfit or "").startswith(PART):
+                    self.misfit = misfit
         if len(fitting) > 1:
             fitting = [one for one in fitting if self._model in {one.label, type(one.root).__name__}] or fitting
         if len(fitting) > 1:
@@ -205,14 +215,20 @@ class Placement:
             )
         return fitting[0] if fitting else None
 
-    def _misfit(self, parameters: Mapping[str, nn.Parameter]) -> str | None:
+    def _misfit(self, candidate: TrainedModule) -> str | None:
+        parameters = candidate.parameters
+        present: Weights = {**dict(candidate.root.named_parameters()), **parameters}
         for name, tensor in self._weights.items():
-            if name not in parameters:
-                return f"it does not train {name}"
-            if parameters[name].shape != tensor.shape:
-                return f"its {name} has shape {tuple(parameters[name].shape)} and the run's {tuple(tensor.shape)}"
+            if name not in present:
+                return f"{ANOTHER}: it does not train {name}"
+            if present[name].shape != tensor.shape:
+                shape = tuple(present[name].shape)
+                return f"{ANOTHER}: its {name} has shape {shape} and the run's {tuple(tensor.shape)}"
         extra = [name for name in parameters if name not in self._weights]
-        return f"it trains {extra[0]}, which {self._run_name} does not have" if extra else None
+        if extra:
+            return f"{ANOTHER}: it trains {extra[0]}, which {self._run_name} does not have"
+        frozen = [name for name in self._weights if name not in parameters]
+        return f"{PART}, without {frozen[0]}: {FROM_THE_START}" if frozen else None
 
     @torch.no_grad()
     def _copy(self, root: nn.Module) -> None:
