@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tvgrad.report.style import HEIGHT, STYLE, WIDTH
+from tvgrad.report.style import HEIGHT, STYLE, WIDTH, new_axes
+from tvgrad.results import Shown
 
 HOLDS, FAILS, UNDECIDED, VACUOUS = "holds", "fails", "undecided", "vacuous"
 
@@ -29,8 +30,8 @@ def outcome_of(holds: bool, fails: bool = True) -> str:
     return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
-@dataclass(frozen=True)
-class AnalysisResult:
+@dataclass(frozen=True, repr=False)
+class AnalysisResult(Shown):
     """What an analysis found.
 
     Attributes:
@@ -50,6 +51,20 @@ class AnalysisResult:
     draw: Callable[[Axes], None]
     others: Mapping[str, Callable[[Axes], None]] = field(default_factory=dict)
     verdicts: tuple[str, ...] = ()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the figure.
+
+        Args:
+            ax: axes to draw on; by default new ones.
+
+        Returns:
+            The axes.
+        """
+        with mpl.rc_context(STYLE):
+            ax = new_axes(ax)
+            self.draw(ax)
+        return ax
 
     def save(self, path: Path, width: float = WIDTH, height: float = HEIGHT) -> None:
         """Draw the figure into a file.

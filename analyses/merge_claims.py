@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from tvgrad.results import Result
 from tvgrad.wording import counted
 
 from .analysis_result import FAILS, HOLDS, UNDECIDED, VACUOUS, outcome_of
@@ -32,7 +33,7 @@ SampleScores = Mapping[tuple[str, int], Sequence[Array]]
 
 
 @dataclass(frozen=True)
-class ClaimVerdict:
+class ClaimVerdict(Result):
     """What became of a claim.
 
     Attributes:

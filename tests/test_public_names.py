@@ -112,6 +112,22 @@ def test_modules_import_downwards(module: str) -> None:
                 break
 
 
+def test_one_module_above_is_loaded_by_its_name() -> None:
+    """Results lie below figures: `Plotted.plot` names the module that draws, and loads it when a figure is asked for.
+
+    No other name of a module in a text leads upwards.
+    """
+    upwards = {
+        (module, str(node.value))
+        for module, path in modules().items()
+        if place(module)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Constant) and node.value in modules() and place(str(node.value))[:1] > place(module)[:1]
+    }
+    higher = {(module, name) for module, name in upwards if place(name)[0][0] > place(module)[0][0]}
+    assert higher == {("tvgrad.results", "tvgrad.report.plots")}
+
+
 def test_nothing_imports_in_circles() -> None:
     graph = {module: set(imports(path, everywhere=False)) - {module} for module, path in modules().items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError

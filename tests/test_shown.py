@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tvgrad.analyses.analysis_result import AnalysisResult
 
 import tvgrad
+import tvgrad.report
+from tests.test_public_names import OF_EXTRAS, modules
+from tvgrad.bounds import FeedForward, multitask_gap_bound, spectral_norm
+from tvgrad.merging.merged_file import MergedFile
+from tvgrad.report.tables import RunTables
 from tvgrad.results import facts_html
+from tvgrad.streaming.gram import GramResult
 from tvgrad.theory.budget_rows import BudgetTerm
 from tvgrad.theory.equivalence import OneEpochCheck
 from tvgrad.theory.error_budget import ErrorBudget
+from tvgrad.theory.forecast import forecast
 from tvgrad.theory.merge_plan import Plan
 from tvgrad.theory.second_order import Prediction
 from tvgrad.theory.task_pairs import TaskPairs
@@ -54,3 +69,73 @@ def test_results_are_tables() -> None:
         assert kind.__repr__ is not object.__repr__
         assert kind._repr_html_
     assert facts_html("<", {"a": "&"}).count("&lt;") == 1
+
+
+CLASSES = {
+    kind.__name__: kind
+    for module in sorted(modules().keys() - OF_EXTRAS)
+    for kind in vars(importlib.import_module(module)).values()
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and kind.__module__ == module
+}
+NOT_SHOWN = {
+    "Expansion", "QuadraticModel", "SecantModel", "PairBasis", "PairForecast", "GapParts", "MergeLine",  # of a loss
+    "BatchPrediction", "RecordedStep", "Schedule", "StepPlan",  # tensors that are moved on, step by step
+    "EpochBudget", "BudgetPlan", "Costs", "Evaluations",  # parts of results, which show them
+    "LayerBounds", "LocalLoss", "LossBounds", "PointBounds",  # numbers that bounds are made of
+    "Activation", "Method", "Point", "BoundedVector",  # what was given, what lies in files, a vector with its rounding
+}  # fmt: skip
+"""What public functions return besides results."""
+
+
+def results() -> set[str]:
+    """Names of the dataclasses that public functions and methods of public classes return."""
+    packages = (tvgrad, tvgrad.bounds, tvgrad.merging)
+    public = [getattr(package, name) for package in packages for name in package.__all__]
+    public += [getattr(tvgrad.report, name) for name in tvgrad.report.WHERE]
+    for name in modules():
+        if name.startswith(("tvgrad.theory.", "tvgrad.merging.", "tvgrad.report.relation", "tvgrad.report.checkpoint")):
+            found = vars(importlib.import_module(name)).items()
+            public += [one for word, one in found if word[0] != "_" and getattr(one, "__module__", "") == name]
+    members = [one for kind in public if inspect.isclass(kind) for one in vars(kind).items()]
+    methods = [one for word, one in members if word[0] != "_"]
+    said = [one.__annotations__.get("return", "") for one in (*public, *methods) if inspect.isfunction(one)]
+    return {word for text in said for word in re.findall(r"\w+", str(text))} & CLASSES.keys()
+
+
+def test_every_public_result_is_a_table() -> None:
+    found = results()
+    assert {"Certificate", "ErrorBudget", "Forecast", "GramResult", "MergedFile", "Relation", "RunTables"} <= found
+    for name in found - NOT_SHOWN:
+        kind: Any = CLASSES[name]
+        assert kind.__dataclass_params__.frozen, name
+        assert callable(getattr(kind, "to_frame", None)), name
+        assert callable(getattr(kind, "_repr_html_", None)), name
+    assert AnalysisResult.to_frame
+    assert tvgrad.Run.to_frame
+
+
+def test_short_lines_of_what_holds_many_things(objective: tvgrad.Objective, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    bounds = FeedForward(model, torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 0]))
+    certificate = bounds.certificate(0.01, epochs=2)
+    shown: tuple[tuple[Any, int], ...] = (
+        (certificate, 1),
+        (certificate.forms[0], 1),
+        (multitask_gap_bound([bounds, bounds], 0.01, 2, alpha=0.5), 1),
+        (bounds.closed_form(), 1),
+        (spectral_norm(torch.eye(2)), 1),
+        (forecast(objective, tvgrad.update_rules.GD(0.1), 2), 1),
+        (MergedFile(tmp_path / "merged.safetensors", ("a", "b"), (), ("head",)), 1),
+        (RunTables({"norms": pd.DataFrame({"run": ["a", "b"]})}, GramResult((), np.zeros((0, 0)), {}, {}, {})), 2),
+        (GramResult(("a.safetensors", "b.safetensors"), np.eye(2), {}, {}, {}), 2),
+    )
+    for made, rows in shown:
+        assert repr(made).startswith(f"{type(made).__name__}(")
+        assert len(repr(made)) < 300
+        assert len(made.to_frame()) == rows
+        assert "<table" in made._repr_html_()
+    assert shown[6][0].to_frame().iloc[0].to_dict() == {
+        "path": str(tmp_path / "merged.safetensors"), "merged": 2, "shared": 0, "own": 1,
+    }  # fmt: skip
+    with pytest.raises(tvgrad.TvgradError, match="there is no table 'nothing': choose among norms"):
+        shown[7][0].to_frame("nothing")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvgrad.errors import DamagedRun
@@ -14,22 +16,59 @@ from tvgrad.fields import Check, anything, boolean, integer, list_of, number, pa
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+
+DRAWS = "tvgrad.report.plots"
+"""The module that draws results. It lies above them, so that it is loaded by its name, when a figure is asked for."""
+
+
+class Plotted:
+    """Base of what has a figure."""
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw its figure, as `tvgrad.report.plots` says for each kind of result.
+
+        Args:
+            ax: axes to draw on; by default new ones.
+            **options: of the figure: `title=False`, and `figure=NAME` where a result has several.
+
+        Returns:
+            The axes.
+
+        Raises:
+            TvgradError: there is nothing to draw.
+        """  # noqa: DOC502 - raised by what draws
+        axes: Axes = importlib.import_module(DRAWS).plot(self, ax=ax, **options)
+        return axes
 
 
 class Shown:
     """Base of what people look at in a shell and in notebooks: a short line there, a table here."""
 
     def to_frame(self) -> pd.DataFrame:
-        """Its rows as a table."""
+        """Its rows as a table; of what has none, one row of its numbers and words, with how many it has of others."""
+        if hasattr(self, "table"):
+            table: pd.DataFrame = self.table
+            return table
         for name in ("rows", "verdicts", "row"):
             found = getattr(self, name, None)
             if found is not None and not callable(found):
                 return frame_of(found if isinstance(found, (tuple, list)) else [found])
-        raise TypeError(f"{type(self).__name__} has no rows")
+        import pandas as pd
+
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        many = (tuple, list, Mapping)
+        shown = {name: len(value) if isinstance(value, many) else value for name, value in fields.items()}
+        return pd.DataFrame([
+            {
+                name: str(value) if isinstance(value, PurePath) else value
+                for name, value in shown.items()
+                if isinstance(value, (bool, int, float, str, PurePath))
+            }
+        ])
 
     def __repr__(self) -> str:
-        facts = ", ".join(f"{name}={text}" for name, text in self._facts().items())
-        return f"{type(self).__name__}({facts})"
+        return short_line(self, self._facts())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: names and numbers are escaped."""
@@ -50,6 +89,20 @@ class Shown:
 
 MOST_LETTERS = 60
 """Longer words are left out of a short line."""
+
+
+def short_line(shown: object, facts: Mapping[str, object]) -> str:
+    """Show an object in a shell.
+
+    Args:
+        shown: the object, whose class is named.
+        facts: name -> value; floats are given four digits.
+
+    Returns:
+        One line.
+    """
+    told = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in facts.items())
+    return f"{type(shown).__name__}({', '.join(told)})"
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:

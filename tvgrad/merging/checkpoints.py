@@ -25,13 +25,14 @@ from tvgrad.files.writing import KINDS, MAX_SHARD_BYTES, write_stream
 from tvgrad.merging.merge import merged_blocks, stored_blocks
 from tvgrad.merging.method import Method, checked_alpha
 from tvgrad.merging.stack import FileStack
+from tvgrad.results import Shown
 
 RECORD = "tvgrad_merge.json"
 """The file in the folder that says what was merged, and by which an interrupted merge is recognised."""
 
 
-@dataclass(frozen=True)
-class MergedFolder:
+@dataclass(frozen=True, repr=False)
+class MergedFolder(Shown):
     """What `merge_checkpoints` wrote.
 
     Attributes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvgrad.results import Shown
 
-@dataclass(frozen=True)
-class MergedFile:
+
+@dataclass(frozen=True, repr=False)
+class MergedFile(Shown):
     """What `merge_runs` wrote.
 
     Attributes:

@@ -17,6 +17,7 @@ from tvgrad.checkpoints.low_rank import inner_products
 from tvgrad.errors import TvgradError
 from tvgrad.report.checkpoints import cross_task_rows, family_gram
 from tvgrad.report.relation import reading_of
+from tvgrad.results import Shown
 from tvgrad.vectors.parameters import ALL, cosine_from, group_names
 
 IN_WEIGHTS = (
@@ -26,8 +27,8 @@ IN_WEIGHTS = (
 """Which statement of a task vector and a gradient holds for adapters."""
 
 
-@dataclass(frozen=True)
-class CheckpointRelation:
+@dataclass(frozen=True, repr=False)
+class CheckpointRelation(Shown):
     """What two fine-tuned models of one pretrained model have to do with each other.
 
     Attributes:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from tvgrad.checkpoints.family import Family, open_family
 from tvgrad.report.columns import COLUMNS, FURTHER_COLUMNS
+from tvgrad.report.shown_tables import ShownTables
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.rows import Vector
 from tvgrad.vectors.parameters import ALL, group_names
@@ -32,8 +33,8 @@ CHECKPOINT_COLUMNS = {
 PRETRAINED = "pretrained weights"
 
 
-@dataclass(frozen=True)
-class CheckpointTables:
+@dataclass(frozen=True, repr=False)
+class CheckpointTables(ShownTables):
     """Tables of fine-tuned checkpoints of one pretrained model.
 
     Attributes:

@@ -349,11 +349,17 @@ def _with_short_names(table: pd.DataFrame) -> pd.DataFrame:
 
 def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
     figure = ax.get_figure(root=True)
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg", "pdf")] if figure is not None else []
-    for path in paths:
-        with mpl.rc_context(STYLE):
-            # Without a date, the same runs make the same bytes. A layout with square cells may push labels over the
-            # edge of the figure: `tight` brings them back.
+    if figure is None:
+        return []
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg", "pdf")]
+    with mpl.rc_context(STYLE):
+        # Laid out once for all three files. A layout with square cells may push labels over the edge of the figure:
+        # the box round everything that is drawn brings them back.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+        for path in paths:
+            # Without a date, the same runs make the same bytes.
             undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, metadata=undated, bbox_inches="tight")  # type: ignore[union-attr]
+            figure.savefig(path, metadata=undated, bbox_inches=box)
     return [(path, caption) for path in paths]

@@ -17,6 +17,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.report.lora_relation import IN_BOTH_SPACES, is_plain_lora, weight_space_cosines
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
+from tvgrad.results import Shown
 from tvgrad.store.run import Run
 from tvgrad.streaming.blocks import tensor_blocks
 from tvgrad.streaming.gram import GramResult
@@ -31,8 +32,8 @@ ALIKE = 0.5
 """From this cosine on, an angle of 60 degrees, two task vectors point the same way; below they lean."""
 
 
-@dataclass(frozen=True)
-class Relation:
+@dataclass(frozen=True, repr=False)
+class Relation(Shown):
     """What two runs have to do with each other.
 
     Attributes:

@@ -20,6 +20,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.report.columns import COLUMNS
 from tvgrad.report.lora_relation import weight_change_norms
+from tvgrad.report.shown_tables import ShownTables
 from tvgrad.results import Result, frame_of
 from tvgrad.store.batch_norms import BatchNorms, batch_norms
 from tvgrad.store.lora import is_lora
@@ -39,8 +40,8 @@ COMPARED = ("task_vector", "gradient")
 """Kinds of vectors that tasks are compared by."""
 
 
-@dataclass(frozen=True)
-class RunTables:
+@dataclass(frozen=True, repr=False)
+class RunTables(ShownTables):
     """The tables of some runs, and the Gram matrix that most of them were read from.
 
     Attributes:

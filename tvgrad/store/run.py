@@ -299,9 +299,7 @@ class Run(RunText):
     @property
     def metrics(self) -> pd.DataFrame:
         """Loss, accuracy, seconds and whatever else was recorded: one row a point."""
-        import pandas as pd
-
-        return pd.DataFrame([{self.unit: point.number, **point.metrics} for point in self.points])
+        return self.to_frame()
 
     def groups(self, pattern: str | None = None) -> dict[str, str]:
         """Assign each parameter to a group.

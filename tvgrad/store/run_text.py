@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tvgrad.results import facts_html
+from tvgrad.results import Plotted, facts_html
 from tvgrad.store.manifest import Manifest
 from tvgrad.wording import printable
 
+if TYPE_CHECKING:
+    import pandas as pd  # imported where a table is made
 
-class RunText:
+
+class RunText(Plotted):
     """What a run shows of itself.
 
     Attributes:
@@ -20,6 +24,12 @@ class RunText:
 
     root: Path
     manifest: Manifest
+
+    def to_frame(self) -> pd.DataFrame:
+        """Loss, accuracy, seconds and whatever else was recorded: one row a point."""
+        import pandas as pd
+
+        return pd.DataFrame([{self.manifest.unit: point.number, **point.metrics} for point in self.manifest.points])
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in self._facts().items())

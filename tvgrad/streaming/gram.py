@@ -21,21 +21,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.results import Plotted, Shown
 from tvgrad.streaming.accumulate import BlockSums, BlockWorker, Matrix
 from tvgrad.streaming.rows import MatrixPlan, Pair, Vector, plan_matrix
 from tvgrad.streaming.vector_key import Reference, VectorKey
 from tvgrad.vectors.parameters import ALL, cosine_from
 
+if TYPE_CHECKING:
+    import pandas as pd  # imported where a table is made
+
 MOST_WORKERS = 4  # beyond this, reading is the limit
 
 
-@dataclass(frozen=True)
-class GramResult:
+@dataclass(frozen=True, repr=False)
+class GramResult(Plotted, Shown):
     """Inner products of vectors; `all` among the groups' names stands for the whole model.
 
     `matrix[i, j]` is the inner product of vectors i and j over the whole model and `groups[group][i, j]` over one
@@ -65,6 +70,22 @@ class GramResult:
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {str(key): row for row, key in enumerate(self.keys)}
+
+    def to_frame(self, group: str = ALL) -> pd.DataFrame:
+        """The matrix with the vectors' names on both sides.
+
+        Args:
+            group: a group, or `all`.
+
+        Returns:
+            n x n inner products.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.gram(group), index=list(self.labels), columns=list(self.labels))
+
+    def _facts(self) -> dict[str, str]:
+        return {"vectors": str(len(self.keys)), "groups": str(len(self.groups))}
 
     def index(self, vector: Reference) -> int:
         """Find a vector's row.

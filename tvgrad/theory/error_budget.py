@@ -34,7 +34,7 @@ from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.of_run import check_data, objective_of
-from tvgrad.results import Shown
+from tvgrad.results import Plotted, Shown
 from tvgrad.store.given import require_run
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import batch_view
@@ -60,7 +60,7 @@ MOST_MISMATCH = 0.1
 
 
 @dataclass(frozen=True, repr=False)
-class ErrorBudget(Shown):
+class ErrorBudget(Plotted, Shown):
     """Error budgets of a run after some epochs.
 
     Attributes:

@@ -16,7 +16,7 @@ from tvgrad.files.regular import read_text, reason_of
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.recipes.of_run import check_data
-from tvgrad.results import Kind, Result, from_json, json_text, to_json
+from tvgrad.results import Kind, Plotted, Result, Shown, from_json, json_text, to_json
 from tvgrad.store.run import Run
 from tvgrad.theory.batch_predictions import predict_batches
 from tvgrad.theory.budget_plan import measured_costs
@@ -67,8 +67,8 @@ class SecondOrderError(Result):
     predicted_norm_order2: float = math.nan
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Plotted, Shown):
     """What was found about one run.
 
     Attributes:
@@ -84,6 +84,11 @@ class Explanation:
     counts: Evaluations
     batch_counts: Evaluations
     sentences: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Result, ...]:
+        """What its table shows: predictions against the run, or the error budget where there are none."""
+        return self.second_order or self.budget.rows
 
 
 def explain(

@@ -19,6 +19,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive_integer
+from tvgrad.results import Shown
 from tvgrad.theory.adam_path import AdamPath
 from tvgrad.theory.quadratic_model import QuadraticModel, full_batch, quadratic_model
 from tvgrad.update_rules.base import UpdateRule
@@ -37,8 +38,8 @@ STRETCH = 2.0
 GradientAt = Callable[[Weights], Weights]
 
 
-@dataclass(frozen=True)
-class Forecast:
+@dataclass(frozen=True, repr=False)
+class Forecast(Shown):
     """A task vector before training; an estimate.
 
     Attributes:

@@ -26,7 +26,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive, positive_integer
-from tvgrad.results import Result, Shown
+from tvgrad.results import Plotted, Result, Shown
 from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, norm, same_names_and_shapes
 
@@ -104,7 +104,7 @@ class GapParts:
 
 
 @dataclass(frozen=True, repr=False)
-class MultitaskGap(Shown):
+class MultitaskGap(Plotted, Shown):
     """Measured and predicted gaps between task arithmetic and multitask training.
 
     Attributes:

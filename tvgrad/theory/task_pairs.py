@@ -20,7 +20,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive_integer
-from tvgrad.results import Result, Shown
+from tvgrad.results import Plotted, Result, Shown
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
 from tvgrad.theory.pair_basis import PairBasis, PairForecast
 from tvgrad.update_rules.base import Array
@@ -96,7 +96,7 @@ class PairMeasurement(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class TaskPairs(Shown):
+class TaskPairs(Plotted, Shown):
     """The predictions of all pairs.
 
     Attributes:

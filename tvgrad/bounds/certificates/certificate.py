@@ -35,7 +35,7 @@ FORMS: tuple[CertificateForm[TaskExpansion], ...] = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate(ResultOfForms):
     r"""Bounds on the error of the first-order prediction of a task vector.
 

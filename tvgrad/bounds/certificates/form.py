@@ -12,7 +12,7 @@ from tvgrad.bounds.activations.smooth import OutsideValidity
 from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.results import Result
+from tvgrad.results import Result, short_line
 from tvgrad.update_rules.base import Array
 
 Case = TypeVar("Case")
@@ -24,7 +24,7 @@ MOST_RATE = 1e30
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(Result):
     """What one form of a certificate found: bounds of an error, or the reason why there are none.
 
     Attributes:
@@ -175,3 +175,6 @@ class ResultOfForms(Result):
     def row(self) -> dict[str, Any]:
         """The numbers and words by name; the forms are left out."""
         return {name: value for name, value in super().row().items() if name != "forms"}
+
+    def __repr__(self) -> str:
+        return short_line(self, self.row())

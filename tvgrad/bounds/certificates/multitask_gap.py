@@ -223,7 +223,7 @@ GAP_FORMS: tuple[CertificateForm[Gap], ...] = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GapCertificate(ResultOfForms):
     """Bounds on `||theta_TA - theta_MT||` after k epochs, for the iterates of exact arithmetic.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvgrad.results import Result
+
 
 @dataclass(frozen=True)
-class UniformBounds:
+class UniformBounds(Result):
     """Upper bounds that use no data beyond the largest input norm, for comparison.
 
     Attributes:

@@ -26,6 +26,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import UNIT_ROUNDOFF, gamma, round_up
+from tvgrad.results import Result
 
 _NEGLIGIBLE = 1e-150
 _FEW, _CLEAN = 3, 2.0**-37  # so few squarings of entries that are no smaller neither over- nor underflow
@@ -41,7 +42,7 @@ class BadMatrix(TvgradError):
 
 
 @dataclass(frozen=True)
-class SpectralNorm:
+class SpectralNorm(Result):
     """A certified norm; unpacks as `bound, estimate`.
 
     Attributes:
