@@ -37,6 +37,7 @@ RECORDED = "epoch-gradients"
 @options.patience
 @click.option("--recipe", help="TARGET of a recipe: adds full-batch gradients at the recorded weights afterwards.")
 @options.overwrite
+@click.option("--resume", is_flag=True, help="Go on with the run in --out: the script loads its own checkpoint.")
 @click.option("--strict", is_flag=True, help="End the script where recording fails (exit code 2).")
 @click.option("--quiet", is_flag=True, help="Say nothing where all is well.")
 @click.pass_context
@@ -59,6 +60,7 @@ def trace_script(
     Examples:
       tvgrad trace --out runs/mine -- python finetune.py --lr 1e-4
       tvgrad trace --out runs/ -- python finetune.py              in runs/finetune, then runs/finetune-2
+      tvgrad trace --out runs/mine --resume -- python finetune.py --from checkpoint.pt
       tvgrad trace --out runs/mine --steps-per-epoch 500 -- python -m mypackage.train
       tvgrad trace --out runs/gan --model generator -- python gan.py
       tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
@@ -70,7 +72,7 @@ def trace_script(
     """
     command: tuple[str, ...] = tuple(ctx.obj or ())
     kinds = tuple(part.strip() for part in record.split(",") if part.strip() not in {"", "none"})
-    replaced = bool(given["overwrite"])
+    replaced = bool(given["overwrite"] or given["resume"])
     out = options.free_place(ctx, out, name_of(command), replaced=replaced)
     target = os.path.abspath(out)
     wanted = ScriptOptions(

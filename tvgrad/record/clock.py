@@ -41,6 +41,16 @@ class Clock:
         """The number of a point that is recorded now."""
         return self.epoch if self.by_epoch else self.steps
 
+    def go_on(self, number: int, steps: int) -> None:
+        """Begin at a point that was recorded before.
+
+        Args:
+            number: the point's.
+            steps: optimizer steps done there.
+        """
+        self.epoch = number if self.by_epoch else 0
+        self.steps, self.steps_in_epoch = steps, 0
+
     def end_step(self) -> None:
         """Count an optimizer step."""
         self.steps += 1

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.integrations.script.script_runs import TRACE, run
 from tvgrad import Run
+from tvgrad.integrations.script.continuation import announce_begun, begun_before
 from tvgrad.integrations.script.options import sibling
 from tvgrad.integrations.script.weights_watch import WeightsWatch
 
@@ -121,3 +122,52 @@ def test_each_fold_has_a_run(fresh: str, write: Write, tmp_path: Path) -> None:
         assert all(torch.equal(tensor, truth[key]) for key, tensor in record.weights(2).items())
         assert record.manifest.finished
         assert f"{name}: 3 points" in done.stderr
+
+
+PART = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+if os.path.exists("part.pt"):
+    part = torch.load("part.pt", weights_only=True)
+    model.load_state_dict(part["model"]), optimizer.load_state_dict(part["optimizer"])
+for a, b in loader: step(a, b)
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "part.pt")
+"""
+
+
+def test_a_script_that_loads_its_checkpoint_goes_on_with_its_run(write: Write, tmp_path: Path) -> None:
+    command = [*TRACE, "--resume", "--out", "run", "--", *write(PART)]
+    assert run(command, tmp_path).returncode == 0
+    (tmp_path / "part.pt").rename(tmp_path / "first.pt")
+    (tmp_path / "part.pt").write_bytes((tmp_path / "first.pt").read_bytes())
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run goes on from epoch 1, whose weights the script begins with" in done.stderr
+    record = Run.open(tmp_path / "run")
+    assert ([point.steps for point in record.points], record.info["resumed_at"]) == ([0, 4, 8], [1])
+    assert record.info["rule"]["name"] == "momentum"
+    assert record.info["epoch_endings"] == ["loader", "loader"]
+    assert record.manifest.finished
+    assert not record.problems()
+    for number, name in ((1, "first.pt"), (2, "part.pt")):
+        truth = torch.load(tmp_path / name, weights_only=True)["model"]
+        assert all(torch.equal(tensor, truth[key]) for key, tensor in record.weights(number).items())
+    (tmp_path / "first.pt").rename(tmp_path / "part.pt")
+    refused = run(command, tmp_path)
+    assert refused.returncode == 2
+    assert "ends with the weights of epoch 2, and the script begins with those of epoch 1: load the" in refused.stderr
+    assert Run.open(tmp_path / "run").epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adagrad", "AdamW"])
+def test_an_optimizer_that_has_stepped_is_told(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(2, 1)
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, **options)
+    assert not begun_before([optimizer])
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    fresh = getattr(torch.optim, kind)(model.parameters(), lr=0.1, **options)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert begun_before([fresh])
+    assert announce_begun(Path("run"))["rule"] is None
+    assert "`tvgrad trace --resume --out RUN -- COMMAND`" in capfd.readouterr().err

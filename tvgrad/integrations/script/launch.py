@@ -25,11 +25,12 @@ from tvgrad.integrations.script.group_signal_probe import GroupSignalProbe
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions, launch_of
 from tvgrad.store.journal import read_content
-from tvgrad.store.layout import require_free
+from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.lock import LOCK, WriterLock
 from tvgrad.store.overwrite import require_replaceable
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+GO_ON = "go on with it by --resume where the script loads its own checkpoint"
 TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
 RECORDABLE = ("epoch-gradients", "gradient-norms")
 
@@ -60,14 +61,16 @@ def check(options: ScriptOptions) -> None:
                 f"{kind!r} cannot be recorded of a script: choose from {', '.join(RECORDABLE)} or none, and --recipe "
                 "for gradients"
             )
-    _check_directory(Path(options.out), options.overwrite)
+    if options.resume and options.overwrite:
+        raise TvgradError("a run is either resumed or overwritten: give one of --resume and --overwrite")
+    _check_directory(Path(options.out), options)
 
 
-def _check_directory(out: Path, overwrite: bool) -> None:
-    if overwrite:
+def _check_directory(out: Path, options: ScriptOptions) -> None:
+    if options.overwrite:
         require_replaceable(out)
-    else:
-        require_free(out, or_else=", or replace it by --overwrite")
+    elif not (options.resume and (out / MANIFEST).exists()):
+        require_free(out, or_else=f", {GO_ON}, or replace it by --overwrite")
     nearest = next(place for place in (out, *out.parents) if place.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise TvgradError(f"nothing can be written in {nearest}: choose another --out")
@@ -255,6 +258,6 @@ def _recorded(out: Path, launch: str) -> tuple[list[int], bool]:
         content = read_content(out)
         if content["info"].get("launch") != launch:
             return [], False
-        return [int(point["number"]) for point in content["points"]], "stopped" in content["info"]
+        return [int(point["number"]) for point in content["points"]], content["info"].get("stopped") is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [], False

@@ -44,6 +44,7 @@ class ScriptOptions:
         recipe: TARGET of the recipe whose full-batch gradients are computed afterwards.
         frozen: record frozen parameters too, which may begin to train later.
         overwrite: replace a run that is there, when the first step is recorded.
+        resume: go on with a run that is there, where the script begins with the weights that the run ends with.
         strict: end the script where recording fails.
         quiet: say nothing where all is well.
         measure: what a pass at recorded weights does, where nothing is to be recorded.
@@ -61,6 +62,7 @@ class ScriptOptions:
     recipe: str | None = None
     frozen: bool = False
     overwrite: bool = False
+    resume: bool = False
     strict: bool = False
     quiet: bool = False
     measure: PassOptions | None = None

@@ -13,6 +13,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.clipping import CLIP_FACTS
+from tvgrad.integrations.script.continuation import Continuation, announce_begun, begun_before
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
 from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.options import ScriptOptions, launch_of
@@ -30,7 +31,7 @@ Guard = Callable[[Callable[[], None]], None]
 class ScriptRecorder:
     """Records into a run directory by a thread, so that the script waits for copies in memory only.
 
-    It keeps no state to resume from: the script is started again, not the recording.
+    It keeps no state to resume from: a script that goes on loads its own checkpoint.
     """
 
     def __init__(self, trained: TrainedModule, options: ScriptOptions, guard: Guard, losses: Losses) -> None:
@@ -52,6 +53,11 @@ class ScriptRecorder:
         self._losses = losses
         self._logged: dict[str, float] = {}
         describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
+        launch = {"command": list(options.command), "launch": launch_of(options)}
+        earlier: Continuation | None = None
+        if options.resume and (self._out / MANIFEST).exists():
+            earlier = Continuation.find(self._out, trained.parameters, options.record_at.unit)
+        began = announce_begun(self._out) if earlier is None and begun_before(trained.optimizers) else {}
         header = RunHeader(
             self._out.name,
             trained.root,
@@ -62,8 +68,8 @@ class ScriptRecorder:
             keep=options.keep,
             optimizers=trained.optimizers,
             info={
-                "command": list(options.command),
-                "launch": launch_of(options),
+                **launch,
+                **began,
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
                 "config": dict(describe()) if callable(describe) else None,
@@ -93,13 +99,28 @@ class ScriptRecorder:
         self._points = -1
         self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
-        self._writer = BackgroundWriter(header.creation(self._out, options.overwrite))
+        self._moved_before = 0
+        created = header.creation(self._out, options.overwrite) if earlier is None else earlier.writer
+        self._writer = BackgroundWriter(created)
         try:
-            self._write(self._collected())
+            if earlier is None:
+                self._write(self._collected())
+            else:
+                self._go_on(earlier, launch | earlier.facts(trained.optimizers, trained.parameters))
         except BaseException:
             self._writer.close()
             raise
-        self._collector.attach(trained.optimizers)
+        self._collector.attach(trained.optimizers, None if earlier is None else earlier.groups)
+
+    def _go_on(self, earlier: Continuation, facts: Mapping[str, Any]) -> None:
+        """Begin where an earlier part of the training ended."""
+        self._clock.go_on(earlier.number, earlier.steps)
+        self._endings = list(earlier.run.info.get("epoch_endings", ()))
+        self._recorded_steps, self._points = earlier.steps, len(earlier.run.points) - 1
+        self._moved_before = earlier.moved
+        self._copies = self._writer.copied("weights", self._parameters)
+        self.add_info(**facts)
+        earlier.announce()
 
     @property
     def steps(self) -> int:
@@ -239,7 +260,7 @@ class ScriptRecorder:
     def _compare_final(self) -> None:
         """Say where the weights that the script ends with are not the last that were recorded."""
         present = dict(self._model.named_parameters())
-        facts: dict[str, Any] = {"moved_outside_steps": self._weights.moved}
+        facts: dict[str, Any] = {"moved_outside_steps": self._moved_before + self._weights.moved}
         if self.steps > self._recorded_steps:
             facts["steps_unrecorded"] = self.steps - self._recorded_steps
         with suppress(RuntimeError, NotImplementedError):  # weights that cannot be read any more: nothing is said
