@@ -34,6 +34,7 @@ from tests.benchmarks.timing import Figure, figures_table  # noqa: E402
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 BENCHES = {
     "derivatives": ("bench_derivatives", "figures", 7),
+    "samples": ("bench_samples", "figures", 5),
     "recording": ("bench_recording", "figures", 7),
     "report_pass": ("bench_report_pass", "figures", 3),
     "spectral": ("goal_figures", "spectral", 5),
@@ -45,7 +46,7 @@ BENCHES = {
 }
 """Name -> module, its function of `(rounds, quick)`, and how many rounds it takes."""
 
-PEERS = ("pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings")
+PEERS = ("pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings", "backpack-for-pytorch")
 PAGE_HEAD = """# Benchmarks
 
 Made by `make bench ARGS=--docs`; `python -m tests.benchmarks NAME ...` runs some. Competitors take turns in one

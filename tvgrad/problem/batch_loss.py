@@ -45,7 +45,12 @@ class BatchLoss(nn.Module):
         self.run = forward
         self.count = count
 
-    def forward(self, batch: Batch, then: Callable[[torch.Tensor], Any] | None = None) -> Any:
+    def forward(
+        self,
+        batch: Batch,
+        then: Callable[[torch.Tensor], Any] | None = None,
+        of_output: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """Compute the mean loss of a batch.
 
         Args:
@@ -53,14 +58,17 @@ class BatchLoss(nn.Module):
             then: called with the loss before `forward` returns. Derivatives are taken in it: checkpointed activations
                 are recomputed while a gradient is, and under `functional_call` the module has the weights in question
                 only as long as its forward runs.
+            of_output: called with the model's output instead; there is no loss then.
 
         Returns:
-            A scalar tensor, or what `then` makes of it.
+            A scalar tensor, or what `then` makes of it, or what `of_output` makes of the output.
 
         Raises:
             TvgradError: the loss is not a scalar.
         """
         output = self.output(batch)
+        if of_output is not None:
+            return of_output(output)
         value = output if self.loss is None else self._loss(output, _index(target_of(batch)))
         if self.loss is None and not isinstance(value, torch.Tensor):
             value = getattr(output, "loss", None)

@@ -7,18 +7,16 @@ the result does not depend on how the data is cut (a mean of batch means would).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
-from torch.func import functional_call
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_errors
 from tvgrad.numerics.device import resolve_device
-from tvgrad.numerics.precision import full_precision, seeded
+from tvgrad.numerics.precision import full_precision
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
@@ -27,18 +25,17 @@ from tvgrad.problem.crew import Crew, ranks_of
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.hessian_operator import operator_of
 from tvgrad.problem.ranks import Alone
+from tvgrad.problem.sample_gradients import SampleGradients
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.results import facts_html
-from tvgrad.vectors.parameters import Weights, same_names_and_shapes, trainable_parameters, weights_of
+from tvgrad.vectors.parameters import Weights, trainable_parameters, weights_of
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-PREFIX = "model."  # where BatchLoss keeps the user's model
 
-
-class Objective:
+class Objective(SampleGradients):
     r"""The full-batch loss $L(\theta) = \sum_i w_i \ell_i(\theta) / \sum_i w_i$ of a model on a data set.
 
     Attributes:
@@ -315,19 +312,6 @@ class Objective:
         weights = {name: tensor.clone() for name, tensor in self._check(at).items()}
         return operator_of(lambda vectors: self.hvps(vectors, weights), weights)
 
-    def _loss(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        chunk: Batch,
-        then: Callable[[torch.Tensor], Any] | None = None,
-    ) -> Any:
-        """The loss of a chunk with the given weights; buffers go in as copies, so that nothing is mutated."""
-        # Derivatives are taken in `then`, while the module still has these weights: checkpointed activations would
-        # otherwise be recomputed with the model's own, and make a derivative that is silently wrong.
-        state = {name: buffer.clone() for name, buffer in self._batch_loss.named_buffers()}
-        state |= {PREFIX + name: tensor for name, tensor in weights.items()}
-        return functional_call(self._batch_loss, state, (chunk,), {"then": then})
-
     def _chunk_gradient(self, weights: Weights, chunk: Batch) -> tuple[Weights, torch.Tensor]:
         """Gradient and loss of a chunk."""
         # torch.autograd.grad was faster than torch.func.grad (2 % on an MLP, 10 % on a ViT), peaked at 0.6 to 0.8 of
@@ -367,34 +351,3 @@ class Objective:
                 accumulated.add(dict(zip(leaves, parts, strict=True)), weight)
 
         self._loss(leaves, chunk, differentiate)
-
-    def _chunks(self) -> Iterator[tuple[Batch, float]]:
-        """Chunks on the device, each with its weight in the mean; a single chunk weighs 1, so that it stays exact."""
-        size = self.chunk_size
-        single = len(self.samples) <= size
-        for start in self._ranks.part(range(0, len(self.samples), size)):
-            chunk = self.samples.batch(start, start + size, self.device)
-            weight = self._batch_loss.weight(chunk)
-            # A chunk without weight (all its tokens ignored) may have an undefined mean, 0/0: it is left out.
-            if weight > 0:
-                with self._noise(start):
-                    yield chunk, 1.0 if single else weight
-
-    def _noise(self, start: int) -> AbstractContextManager[None]:
-        """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
-        return seeded(start, self.device) if "dropout" in self.allowed else nullcontext()
-
-    def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
-        """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""
-        if given is None:
-            return self._initial
-        difference = same_names_and_shapes(self._initial, given)
-        if difference is not None:
-            raise TvgradError(f"the weights do not fit the model: {difference}")
-        with torch.inference_mode(False):
-            plain = {name: given[name].detach() for name in self._initial}
-            return {
-                # A tensor made in inference mode cannot be differentiated at; a copy can.
-                name: (plain[name].clone() if plain[name].is_inference() else plain[name]).to(self.device, tensor.dtype)
-                for name, tensor in self._initial.items()
-            }
