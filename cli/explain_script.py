@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,16 +18,24 @@ from . import options
 @options.steps_per_epoch
 @options.model
 @options.patience
+@click.option("--curvature/--no-curvature", default=True, show_default=True, help="Estimate it, by two more starts.")
 @click.pass_context
 def explain_script(
-    ctx: click.Context, run: Path, epochs: str, steps_per_epoch: int | None, model: str | None, patience: float | None
+    ctx: click.Context,
+    run: Path,
+    epochs: str,
+    steps_per_epoch: int | None,
+    model: str | None,
+    patience: float | None,
+    curvature: bool,
 ) -> None:
     """Explain RUN, a script's, by starting COMMAND again: why its task vectors are not exactly the gradient.
 
     COMMAND is the one that was traced. It is started twice, up to the end of the last epoch explained: once it trains
     as it did, and once it goes through the same batches at the pretrained weights. Two more starts for each epoch
-    explained, of one epoch, estimate the curvature. The full-batch gradient at the pretrained weights is measured
-    first, where it was not before. Everything is kept in RUN/results, where `tvgrad report` finds it.
+    explained, of one epoch, estimate the curvature; without them it is one row with others. Where the full-batch
+    gradient at the pretrained weights was not measured before, the second of these starts measures it too, with up to
+    two more that confirm it. Everything is kept in RUN/results, where `tvgrad report` finds it.
 
     \b
     Examples:
@@ -34,10 +43,12 @@ def explain_script(
       tvgrad explain runs/mine --epochs 1,3 -- python finetune.py --lr 1e-4
     """
     from tvgrad.cli.explain import close, show
-    from tvgrad.cli.measure import check_command, measure_points
+    from tvgrad.cli.measure import check_command
 
     from tvgrad.integrations.measuring.curvature_passes import curvature_passes
     from tvgrad.integrations.measuring.explain_passes import explain_passes
+    from tvgrad.integrations.measuring.passes import folder_of_passes
+    from tvgrad.integrations.measuring.starts import Starts
     from tvgrad.integrations.script.notes import say
     from tvgrad.problem.evaluations import Evaluations
     from tvgrad.store.run import Run
@@ -53,20 +64,19 @@ def explain_script(
         raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
     opened = Run.open(run)
     plan = step_plan(opened, wanted)
-    given = {"steps_per_epoch": steps_per_epoch, "model": model, "patience": patience}
-    if 0 not in opened.having("gradient"):
-        measure_points(opened, command, [0], **given)  # type: ignore[arg-type]
-        opened = Run.open(run)
+    unmeasured = 0 not in opened.having("gradient")
     last = len(plan.ends) - 1
-    say(
-        f"explaining: two starts of the command, each of {counted(last, 'epoch')} of forward and backward, and up to "
-        f"{2 * len(plan.weights)} more of one epoch"
-    )
-    found = explain_passes(opened, command, plan, **given)  # type: ignore[arg-type]
-    followed = followed_epochs(opened, found.trained, found.same_batches)
-    bent = curvature_passes(opened, command, plan, found, followed, **given)  # type: ignore[arg-type]
-    sums = found.trained, found.at_start, found.same_batches
-    budget = script_budget(opened, plan, *sums, products=bent.products, said=bent.sentences)
+    more = f", and up to {2 * len(plan.weights)} more of one epoch" if curvature else ""
+    first = "; the gradient at the pretrained weights takes up to two more" if unmeasured else ""
+    say(f"explaining: two starts of the command, each of {counted(last, 'epoch')} of forward and backward{more}{first}")
+    with folder_of_passes() as folder:
+        starts = Starts(opened, command, folder, model, steps_per_epoch, patience)
+        found = explain_passes(starts, plan, on_measured=lambda made: say(f"gradient at epoch 0: {made.sentence}"))
+        opened = Run.open(run)
+        followed = followed_epochs(opened, found.trained, found.same_batches) if curvature else []
+        bent = curvature_passes(replace(starts, run=opened), plan, found, followed)
+        sums = found.trained, found.at_start, found.same_batches
+        budget = script_budget(opened, plan, *sums, products=bent.products, said=bent.sentences)
     made = Explanation((), budget, Evaluations(), Evaluations(), budget.sentences)
     write_results(opened, made)
     show(opened.name, made)

@@ -134,6 +134,38 @@ def test_the_relation_speaks_of_both_spaces(tmp_path: Path) -> None:
     assert all(math.isnan(value) for value in start)
 
 
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [({"r": 3, "lora_alpha": 9}, ("body.0", "body.1")), ({"target_modules": ["body.1"]}, ("body.1",))],
+)
+def test_runs_of_other_ranks_or_targets_are_related_in_weight_space(
+    options: dict[str, Any], targets: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, first = trained(tmp_path / "one", 1)
+    other, second = trained(tmp_path / "other", 2, **options)
+    relation = relate_runs(one, other)
+    assert (relation.table["epoch"].unique() == [1, 2, 3]).all()
+    row = relation.table[(relation.table["group"] == "all") & (relation.table["epoch"] == 3)].iloc[0]
+    still = {"body.0": torch.zeros(6, 5), "body.1": torch.zeros(6, 6)}
+    both = {name: (change(first, name), change(second, name) if name in targets else still[name]) for name in still}
+    left, right = (torch.cat([pair[side].double().flatten() for pair in both.values()]) for side in (0, 1))
+    assert row["cos_weight_space"] == pytest.approx(float(left @ right / left.norm() / right.norm()), rel=1e-9)
+    assert row["weight_change_norm_a"] == pytest.approx(float(left.norm()), rel=1e-9)
+    assert row["weight_change_norm_b"] == pytest.approx(float(right.norm()), rel=1e-9)
+    assert f"(cosine {row['cos_weight_space']:.3f}; chance among 66 coordinates" in relation.reading
+    assert "compared in weight space alone" in relation.reading
+    assert "start from different weights" not in relation.reading
+    main(["relate", str(one.root), str(other.root)])
+    assert "compared in weight space alone" in capsys.readouterr().out
+
+
+def test_runs_that_adapt_other_weights_are_told_apart(tmp_path: Path) -> None:
+    one, _ = trained(tmp_path / "one", 1)
+    other, _ = trained(tmp_path / "other", 2, target_modules=["head"])
+    with pytest.raises(TvgradError, match="change no weight in common"):
+        relate_runs(one, other)
+
+
 def test_the_report_has_norms_in_weight_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, model = trained(tmp_path / "one", 1)
     norms = run_tables([run]).tables["norms"]

@@ -7,6 +7,7 @@ batch's. Else it is one epoch's estimate of it, and their distance says how good
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ from tvgrad.numerics.floats import unit_roundoff
 from tvgrad.record.batch_items import COUNTERS
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.measured import ESTIMATE, EXACT
-from tvgrad.vectors.algebra import difference
-from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.vectors.lazy import LazyCombination
+from tvgrad.vectors.parameters import norm
 from tvgrad.wording import percent
 
-Pass = tuple[dict[str, Any], Weights]
+Pass = tuple[dict[str, Any], Mapping[str, torch.Tensor]]
 """Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data, batches,
 steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
 
@@ -39,6 +40,7 @@ class Measurement:
         reason: why it is an estimate, or a sentence on the weights; empty where there is nothing to say.
         weighing: the same weights, as `tvgrad.integrations.measuring.pass_options.Weighing` has them.
         counter: which count of a batch it is weighted by.
+        passes: over the data, that were compared.
     """
 
     kind: str
@@ -50,11 +52,13 @@ class Measurement:
     reason: str
     weighing: str
     counter: int
+    passes: int = 2
 
     @property
     def sentence(self) -> str:
         """What was measured, in words."""
-        said = f"{self.kind}, two passes differ by {percent(self.deviation)}, {self.weights}"
+        seen = "from one pass" if self.passes == 1 else f"two passes differ by {percent(self.deviation)}"
+        said = f"{self.kind}, {seen}, {self.weights}"
         return f"{said}; {self.reason}" if self.reason else said
 
 
@@ -70,7 +74,7 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
         What the first pass's gradient is.
     """
     (facts, gradient), (again, other) = first, second
-    length, apart = norm(gradient), norm(difference(gradient, other))
+    length, apart = norm(gradient), norm(LazyCombination((1.0, gradient), (-1.0, other)))
     deviation = apart / length if length else (0.0 if apart == 0 else math.inf)
     data = facts["data"]
     # Where an epoch is one batch, or one step of unknown batches, no weights are needed.
@@ -105,6 +109,34 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
         weighing=weights.weighing.value,
         counter=weights.counter,
     )
+
+
+def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Sequence[int]) -> Measurement | None:
+    """Tell what one pass has measured, where a second one could only repeat it.
+
+    So it is where the same batch gave the same gradient twice, batches are made of their parts with confirmed weights,
+    every sample was used, and the recorded epochs, two or more of them, went through the very samples of this pass.
+
+    Args:
+        weights: how batches are weighted.
+        facts: of the pass.
+        recorded: the fingerprint of all samples of each epoch that the training went through, where it is known.
+
+    Returns:
+        What its gradient is; None where a second pass is needed.
+    """
+    same = len(recorded) > 1 and all(content == facts.get("own_content", facts["content"]) for content in recorded)
+    wide = getattr(torch, facts["dtype"]).itemsize >= 4
+    if not (same and wide and weights.confirmed and weights.noise is False):
+        return None
+    if facts["samples"] != facts["data"] or facts["epochs_repeated"]:
+        return None
+    reason = (
+        "the same batch gives the same gradient again, and each epoch of the run had the same samples: another pass "
+        "would repeat it"
+    )
+    settled = EXACT, 0.0, facts["samples"], facts["data"], facts["steps"], _weights_in_words(weights, facts)
+    return Measurement(*settled, reason, weights.weighing.value, weights.counter, passes=1)
 
 
 def _rounding(one: Pass, dtype: torch.dtype) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from tvgrad.checkpoints.low_rank import inner_products
 from tvgrad.errors import TvgradError
-from tvgrad.store.lora import factor_pairs, is_lora, lora_config, weight_changes
+from tvgrad.merging.stack import same_tensor
+from tvgrad.store.lora import adapted_model, factor_pairs, is_lora, lora_config, weight_changes
 from tvgrad.store.run import Run
-from tvgrad.vectors.parameters import ALL, cosine_from
+from tvgrad.vectors.parameters import ALL, cosine_from, group_names
 
 IN_FACTORS = (
     "all is said of the factors A and B, for which tau = -eta g is exact, but weight_change_norm, of weight space "
@@ -22,6 +23,86 @@ IN_BOTH_SPACES = (
     "; all this is said of the factors A and B, for which tau = -eta g is exact, and in weight space (dW = s B A) the "
     "cosine of the two is {cosine:.3f}"
 )
+
+IN_WEIGHT_SPACE = (
+    "the adapters differ in rank or targets, so that they are compared in weight space alone (dW = s B A, zero for a "
+    "weight that one of them leaves alone), and nothing is said of the factors"
+)
+
+
+def same_factors(left: Run, right: Run) -> bool:
+    """Say whether two runs of LoRA trained the same factors, so that these have a common space.
+
+    Args:
+        left: run a.
+        right: run b.
+
+    Returns:
+        Whether names and shapes are the same.
+    """
+    one, other = ({name: entry.shape for name, entry in run.parameters.items()} for run in (left, right))
+    return one == other
+
+
+def same_adapted_weights(left: Run, right: Run) -> bool:
+    """Say whether two runs of LoRA started from the same weights, as far as both record them.
+
+    Args:
+        left: run a.
+        right: run b.
+
+    Returns:
+        False where a weight that one of them adapts differs.
+    """
+    one, other = (adapted_model(run).source for run in (left, right))
+    changed = {f"{pair.module}.weight" for run in (left, right) for pair in factor_pairs(run)[0]}
+    return all(same_tensor(one, other, name) for name in changed if name in one.places and name in other.places)
+
+
+def weight_space_table(left: Run, right: Run, epochs: Sequence[int], groups: str | None) -> tuple[pd.DataFrame, int]:
+    """Compare runs of LoRA of any ranks and targets.
+
+    Args:
+        left: run a.
+        right: run b.
+        epochs: that both have.
+        groups: a regular expression for groups of parameters; by default the block that owns each.
+
+    Returns:
+        epoch, group, cos_weight_space, weight_change_norm_a and weight_change_norm_b, one row for each epoch and group;
+        and the number of coordinates that one of them changes.
+
+    Raises:
+        TvgradError: they change a weight in different shapes, or none in common.
+    """
+    rows: list[dict[str, object]] = []
+    for epoch in epochs:
+        one, other = weight_changes(left, epoch), weight_changes(right, epoch)
+        for name in one.keys() & other.keys():
+            if one[name].shape != other[name].shape:
+                raise TvgradError(
+                    f"{left.root} changes {name} in shape {one[name].shape} and {right.root} in shape "
+                    f"{other[name].shape}: give two of one model"
+                )
+        if not one.keys() & other.keys():
+            raise TvgradError(
+                f"{left.root} and {right.root} change no weight in common ({next(iter(one), 'nothing')}; "
+                f"{next(iter(other), 'nothing')}): their task vectors are orthogonal, or of different models"
+            )
+        every = {**one, **other}
+        of_group: dict[str, list[str]] = {ALL: list(every)}
+        for name, group in group_names(every, groups).items():
+            of_group.setdefault(group, []).append(name)
+        for group, names in of_group.items():
+            lengths = [math.sqrt(max(0.0, inner_products(side, side, names))) for side in (one, other)]
+            rows.append({
+                "epoch": epoch,
+                "group": group,
+                "cos_weight_space": cosine_from(inner_products(one, other, names), lengths[0] * lengths[1]),
+                "weight_change_norm_a": lengths[0],
+                "weight_change_norm_b": lengths[1],
+            })
+    return pd.DataFrame(rows), sum(math.prod(change.shape) for change in every.values())
 
 
 def weight_space_cosines(left: Run, right: Run, table: pd.DataFrame, groups: Mapping[str, str]) -> list[float]:

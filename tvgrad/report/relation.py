@@ -8,14 +8,22 @@ to first order, adding `tau_b` changes the loss of task a by `<g_a, tau_b>`, whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.report.lora_relation import IN_BOTH_SPACES, is_plain_lora, weight_space_cosines
+from tvgrad.report.lora_relation import (
+    IN_BOTH_SPACES,
+    IN_WEIGHT_SPACE,
+    is_plain_lora,
+    same_adapted_weights,
+    same_factors,
+    weight_space_cosines,
+    weight_space_table,
+)
 from tvgrad.report.tables import distinct_runs, run_names, run_tables
 from tvgrad.results import Shown
 from tvgrad.store.run import Run
@@ -39,8 +47,9 @@ class Relation(Shown):
     Attributes:
         table: the columns of cross_task, and interference_on_a and interference_on_b: the share of the first-order
             descent of a run's own task vector that the other's would undo (negative: add); of two LoRA runs also
-            cos_weight_space, between their changes `dW = s B A` of the adapted weights; one row for each group and
-            each epoch that both have. It is a first-order estimate at the pretrained weights, NaN where the run has no
+            cos_weight_space, between their changes `dW = s B A` of the adapted weights, which is all that adapters of
+            different ranks or targets have, with the norms of the changes; one row for each group and each epoch that
+            both have. It is a first-order estimate at the pretrained weights, NaN where the run has no
             gradient there or its own task vector does not go downhill.
         epoch: the last epoch at which both have task vectors, which the reading is about.
         reading: the relation in one sentence.
@@ -81,13 +90,15 @@ def relate_runs(
         raise TvgradError(
             f"{left.root} and {right.root} keep no {left.unit} after 0 that both have: trace them to the same one"
         )
-    made = run_tables(pair, groups, progress)
     names = run_names(pair)
+    adapters = is_plain_lora(left) and is_plain_lora(right)
+    if adapters and not same_factors(left, right):
+        return _in_weight_space(left, right, names, shared, groups)
+    made = run_tables(pair, groups, progress)
     table = made.tables["cross_task"].assign(
         interference_on_a=_interferences(made.tables["cross_task"], made.gram, *names),
         interference_on_b=_interferences(made.tables["cross_task"], made.gram, *reversed(names)),
     )
-    adapters = is_plain_lora(left) and is_plain_lora(right)
     if adapters:
         table = table.assign(cos_weight_space=weight_space_cosines(left, right, table, left.groups(groups)))
     last = table[(table["group"] == ALL) & (table["epoch"] == shared[-1])].iloc[0]
@@ -95,6 +106,21 @@ def relate_runs(
     if adapters:
         reading += IN_BOTH_SPACES.format(cosine=last["cos_weight_space"])
     return Relation(table, shared[-1], reading + ("." if _same_start(left, right) else f"; {ELSEWHERE}."))
+
+
+def _in_weight_space(
+    left: Run, right: Run, names: Sequence[str], epochs: Sequence[int], groups: str | None
+) -> Relation:
+    """Compare adapters of different ranks or targets, whose factors have no common space."""
+    table, size = weight_space_table(left, right, epochs, groups)
+    table.insert(0, "run_a", names[0])
+    table.insert(1, "run_b", names[1])
+    last = table[(table["group"] == ALL) & (table["epoch"] == epochs[-1])].iloc[0].copy()
+    last["cos_task_vectors"] = last["cos_weight_space"]
+    for unknown in ("sign_agreement", "interference_on_a", "interference_on_b"):
+        last[unknown] = math.nan
+    reading = f"After {left.unit} {epochs[-1]}, {reading_of(last, size)}; {IN_WEIGHT_SPACE}"
+    return Relation(table, epochs[-1], reading + ("." if same_adapted_weights(left, right) else f"; {ELSEWHERE}."))
 
 
 ELSEWHERE = "the two start from different weights, so that their task vectors cannot be added as they stand"

@@ -107,6 +107,7 @@ _MEASURED = record(
         "reason": _words,
         "weighing": _words,
         "counter": optional(_count),
+        "passes": _count,
     },
     ("kind", "deviation"),
 )

@@ -7,10 +7,11 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
+
 from tvgrad.results import Result
 from tvgrad.store.run import Run
-from tvgrad.vectors.algebra import add_scaled, difference, to_float64, zeros_like
-from tvgrad.vectors.parameters import Weights, inner_product, norm
+from tvgrad.vectors.lazy import LazyCombination
 from tvgrad.wording import counted, percent
 
 RECORDED_NODE = "V0"
@@ -109,7 +110,7 @@ def what_it_is(rows: Iterable[BudgetTerm], epoch: int) -> str:
 def rows_between(
     run: Run,
     epoch: int,
-    nodes: Mapping[Row, Weights],
+    nodes: Mapping[Row, Mapping[str, torch.Tensor]],
     *,
     absent: Container[Row] = (),
     terms: Mapping[Row, str] | None = None,
@@ -129,30 +130,48 @@ def rows_between(
         The rows, and how well they sum to the residual.
     """
     last = nodes[Row.COVERAGE]
-    before = task_vector = to_float64(run.task_vector(epoch), next(iter(last.values())).device)
-    residual = difference(task_vector, last)
-    size = inner_product(residual, residual)
-    total = zeros_like(residual)
+    tau = LazyCombination((1.0, run.weights(epoch)), (-1.0, run.weights(0)))
+    present = [row for row in Row if row in nodes]
+    lengths, along = [[list[float]() for _ in present] for _ in range(2)]
+    of_tau, of_residual, of_gap = (list[float]() for _ in range(3))
+    for name, end in last.items():  # one tensor of each node is in memory at a time
+        before = tau[name].to(end.device)
+        residual = before - end
+        total = torch.zeros_like(residual)
+        of_tau.append(_length(before))
+        of_residual.append(_length(residual))
+        for place, row in enumerate(present):
+            node = nodes[row][name]
+            part = before - node
+            total += part
+            lengths[place].append(_length(part))
+            along[place].append(float(torch.dot(part.flatten(), residual.flatten())))
+            before = node
+        of_gap.append(_length(total.sub_(residual)))
+    whole, size = math.hypot(*of_residual), math.fsum(length**2 for length in of_residual)
     rows, names, begin = [], list[Row](), RECORDED_NODE
     for row in Row:
         names.append(row)
         if row not in nodes:
             continue
-        vector = difference(before, nodes[row])
-        add_scaled(total, vector, 1.0)
-        length, along = norm(vector), inner_product(vector, residual)
-        cosine = along / (length * math.sqrt(size)) if length and size else math.nan
+        place = present.index(row)
+        length, inner = math.hypot(*lengths[place]), math.fsum(along[place])
+        cosine = inner / (length * math.sqrt(size)) if length and size else math.nan
         named = [name for name in names if name not in absent] or names
         term = " + ".join((terms or {}).get(name, name.term) for name in named)
         if unexplained and begin == RECORDED_NODE:
             term = UNEXPLAINED
-        share = along / size if size else math.nan
+        share = inner / size if size else math.nan
         rows.append(BudgetTerm(run.name, epoch, term, length, cosine, share, f"{begin} - {row.node}"))
-        before, names, begin = nodes[row], [], row.node
-    length = norm(task_vector)
+        names, begin = [], row.node
+    length = math.hypot(*of_tau)
     return EpochBudget(
         tuple(rows),
-        norm(residual),
-        norm(residual) / length if length else math.nan,
-        norm(difference(total, residual)) / math.sqrt(size) if size else 0.0,
+        whole,
+        whole / length if length else math.nan,
+        math.hypot(*of_gap) / math.sqrt(size) if size else 0.0,
     )
+
+
+def _length(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))

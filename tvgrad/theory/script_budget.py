@@ -22,11 +22,12 @@ from tvgrad.theory.error_budget import MOST_MISMATCH, ErrorBudget, epochs_with_t
 from tvgrad.theory.training_steps import schedule_of
 from tvgrad.update_rules.grouped import is_linear
 from tvgrad.update_rules.rules import rule_from_dict
-from tvgrad.vectors.algebra import combination, difference, to_float64
-from tvgrad.vectors.parameters import Weights, inner_product, norm
+from tvgrad.vectors.lazy import LazyCombination
+from tvgrad.vectors.parameters import inner_product, norm
 from tvgrad.wording import percent
 
-Sums = Mapping[int, Mapping[ScriptSum, Weights]]
+Vector = Mapping[str, torch.Tensor]
+Sums = Mapping[int, Mapping[ScriptSum, Vector]]
 
 
 def step_plan(run: Run, epochs: Sequence[int]) -> StepPlan:
@@ -77,7 +78,7 @@ def script_budget(
     at_start: Sums,
     same_batches: bool,
     *,
-    products: Mapping[int, Weights] | None = None,
+    products: Mapping[int, Vector] | None = None,
     said: Sequence[str] = (),
 ) -> ErrorBudget:
     """Cut the residual of a script's task vectors into rows.
@@ -135,11 +136,11 @@ def _epoch_budget(
     run: Run,
     epoch: int,
     plan: StepPlan,
-    trained: Mapping[ScriptSum, Weights],
-    at_start: Mapping[ScriptSum, Weights],
+    trained: Mapping[ScriptSum, Vector],
+    at_start: Mapping[ScriptSum, Vector],
     *,
     followed: bool,
-    product: Weights | None,
+    product: Vector | None,
 ) -> EpochBudget:
     rule, clipped = rule_from_dict(plan.rule), any(clip != 1 for clip in plan.clips[: plan.ends[epoch]])
     linear = is_linear(rule)
@@ -148,7 +149,7 @@ def _epoch_budget(
             f"{run.root} was trained by {rule.name}, whose preconditioner is known from the consumed gradients alone, "
             "and the command, started again, trains another way: fix its seeds"
         )
-    kappa, nodes = 1.0, dict[Row, Weights]()
+    kappa, nodes = 1.0, dict[Row, Vector]()
     unknown = _clips_unknown(run, plan.ends[epoch])
     absent = {Row.REPLAY_MISMATCH} | (set() if clipped or unknown else {Row.CLIPPING})
     absent |= (set() if rule.decays else {Row.WEIGHT_DECAY}) | ({Row.PRECONDITIONER} if linear else set())
@@ -157,20 +158,19 @@ def _epoch_budget(
         nodes[Row.WEIGHT_DECAY] = trained[ScriptSum.WITHOUT_DECAY]
         if _mismatch(run, epoch, trained[ScriptSum.AFTER]):
             absent -= {Row.REPLAY_MISMATCH}
-            after = to_float64(trained[ScriptSum.AFTER])
-            nodes[Row.REPLAY_MISMATCH] = difference(after, to_float64(run.weights(0)))
+            nodes[Row.REPLAY_MISMATCH] = LazyCombination((1.0, trained[ScriptSum.AFTER]), (-1.0, run.weights(0)))
         if not linear:
             kappa = _nearest_multiple(nodes[Row.WEIGHT_DECAY], trained[ScriptSum.CONSUMED])
-        nodes[Row.PRECONDITIONER] = combination((-kappa, trained[ScriptSum.CONSUMED]))
+        nodes[Row.PRECONDITIONER] = LazyCombination((-kappa, trained[ScriptSum.CONSUMED]))
         if clipped and not unknown:
-            nodes[Row.CLIPPING] = combination((-kappa, trained[ScriptSum.UNCLIPPED]))
-        nodes[Row.CURVATURE] = combination((-kappa, at_start[ScriptSum.BATCH_GRADIENT]))
+            nodes[Row.CLIPPING] = LazyCombination((-kappa, trained[ScriptSum.UNCLIPPED]))
+        nodes[Row.CURVATURE] = LazyCombination((-kappa, at_start[ScriptSum.BATCH_GRADIENT]))
         if product is not None:
-            nodes[Row.BATCH_CURVATURE] = combination((1.0, nodes[Row.CURVATURE]), (-kappa, product))
-        nodes[Row.BATCH_ORDER] = combination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
-    nodes[Row.UNEQUAL_BATCHES] = combination((-kappa, at_start[ScriptSum.BATCHES_BY_SIZE]))
-    summed = combination((plan.of_steps(epoch, 0, plan.ends[epoch]), run.gradient(0)))
-    nodes[Row.COVERAGE] = combination((-kappa, summed))
+            nodes[Row.BATCH_CURVATURE] = LazyCombination((1.0, nodes[Row.CURVATURE]), (-kappa, product))
+        nodes[Row.BATCH_ORDER] = LazyCombination((-kappa, at_start[ScriptSum.EQUAL_BATCHES]))
+    nodes[Row.UNEQUAL_BATCHES] = LazyCombination((-kappa, at_start[ScriptSum.BATCHES_BY_SIZE]))
+    summed = LazyCombination((plan.of_steps(epoch, 0, plan.ends[epoch]), run.gradient(0)))
+    nodes[Row.COVERAGE] = LazyCombination((-kappa, summed))
     terms = {} if str(run.info.get("dtype")) == "float64" else {Row.REMAINDER: "remainder and gradient rounding"}
     if product is not None:
         terms |= {Row.BATCH_CURVATURE: "batch curvature (estimate)", Row.CURVATURE: "curvature (estimate)"}
@@ -183,16 +183,16 @@ def _clips_unknown(run: Run, steps: int) -> bool:
     return "clipped_in_parts" in table and bool(table["clipped_in_parts"].notna().any())
 
 
-def _nearest_multiple(moved: Weights, consumed: Weights) -> float:
+def _nearest_multiple(moved: Vector, consumed: Vector) -> float:
     """Kappa: which multiple of minus the consumed sum lies nearest to what the rule did."""
     size = inner_product(consumed, consumed)
     return -inner_product(moved, consumed) / size if size else 1.0
 
 
-def _mismatch(run: Run, epoch: int, after: Weights) -> float:
+def _mismatch(run: Run, epoch: int, after: Vector) -> float:
     """How far a training done again is from the recorded one, relative to the task vector; 0 for the same bits."""
     recorded = run.weights(epoch)
     if all(torch.equal(tensor, after[name]) for name, tensor in recorded.items()):
         return 0.0
-    length = norm(run.task_vector(epoch))
-    return norm(difference(recorded, after)) / length if length else math.inf
+    length = norm(LazyCombination((1.0, recorded), (-1.0, run.weights(0))))
+    return norm(LazyCombination((1.0, recorded), (-1.0, after))) / length if length else math.inf

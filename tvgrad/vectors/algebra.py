@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tvgrad.vectors.parameters import Weights
+
+BLOCK = 1 << 18
+"""Elements that are converted in one go."""
 
 
 def to_float64(vector: Mapping[str, torch.Tensor], device: torch.device | str | None = None) -> Weights:
@@ -68,6 +71,7 @@ def difference(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tenso
     return combination((1.0, left), (-1.0, right))
 
 
+@torch.no_grad()
 def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: float | Mapping[str, float]) -> None:
     """Add a multiple of a weight vector in place.
 
@@ -77,7 +81,25 @@ def add_scaled(total: Weights, vector: Mapping[str, torch.Tensor], coefficient: 
         coefficient: times this; a number, or name -> number, 0 for names that it lacks.
     """
     for name, tensor in total.items():
-        tensor.add_(vector[name].detach().to(tensor), alpha=_at(coefficient, name))
+        for part, added in blocks_of([tensor, vector[name]], BLOCK):
+            part.add_(added.to(part), alpha=_at(coefficient, name))
+
+
+def blocks_of(tensors: Sequence[torch.Tensor], size: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Go through tensors of one shape in flat blocks, so that what is computed of them on the way stays small.
+
+    Args:
+        tensors: of one shape; the first one's blocks may be written to.
+        size: elements of a block.
+
+    Yields:
+        The same block of each; the tensors themselves where they are small, or the first one does not lie in memory as
+        it is numbered.
+    """
+    if tensors[0].numel() <= size or not tensors[0].is_contiguous():
+        yield tuple(tensor.detach() for tensor in tensors)
+        return
+    yield from zip(*(tensor.detach().reshape(-1).split(size) for tensor in tensors), strict=True)
 
 
 def _at(coefficient: float | Mapping[str, float], name: str) -> float:

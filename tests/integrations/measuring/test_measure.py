@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import tvgrad
 from tests.integrations.script.script_runs import SCRIPTS, run, warm, warm_tvgrad
 from tvgrad import Run
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.measuring import measure as measuring
+from tvgrad.integrations.measuring import starts as starting
 from tvgrad.integrations.measuring.measure import cost_sentence, measure, points_of
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome
-from tvgrad.record.measurement import Measurement
-from tvgrad.record.weighing import Weighing
+from tvgrad.record.measurement import Measurement, known_from_one
+from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
 from tvgrad.store.lock import WriterLock
@@ -139,7 +139,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0
     told = {key: facts.pop(key, PROBED[key]) for key in PROBED}
     second = {"content": facts.pop("content_of_second", facts.get("content", FACTS["content"]))}
 
-    def run_pass(options: Any, plan: PassOptions, patience: float) -> PassOutcome:
+    def run_pass(options: Any, plan: PassOptions, patience: float, keep: Path) -> PassOutcome:  # noqa: ARG001
         if plan.probe:
             return PassOutcome(told, {})
         factor = 1.0 if plan.reseed is None else 1 + apart
@@ -147,7 +147,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0
         scaled = {name: tensor.double() * factor for name, tensor in first.items()}
         return PassOutcome({**FACTS, "mean_norm": norm(first), **facts, **more}, scaled)
 
-    monkeypatch.setattr(measuring, "run_pass", run_pass)
+    monkeypatch.setattr(starting, "run_pass", run_pass)
     found: list[Measurement] = []
     measure(record.root, ["python"], [0], on_point=lambda _, made: found.append(made))
     return found[0]
@@ -185,6 +185,38 @@ def test_anything_else_is_an_estimate(
     assert "one epoch's estimate" in row.far
 
 
+SEEN = BatchWeights(Weighing.MEAN, 0, confirmed=True, noise=False)
+
+
+def test_one_pass_is_enough_where_a_second_could_only_repeat_it() -> None:
+    made = known_from_one(SEEN, FACTS, [11, 11])
+    assert made is not None
+    assert (made.kind, made.passes, made.deviation) == (EXACT, 1, 0.0)
+    assert "from one pass" in made.sentence
+    assert "each epoch of the run had the same samples" in made.sentence
+
+
+@pytest.mark.parametrize(
+    ("facts", "weights", "recorded"),
+    [
+        ({}, {}, [11]),
+        ({}, {}, [11, 12]),
+        ({}, {"noise": True}, [11, 11]),
+        ({}, {"noise": None}, [11, 11]),
+        ({}, {"confirmed": False}, [11, 11]),
+        ({"data": 5}, {}, [11, 11]),
+        ({"data": None}, {}, [11, 11]),
+        ({"content": None}, {}, [11, 11]),
+        ({"epochs_repeated": 1}, {}, [11, 11]),
+        ({"dtype": "bfloat16"}, {}, [11, 11]),
+    ],
+)
+def test_anything_that_is_not_known_takes_a_second_pass(
+    facts: dict[str, Any], weights: dict[str, Any], recorded: list[int]
+) -> None:
+    assert known_from_one(replace(SEEN, **weights), {**FACTS, **facts}, recorded) is None
+
+
 def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "both passes drew the same noise" in measured(monkeypatch, recorded, noise=True).sentence
     assert "both passes drew" not in measured(monkeypatch, recorded, noise=True, apart=0.01).sentence
@@ -215,7 +247,7 @@ def test_other_data_is_refused(recorded: Run, monkeypatch: pytest.MonkeyPatch, f
 def test_a_run_that_is_being_written_is_refused_before_long_work(
     recorded: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "run_pass", lambda *_, **__: pytest.fail("the command was started"))
+    monkeypatch.setattr(starting, "run_pass", lambda *_, **__: pytest.fail("the command was started"))
     lock = WriterLock(recorded.root)
     try:
         with pytest.raises(TvgradError, match="is being written by process"):

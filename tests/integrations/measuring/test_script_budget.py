@@ -14,7 +14,8 @@ import tvgrad
 from tests.integrations.script.script_runs import TRACE, run, warm, warm_tvgrad
 from tvgrad import Run
 from tvgrad.errors import TvgradError
-from tvgrad.record.step_plan import ScriptSum, StepPlan, StepSums
+from tvgrad.record.step_plan import ScriptSum, StepPlan
+from tvgrad.record.step_sums import StepSums
 from tvgrad.store.writer import RunWriter
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.script_budget import script_budget, step_plan

@@ -1,27 +1,28 @@
-"""explain_passes: the two starts of a script that its error budget takes."""
+"""explain_passes: the starts of a script that its error budget takes, and those of its gradient at theta_0.
+
+The pass through the script's batches at theta_0 measures the gradient there too. Another one confirms it only where
+the record does not say already that it would be the same.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tvgrad.integrations.measuring.measure import script_options, seconds_to_wait
-from tvgrad.integrations.measuring.pass_options import PassOptions
-from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
+from tvgrad.files.lazy_weights import LazyWeights
+from tvgrad.integrations.measuring.measure import batch_weights, measure_point
+from tvgrad.integrations.measuring.starts import Starts
+from tvgrad.record.measurement import Measurement
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.store.measured import measured_at
-from tvgrad.store.run import Run
-from tvgrad.vectors.parameters import Weights
+
+Sums = dict[int, dict[ScriptSum, LazyWeights]]
 
 
 @dataclass(frozen=True)
 class ScriptSums:
-    """What the two starts have formed.
+    """What the starts have formed. Vectors lie in files of the passes' folder, and are read when they are asked for.
 
     Attributes:
         trained: epoch that is explained -> sums of the training, done again.
@@ -30,30 +31,21 @@ class ScriptSums:
         dtype: the narrowest format in which the script computes.
     """
 
-    trained: dict[int, dict[ScriptSum, Weights]]
-    at_start: dict[int, dict[ScriptSum, Weights]]
+    trained: Sums
+    at_start: Sums
     same_batches: bool
     dtype: str
 
 
 def explain_passes(
-    run: Run,
-    command: Sequence[str],
-    plan: StepPlan,
-    *,
-    model: str | None = None,
-    steps_per_epoch: int | None = None,
-    patience: float | None = None,
+    starts: Starts, plan: StepPlan, *, on_measured: Callable[[Measurement], None] = lambda made: None
 ) -> ScriptSums:
-    """Train once more, and go through the same batches at theta_0.
+    """Go through a script's batches at theta_0, and train once more.
 
     Args:
-        run: the run.
-        command: as the user gives it.
+        starts: of the command.
         plan: which sums are wanted.
-        model: the model's name, where several have the run's parameters.
-        steps_per_epoch: optimizer steps in an epoch; by default as recorded.
-        patience: seconds until the command's first backward pass.
+        on_measured: called with what was measured at theta_0, where that was not known before.
 
     Returns:
         The sums.
@@ -61,33 +53,26 @@ def explain_passes(
     Raises:
         TvgradError: a start gave none.
     """  # noqa: DOC502 - raised by run_pass
-    options = script_options(run, command, steps_per_epoch)
-    folder = Path(tempfile.mkdtemp(prefix="tvgrad-"))
+    run, wanted = starts.run, starts.folder / "plan.json"
+    wanted.write_text(plan.to_json(), encoding="utf-8")
+    weights = None if 0 in run.having("gradient") else batch_weights(starts, 0)
     how = measured_at(run, 0) or {"weighing": "mean", "counter": 0}
-    try:
-        wanted = folder / "plan.json"
-        wanted.write_text(plan.to_json(), encoding="utf-8")
-
-        def start(**rest: Any) -> PassOutcome:
-            told = PassOptions(
-                run=options.out,
-                number=0,
-                parent=os.getpid(),
-                model=model or run.info.get("model"),
-                coefficients=str(wanted),
-                **rest,
-            )
-            return run_pass(options, told, seconds_to_wait(run, patience))
-
-        trained = start(train=True)
-        at_start = start(weighing=how["weighing"], counter=how["counter"])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if weights is not None:
+        how = {"weighing": weights.weighing.value, "counter": weights.counter}
+    at_start = starts.pass_at(0, coefficients=str(wanted), weighing=how["weighing"], counter=how["counter"])
+    if weights is not None:
+        first = at_start if _whole(at_start.facts) else None
+        on_measured(measure_point(starts, 0, weights, first, frugal=True)[0])
+    trained = starts.pass_at(0, coefficients=str(wanted), train=True)
     count = plan.ends[-1]
     mine, there = trained.facts["fingerprints"][:count], at_start.facts["fingerprints"][:count]
     table = run.steps()
     recorded = mine
     if "batch_fingerprint" in table and not table["batch_fingerprint"][:count].isna().any():
         recorded = [int(value) for value in table["batch_fingerprint"][:count]]
-    same = mine == there == recorded
-    return ScriptSums(trained.sums, at_start.sums, same, at_start.facts["dtype"])
+    return ScriptSums(trained.sums, at_start.sums, mine == there == recorded, at_start.facts["dtype"])
+
+
+def _whole(facts: dict[str, Any]) -> bool:
+    """Whether a pass that follows steps has seen what one that follows the data would have: an epoch and all of it."""
+    return facts["samples"] == facts["data"] and not facts["overflowed"]

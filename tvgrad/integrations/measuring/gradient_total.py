@@ -17,7 +17,8 @@ from torch import distributed
 from tvgrad.integrations.measuring.ranks import averaged, ranks
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.weighing import Weighing
-from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.vectors.algebra import add_scaled, combination
+from tvgrad.vectors.parameters import Weights, dense, norm
 
 
 class GradientTotal:
@@ -95,9 +96,9 @@ class GradientTotal:
             scale: the loss scale that they carry still.
 
         Returns:
-            Name -> float64 gradient that it consumes, without the loss scale.
+            Name -> gradient that it consumes, without the loss scale: see `consumed_gradients`.
         """
-        grads = {name: wide(p.grad) / scale for name, p in self.parameters.items() if p.grad is not None}
+        grads = consumed_gradients(self.parameters, scale)
         self._norms += self._commit(grads)
         self.steps += 1
         return grads
@@ -105,8 +106,7 @@ class GradientTotal:
     def flush(self) -> None:
         """The epoch is over: gradients that no step has consumed yet count too."""
         if self._passes and any(batch not in self._done for batch in self._items):
-            grads = {name: wide(p.grad) / self._scale for name, p in self.parameters.items() if p.grad is not None}
-            self._norms += self._commit(grads)
+            self._norms += self._commit(consumed_gradients(self.parameters, self._scale))
 
     def share(self) -> None:
         """Add what the other processes of the training have summed."""
@@ -156,17 +156,13 @@ class GradientTotal:
     def _commit(self, grads: Weights) -> float:
         """Add a step; its norm, times its weight."""
         weight = sum(self._items.values())
-        parts = self._parts
-        if self._weighing is Weighing.MEAN:
-            parts = parts or {name: grad * weight for name, grad in grads.items()}
-        else:
-            factor = weight if self._weighing is Weighing.STEP else 1.0
-            parts = {name: grad * factor for name, grad in grads.items()}
+        parts, factor = self._parts, 1.0
+        if self._weighing is not Weighing.MEAN:
+            parts, factor = grads, weight if self._weighing is Weighing.STEP else 1.0
+        elif not parts:
+            parts, factor = grads, weight
         for name, part in parts.items():
-            if name in self._sum:
-                self._sum[name] += part
-            else:
-                self._sum[name] = part
+            _add(self._sum, name, part, factor)
         self._weight += weight
         self._batches_a_step[len(self._items)] += 1
         done = set(self._items)
@@ -177,10 +173,7 @@ class GradientTotal:
     def _add_pass(self, grads: Mapping[str, torch.Tensor], weight_and_scale: tuple[float, float]) -> None:
         weight, scale = weight_and_scale
         for name, grad in grads.items():
-            if name in self._parts:
-                self._parts[name] += wide(grad) * (weight / scale)
-            else:
-                self._parts[name] = wide(grad) * (weight / scale)
+            _add(self._parts, name, dense(grad), weight / scale)
 
     def _forget_step(self) -> None:
         self._passes = 0
@@ -201,6 +194,28 @@ def reaches(grad: torch.Tensor) -> bool:
         Whether any element is not zero.
     """
     return bool((grad.coalesce().values() if grad.is_sparse else grad).any())
+
+
+def consumed_gradients(parameters: Mapping[str, torch.nn.Parameter], scale: float) -> Weights:
+    """List the gradients that an optimizer step consumes.
+
+    Args:
+        parameters: name -> parameter.
+        scale: the loss scale that the gradients carry still.
+
+    Returns:
+        Name -> dense gradient without the loss scale: the parameter's own where that is 1, else new and in float64.
+    """
+    held = {name: dense(p.grad) for name, p in parameters.items() if p.grad is not None}
+    return held if scale == 1 else {name: grad.double() / scale for name, grad in held.items()}
+
+
+def _add(total: Weights, name: str, gradient: torch.Tensor, factor: float) -> None:
+    """Add a multiple of a gradient to a float64 sum, without a float64 copy of it."""
+    if name in total:
+        add_scaled({name: total[name]}, {name: gradient}, factor)
+    else:
+        total |= combination((factor, {name: gradient}))
 
 
 def wide(grad: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,10 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.check_points import check_points
-from tvgrad.integrations.measuring.pass_options import PassOptions
-from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
-from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.integrations.measuring.passes import PassOutcome, folder_of_passes
+from tvgrad.integrations.measuring.starts import Starts
 from tvgrad.record.batch_items import MODULUS
-from tvgrad.record.measurement import Measurement, compared
+from tvgrad.record.measurement import Measurement, compared, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.measured import EXACT, MEASURED
@@ -114,55 +113,57 @@ def measure(
     """  # noqa: DOC502 - raised by run_pass and _require_same_samples
     run = Run.open(directory)
     WriterLock(run.root).close()  # before long work: whether anything can be written there
-    options, wait = script_options(run, command, steps_per_epoch), seconds_to_wait(run, patience)
-
-    def start(number: int, **rest: Any) -> PassOutcome:
-        name = model or run.info.get("model")
-        plan = PassOptions(run=options.out, number=number, parent=os.getpid(), model=name, **rest)
-        return run_pass(options, plan, wait)
-
-    weights = BatchWeights(confirmed=True) if _one_batch_an_epoch(run) else _probed(start(points[0], probe=True))
-    for number in points:
-        given = {"weighing": weights.weighing.value, "counter": weights.counter}
-        first = start(number, **given)
-        _require_same_size(run, first.facts)
-        if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
-            weights = _probed(start(number, probe=True))  # whether it is exact depends on its noise
-        second = start(number, reseed=RESEED, **given)
-        _require_same_samples(run, first.facts, second.facts)
-        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
-        _keep(run.root, number, first, made)
-        on_point(number, made)
+    with folder_of_passes() as folder:
+        starts = Starts(run, command, folder, model, steps_per_epoch, patience)
+        weights = batch_weights(starts, points[0])
+        for number in points:
+            made, weights = measure_point(starts, number, weights)
+            on_point(number, made)
     return Run.open(run.root)
 
 
-def script_options(run: Run, command: Sequence[str], steps_per_epoch: int | None) -> ScriptOptions:
-    """Say how a command's epochs are found.
+def batch_weights(starts: Starts, number: int) -> BatchWeights:
+    """Find out how a script's batches are weighted.
 
     Args:
-        run: the run.
-        command: as the user gives it.
-        steps_per_epoch: optimizer steps in an epoch; None as recorded.
+        starts: of its command.
+        number: of the point at whose weights it is looked at.
 
     Returns:
-        The options.
+        The weights; no start is needed where an epoch of the run is one batch.
     """
-    steps = steps_per_epoch or run.info.get("steps_per_epoch")
-    return ScriptOptions(out=str(run.root.absolute()), notes="", command=tuple(command), steps_per_epoch=steps)
+    if _one_batch_an_epoch(starts.run):
+        return BatchWeights(confirmed=True)
+    return _probed(starts.pass_at(number, probe=True))
 
 
-def seconds_to_wait(run: Run, patience: float | None) -> float:
-    """Say how long a command may take until its first backward pass.
+def measure_point(
+    starts: Starts, number: int, weights: BatchWeights, first: PassOutcome | None = None, *, frugal: bool = False
+) -> tuple[Measurement, BatchWeights]:
+    """Measure the full-batch gradient at one point, and keep it in the run.
 
     Args:
-        run: the run.
-        patience: as the user gives it.
+        starts: of the command.
+        number: of the point.
+        weights: how batches are weighted.
+        first: a pass there with the script's own random numbers, where one was made already.
+        frugal: leave the second pass out where it could only repeat the first: see `known_from_one`.
 
     Returns:
-        Seconds.
+        What was measured; and the weights, which may be known better now.
     """
-    longest = max((point.metrics.get("seconds", 0.0) for point in run.points), default=0.0)
-    return patience or max(PATIENCE, longest)
+    run, given = starts.run, {"weighing": weights.weighing.value, "counter": weights.counter}
+    first = first or starts.pass_at(number, **given)
+    _require_same_size(run, first.facts)
+    if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
+        weights = _probed(starts.pass_at(number, probe=True))  # whether it is exact depends on its noise
+    made = known_from_one(weights, first.facts, _recorded_contents(run, first.facts)) if frugal else None
+    if made is None:
+        second = starts.pass_at(number, reseed=RESEED, **given)
+        _require_same_samples(run, first.facts, second.facts)
+        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
+    _keep(run.root, number, first, made)
+    return made, weights
 
 
 def _probed(found: PassOutcome) -> BatchWeights:
@@ -207,10 +208,7 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
 
 def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any]) -> None:
     """Refuse other samples than the run was recorded with, as far as their fingerprints tell."""
-    told = [t for t in _tables(run) if "batch_fingerprint" in t and not t["batch_fingerprint"].isna().any()]
-    samples = first.get("own_samples", first["samples"])
-    same_size = [table for table in told if int(table["batch_size"].sum()) == samples]
-    sums = [sum(map(int, table["batch_fingerprint"])) % MODULUS for table in same_size]
+    sums = _recorded_contents(run, first)
     measured = {one.get("own_content", one["content"]) for one in (first, second)}
     if not sums or None in measured or measured & set(sums):
         return
@@ -219,6 +217,14 @@ def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any
         raise TvgradError(
             f"the command's data is not what {run.root} was recorded with: its samples have another fingerprint"
         )
+
+
+def _recorded_contents(run: Run, measured: dict[str, Any]) -> list[int]:
+    """The fingerprint of all samples of each recorded epoch of as many samples as were measured."""
+    told = [t for t in _tables(run) if "batch_fingerprint" in t and not t["batch_fingerprint"].isna().any()]
+    samples = measured.get("own_samples", measured["samples"])
+    same_size = [table for table in told if int(table["batch_size"].sum()) == samples]
+    return [sum(map(int, table["batch_fingerprint"])) % MODULUS for table in same_size]
 
 
 def _keep(root: Path, number: int, measured: PassOutcome, made: Measurement) -> None:

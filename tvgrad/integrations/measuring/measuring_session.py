@@ -7,11 +7,8 @@ one before any code after the epoch runs.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from tvgrad.integrations.measuring.pass_files import read_plan, write_facts, wri
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.placement import Placement
 from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
+from tvgrad.integrations.measuring.waiting import wait_to_be_ended
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
 from tvgrad.integrations.script.epochs import Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
@@ -30,8 +28,9 @@ from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.batch_items import BatchItems, sum_of_fingerprints
 from tvgrad.record.reseed import reseed
-from tvgrad.record.step_plan import StepSums
+from tvgrad.record.step_sums import StepSums
 from tvgrad.record.weighing import Weighing
+from tvgrad.vectors.parameters import Weights
 
 
 class MeasuringSession:
@@ -72,6 +71,7 @@ class MeasuringSession:
         self._reseeded = 0
         self._dropouts: list[tuple[Any, float]] = []
         self._sums: StepSums | None = None
+        self._first = dict[str, Any]()
         self._done = False
 
     def guard(self, action: Callable[[], None], may_exit: bool = True) -> None:  # noqa: ARG002
@@ -303,14 +303,19 @@ class MeasuringSession:
         consumed = total.end_step(1.0 if scale is None else float(scale))
         self.epochs.after_step()
         if self.plan.coefficients is not None:
-            if self._sums is None:
-                self._sums = StepSums(read_plan(self.plan.coefficients), total.parameters)
-            if self._sums.add_batch(averaged(consumed, total.parameters)):
-                total.share()
-                self._sums.add_epoch(total.mean())
-                total.clear()
-            if self._sums.complete:
-                self._finish()
+            self._add_to_sums(total, averaged(consumed, total.parameters))
+
+    def _add_to_sums(self, total: GradientTotal, consumed: Weights) -> None:
+        if self._sums is None:
+            self._sums = StepSums(read_plan(self.plan.coefficients), self._placed().start)
+        if self._sums.add_batch(consumed):
+            total.share()
+            mean = total.mean()
+            self._first = self._first or self._measured(total, mean)
+            self._sums.add_epoch(mean)
+            total.clear()
+        if self._sums.complete:
+            self._finish()
 
     def _end_epoch(self) -> None:
         total = self._total
@@ -338,9 +343,20 @@ class MeasuringSession:
         assert placement is not None
         placement.require_unmoved()
         refuse_steps(Weighing(self.plan.weighing))
-        source = self.epochs.source
-        dtype = self._dtype or torch.float32
-        result: dict[str, Any] = {
+        if isinstance(total, WeightsProbe):
+            result = self._facts() | vars(total.weights(self._dtype or torch.float32))
+        elif self._sums is None:
+            total.share()
+            result = self._measured(total, total.mean())
+        else:
+            result = self._first | {"fingerprints": self._fingerprints}
+            if is_first():
+                write_sums(self.options.notes, self._sums)
+        self.report_and_wait(result)
+
+    def _facts(self) -> dict[str, Any]:
+        source, dtype = self.epochs.source, self._dtype or torch.float32
+        return {
             "samples": sum(one.samples for one in self._items),
             "data": None if source is None else source.data,
             "batches": len(self._items),
@@ -348,24 +364,17 @@ class MeasuringSession:
             "content": sum_of_fingerprints([one.fingerprint for one in self._items]),
             "dtype": str(dtype).removeprefix("torch."),
             "epochs_repeated": self._repeated,
+            "overflowed": self._overflowed,
         }
-        if isinstance(total, WeightsProbe):
-            result |= vars(total.weights(dtype))
-        else:
-            result = facts_of_all(result)
-            if self._sums is None:
-                total.share()
-            gradient = total.mean()
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
-                raise TvgradError("the gradient of the epoch is not finite at these weights")
-            result |= total.facts()
-            if not is_first():
-                self._wait_for_the_end()
-            if self._sums is None:
-                write_gradient(self.options.notes, gradient)
-            else:
-                write_sums(self.options.notes, self._sums)
-        self.report_and_wait(result)
+
+    def _measured(self, total: GradientTotal, gradient: Weights) -> dict[str, Any]:
+        """Leave the gradient of an epoch; facts about it."""
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
+            raise TvgradError("the gradient of the epoch is not finite at these weights")
+        result = facts_of_all(self._facts()) | total.facts()
+        if is_first():
+            write_gradient(self.options.notes, gradient)
+        return result
 
     def report_and_wait(self, facts: dict[str, Any]) -> None:
         """Leave plain values, say that the result is there, and wait to be ended.
@@ -387,13 +396,4 @@ class MeasuringSession:
     def _wait_for_the_end(self) -> None:
         """Stop here: the process that waits ends this one and all that it has started."""
         self._done = True
-        for child in multiprocessing.active_children():
-            with suppress(Exception):
-                child.terminate()
-        while os.path.isdir(self.options.notes):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(self.plan.parent, 0)
-                time.sleep(0.02)
-                continue
-            break
-        os._exit(0)
+        wait_to_be_ended(self.options.notes, self.plan.parent)

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.lazy_weights import LazyWeights
 from tvgrad.files.writing import write_tensors
-from tvgrad.record.step_plan import ScriptSum, StepPlan, StepSums
+from tvgrad.record.step_plan import ScriptSum, StepPlan
+from tvgrad.record.step_sums import StepSums
 from tvgrad.vectors.parameters import Weights
 
 GRADIENT, RESULT = "gradient.safetensors", "result.json"
@@ -71,8 +72,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_gradient(folder: Path) -> Weights:
-    """Read what `write_gradient` left.
+def read_gradient(folder: Path) -> LazyWeights:
+    """Open what `write_gradient` left.
 
     Args:
         folder: of the pass.
@@ -80,12 +81,11 @@ def read_gradient(folder: Path) -> Weights:
     Returns:
         Name -> CPU tensor.
     """
-    with TensorFile(folder / GRADIENT) as file:
-        return file.read_all()
+    return LazyWeights(folder / GRADIENT)
 
 
-def read_sums(folder: Path) -> dict[int, dict[ScriptSum, Weights]]:
-    """Read what `write_sums` left.
+def read_sums(folder: Path) -> dict[int, dict[ScriptSum, LazyWeights]]:
+    """Open what `write_sums` left.
 
     Args:
         folder: of the pass.
@@ -93,11 +93,10 @@ def read_sums(folder: Path) -> dict[int, dict[ScriptSum, Weights]]:
     Returns:
         Epoch that is explained -> what -> the sum.
     """
-    found: dict[int, dict[ScriptSum, Weights]] = {}
+    found: dict[int, dict[ScriptSum, LazyWeights]] = {}
     for path in folder.glob("sums-*.safetensors"):
         _, epoch, what = path.stem.split("-")
-        with TensorFile(path) as file:
-            found.setdefault(int(epoch), {})[ScriptSum(what)] = file.read_all()
+        found.setdefault(int(epoch), {})[ScriptSum(what)] = LazyWeights(path)
     return found
 
 

@@ -23,6 +23,7 @@ class PassOptions:
         coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.
         train: train as the script does, instead of staying at the weights.
         shift: a file with a vector that is added to the weights, or None.
+        along: times this.
     """
 
     run: str
@@ -36,3 +37,4 @@ class PassOptions:
     coefficients: str | None = None
     train: bool = False
     shift: str | None = None
+    along: float = 1.0

@@ -8,21 +8,23 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.measuring.pass_files import read_facts, read_gradient, read_sums
+from tvgrad.files.lazy_weights import LazyWeights
+from tvgrad.integrations.measuring.pass_files import GRADIENT, read_facts, read_gradient, read_sums
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.script.launch import environment
 from tvgrad.integrations.script.notes import read_notes
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.step_plan import ScriptSum
-from tvgrad.vectors.parameters import Weights
 
 OUTPUT = "output"
 LINES = 5
@@ -38,22 +40,23 @@ class PassOutcome:
 
     Attributes:
         facts: plain values, see `MeasuringSession`.
-        gradient: name -> float64 tensor; empty for a probe and where sums were wanted.
-        sums: epoch that is explained -> what -> the sum over steps, where they were wanted.
+        gradient: name -> float64 tensor, read when it is asked for; empty for a probe and for a training.
+        sums: epoch that is explained -> what -> the sum over steps, likewise, where they were wanted.
     """
 
     facts: dict[str, Any]
-    gradient: Weights
-    sums: dict[int, dict[ScriptSum, Weights]] = field(default_factory=dict)
+    gradient: Mapping[str, torch.Tensor]
+    sums: dict[int, dict[ScriptSum, LazyWeights]] = field(default_factory=dict)
 
 
-def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> PassOutcome:
+def run_pass(options: ScriptOptions, plan: PassOptions, patience: float, keep: Path) -> PassOutcome:
     """Start the command for one pass.
 
     Args:
         options: the command, and how its epochs are found.
         plan: what the pass does.
         patience: seconds until its first backward pass.
+        keep: an existing folder, in which what the pass has found stays in files.
 
     Returns:
         What it has found.
@@ -61,7 +64,7 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> Pass
     Raises:
         TvgradError: it has found nothing; the sentence says why.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tvgrad-"))
+    folder = Path(tempfile.mkdtemp(prefix="pass-", dir=keep))
     try:
         told = replace(options, notes=str(folder), measure=plan)
         with open(folder / OUTPUT, "wb") as output, _terminable():
@@ -82,12 +85,21 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float) -> Pass
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        facts = read_facts(folder)
-        if plan.probe:
-            return PassOutcome(facts, {})
-        if plan.coefficients is not None:
-            return PassOutcome(facts, {}, read_sums(folder))
-        return PassOutcome(facts, read_gradient(folder))
+        kept = Path(tempfile.mkdtemp(prefix="found-", dir=keep))
+        for path in folder.glob("*.safetensors"):
+            path.rename(kept / path.name)
+        gradient = read_gradient(kept) if (kept / GRADIENT).exists() else {}
+        return PassOutcome(read_facts(folder), gradient, read_sums(kept))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def folder_of_passes() -> Generator[Path]:
+    """Make a folder for what passes find, and delete it at the end of the `with` block."""
+    folder = Path(tempfile.mkdtemp(prefix="tvgrad-"))
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.tensors import TensorFile
+from tvgrad.files.lazy_weights import LazyWeights
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules, whole_models
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.store.run import Run
-from tvgrad.vectors.algebra import combination, to_float64
+from tvgrad.vectors.lazy import LazyCombination
 from tvgrad.vectors.parameters import Weights
 
 ANOTHER = "trains another model than the run records"
@@ -48,11 +48,10 @@ class Placement:
         """  # noqa: DOC502 - raised by Run
         run = Run.open(options.run)
         self._run_name = str(Path(options.run).name)
-        self._weights = run.weights(options.number)
         self._content = run.complete(options.number)
+        self._weights = {name: self._content[name] for name in run.parameters}
         if options.shift is not None:
-            with TensorFile(options.shift) as file:
-                moved = combination((1.0, to_float64(self._weights)), (1.0, file.read_all()))
+            moved = LazyCombination((1.0, self._weights), (options.along, LazyWeights(Path(options.shift))))
             self._weights = {name: moved[name].to(tensor.dtype) for name, tensor in self._weights.items()}
             self._content |= self._weights
         self._model = options.model
@@ -63,6 +62,13 @@ class Placement:
         self._waiting: list[torch.optim.Optimizer] = []
         self.trained: TrainedModule | None = None
         self.misfit: str | None = None
+
+    @property
+    def start(self) -> Weights:
+        """Name -> the weights that are put in, where the script's parameters lie and in their dtypes."""
+        assert self.trained is not None
+        like = self.trained.parameters
+        return {name: tensor.to(like[name].device, like[name].dtype) for name, tensor in self._weights.items()}
 
     def meet(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember an optimizer that the script has made.

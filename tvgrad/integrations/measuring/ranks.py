@@ -46,11 +46,11 @@ def averaged(gradient: Weights, parameters: Mapping[str, torch.Tensor]) -> Weigh
     """The mean of a gradient over all processes, as the wrapper would have made it.
 
     Args:
-        gradient: name -> float64 tensor; none is zero, in this process.
+        gradient: name -> tensor; none is zero, in this process.
         parameters: name -> parameter.
 
     Returns:
-        Name -> tensor; the gradient itself where there is one process.
+        Name -> float64 tensor; the gradient itself where there is one process.
     """
     count = ranks()
     if count == 1:
@@ -58,7 +58,8 @@ def averaged(gradient: Weights, parameters: Mapping[str, torch.Tensor]) -> Weigh
     whole = {}
     for name, parameter in parameters.items():
         part = gradient.get(name)
-        whole[name] = torch.zeros_like(parameter, dtype=torch.float64) if part is None else part.clone()
+        none = torch.zeros_like(parameter, dtype=torch.float64)
+        whole[name] = none if part is None else part.detach().to(torch.float64, copy=True)
         distributed.all_reduce(whole[name])
         whole[name] /= count
     return whole

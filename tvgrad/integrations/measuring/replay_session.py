@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.measuring.gradient_total import wide
+from tvgrad.integrations.measuring.gradient_total import consumed_gradients
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.measuring.pass_files import read_plan, write_sums
 from tvgrad.integrations.measuring.ranks import is_first
 from tvgrad.record.batch_items import sum_of_fingerprints
-from tvgrad.record.step_plan import StepSums
+from tvgrad.record.step_sums import StepSums
 
 
 class ReplaySession(MeasuringSession):
@@ -57,10 +57,9 @@ class ReplaySession(MeasuringSession):
         assert placement.trained is not None
         parameters = placement.trained.parameters
         if self._steps is None:
-            self._steps = StepSums(read_plan(self.plan.coefficients), parameters)
+            self._steps = StepSums(read_plan(self.plan.coefficients), placement.start)
         scale = getattr(optimizer, "grad_scale", None)
-        divisor = 1.0 if scale is None else float(scale)
-        grads = {name: wide(p.grad) / divisor for name, p in parameters.items() if p.grad is not None}
+        grads = consumed_gradients(parameters, 1.0 if scale is None else float(scale))
         self._steps.add_training_step(grads, {name: p.detach() for name, p in parameters.items()})
         self._fingerprints.append(sum_of_fingerprints([one.fingerprint for one in self.epochs.items]))
 

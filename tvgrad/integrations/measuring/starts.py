@@ -1,0 +1,55 @@
+"""Starts: one command, started again and again for passes at the weights of one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.store.run import Run
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How a run's command is started.
+
+    Attributes:
+        run: the run.
+        command: as the user gives it; the one that the run names is never started.
+        folder: where what the passes find is kept in files.
+        model: the model's name, where several have the run's parameters; None as recorded.
+        steps_per_epoch: optimizer steps in an epoch; None as recorded.
+        patience: seconds until the command's first backward pass; None for a default that its epochs give.
+    """
+
+    run: Run
+    command: Sequence[str]
+    folder: Path
+    model: str | None = None
+    steps_per_epoch: int | None = None
+    patience: float | None = None
+
+    def pass_at(self, number: int, **plan: Any) -> PassOutcome:
+        """Start the command for one pass.
+
+        Args:
+            number: of the point whose weights are put in.
+            plan: more of `PassOptions`.
+
+        Returns:
+            What it has found.
+
+        Raises:
+            TvgradError: it has found nothing; the sentence says why.
+        """  # noqa: DOC502 - raised by run_pass
+        steps, out = self.steps_per_epoch or self.run.info.get("steps_per_epoch"), str(self.run.root.absolute())
+        options = ScriptOptions(out=out, notes="", command=tuple(self.command), steps_per_epoch=steps)
+        model = self.model or self.run.info.get("model")
+        told = PassOptions(run=out, number=number, parent=os.getpid(), model=model, **plan)
+        longest = max((point.metrics.get("seconds", 0.0) for point in self.run.points), default=0.0)
+        return run_pass(options, told, self.patience or max(PATIENCE, longest), self.folder)
