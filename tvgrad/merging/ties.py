@@ -122,9 +122,6 @@ def smallest_kept_of(
 ) -> float:
     """Find the magnitude that `smallest_kept` finds, without the tensor in memory in float64.
 
-    Magnitudes are kept in float32. Rounding keeps their order, so that the value looked for is one of those that round
-    to the float32 number of its rank; magnitudes that were rounded are kept where they are few, or read again.
-
     Args:
         stack: the task vectors.
         task: which one.
@@ -137,11 +134,35 @@ def smallest_kept_of(
 
     Raises:
         TvgradError: a value is an infinity or a NaN.
+    """  # noqa: DOC502 - raised by magnitudes_of_ranks
+    return magnitudes_of_ranks(stack, task, name, [max(1, int(density * stack.numel(name)))], mapped)[0]
+
+
+def magnitudes_of_ranks(
+    stack: Stack, task: int, name: str, ranks: Sequence[int], mapped: Callable[..., Iterable[Any]] = map
+) -> list[float]:
+    """Find the magnitudes of some ranks of a tensor's entries, without the tensor in memory in float64.
+
+    Magnitudes are kept in float32. Rounding keeps their order, so that the value looked for is one of those that round
+    to the float32 number of its rank; magnitudes that were rounded are kept where they are few, or read again.
+
+    Args:
+        stack: the task vectors.
+        task: which one.
+        name: the tensor.
+        ranks: 1 is the largest magnitude, 2 the next.
+        mapped: calls a function for each block, in the order of `map`.
+
+    Returns:
+        The magnitude of each rank; 0 for a rank that is the last, or behind it.
+
+    Raises:
+        TvgradError: a value is an infinity or a NaN.
     """
     numel = stack.numel(name)
-    count = max(1, int(density * numel))
-    if count >= numel:
-        return 0.0
+    inner = sorted({numel - rank for rank in ranks if rank < numel})
+    if not inner:
+        return [0.0] * len(ranks)
     narrow = np.empty(numel, dtype=np.float32)
 
     def magnitudes(start: int) -> NDArray[np.float64]:
@@ -161,28 +182,30 @@ def smallest_kept_of(
         rounded: NDArray[np.float64] = block[part != block]
         return rounded if rounded.size <= block.size // FEW else None
 
+    rounded = list(mapped(narrowed, range(0, numel, READ)))
+    narrow.partition(inner)  # an order of magnitude quicker than torch.kthvalue
+    edges = {float(narrow[place]) for place in inner}
+
     def close_to(start: int) -> NDArray[np.float64]:
         block = magnitudes(start)
         with np.errstate(over="ignore"):
-            near: NDArray[np.float64] = block[block.astype(np.float32) == edge]
+            near: NDArray[np.float64] = block[np.isin(block.astype(np.float32), [*edges])]
         return near
 
-    rounded = list(mapped(narrowed, range(0, numel, READ)))
-    narrow.partition(numel - count)  # an order of magnitude quicker than torch.kthvalue
-    edge = narrow[numel - count]
-    larger = int((narrow[numel - count :] > edge).sum())
-    if any(block is None for block in rounded):
-        close = np.concatenate(list(mapped(close_to, range(0, numel, READ))))
-    else:
-        few = np.concatenate([block for block in rounded if block is not None])
+    exact = not any(block is None for block in rounded)
+    again = rounded if exact else mapped(close_to, range(0, numel, READ))
+    few = np.concatenate([block for block in again if block is not None])
+    found = {numel: 0.0}
+    for place in inner:
+        edge = narrow[place]
         with np.errstate(over="ignore"):
-            few = few[few.astype(np.float32) == edge]
-        if not few.size:
-            return float(edge)
-        same = int((narrow == edge).sum()) - few.size
-        close = np.concatenate([few, np.full(same, edge, dtype=np.float64)])
-    close.sort()
-    return float(close[larger - count])
+            close = few[few.astype(np.float32) == edge]
+        if exact:
+            same = int((narrow == edge).sum()) - close.size
+            close = np.concatenate([close, np.full(same, edge, dtype=np.float64)])
+        larger = int((narrow[place:] > edge).sum())
+        found[numel - place] = float(np.sort(close)[larger - (numel - place)])
+    return [found[min(rank, numel)] for rank in ranks]
 
 
 def smallest_kept(tensor: torch.Tensor, density: float) -> float:
