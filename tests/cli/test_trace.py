@@ -234,7 +234,7 @@ FILES = {
     "raise SystemExit(4)\n": "cannot be run: it exits (4) where it should return (broken.py, line 1)",
     "import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n": "it exits (2)",
     "raise ValueError('two\\nlines')\n": "ValueError: two lines (broken.py, line 1)",
-    "x = 1\n": "has no function called 'recipe'",
+    "x = 1\n": "a training script is recorded as it stands by `tvgrad trace --out DIR -- python ",
     "\0": "cannot be run",
     "caf\udce9": "cannot be run",
 }

@@ -17,6 +17,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.report.empty_columns import missing_results
 from tvgrad.report.figures import captioned_figures, cross_task_cosines
 from tvgrad.report.publishing import publish
+from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables, runs_of_each_model
 from tvgrad.theory.explainable import why_not_explained
 
@@ -53,6 +54,9 @@ def test_a_training_that_ended_in_its_first_epoch(tmp_path: Path) -> None:
     assert made.tables["norms"]["task_vector_norm"].tolist() == [0.0]
     trouble = made.tables["equivalence"]["trouble"].tolist()
     assert trouble == ["it stopped before the first epoch to be recorded had ended"]
+    assert made.tables["equivalence"]["cause"].tolist() == ["the weights after epoch 1 were not recorded or not kept"]
+    said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
+    assert said[-1].startswith("Next: trace it again, to the end of an epoch at least")  # no gradient would help
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         files = publish(made, [run], tmp_path / "out", ("csv", "html"))

@@ -51,6 +51,7 @@ def _built_in() -> dict[str, BuiltIn]:
 
 
 BUILT_IN = _built_in()
+AS_IT_STANDS = "a training script is recorded as it stands by `tvgrad trace --out DIR -- python {}`"
 
 
 def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
@@ -108,7 +109,8 @@ def _function(target: str) -> Callable[[], Any]:
         )
     function = getattr(module, name, None)
     if not callable(function):
-        raise TvgradError(f"{place} has no function called {name!r}: define one that returns a tvgrad.Recipe")
+        script = f"; {AS_IT_STANDS.format(place)}" if place.endswith(".py") else ""
+        raise TvgradError(f"{place} has no function called {name!r}: define one that returns a tvgrad.Recipe{script}")
     result: Callable[[], Any] = function
     return result
 
@@ -122,8 +124,8 @@ def _refuse_script(path: Path, name: str) -> None:
         return  # said where the file is run
     if script:
         raise TvgradError(
-            f"{path} has no function called {name!r}: define one that returns a tvgrad.Recipe; a training script is "
-            f"recorded as it stands by `tvgrad trace --out DIR -- python {path}`"
+            f"{path} has no function called {name!r}: define one that returns a tvgrad.Recipe; "
+            f"{AS_IT_STANDS.format(path)}"
         )
 
 

@@ -13,7 +13,7 @@ from tvgrad.report.columns import COLUMNS
 from tvgrad.report.empty_columns import whole_model
 from tvgrad.report.published import DIFFERENCE, first_epoch_shares
 from tvgrad.theory.equivalence import APPLIES_NOT, EXACT, FAILS, UNTRAINED
-from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, OTHERS, WORSE, kind_of
+from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, NOT_BEGUN, OTHERS, WORSE, kind_of
 from tvgrad.theory.verdicts import NO, UNCHANGED, UNKNOWN, EquivalenceRow, headline
 from tvgrad.vectors.parameters import ALL
 from tvgrad.wording import counted, listed
@@ -268,6 +268,8 @@ def _next_step(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str], s
         return (
             "Next: find what moved the weights besides the optimizer step; `tvgrad verify` names run and worst ratio."
         )
+    if all(str(trouble).startswith(NOT_BEGUN) for trouble in verdicts["trouble"]):
+        return "Next: trace it again, to the end of an epoch at least: a task vector needs one."
     kinds = {kind_of(trouble) for trouble in verdicts["trouble"] if trouble}
     if DIVERGED in kinds:
         return "Next: lower the learning rate; `tvgrad predict` prints the limit of gradient descent."

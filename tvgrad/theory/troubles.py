@@ -14,6 +14,7 @@ from tvgrad.wording import counted
 LOSSES = ("loss", "train_loss")
 WORSE = "it ends worse than the pretrained model"
 STOPPED = "it stopped"
+NOT_BEGUN = f"{STOPPED} before the first"
 OTHERS = "the script ended with weights that were not recorded"
 MOVED = "its weights moved outside the optimizer's steps"
 DIVERGED = "Diverged"
@@ -51,7 +52,7 @@ def troubles_of(run: Run) -> tuple[str, ...]:
     if run.unit == "epoch" and not run.manifest.finished and wanted and run.points[-1].number < wanted:
         found.append(f"{STOPPED} after epoch {run.points[-1].number} of {wanted}")
     elif not run.manifest.finished and len(run.points) == 1:
-        found.append(f"{STOPPED} before the first {run.unit} to be recorded had ended")
+        found.append(f"{NOT_BEGUN} {run.unit} to be recorded had ended")
     if run.info.get("final_weights_differ"):
         further = run.info.get("steps_unrecorded")
         found.append(OTHERS + (f", {counted(further, 'step')} after the last recorded ones" if further else ""))

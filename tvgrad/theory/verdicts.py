@@ -205,14 +205,14 @@ def _as_estimate(bar: float) -> str:
 
 
 def _lacks(run: Run) -> str | None:
-    """What is missing for a comparison with the full-batch gradient, or None."""
+    """What is missing for a comparison with the full-batch gradient, or None; first what no gradient would help."""
+    if 0 not in run.epochs or 1 not in run.epochs:
+        return f"the weights after {run.unit} 1 were not recorded or not kept"
     if 0 not in run.having("gradient"):
         how = "`--record gradients` with a recipe records it"
         if "command" in run.info:
             how = "`tvgrad measure RUN --at 0 -- COMMAND` measures it"
         return f"no full-batch gradient at the pretrained weights was recorded ({how})"
-    if 0 not in run.epochs or 1 not in run.epochs:
-        return f"the weights after {run.unit} 1 were not recorded or not kept"
     if run.rule is None:
         return f"the learning rate is not known: {run.info.get('rule_reason') or 'no update rule was recorded'}"
     return None

@@ -256,7 +256,7 @@ def test_two_loaders_of_different_lengths_cannot_tell() -> None:
             next(other)
             world.train()
 
-    with pytest.raises(CannotTell, match="two DataLoaders"):
+    with pytest.raises(CannotTell, match=r"two DataLoaders of different lengths at once \(4 and 9 batches\)"):
         play()
 
 

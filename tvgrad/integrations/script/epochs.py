@@ -41,7 +41,7 @@ class CannotTell(TvgradError):
         Args:
             why: half a sentence.
         """
-        super().__init__(f"the ends of the script's epochs cannot be told, because {why}: {REMEDY}")
+        super().__init__(f"the ends of the script's epochs cannot be told ({why}): {REMEDY}")
 
 
 class Listener(Protocol):
@@ -327,7 +327,9 @@ class Epochs:
         for (loader, length), times in self._feeds.items():
             rival = loader != iteration.loader and 2 * times >= mine and 2 * mine >= times > 1
             if rival and length != iteration.length:
-                raise CannotTell("its steps take batches from two DataLoaders of different lengths at once")
+                known = sorted(one for one in (length, iteration.length) if one is not None)
+                of = f" ({' and '.join(map(str, known))} batches)" if len(known) > 1 else ""
+                raise CannotTell(f"its steps take batches from two DataLoaders of different lengths at once{of}")
 
     def _hold(self, iteration: Iteration, how: str) -> None:
         self.state = Held(iteration, how)
