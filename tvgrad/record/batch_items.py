@@ -15,8 +15,11 @@ DEPTH = 4
 IGNORED = -100
 """The target that torch's losses leave out."""
 
-COUNTERS = ("samples", "tokens", "tokens after the first", "tokens that are not 0")
-"""The ways in which a batch is counted. Language models that shift their targets leave out the first of each row."""
+COUNTERS = ("samples", "tokens", "tokens after the first", "tokens that are not 0", "class weights of targets")
+"""The ways in which a batch is counted. Language models that shift their targets leave out the first of each row; class
+weights are known where the loss was watched."""
+
+CLASS_WEIGHTS = 4
 
 SAMPLED = 64
 """About so many elements of each row of a tensor enter the fingerprint: a training waits for it."""
@@ -34,7 +37,8 @@ class BatchItems:
     """What a batch holds.
 
     Attributes:
-        counts: in the order of `COUNTERS`; all are the samples where there are no tokens, 0 where nothing is known.
+        counts: in the order of `COUNTERS`; all are the samples where there are no tokens or weights, 0
+            where nothing is known.
         fingerprint: a sum over the samples of a hash of each, modulo 2^52, so that an epoch's sum is the same in
             whichever order it goes through the samples; None where the batch holds no tensor on the CPU.
     """
@@ -68,7 +72,7 @@ def items_of(batch: Any, tokens: bool = True) -> BatchItems:
     if target is not None:
         used = target != IGNORED
         counts = (int(used.sum()), int(used[:, 1:].sum()), int((used & (target != 0)).sum()))
-    return BatchItems((float(samples), *map(float, counts)), _fingerprint(tensors, samples))
+    return BatchItems((float(samples), *map(float, counts), float(samples)), _fingerprint(tensors, samples))
 
 
 def tensors_of(batch: Any, depth: int = DEPTH) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tvgrad.numerics.floats import unit_roundoff
-from tvgrad.record.batch_items import COUNTERS, DEPTH, items_of, tensors_of
+from tvgrad.record.batch_items import CLASS_WEIGHTS, COUNTERS, DEPTH, items_of, tensors_of
 from tvgrad.record.weighing import BatchWeights, Weighing
 
 PARTS = 3
@@ -116,7 +116,10 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
     if whole.counts[0] != first.counts[0] + second.counts[0] or not first.counts[0]:
         return BatchWeights(reason="its first batch could not be cut into two parts")
     rounding, best = _rounding(whole, dtype), math.inf
-    for weighing, counter in itertools.product(Weighing, range(len(COUNTERS))):  # by samples before by tokens
+    counters = list(range(len(COUNTERS)))  # by samples before by tokens
+    if any(one.counts[CLASS_WEIGHTS] != one.counts[0] for one in found):
+        counters.insert(0, counters.pop(CLASS_WEIGHTS))  # of one class alone, samples would fit as well
+    for weighing, counter in itertools.product(Weighing, counters):
         apart = _distance(found, weighing, counter)
         if apart <= rounding:
             return BatchWeights(weighing, counter, confirmed=True)

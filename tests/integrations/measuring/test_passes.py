@@ -19,6 +19,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome, run_pass
 from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.batch_items import COUNTERS
 from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import norm
@@ -247,6 +248,27 @@ for a, b in loader:
     assert norm(difference(first.gradient, other.gradient)) > 0.01 * norm(first.gradient)
     assert first.facts["fingerprints"] != other.facts["fingerprints"]
     assert first.facts["content"] == other.facts["content"], "the samples are the same in another order"
+
+
+WEIGHTED = """
+loss_of = nn.CrossEntropyLoss(weight=torch.tensor([0.25, 4.0]))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(2):
+    for a, b in DataLoader(data, batch_size=8):
+        optimizer.zero_grad()
+        loss_of(model(a), b).backward()
+        loss_of(model(a).detach(), 1 - b)  # a number for a log
+        optimizer.step()
+    open("after", "w").close()
+"""
+
+
+def test_class_weights_weigh_the_batches(passed: Any) -> None:
+    probe, _ = passed(WEIGHTED, probe=True)
+    assert (probe.facts["confirmed"], COUNTERS[probe.facts["counter"]]) == (True, "class weights of targets")
+    found, scope = passed(WEIGHTED, counter=probe.facts["counter"])
+    weighted = torch.nn.functional.cross_entropy(scope["model"](scope["x"]), scope["y"], torch.tensor([0.25, 4.0]))
+    assert apart(found, weighted, scope["model"]) < 2e-6
 
 
 DISTRIBUTED = """

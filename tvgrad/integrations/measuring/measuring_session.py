@@ -15,6 +15,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.class_weights import ClassWeights
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
 from tvgrad.integrations.measuring.pass_files import read_plan, write_facts, write_gradient, write_sums
 from tvgrad.integrations.measuring.pass_options import PassOptions
@@ -43,6 +44,7 @@ class MeasuringSession:
         plan: what this pass does.
         epochs: finds the end of the epoch.
         loaders: watches the script's loaders.
+        class_weights: watches its losses.
         forward_hook: of the first forward pass; it goes with the first backward pass.
     """
 
@@ -61,18 +63,17 @@ class MeasuringSession:
         self._placement: Placement | None = None
         self._total: GradientTotal | WeightsProbe | None = None
         self._process = os.getpid()
-        self._depth = 0
+        self.class_weights = ClassWeights()
         self._batch, self._items = 0, list[BatchItems]()
         self._scale = 1.0
-        self._stepped = False
-        self._overflowed, self._repeated = False, 0
+        self._stepped, self._overflowed, self._done = False, False, False
+        self._depth, self._repeated = 0, 0
         self._dtype: torch.dtype | None = None
         self._fingerprints: list[int | None] = []
         self._reseeded = 0
         self._dropouts: list[tuple[Any, float]] = []
         self._sums: StepSums | None = None
         self._first = dict[str, Any]()
-        self._done = False
 
     def guard(self, action: Callable[[], None], may_exit: bool = True) -> None:  # noqa: ARG002
         """Run something of tvgrad's; what it raises ends the pass.
@@ -146,7 +147,7 @@ class MeasuringSession:
         self._depth = max(0, self._depth - 1)
         if self._depth or self._total is None:
             return
-        items = self._items[-1] if self._items else None
+        items = self.class_weights.counted(self._items[-1]) if self._items else None
         self._total.after_backward(self._batch, items, self._scale)
         self._scale = 1.0
 

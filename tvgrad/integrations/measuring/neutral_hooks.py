@@ -58,6 +58,7 @@ def install(session: MeasuringSession) -> None:
     _neutralise_steps(session)
     _watch_backward(session)
     _keep_from_clipping()
+    session.class_weights.install(session.guard)
     if torch.distributed.is_available():
         keep_gradients_apart()
     _watch_scaling(session)
