@@ -57,6 +57,18 @@ def test_two_optimizers_are_listed_and_one_is_picked() -> None:
         choose(found, "teacher")
 
 
+def test_a_part_that_is_frozen_for_the_moment_is_trained() -> None:
+    """As in Lightning, whose `toggle_optimizer` freezes what the stepping optimizer does not hold."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in net]
+    net[1].requires_grad_(False)
+    found = [one for one in found_for(optimizers[0]) if one.root is net]
+    whole = choose(found, None)
+    assert whole is not None
+    assert list(whole.parameters) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert whole.optimizers == tuple(optimizers)
+
+
 def test_an_optimizer_that_wraps_another_counts_once() -> None:
     net = nn.Linear(3, 2)
     base = torch.optim.SGD(net.parameters(), lr=0.1)

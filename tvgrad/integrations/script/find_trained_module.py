@@ -29,7 +29,8 @@ class TrainedModule:
     Attributes:
         optimizer: the optimizer.
         root: the outermost module of the script that owns all its parameters; wrappers of torch are taken off.
-        parameters: name in the root -> parameter, for those that require a gradient, in the root's order.
+        parameters: name in the root -> parameter, for those that require a gradient, in the root's order; all of an
+            optimizer's where none does.
         label: the name that `--model` picks it by: that of the variable or attribute that holds the module.
         whole: the same, also where `label` tells apart the optimizers of one module.
         part: the same for the smallest module that owns the parameters, where another optimizer trains another part.
@@ -48,6 +49,11 @@ class TrainedModule:
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
         """All optimizers of it."""
         return (self.optimizer, *self.more)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether none of its parameters requires a gradient at present."""
+        return not any(parameter.requires_grad for parameter in self.parameters.values())
 
     @property
     def description(self) -> str:
@@ -86,8 +92,9 @@ def trained_modules(
             f"the tensors of the script's {type(optimizer).__name__} belong to no torch.nn.Module, so that they have "
             "no names: hold them in a module"
         )
-    found = [_trained(one, modules, contents, frame) for one in others if one not in past]
-    return _with_own_labels([first, *(one for one in found if one is not None)])
+    rest = [_trained(one, modules, contents, frame) for one in others if one not in past]
+    found = [one for one in rest if one is not None and (one.root is first.root or not one.frozen)]
+    return _with_own_labels([first, *found])
 
 
 def choose(found: list[TrainedModule], name: str | None) -> TrainedModule | None:
@@ -186,7 +193,10 @@ def _trained(
     contents: Mapping[int, set[int]],
     frame: FrameType | None,
 ) -> TrainedModule | None:
-    held = {key for key, tensor in held_by(optimizer).items() if tensor.requires_grad}
+    all_of_it = held_by(optimizer)
+    held = {key for key, tensor in all_of_it.items() if tensor.requires_grad}
+    # Where all is frozen, that is for the moment: as while the other part of a GAN takes its step.
+    held = held or set(all_of_it)
     if not held:
         return None
     owning = [module for module in modules if held <= {id(tensor) for tensor in module.parameters()}]
