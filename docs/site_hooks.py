@@ -17,6 +17,8 @@ from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+# what `> [!NOTE]` and `> **In short**` become, which GitHub shows as a box
+SUMMARY = '<div class="admonition note">\n<p class="admonition-title">Note</p>\n<p><strong>In short</strong></p>'
 # a minus after a relation or a bracket is a sign, which stands close to its number
 SIGN = re.compile(r"(<mo[^>]*>(?:&#x02264;|&#x0003D;|&#x0005B;)</mo>)<mo>&#x02212;</mo>")
 BAR = re.compile(r"<mo[^>]*>(&#x0007C;|&#x02016;)</mo>")  # of norms and sizes: without space of its own
@@ -42,7 +44,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(content: str, page: Page, **_: object) -> str:
-    """Write each formula as MathML."""
+    """Write each formula as MathML, and give a summary its name as title."""
+    content = content.replace(SUMMARY, '<div class="admonition abstract">\n<p class="admonition-title">In short</p>')
 
     def mathml(found: re.Match[str]) -> str:
         formula = html.unescape(found[2])
