@@ -79,6 +79,10 @@ def test_what_is_no_run_no_objective_and_no_model(tmp_path: Path) -> None:
             tvgrad.check_one_epoch(path)  # type: ignore[arg-type]
     with pytest.raises(TvgradError, match="a Linear is no objective: pass the recipe"):
         tvgrad.error_budget(run, made.model)  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match=r"a Recipe is no objective: pass recipe\.objective\(\)"):
+        tvgrad.predict(made, "gd", 3)  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match="a Recipe is no objective"):
+        tvgrad.plan([made], tvgrad.update_rules.GD(0.1), 1)  # type: ignore[list-item]
     with pytest.raises(TvgradError, match=r"a generator is no model: pass the torch\.nn\.Module"):
         tvgrad.Recorder(tmp_path / "other", made.model.parameters())  # type: ignore[arg-type]
     with pytest.raises(TvgradError, match="'adam' is no optimizer"):

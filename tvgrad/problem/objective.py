@@ -351,3 +351,18 @@ class Objective(SampleGradients):
                 accumulated.add(dict(zip(leaves, parts, strict=True)), weight)
 
         self._loss(leaves, chunk, differentiate)
+
+
+def require_objective(given: object) -> None:
+    """Refuse what is no objective, in words for those who pass something else.
+
+    Args:
+        given: what was passed.
+
+    Raises:
+        TvgradError: it is none.
+    """
+    if not isinstance(given, Objective):
+        raise TvgradError(
+            f"a {type(given).__name__} is no objective: pass recipe.objective(), or tvgrad.Objective(model, loss, data)"
+        )

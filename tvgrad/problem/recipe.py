@@ -243,7 +243,7 @@ def positive(value: float, name: str) -> float:
         TvgradError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, _REAL) or not math.isfinite(value) or value <= 0:
-        raise TvgradError(f"{name} must be a positive number, not {value!r}")
+        raise TvgradError(f"{name} must be a positive number, not {' '.join(repr(value).split())}")
     return float(value)
 
 

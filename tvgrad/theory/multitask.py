@@ -24,7 +24,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
-from tvgrad.problem.objective import Objective
+from tvgrad.problem.objective import Objective, require_objective
 from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Plotted, Result, Shown
 from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64, zeros_like
@@ -304,6 +304,8 @@ def check_shared_start(tasks: Sequence[Objective]) -> None:
     """
     if not tasks:
         raise TvgradError("there is no task: give one objective for each")
+    for task in tasks:
+        require_objective(task)
     first = tasks[0].initial
     for number, task in enumerate(tasks[1:], start=2):
         different = same_names_and_shapes(first, task.initial)

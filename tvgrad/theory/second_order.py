@@ -21,7 +21,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
-from tvgrad.problem.objective import Objective
+from tvgrad.problem.objective import Objective, require_objective
 from tvgrad.problem.recipe import positive, positive_integer
 from tvgrad.results import Result, Shown
 from tvgrad.theory.curvature import Curvature, estimate_curvature
@@ -165,7 +165,7 @@ def predict(
         The predictions.
 
     Raises:
-        TvgradError: the rule is not linear, its schedule is too short, or a number is out of range.
+        TvgradError: there is no objective, the rule is not linear, its schedule too short, or a number out of range.
 
     Examples:
         >>> import torch, tvgrad
@@ -175,6 +175,7 @@ def predict(
         >>> round(row.relative_error, 3)  # the Hessian is 2/3 of the identity: (k - 1)/2 times 0.1 times 2/3
         0.133
     """
+    require_objective(objective)
     positive_integer(epochs, "epochs")
     positive(threshold, "the threshold")
     rule = linear = linear_rule(as_rule(rule))
