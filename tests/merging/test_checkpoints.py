@@ -212,7 +212,11 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
     assert "holds more than tensors" in refused(tmp_path / "danger.bin")
     assert not (tmp_path / "executed").exists()
     save_file({"other": torch.ones(2)}, tmp_path / "other.safetensors")
-    assert "have no parameter in common" in refused(tmp_path / "other.safetensors")
+    other = tmp_path / "other.safetensors"
+    assert "have no parameter in common" in refused(other)
+    assert f"{other} have no parameter in common" in refused(good, other)
+    save_file({name: torch.ones(5, 1, 2) for name in BASE}, tmp_path / "wide.safetensors")
+    assert "have no parameter in common that has one shape (" in refused(tmp_path / "wide.safetensors")
     assert "is given twice" in refused(good, good)
     assert "does not exist" in refused(tmp_path / "nowhere")
     save_file({"a.lora_A.weight": torch.ones(1, 2), **BASE}, tmp_path / "factors.safetensors")

@@ -180,11 +180,7 @@ def _shared(base: Checkpoint, members: Sequence[Member]) -> tuple[list[str], dic
     extra = {name for one in members for name in one.source.places if name not in known}
     missing += sorted(name for name in extra if not name.endswith(STATISTICS))
     if not shared:
-        one, other = (next(iter(sorted(found.places)), "nothing") for found in (base.source, members[0].source))
-        raise TvgradError(
-            f"{base.path} and {members[0].source.path} have no parameter in common (the one has {one}, the other "
-            f"{other}): give checkpoints of one model"
-        )
+        raise _stranger(base, members)
     sentences = [
         f"{len(names)} left out: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} {reason}"
         for reason, names in reasons.items()
@@ -196,3 +192,25 @@ def _shared(base: Checkpoint, members: Sequence[Member]) -> tuple[list[str], dic
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key in which block 10 follows block 9."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _stranger(base: Checkpoint, members: Sequence[Member]) -> TvgradError:
+    """Say which model is another one than the pretrained one, and how that shows."""
+    mine = base.source.places
+    for member in members:
+        theirs = member.source.places
+        same = [name for name in mine if name in theirs]
+        if any(mine[name].shape == theirs[name].shape for name in same):
+            continue
+        if same:
+            here, there = (tuple(places[same[0]].shape) for places in (mine, theirs))
+            return TvgradError(
+                f"{base.path} and {member.source.path} have no parameter in common that has one shape ({same[0]} is "
+                f"{here} in the one and {there} in the other): give checkpoints of one model"
+            )
+        one, other = (next(iter(sorted(places)), "nothing") for places in (mine, theirs))
+        return TvgradError(
+            f"{base.path} and {member.source.path} have no parameter in common (the one has {one}, the other {other}): "
+            "give checkpoints of one model"
+        )
+    return TvgradError(f"no parameter of {base.path} is in all other models: give checkpoints of one model")

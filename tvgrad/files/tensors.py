@@ -157,7 +157,7 @@ class TensorFile:
             except OSError as error:
                 why = reason_of(error)
                 raise DamagedRun(
-                    f"{self._shards[place.shard]} cannot be read ({why}); restore it or trace the run again"
+                    f"{self._shards[place.shard]} cannot be read ({why}); {_remedy(self._under)}"
                 ) from None
             if got == 0:
                 raise DamagedRun(f"{self._shards[place.shard]} ends inside tensor {name!r}; write the file again")
@@ -197,7 +197,7 @@ class TensorFile:
 
     def _place(self, name: str) -> TensorPlace:
         if name not in self.places:
-            raise DamagedRun(f"{self.path} has no tensor {name!r}; restore it or trace the run again")
+            raise DamagedRun(f"{self.path} has no tensor {name!r}; {_remedy(self._under)}")
         return self.places[name]
 
     def _open(self, shard: int) -> BinaryIO:
@@ -266,11 +266,14 @@ def _read_header(path: Path, shard: int, under: Path | None) -> dict[str, Tensor
             raise ValueError(f"its tensors take {position:,} bytes and it has {size:,}")
         return places
     except FileNotFoundError:
-        raise DamagedRun(f"{path} is missing; restore it or trace the run again") from None
+        raise DamagedRun(f"{path} is missing; {_remedy(under)}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRun(
-            f"{path} is not a whole safetensors file: {reason_of(error)}; restore it or trace the run again"
-        ) from None
+        raise DamagedRun(f"{path} is not a whole safetensors file: {reason_of(error)}; {_remedy(under)}") from None
+
+
+def _remedy(under: Path | None) -> str:
+    """What to do about a damaged file: of a run directory, or of a checkpoint."""
+    return "restore it, or fetch the checkpoint again" if under is None else "restore it or trace the run again"
 
 
 def _place_of(name: str, entry: Any, shard: int, *, start: int) -> TensorPlace:

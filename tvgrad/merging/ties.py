@@ -200,6 +200,9 @@ def magnitudes_of_ranks(
         edge = narrow[place]
         with np.errstate(over="ignore"):
             close = few[few.astype(np.float32) == edge]
+        if exact and not close.size:  # all that are as large are float32 numbers
+            found[numel - place] = float(edge)
+            continue
         if exact:
             same = int((narrow == edge).sum()) - close.size
             close = np.concatenate([close, np.full(same, edge, dtype=np.float64)])

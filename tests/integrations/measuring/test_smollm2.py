@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tests.integrations.script.script_runs import TRACE, run
 from tvgrad import Run
 from tvgrad.report.tables import run_tables
+from tvgrad.theory.explain import read_results
 
 SCRIPT = """
 import sys
@@ -40,10 +41,17 @@ def test_the_first_epoch_and_its_gradient(tmp_path: Path) -> None:
 
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", str(smollm2_folder())]
-    done = run([*TRACE, "--out", "run", "--gradients", "0", "--", *command], tmp_path, STARTS)
+    done = run([*TRACE, "--out", "run", "--", *command], tmp_path, STARTS)
+    assert done.returncode == 0, done.stderr
+    explain = [sys.executable, "-m", "tvgrad", "explain", "run", "--no-curvature", "--", *command]
+    done = run(explain, tmp_path, STARTS)
     assert done.returncode == 0, done.stderr
     record = Run.open(tmp_path / "run")
-    assert record.info["measured_gradients"]["0"]["kind"] == "exact full batch"
+    measured = record.info["measured_gradients"]["0"]
+    assert (measured["kind"], measured["passes"]) == ("exact full batch", 1)
+    rows = read_results(record)[1]
+    assert [row.term for row in rows][1:4] == ["weight decay", "preconditioner", "clipping"]
+    assert sum(row.share for row in rows) == pytest.approx(1, abs=1e-9)
     assert [point.steps for point in record.points] == [0, 20, 40]
     (said,) = (
         run_tables([record]).tables["directions"].query("epoch == 1 and group == 'all'")["cos_task_vector_descent"]
