@@ -18,7 +18,7 @@ import tvgrad
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    "errors fields wording",
+    "errors fields system wording",
     "numerics files vectors results",
     "problem update_rules checkpoints",
     "store bounds",

@@ -45,8 +45,7 @@ def mutating(name: str, seconds: float, seed: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         readers = made(Path(folder))
         first = [*readers.targets[name][1], *known(name)]
-        for content in readers.targets[name][1]:
-            readers.read(name, content)  # what has to be imported is
+        readers.warm(name)
         while time.monotonic() - begun < seconds:
             content = mutated(chance.choice(first), chance)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -74,6 +73,7 @@ def guided(name: str, seconds: float, seed: int) -> int:
     inputs.mkdir()
     for number, content in enumerate([*readers.targets[name][1], *known(name)]):
         (inputs / str(number)).write_bytes(content)
+    readers.warm(name)
 
     def once(content: bytes) -> None:
         nonlocal tried
@@ -114,7 +114,7 @@ def main() -> int:
 
         readers = made(Path(folder))
         names = chosen or list(readers.targets)
-        readers.read(names[0], readers.targets[names[0]][1][0])  # the forks have imported what all need
+        readers.warm(names[0])  # the forks have imported what all need
     seed = int(time.time())
     share = seconds / len(names)
     for name in names:

@@ -28,7 +28,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Readers:
 def test_every_reader_takes_its_good_inputs(readers: Readers) -> None:
     assert list(readers.targets) == NAMES
     for name in NAMES:
-        readers.read(name, readers.targets[name][1][0])
+        readers.warm(name)
 
 
 @pytest.mark.parametrize("path", FOUND)

@@ -15,6 +15,7 @@ from typing import TypeVar, overload
 
 from tvgrad.errors import DiskFull
 from tvgrad.files.regular import open_regular
+from tvgrad.system import flush, replace
 
 Result = TypeVar("Result")
 
@@ -50,7 +51,7 @@ def write_atomically(
         else:
             found = _flush_and_read(temporary, meanwhile)
         os.chmod(temporary, 0o666 & ~UMASK)
-        os.replace(temporary, path)
+        replace(temporary, path)
         flush(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
@@ -98,19 +99,6 @@ def _flush_and_read(path: Path, read: Callable[[Path], Result]) -> Result:
     finally:
         reading.join()
     return found.result()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Args:
-        path: the file or the folder.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _means_full(error: BaseException) -> bool:

@@ -14,13 +14,11 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tvgrad import system
 from tvgrad.fields import parse_json
 
 MOST_BYTES = 64 << 20
 """Bytes of the largest description (JSON or a table of steps) that is read: a run of 40,000 points has no more."""
-
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def why_irregular(path: Path, under: Path | None = None) -> str | None:
@@ -79,7 +77,7 @@ def open_regular(path: Path, under: Path | None = None) -> BinaryIO:
     why = why_irregular(path, under)
     if why is not None:
         raise OSError(errno.EINVAL, why, str(path))
-    descriptor = os.open(path, _FLAGS | (0 if under is None else _NO_LINK))
+    descriptor = os.open(path, system.READ | (0 if under is None else system.NO_LINK))
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):

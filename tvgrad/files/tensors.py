@@ -21,6 +21,7 @@ from tvgrad.errors import DamagedRun
 from tvgrad.fields import parse_json
 from tvgrad.files.checksums import Checksums
 from tvgrad.files.regular import open_regular, read_json, reason_of
+from tvgrad.system import read_at
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -153,7 +154,7 @@ class TensorFile:
         done = 0
         while done < len(view):
             try:
-                got = os.preadv(self._open(place.shard).fileno(), [view[done:]], position + done)
+                got = read_at(self._open(place.shard).fileno(), view[done:], position + done)
             except OSError as error:
                 why = reason_of(error)
                 raise DamagedRun(

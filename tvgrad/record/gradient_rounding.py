@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +15,7 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.samples import map_tensors
 from tvgrad.problem.weighted_sum import WeightedSum
+from tvgrad.system import free_memory
 from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -73,7 +73,4 @@ def _free_bytes(device: torch.device) -> float:
     """Memory that is free on a device; without end where it cannot be asked."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf
+    return free_memory()

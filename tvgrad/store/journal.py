@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tvgrad import system
 from tvgrad.fields import parse_json
-from tvgrad.files.atomic import UMASK, flush
+from tvgrad.files.atomic import UMASK
 from tvgrad.files.regular import read_text
 from tvgrad.results import plain_json
 from tvgrad.store.layout import JOURNAL, MANIFEST
@@ -50,15 +51,14 @@ class Journal:
         if begins:
             text = json.dumps({"journal": key}) + "\n" + text
             self._path.unlink(missing_ok=True)  # never through a link
-        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if begins else 0)
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        flags = system.WRITE | os.O_APPEND | (os.O_CREAT | os.O_EXCL if begins else 0)
         # Opened for each record: a script may close every descriptor by its number.
         descriptor = os.open(self._path, flags, 0o666 & ~UMASK)
         try:
             size = os.fstat(descriptor).st_size
             try:
                 write_all(descriptor, text.encode())
-                os.fsync(descriptor)
+                system.flush_descriptor(descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, size)
@@ -66,7 +66,7 @@ class Journal:
         finally:
             os.close(descriptor)
         if begins:
-            flush(self._path.parent)
+            system.flush(self._path.parent)
         self.records += 1
 
     def remove(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tvgrad import system
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.store.journal import Journal, write_all
@@ -201,9 +202,8 @@ class _MetricsTable:
         if len(rows) > 1 or rows[0] is not points[-1] or added not in {0, 1} or not set(rows[0].metrics) <= self._known:
             self.write(points)
             return
-        flags = os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         with suppress(OSError):  # it is made anew when run.json is
-            descriptor = os.open(self._path, flags)
+            descriptor = os.open(self._path, system.WRITE)
             try:
                 if added:
                     self._last = os.fstat(descriptor).st_size

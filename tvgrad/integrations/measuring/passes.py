@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +24,7 @@ from tvgrad.integrations.script.launch import environment
 from tvgrad.integrations.script.notes import read_notes
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.step_plan import ScriptSum
+from tvgrad.system import end_group
 
 OUTPUT = "output"
 LINES = 5
@@ -82,8 +82,7 @@ def run_pass(options: ScriptOptions, plan: PassOptions, patience: float, keep: P
             try:
                 _await(child, folder, patience)
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                end_group(child.pid)
                 child.wait()
         kept = Path(tempfile.mkdtemp(prefix="found-", dir=keep))
         for path in folder.glob("*.safetensors"):

@@ -7,6 +7,8 @@ import os
 import time
 from contextlib import suppress
 
+from tvgrad.system import is_alive
+
 
 def wait_to_be_ended(folder: str, parent: int) -> None:
     """End the processes that this one has started, and stay until its folder or the process that waits is gone.
@@ -18,10 +20,6 @@ def wait_to_be_ended(folder: str, parent: int) -> None:
     for child in multiprocessing.active_children():
         with suppress(Exception):
             child.terminate()
-    while os.path.isdir(folder):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(parent, 0)
-            time.sleep(0.02)
-            continue
-        break
+    while os.path.isdir(folder) and is_alive(parent):
+        time.sleep(0.02)
     os._exit(0)

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from tvgrad import system
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.group_signal_probe import GroupSignalProbe
 from tvgrad.integrations.script.notes import read_notes, say
 from tvgrad.integrations.script.options import VARIABLE, ScriptOptions, launch_of
 from tvgrad.store.journal import read_content
@@ -29,9 +26,7 @@ from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.lock import LOCK, WriterLock
 from tvgrad.store.overwrite import require_replaceable
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 GO_ON = "go on with it by --resume where the script loads its own checkpoint"
-TOGETHER = 0.1  # seconds in which `timeout`, say, signals first a process and then its group
 RECORDABLE = ("epoch-gradients", "gradient-norms")
 
 
@@ -44,6 +39,9 @@ def check(options: ScriptOptions) -> None:
     Raises:
         TvgradError: there is no command, an option is not understood, or the directory is in use.
     """
+    why = system.why_commands_are_not_watched()
+    if why is not None:
+        raise TvgradError(f"no command can be recorded here, because {why}: record its loop by tvgrad.Recorder instead")
     if not options.command:
         raise TvgradError("there is no command after `--`: give one, as in `tvgrad trace --out DIR -- python train.py`")
     if shutil.which(options.command[0]) is None:
@@ -139,11 +137,7 @@ def end_like(status: int) -> None:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
     if status < 0:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        if -status not in {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(-status, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
-        os.kill(os.getpid(), -status)
+        system.end_by(-status)
     sys.exit(status if status >= 0 else 128 - status)
 
 
@@ -163,41 +157,10 @@ def environment(options: ScriptOptions) -> dict[str, str]:
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """Start the command with the usual signals and wait for it."""
-    watched = {*FORWARDED, signal.SIGCHLD}
-    # Where its parent ignores it, the system would tell nothing of a child's end, and keep no status.
-    inherited = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    probe = GroupSignalProbe(FORWARDED)
     try:
-        try:
-            # Python ignores these two, and a child would inherit that; a shell's child has the defaults.
-            child = os.posix_spawnp(
-                command[0], list(command), environment, setsigmask=before, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
-            )
-        except OSError as error:
-            raise TvgradError(f"the command {command[0]!r} cannot be started: {error.strerror}") from None
-        while True:
-            told = signal.sigwait(watched)
-            if told != signal.SIGCHLD:
-                _pass_on(told, child, probe)
-                continue
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-    finally:
-        probe.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if inherited is None else inherited)
-
-
-def _pass_on(number: int, child: int, probe: GroupSignalProbe) -> None:
-    """Send the command a signal that it has not got yet."""
-    arrived = {number}
-    time.sleep(TOGETHER)  # they are blocked, and wait
-    while waiting := signal.sigpending().intersection(FORWARDED):
-        arrived.add(signal.sigwait(waiting))
-    for one in sorted(arrived - probe.heard()):
-        os.kill(child, one)
+        return system.run_command(command, environment)
+    except OSError as error:
+        raise TvgradError(f"the command {command[0]!r} cannot be started: {error.strerror}") from None
 
 
 def _outcome(options: ScriptOptions, out: Path, status: int) -> tuple[bool, bool]:
