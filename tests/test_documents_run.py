@@ -72,7 +72,7 @@ def reader_folder(tmp_path_factory):
 
 @pytest.mark.timeout(900)  # a page's commands all together
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_snippets_run(document, reader_folder, monkeypatch, capsys):
+def test_snippets_run(document, reader_folder, monkeypatch, capfd):
     if not snippets(document):
         pytest.skip("no snippets")
     monkeypatch.chdir(reader_folder)
@@ -85,7 +85,7 @@ def test_snippets_run(document, reader_folder, monkeypatch, capsys):
     errors = []
 
     def printed():
-        out, err = capsys.readouterr()
+        out, err = capfd.readouterr()
         errors.append(err)
         return out + err
 
