@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -12,23 +13,21 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from .merge_claims import lost_by_merging_late
 
 WIDTH, HEIGHT = 6.8, 2.5  # inches: the text width of a page, and of the panels alone
-LOW = 1.6  # inches: the height of a panel that stands above others
+LOW = 1.6  # inches: the height of a row of panels
 ROW = 0.2  # inches that a row of the legend takes
 COLUMNS = 5
-SPREAD = 0.7  # octaves, on the axis of epochs, over which the methods of one epoch stand side by side
+TOGETHER = 3  # methods in one panel: more bands hide each other
 MARKERS = ("o", "s", "D", "^", "v", "p", "h", "<", ">")  # filled ones: a thin cross does not show at this size
 
 
-def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True, stacked: bool = False) -> None:
+def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool = True) -> None:
     """Put panels side by side in the place of one axes, so that a figure stays one function of one axes.
 
-    Stacked ones stand one above the other, each as wide as the page. All panels have the same entries in their legends:
-    one legend stands below them, where it takes no width.
+    All panels have the same entries in their legends: one legend stands below them, where it takes no width.
     """
     figure = ax.figure.get_figure(root=True)
     ax.remove()
-    shape = (count, 1) if stacked else (1, count)
-    axes = figure.subplots(*shape, sharex=stacked, sharey=share, squeeze=False).ravel()
+    axes = figure.subplots(1, count, sharey=share, squeeze=False).ravel()
     for place, panel in enumerate(axes):
         draw(place, panel)
     handles, labels = axes[-1].get_legend_handles_labels()
@@ -36,8 +35,7 @@ def _panels(ax: Axes, count: int, draw: Callable[[int, Axes], None], share: bool
         panel.get_legend().remove()
     rows = -(-len(labels) // COLUMNS)
     columns = -(-len(labels) // rows)
-    width, height = (WIDTH, HEIGHT + LOW * (count - 1)) if stacked else (min(WIDTH, 1.2 + 2.6 * count), HEIGHT)
-    figure.set_size_inches(width, height + ROW * rows)
+    figure.set_size_inches(min(WIDTH, 1.2 + 2.6 * count), HEIGHT + ROW * rows)
     figure.legend(
         handles,
         [label.replace("_", " ") for label in labels],
@@ -60,59 +58,45 @@ def _markers(names: list[str]) -> dict[str, str]:
     return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(names)}
 
 
-def dodged(table: pd.DataFrame, methods: list[str]) -> pd.Series:
-    """Move each method a little to the side, so that the bars of one epoch do not hide each other.
-
-    Args:
-        table: columns epochs and method.
-        methods: in the order from left to right.
-
-    Returns:
-        Where on the logarithmic axis of epochs each row is drawn, within `SPREAD` / 2 octaves of its epochs.
-    """
-    step = SPREAD / max(1, len(methods) - 1)
-    shift = {method: (place - (len(methods) - 1) / 2) * step for place, method in enumerate(methods)}
-    return table["epochs"] * 2.0 ** table["method"].map(shift)
-
-
 def draw_accuracy(table: pd.DataFrame, ax: Axes) -> None:
     """Accuracy of the merged model relative to the single-task models, over epochs before merging.
 
     Args:
         table: the summary of the study, with its intervals.
-        ax: replaced by one panel an optimizer, one above the other.
+        ax: replaced by panels: one row an optimizer, and in each panel a few methods with bands for their intervals.
     """
-    means = table[table["method"] != "single"].copy()
+    means = table[table["method"] != "single"]
     methods, optimizers = list(dict.fromkeys(means["method"])), list(dict.fromkeys(means["optimizer"]))
     colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
     markers = _markers(methods)
-    means["place"] = dodged(means, methods)
+    columns = [methods[first : first + TOGETHER] for first in range(0, len(methods), TOGETHER)]
+    figure = ax.figure.get_figure(root=True)
+    ax.remove()
+    figure.set_size_inches(WIDTH, 0.9 + LOW * len(optimizers) + ROW * TOGETHER)
+    grid = figure.subplots(len(optimizers), len(columns), sharex=True, sharey="row", squeeze=False)
+    for row, optimizer in zip(grid, optimizers, strict=True):
+        for panel, shown in zip(row, columns, strict=True):
+            for method in shown:
+                mine = means[(means["optimizer"] == optimizer) & (means["method"] == method)].sort_values("epochs")
+                _with_band(mine, panel, color=colours[method], marker=markers[method], label=method.replace("_", " "))
+            panel.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
+            _epochs_axis(panel, sorted(set(means["epochs"])))
+            panel.label_outer()
+        row[0].set_ylabel(f"{optimizer}\naccuracy relative\nto single-task models", fontsize=8)
+    for panel in grid[-1]:
+        panel.set_xlabel("epochs before merging")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), frameon=False, fontsize=8)
 
-    def draw(place: int, panel: Axes) -> None:
-        mine = means[means["optimizer"] == optimizers[place]]
-        for method in methods:
-            rows = mine[mine["method"] == method]
-            middle = rows["normalised"].to_numpy()
-            panel.errorbar(
-                rows["place"].to_numpy(),
-                middle,
-                yerr=[middle - rows["normalised_low"].to_numpy(), rows["normalised_high"].to_numpy() - middle],
-                color=colours[method],
-                marker=markers[method],
-                markersize=4.2,
-                markeredgewidth=0.3,
-                markeredgecolor="white",
-                linewidth=0.6,
-                elinewidth=0.8,  # bars: nine bands would hide each other
-                label=method,
-            )
-        panel.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
-        panel.legend()
-        _epochs_axis(panel, sorted(set(mine["epochs"])))
-        panel.set(xlabel="epochs before merging", title=optimizers[place])
-        panel.set_ylabel("accuracy relative to\nsingle-task models")
 
-    _panels(ax, len(optimizers), draw, stacked=True)
+def _with_band(rows: pd.DataFrame, panel: Axes, **style: Any) -> None:
+    """A line through the means, in a band from the lower to the upper ends of their intervals."""
+    epochs = rows["epochs"].to_numpy()
+    panel.fill_between(
+        epochs, rows["normalised_low"], rows["normalised_high"], color=style["color"], alpha=0.18, linewidth=0
+    )
+    panel.plot(
+        epochs, rows["normalised"], markersize=4.2, markeredgewidth=0.3, markeredgecolor="white", linewidth=1.1, **style
+    )
 
 
 def draw_direction(courses: pd.DataFrame, ax: Axes) -> None:

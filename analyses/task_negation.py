@@ -180,5 +180,5 @@ def _draw(grid: pd.DataFrame, table: pd.DataFrame, ax: Axes) -> None:
             )  # fmt: skip
         panel.set_ylim(low, high)
     handles, names = axes[0].get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": 2, "facecolor": "0.75", "fontsize": 8}
+    place = {"loc": "outside lower center", "ncols": 2, "frameon": True, "facecolor": "0.75", "fontsize": 8}
     axes[0].figure.legend(handles, names, **place)

@@ -277,7 +277,6 @@ def _draw(table: pd.DataFrame, summary: pd.DataFrame, ax: Axes) -> None:
             panel.plot(part[column], part["cos_task_vectors"], ".", color=COLOURS[str(rule)], markersize=4, label=rule)
         panel.axline((0, 0), slope=1, color="0.6", linewidth=0.8)
         panel.set(xlabel=f"cosine, {name}", ylabel=f"cosine of task vectors, {max(EPOCHS)} epochs")
-    axes[0].legend(fontsize=7)
     for place, name in enumerate(SIGNS):
         values, low, high = (summary[f"signs, {name}{end}"] for end in ("", " low", " high"))
         axes[2].errorbar(
@@ -286,4 +285,5 @@ def _draw(table: pd.DataFrame, summary: pd.DataFrame, ax: Axes) -> None:
         )  # fmt: skip
     axes[2].set_xticks(range(len(summary)), [f"{row.rule}\n{row.epochs}" for row in summary.itertuples()], fontsize=7)
     axes[2].set(ylabel="signs of interference right", ylim=(0, 1.05), xlabel="optimizer, epochs")
-    axes[2].figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=7)
+    for panel, place in ((axes[0], "outside lower left"), (axes[2], "outside lower right")):
+        panel.figure.legend(*panel.get_legend_handles_labels(), loc=place, ncols=4, fontsize=7, markerscale=1.5)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tvgrad.analyses.intervals import holm
 from tvgrad.analyses.merge_claims import claim_verdicts, lost_by_merging_late, overall_outcome
 from tvgrad.analyses.merge_epochs import analyse, summary
-from tvgrad.analyses.merge_figures import SPREAD, dodged, draw_accuracy
+from tvgrad.analyses.merge_figures import TOGETHER, draw_accuracy
 from tvgrad.analyses.merge_rates import best_rate, grid_rate, rate_score
 from tvgrad.analyses.task_training import tasks_of, train_alone, train_jointly
 
@@ -238,29 +238,26 @@ def test_one_outcome_for_all_optimizers():
     assert of("vacuous", "vacuous") == "vacuous"
 
 
-def test_the_accuracy_figure_shows_the_tables_means_side_by_side():
+def test_the_accuracy_figure_shows_the_tables_means_and_intervals_at_their_epochs():
     table = summary(scores(late=0.3, joint=0.1))
-    methods = [name for name in dict.fromkeys(table["method"]) if name != "single"]
     shown = table[table["method"] != "single"]
-    places = dodged(shown, methods)
-    octaves = np.log2(places / shown["epochs"])
-    assert octaves.abs().max() == pytest.approx(SPREAD / 2)
-    assert octaves.groupby(shown["method"]).nunique().eq(1).all()  # a method stands on the same side everywhere
-    assert octaves.groupby(shown["method"]).first().nunique() == len(methods)
-
-    def rounded(values) -> tuple[float, ...]:
-        return tuple(np.round(np.asarray(values, float), 9))
-
-    figure = Figure()
+    figure = Figure(layout="constrained")
     draw_accuracy(table, figure.subplots())
-    (panel,) = figure.axes  # one optimizer
-    drawn = {rounded(line.get_xdata()): np.asarray(line.get_ydata(), float) for line in panel.get_lines()}
-    bars = {rounded(bar.get_segments()[0][:, 0]): np.array(bar.get_segments())[:, :, 1] for bar in panel.collections}
-    for method in methods:
-        mine = shown[shown["method"] == method]
-        np.testing.assert_allclose(drawn[rounded(places[mine.index])], mine["normalised"], rtol=1e-12, err_msg=method)
-        ends = bars[rounded([places[mine.index[0]]] * 2)]
-        np.testing.assert_allclose(ends, mine[["normalised_low", "normalised_high"]], rtol=1e-9, err_msg=method)
+    drawn, counts = {}, []
+    for panel in figure.axes:
+        lines = [line for line in panel.get_lines() if not line.get_label().startswith("_")]
+        counts.append(len(lines))
+        for line, band in zip(lines, panel.collections, strict=True):
+            (path,) = band.get_paths()
+            drawn[line.get_label()] = line.get_xydata(), path.vertices
+    assert max(counts) == TOGETHER
+    assert set(drawn) == {method.replace("_", " ") for method in shown["method"]}
+    for method, mine in shown.groupby("method"):
+        points, band = drawn[method.replace("_", " ")]
+        np.testing.assert_allclose(points, mine[["epochs", "normalised"]], rtol=1e-12, err_msg=method)
+        for epochs, low, high in mine[["epochs", "normalised_low", "normalised_high"]].itertuples(index=False):
+            ends = band[band[:, 0] == epochs, 1]
+            np.testing.assert_allclose([ends.min(), ends.max()], [low, high], rtol=1e-12, err_msg=method)
 
 
 def test_no_prediction_for_adam_is_said():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,6 +25,8 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
+    "legend.frameon": False,
     "svg.hashsalt": "tvgrad",
     "svg.fonttype": "none",  # text stays text: it can be searched, and edited before printing
     "pdf.fonttype": 42,
