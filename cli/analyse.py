@@ -61,7 +61,8 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
       tvgrad analyse
       tvgrad analyse second_order_error
       tvgrad analyse second_order_error --on suite-vit --out analyses-vit
-      tvgrad analyse merge_epochs --on suite --set optimizers=gd,sgd,adam --set seeds=5 --set epochs=64
+      tvgrad analyse merge_epochs --on suite --set optimizers=gd,sgd,adam \\
+        --set seeds=5 --set epochs=64
     """
     import importlib
     import inspect

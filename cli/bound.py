@@ -64,7 +64,8 @@ def bound(
     Examples:
       tvgrad bound digits --lr 1e-4 --epochs 5
       tvgrad bound digits --tasks rotated --lr 1e-5 --epochs 5 --forms
-      tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 --epochs 10 --no-simulate
+      tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 \\
+        --epochs 10 --no-simulate
       tvgrad bound suite-vit --tasks digits --samples 8 --lr 2e-3 --epochs 5
     """
     from tvgrad.recipes.catalogue import load_recipes

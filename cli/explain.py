@@ -59,7 +59,7 @@ def explain(
       tvgrad explain runs/digits/low --epochs 1,5 --remainder
 
     \b
-    A script's run is explained without a recipe, by the command that was traced (`tvgrad explain --help --`):
+    A script's run, without a recipe (options: `tvgrad explain --help --`):
       tvgrad explain runs/mine -- python finetune.py
     """
     import time

@@ -28,7 +28,8 @@ def export(run: Path, epoch: int | None, out: Path, base: str | None, merged: bo
     \b
     Examples:
       tvgrad export runs/digits/rotated --epoch 1 --out rotated-after-one
-      tvgrad export runs/bert/mnli --out mnli --base google-bert/bert-base-uncased
+      tvgrad export runs/bert/mnli --out mnli \\
+        --base google-bert/bert-base-uncased
       tvgrad export runs/lora --out merged --merged
     """
     from tvgrad.store.export import export_checkpoint

@@ -82,10 +82,13 @@ def merge(
     \b
     Examples:
       tvgrad merge runs/digits --epoch 1 --out merged.safetensors
-      tvgrad merge runs/digits --epoch 1 --method ties --alpha 0.4 --out merged.safetensors
-      tvgrad merge runs/digits --method task_arithmetic --alpha search --recipe digits --evaluate --out m.safetensors
+      tvgrad merge runs/digits --epoch 1 --method ties --alpha 0.4 \\
+        --out merged.safetensors
+      tvgrad merge runs/digits --method task_arithmetic --alpha search \\
+        --recipe digits --evaluate --out m.safetensors
       tvgrad merge --pretrained base tuned-a tuned-b --method ties --out merged
-      tvgrad merge --pretrained base adapter-a adapter-b --method task_arithmetic --dtype bfloat16 --out merged
+      tvgrad merge --pretrained base adapter-a adapter-b \\
+        --method task_arithmetic --dtype bfloat16 --out merged
     """
     from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.lora import is_lora

@@ -59,7 +59,8 @@ def plan(
     \b
     Examples:
       tvgrad plan digits
-      tvgrad plan digits --tasks low,parity --optimizer adam --lr 1e-3 --epochs 1 --batch-size 50 --pairs
+      tvgrad plan digits --tasks low,parity --optimizer adam --lr 1e-3 \\
+        --epochs 1 --batch-size 50 --pairs
       tvgrad plan runs/digits --recipe digits --epoch 1 --save plan.json
     """
     from tvgrad.theory.merge_plan import plan as planned

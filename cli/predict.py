@@ -53,7 +53,8 @@ def predict(
     Examples:
       tvgrad predict digits --cost
       tvgrad predict digits --lr 0.05 --epochs 10
-      tvgrad predict digits --tasks low --optimizer momentum --lr 0.01 --epochs 20 --quadratic --curvature
+      tvgrad predict digits --tasks low --optimizer momentum --lr 0.01 \\
+        --epochs 20 --quadratic --curvature
     """
     from tvgrad.cli.terminal import print_table, say
 

@@ -66,9 +66,11 @@ def relate(
     \b
     Examples:
       tvgrad relate runs/digits/low runs/digits/high
-      tvgrad relate runs/digits/low runs/digits/high --groups 'encoder\\.(\\d+)' --out relation.csv
+      tvgrad relate runs/digits/low runs/digits/high \\
+        --groups 'encoder\\.(\\d+)' --out relation.csv
       tvgrad relate digits --tasks low,high --epochs 10 --cross
-      tvgrad relate digits --tasks low,high --against runs/digits/low --against runs/digits/high
+      tvgrad relate digits --tasks low,high --against runs/digits/low \\
+        --against runs/digits/high
       tvgrad relate mine.py:first mine.py:second --optimizer gd --lr 0.01
       tvgrad relate --pretrained base tuned-a adapter-b
       tvgrad relate adapter-a adapter-b

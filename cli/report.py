@@ -50,11 +50,12 @@ def report(
 ) -> None:
     """Make tables and figures of RUNS (run directories, or directories of runs).
 
-    \b
     Tables: norms, directions, equivalence, cross_task, second_order, error_budget. Group `all` is the whole model.
     The default formats are csv and html; html is one self-contained page with all tables and figures.
+
     With --pretrained, RUNS are checkpoints: safetensors (one file or shards with their index), files of torch.save that
     hold tensors only, or folders with one of them. Norms, directions and cross_task are then made of their weights.
+
     \b
     Examples:
       tvgrad report runs/digits
@@ -62,7 +63,8 @@ def report(
       tvgrad report runs/digits --out report --format csv --format latex
       tvgrad report runs/digits --table norms --format csv
       tvgrad report runs/digits --groups 'encoder\\.(\\d+)'
-      tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b --out report
+      tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b \\
+        --out report
     """
     from tvgrad.report.documents import check_formats
 

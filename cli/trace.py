@@ -58,7 +58,8 @@ def trace(
     \b
     Examples:
       tvgrad trace digits --out runs/digits
-      tvgrad trace digits --out runs/adam --optimizer adam --lr 1e-3 --batch-size 64 --record gradients,epoch-gradients
+      tvgrad trace digits --out runs/adam --optimizer adam --lr 1e-3 \\
+        --batch-size 64 --record gradients,epoch-gradients
       tvgrad trace my_recipe.py --out runs/mine --epochs 5 --dtype float64
       tvgrad trace digits --out runs/digits --resume
 
@@ -67,9 +68,12 @@ def trace(
       torchrun --nproc-per-node 2 -m tvgrad trace my_recipe.py --out runs/mine
 
     \b
-    Two other forms have options of their own:
-      tvgrad trace --out runs/mine -- python finetune.py      any script, unchanged (`tvgrad trace --help --`)
-      tvgrad trace --from-checkpoints base.safetensors tuned.safetensors --recipe my_recipe.py --out runs/old
+    Any script, unchanged (options: `tvgrad trace --help --`):
+      tvgrad trace --out runs/mine -- python finetune.py
+    \b
+    Weights that exist already:
+      tvgrad trace --from-checkpoints base.safetensors tuned.safetensors \\
+        --recipe my_recipe.py --out runs/old
     """
     from tvgrad.cli.launcher_ranks import crew_of_launcher
     from tvgrad.cli.terminal import epochs_bar

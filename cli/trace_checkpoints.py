@@ -45,7 +45,8 @@ def trace_checkpoints(
 
     \b
     Examples:
-      tvgrad trace --from-checkpoints base.safetensors tuned.safetensors --recipe my_recipe.py --out runs/mine
+      tvgrad trace --from-checkpoints base.safetensors tuned.safetensors \\
+        --recipe my_recipe.py --out runs/mine
     """
     from tvgrad.integrations.checkpoints import trace_checkpoints as record
     from tvgrad.recipes.catalogue import load_recipes

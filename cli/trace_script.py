@@ -59,14 +59,15 @@ def trace_script(
     \b
     Examples:
       tvgrad trace --out runs/mine -- python finetune.py --lr 1e-4
-      tvgrad trace --out runs/ -- python finetune.py              in runs/finetune, then runs/finetune-2
-      tvgrad trace --out runs/mine --resume -- python finetune.py --from checkpoint.pt
-      tvgrad trace --out runs/mine --steps-per-epoch 500 -- python -m mypackage.train
+      tvgrad trace --out runs/ -- python finetune.py
+      tvgrad trace --out runs/mine \\
+        --resume -- python finetune.py --from checkpoint.pt
+      tvgrad trace --out runs/mine \\
+        --steps-per-epoch 500 -- python -m mypackage.train
       tvgrad trace --out runs/gan --model generator -- python gan.py
       tvgrad trace --out runs/mine --recipe my_recipe.py -- bash run.sh
       tvgrad trace --out runs/mine --gradients 0,1,last -- python finetune.py
 
-    
     --gradients starts COMMAND again, twice for each point, for one epoch of forward and backward at the recorded
     weights (`tvgrad measure` does so later).
     """

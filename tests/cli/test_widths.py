@@ -1,0 +1,106 @@
+"""Every command and its help at 80, 120 and 200 columns: no line is wider, no word is cut, and no colour is piped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.cells import cell_len
+from tvgrad.cli.main import COMMANDS, main
+
+WIDTHS = (80, 120, 200)
+ELSEWHERE = {"trace", "measure", "demo", "analyse"}
+"""Commands that train or start programs for seconds: what they print is made of the tables and sentences tried here."""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with an explanation, in a folder of folders, and the recipe beside them."""
+    folder = tmp_path_factory.mktemp("widths")
+    (folder / "mine.py").write_text(
+        "import torch, tvgrad\n"
+        "from torch import nn\n"
+        "torch.manual_seed(0)\n"
+        "X, Y = torch.randn(20, 5).double(), torch.randint(0, 3, (20,))\n"
+        "def recipe():\n"
+        "    torch.manual_seed(1)\n"
+        "    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()\n"
+        "    loss = nn.CrossEntropyLoss()\n"
+        "    make = lambda name, scale: tvgrad.Recipe(net, loss, (X * scale, Y), name=name, lr=0.1, epochs=3)\n"
+        "    return [make('a-task-with-a-rather-long-name', 1), make('two', 2)]\n"
+    )
+    for words in (
+        ("trace", folder / "mine.py", "--out", folder / "runs" / "here", "--quiet"),
+        ("explain", folder / "runs", "--recipe", folder / "mine.py"),
+    ):
+        done = CliRunner().invoke(main, list(map(str, words)))
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+def shown_well(text: str, width: int, what: object) -> None:
+    """Nothing is wider than the terminal but a path, which cannot be broken; nothing is cut; nothing is coloured."""
+    for line in text.splitlines():
+        longest = max(map(cell_len, line.split()), default=0)
+        assert cell_len(line) <= width or ("/" in line and longest > width - 20), (what, width, line)
+    assert "…" not in text, (what, width)
+    assert "\x1b" not in text, (what, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_helps(width: int, monkeypatch: pytest.MonkeyPatch, tvgrad: Run) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for words in [[], *([name] for name in COMMANDS), ["trace", "--from-checkpoints"]]:
+        done = tvgrad(*words, "--help")
+        assert done.code == 0
+        assert "Examples:" in done.out
+        shown_well(done.out, width, words)
+    for name in ("trace", "explain"):
+        shown_well(tvgrad(name, "--help", "--").out, width, f"{name} of a script")
+
+
+def commands(folder: Path, out: Path) -> dict[str, tuple[object, ...]]:
+    """Command -> its words, on two runs where it takes several."""
+    recipe, both = folder / "mine.py", folder / "runs"
+    one, two = sorted((both / "here").iterdir())
+    return {
+        "recipes": (),
+        "verify": (both,),
+        "predict": (recipe,),
+        "plan": (recipe,),
+        "bound": (recipe, "--lr", "0.001", "--epochs", "2"),
+        "explain": (one, "--recipe", recipe, "--no-bounds"),
+        "report": (both,),
+        "relate": (one, two),
+        "merge": (both, "--epoch", "1", "--out", out / "merged.safetensors", "--evaluate", "--recipe", recipe),
+        "export": (one, "--epoch", "1", "--out", out / "exported"),
+        "doctor": (),
+    }
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_commands(width: int, monkeypatch: pytest.MonkeyPatch, tvgrad: Run, runs: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = commands(runs, tmp_path)
+    assert found.keys() == COMMANDS.keys() - ELSEWHERE
+    for name, words in found.items():
+        done = tvgrad(name, *words)
+        assert done.code == 0 or name == "doctor", (name, done.err)
+        shown_well(done.out, width, name)
+        shown_well(done.err, width, name)
+        last = [line for line in done.out.splitlines() if line.strip()][-1]
+        assert re.search(r"[a-z0-9]", last), f"{name} ends in a sentence, not in the frame of a table"
+
+
+@pytest.mark.parametrize("name", ["verify", "report"])
+def test_a_folder_of_folders_of_runs(name: str, tvgrad: Run, runs: Path) -> None:
+    done = tvgrad(name, runs)
+    assert done.code == 0
+    assert "two" in done.out
+    assert "a-task-with-a-rather-long-name" in done.out
