@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
@@ -28,17 +29,26 @@ if TYPE_CHECKING:
 MOST_ROWS = 40
 ESTIMATES = ("predicted_norm", "predicted_norm_order2", "interference_on_a", "interference_on_b")
 """Columns of reports that hold estimates, of which a terminal shows no digits that mean nothing."""
+WHOLE = {"break_long_words": False, "break_on_hyphens": False}
 PIPE_WIDTH = 200  # columns of a table that no terminal wraps
 
 
 def console() -> Console:
     """The terminal, or a wide page where the output goes into a file or a pipe (COLUMNS says otherwise)."""
-    asked = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    asked = sys.stdout.isatty() or _columns()
     return Console(width=None if asked else PIPE_WIDTH, highlight=False)
+
+
+def _columns() -> int:
+    """The width that COLUMNS asks for, 0 where it asks for none."""
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdigit() else 0
 
 
 def say(text: str, verdict: str = "") -> None:
     """Print a sentence: on a terminal it is broken between words, and a verdict in it has its colour.
+
+    In a file or a pipe it is one line, so that it can be searched, unless COLUMNS asks for a width.
 
     Args:
         text: the sentence; spaces at its start indent all of its lines.
@@ -47,7 +57,9 @@ def say(text: str, verdict: str = "") -> None:
     if tables_format() is not None:  # standard output is for tables alone
         click.echo(text, err=True)
     elif not sys.stdout.isatty():
-        click.echo(text)
+        spaces = text[: len(text) - len(text.lstrip())]
+        broken = (fill(line, _columns(), subsequent_indent=spaces, **WHOLE) for line in text.split("\n"))
+        click.echo("\n".join(broken) if _columns() else text)
     else:
         line = Text(text.lstrip())
         if verdict:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tvgrad.report.heatmap import cosine_scale, heatmap, size_scale
-from tvgrad.report.style import MARKERS, legend_below, legend_room, new_axes, palette, styled
+from tvgrad.report.style import MARKERS, has_seeds, legend_below, legend_room, new_axes, palette, styled
 from tvgrad.vectors.parameters import ALL
 
 
@@ -125,7 +125,7 @@ def block_norms(norms: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 @styled
 def trajectory_plane(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the trajectories of all runs in the plane of their two principal components.
+    """Draw the trajectories of all runs in the plane of their two principal components; colour is the task.
 
     Args:
         points: the table of `tvgrad.report.geometry.trajectories`.
@@ -134,16 +134,20 @@ def trajectory_plane(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = new_axes(ax, 5.5, 4.0 + legend_room(points["run"]))
-    colours = palette(points)
-    for place, (run, path) in enumerate(points.groupby("run", sort=False)):
+    by = "task" if has_seeds(points) else "run"
+    ax = new_axes(ax, 5.5, 4.0 + legend_room(points[by]))
+    colours = palette(points, by)
+    places = {name: place for place, name in enumerate(colours)}
+    named: set[str] = set()
+    for _, path in points.groupby("run", sort=False):
         path = path.sort_values("epoch")
-        colour = colours[str(run)]
-        marker = MARKERS[place % len(MARKERS)]
+        name = str(path[by].iloc[0])
+        colour, marker = colours[name], MARKERS[places[name] % len(MARKERS)]
         ax.plot(
             path["x"], path["y"], color=colour, linewidth=1.3, marker=marker, markersize=7, markeredgecolor="white",
-            markeredgewidth=0.5, markevery=[-1], label=str(run), zorder=4,
+            markeredgewidth=0.5, markevery=[-1], label=None if name in named else name, zorder=4,
         )  # fmt: skip
+        named.add(name)
         ax.scatter(path["x"], path["y"], color=[colour], s=9, zorder=3)
     ax.scatter([0], [0], color="0.15", s=60, marker="*", zorder=5)
     ax.annotate(
