@@ -90,6 +90,8 @@ def merge(
       tvgrad merge --pretrained base adapter-a adapter-b \\
         --method task_arithmetic --dtype bfloat16 --out merged
     """
+    from tvgrad.cli.terminal import say
+
     from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.lora import is_lora
     from tvgrad.store.run import open_runs
@@ -126,7 +128,7 @@ def merge(
         factor = _evaluated(opened, chosen, method, alpha=factor, target=target, show=evaluate)
     assert factor is not None
     made = merge_runs(opened, chosen, method, alpha=factor, out=out)
-    click.echo(
+    say(
         f"{made.path}: {counted(len(made.merged), 'tensor')} merged from {counted(len(opened), 'run')} by "
         f"{method.name} at {opened[0].unit} {chosen}, alpha {factor:g}; {_beside(made, len(opened))}"
     )
@@ -136,6 +138,7 @@ def _merge_checkpoints(
     pretrained: Path, tuned: tuple[Path, ...], method: Method, *, alpha: float, out: Path, dtype: str | None
 ) -> None:
     import torch
+    from tvgrad.cli.terminal import say
 
     from tvgrad.merging.checkpoints import merge_checkpoints
 
@@ -152,7 +155,7 @@ def _merge_checkpoints(
     kinds_of = f" ({made.adapters} of them LoRA, in weight space)" if made.adapters else ""
     own = f"; {counted(len(made.from_base), 'tensor')} as in {pretrained}" if made.from_base else ""
     files = f"; carried along: {', '.join(made.carried)}" if made.carried else ""
-    click.echo(
+    say(
         f"{out}: {counted(len(made.merged), 'tensor')} merged from {counted(len(tuned), 'model')}{kinds_of} by "
         f"{method.name}, alpha {alpha:g}{own}{files}"
     )
@@ -248,7 +251,7 @@ def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | No
             return sum(one.score(weights, half) for one, (half, _) in zip(scorers, parts, strict=True)) / len(scorers)
 
         alpha, validation = search_alpha(mean_score)
-        click.echo(f"alpha {alpha:g}: {validation:.4f} on the validation half, mean over {len(runs)} tasks")
+        say(f"alpha {alpha:g}: {validation:.4f} on the validation half, mean over {len(runs)} tasks")
     else:
         which = ""
     if show:

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for words in (
         ("trace", folder / "mine.py", "--out", folder / "runs" / "here", "--quiet"),
-        ("explain", folder / "runs", "--recipe", folder / "mine.py"),
+        ("explain", folder / "runs", "--recipe", folder / "mine.py", "--no-bounds"),
     ):
         with contextlib.suppress(SystemExit):
             main(list(map(str, words)))
@@ -78,7 +78,7 @@ def commands(folder: Path, out: Path) -> dict[str, tuple[object, ...]]:
         "explain": (one, "--recipe", recipe, "--no-bounds"),
         "report": (both,),
         "relate": (one, two),
-        "merge": (both, "--epoch", "1", "--out", out / "merged.safetensors", "--evaluate", "--recipe", recipe),
+        "merge": (both, "--epoch", "1", "--out", out / "merged.safetensors"),
         "export": (one, "--epoch", "1", "--out", out / "exported"),
         "doctor": (),
     }
