@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "Tell how far to go along a merge, before or after training.",
     "bound": "Bound the second-order error rigorously, before training.",
     "explain": "Say, term by term, why task vectors are not exactly the gradient.",
+    "attribute": "Say which samples and classes a task vector is made of.",
     "report": "Make tables and figures of runs.",
     "relate": "Compare two runs: cosines, signs, interference.",
     "merge": "Merge the models of several runs into one.",

@@ -25,6 +25,7 @@ _PUBLIC = {
     "plan": "tvgrad.theory.merge_plan",
     "multitask_gap": "tvgrad.theory.multitask",
     "error_budget": "tvgrad.theory.error_budget",
+    "attribution": "tvgrad.theory.attribution",
     "relate_tasks": "tvgrad.theory.task_pairs",
     # errors
     "TvgradError": "tvgrad.errors",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tvgrad.record.recorder import Recorder
     from tvgrad.store.run import Run
     from tvgrad.streaming.run_vectors import gram
+    from tvgrad.theory.attribution import attribution
     from tvgrad.theory.equivalence import check_one_epoch
     from tvgrad.theory.error_budget import error_budget
     from tvgrad.theory.merge_plan import plan

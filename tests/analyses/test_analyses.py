@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "convergence_orders": {"rates": 3, "samples": 60},
     "multitask_gap": {"rates": (2e-3, 1e-3, 5e-4), "epochs": 3},
     "practical_optimizers": {"rates": (1e-4, 1e-5)},
+    "leave_out": {"retrainings": 6, "epochs": 2},
     "merge_coefficients": {"trainings": ("gd:0.003:2",), "seeds": 1, "images": 40},
 }
 

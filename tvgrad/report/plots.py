@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -23,11 +24,15 @@ from tvgrad.report.style import HEIGHT, new_axes, styled
 from tvgrad.report.tables import RunTables, run_tables
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult
+from tvgrad.theory.attribution import Attribution
 from tvgrad.theory.error_budget import ErrorBudget
 from tvgrad.theory.explain import Explanation
 from tvgrad.theory.multitask import MultitaskGap
 from tvgrad.theory.task_pairs import TaskPairs
 from tvgrad.vectors.parameters import ALL
+
+MOST_CLASSES = 12
+"""More names than these are left out of a legend."""
 
 MOST_VECTORS = 40
 """More names than these cannot be read at the sides of a heat map."""
@@ -39,8 +44,9 @@ def plot(result: object, ax: Axes | None = None, **options: Any) -> Axes:
 
     Args:
         result: an error budget or an explanation (shares of its terms), the prediction of pairs or a Gram matrix
-            (cosines), a multitask gap (norms over alpha), and a run or the tables of a report (`figure=NAME`, one of
-            those of a report; by default the cosine to minus the first gradient, or between tasks).
+            (cosines), a multitask gap (norms over alpha), an attribution (summed shares of samples), and a run or the
+            tables of a report (`figure=NAME`, one of those of a report; by default the cosine to minus the first
+            gradient, or between tasks).
         ax: axes to draw on; by default new ones.
         **options: of the figure.
 
@@ -86,6 +92,26 @@ def _gram(result: GramResult, ax: Axes | None = None, **options: Any) -> Axes:
     ax = cross_task_cosines(pd.DataFrame(rows).assign(group=ALL, epoch=float("nan")), ax=ax, **options)
     if ax.get_title():
         ax.set_title("Cosine between vectors" if group == ALL else f"Cosine between vectors, {group}")
+    return ax
+
+
+@plot.register
+@styled
+def _attribution(result: Attribution, ax: Axes | None = None, *, title: bool = True) -> Axes:
+    """Shares in order, class by class: how much of the task vector so many samples make."""
+    ax = new_axes(ax, height=HEIGHT)
+    labels = result.labels
+    kinds: list[int | None] = [None] if labels is None else [int(one) for one in np.unique(labels)]
+    for kind in kinds:
+        own = result.shares if kind is None or labels is None else result.shares[labels == kind]
+        summed = np.concatenate([[0.0], np.cumsum(np.sort(own)[::-1])])
+        ax.plot(range(len(summed)), summed, linewidth=1.3, label=None if kind is None else f"class {kind}")
+    ax.axhline(0, color="0.7", linewidth=0.6)
+    ax.set(xlabel="samples, the most aligned first", ylabel="share of the task vector")
+    if title:
+        ax.set_title(f"{result.run}, epoch {result.epoch}")
+    if 1 < len(kinds) <= MOST_CLASSES:
+        ax.legend(frameon=False)
     return ax
 
 
