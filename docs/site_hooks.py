@@ -39,7 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Let links to notebooks lead to their pages."""
+    """Let links to notebooks lead to their pages, and title code by the file that it is saved as."""
+    markdown = re.sub(r"^(```python) file=(\S+)$", r'\1 title="\2"', markdown, flags=re.MULTILINE)
     return re.sub(r"(\]\([^)\s:]+)\.ipynb\)", r"\1.md)", markdown)
 
 

@@ -116,6 +116,7 @@ def test_the_site_is_whole_and_asks_for_nothing_elsewhere(tmp_path: Path) -> Non
     formulas = (tmp_path / "concepts/second-order/index.html").read_text(encoding="utf-8")
     assert formulas.count("<math ") > 40
     assert "arithmatex" not in formulas
+    assert [page for page in pages if "```" in page.read_text(encoding="utf-8")] == []  # a fence that is none
     notebook = (tmp_path / "how-to/bounds/index.html").read_text(encoding="utf-8")
     assert "rows hold" in notebook
     assert (tmp_path / "search/search_index.json").read_text(encoding="utf-8").count('"location"') > 200

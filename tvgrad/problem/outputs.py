@@ -34,7 +34,7 @@ class Outputs(Passes):
         Raises:
             TvgradError: the output is no tensor with one row a sample (an entry or attribute `logits` is taken for it).
 
-        Example:
+        Examples:
             >>> import torch, tvgrad
             >>> model = torch.nn.Linear(2, 1, bias=False).double()
             >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (torch.eye(2).double(), torch.ones(2, 1).double()))
@@ -66,7 +66,7 @@ class Outputs(Passes):
         Raises:
             TvgradError: the output is no tensor with one row a sample.
 
-        Example:
+        Examples:
             >>> import torch, tvgrad
             >>> model = torch.nn.Linear(2, 1, bias=False).double()
             >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (torch.eye(2).double(), torch.ones(2, 1).double()))

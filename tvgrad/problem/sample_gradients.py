@@ -52,7 +52,7 @@ class SampleGradients(Outputs):
         Raises:
             UnsupportedModel: the caller allowed a loss that is no mean over samples.
 
-        Example:
+        Examples:
             >>> import torch, tvgrad
             >>> model = torch.nn.Linear(2, 1, bias=False).double()
             >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (torch.eye(2).double(), torch.ones(2, 1).double()))
@@ -120,7 +120,7 @@ class SampleGradients(Outputs):
         Raises:
             TvgradError: an unknown kind, or a loss or an output without a known distribution of targets.
 
-        Example:
+        Examples:
             The gradient by `w` of `log(1 + exp(-w x))` has the variance `x^2 q (1 - q)`, q the probability.
 
             >>> import torch, tvgrad
@@ -174,7 +174,7 @@ class SampleGradients(Outputs):
             convolution in groups. Layers that PyTorch runs as a part of a larger function (those of
             `nn.MultiheadAttention`) are not there.
 
-        Example:
+        Examples:
             >>> import torch, tvgrad
             >>> model = torch.nn.Linear(2, 1).double()
             >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
