@@ -155,8 +155,20 @@ def test_a_replacement_waits_for_a_reader_on_windows(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_types_hold_on_other_systems(platform: str, tmp_path: Path) -> None:
-    """The type checker knows which names a system has: an oracle beside the lists above."""
+    """The type checker knows which names a system has: an oracle beside the lists above.
+
+    What one system does not reach is there for another, and so no mistake.
+    """
     importlib.import_module("mypy")
-    command = [sys.executable, "-m", "mypy", "--platform", platform, "--cache-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--platform",
+        platform,
+        "--no-warn-unreachable",
+        "--cache-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -35,6 +35,7 @@ _ONE_READER = threading.Lock()
 TOGETHER = 0.1
 """Seconds in which `timeout`, say, signals first a process and then its group."""
 
+_FORWARDED: tuple[int, ...] = ()
 if sys.platform != "win32":
     _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -174,13 +175,12 @@ def end_by(number: int) -> None:
     Args:
         number: of the signal.
     """
-    if sys.platform == "win32":
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    if number not in {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    os.kill(os.getpid(), number)
+    if sys.platform != "win32":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        if number not in {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+        os.kill(os.getpid(), number)
 
 
 def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
