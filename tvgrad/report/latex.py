@@ -35,8 +35,8 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
         lead: plain text that opens the caption.
 
     Returns:
-        A `table` environment; a `longtable` where the last epoch alone has more rows than a page; a comment where there
-        are no rows.
+        A `table` environment, `table*` where one of two columns is too narrow; several under one number where the last
+        epoch alone has more rows than a page; a comment where there are no rows.
     """
     shown = table
     if "group" in shown:
@@ -58,32 +58,58 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
     if wide:
         caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
     headings = {column.name: latex_heading(column) for column in defined(name, list(shown))}
-    long = len(shown) > MOST_ROWS
+    environment = "table*" if _needs_both_columns(shown, headings, caption) else "table"
+    alignment = "".join(_alignment(shown, column) for column in shown)
+    label = f"tab:{name.replace('_', '-')}"
+    parts = -(-len(shown) // MOST_ROWS)
+    floats = []
+    for part in range(parts):
+        rows = shown.iloc[part * len(shown) // parts : (part + 1) * len(shown) // parts]
+        # What a page does not hold is the same table again: it keeps its number, and stays out of the list of tables.
+        heads = {"caption": caption, "label": label} if part == 0 else {"caption": (f"Part {part + 1} of {parts}.", "")}
+        text = _float(rows, headings, column_format=alignment, environment=environment, **heads)
+        floats.append(text if part == 0 else text.replace("\\caption", f"{SAME_NUMBER}\n\\caption", 1))
+    return f"{PACKAGES}\n{''.join(floats)}"
+
+
+def _float(rows: pd.DataFrame, headings: dict[str, str], **options: Any) -> str:
+    """Rows as a table that floats, scaled to its column where it is wider."""
     # latex-math leaves formulas alone; a name in a cell must not be able to start one
-    cells: dict[Any, Any] = {headings.get(str(column), column): partial(_cell, column=column) for column in shown}
-    styled = shown.rename(columns=headings).style.hide(axis="index").format(cells, escape="latex")
-    text = str(
-        styled.format_index(axis="columns", escape="latex-math").to_latex(
-            hrules=True,
-            siunitx=True,
-            position="t",
-            position_float=None if long else "centering",
-            column_format="".join(_alignment(shown, column) for column in shown),
-            caption=caption,
-            label=f"tab:{name.replace('_', '-')}",
-            environment="longtable" if long else None,
-        )
-    )
-    text = _ruled(text, shown)
-    small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
-    if long:
-        return f"{PACKAGES}, longtable\n{{{small}{text}}}\n"
-    text = text.replace("\\centering\n", f"\\centering\n{small}", 1)
+    cells: dict[Any, Any] = {headings.get(str(column), column): partial(_cell, column=column) for column in rows}
+    styled = rows.rename(columns=headings).style.hide(axis="index").format(cells, escape="latex")
+    headed = styled.format_index(axis="columns", escape="latex-math")
+    text = str(headed.to_latex(hrules=True, siunitx=True, position="t", position_float="centering", **options))
+    text = _ruled(text, rows).replace("\\centering\n", f"\\centering\n{SMALL}", 1)
     begin, end = text.index("\\begin{tabular}"), text.index("\\end{tabular}") + len("\\end{tabular}")
-    return f"{PACKAGES}, graphicx\n{text[:begin]}{FITTED.format(text[begin:end])}{text[end:]}"
+    return f"{text[:begin]}{FITTED.format(text[begin:end])}{text[end:]}"
 
 
-PACKAGES = "% packages: amsmath, booktabs, siunitx"
+def _needs_both_columns(table: pd.DataFrame, headings: dict[str, str], caption: str) -> bool:
+    """Tell whether one of two columns is too narrow for the rows, or too short for them and the caption."""
+    widths = [
+        max(
+            _letters(text)
+            for text in [headings.get(str(column), str(column)), *(_cell(cell, column) for cell in cells)]
+        )
+        for column in table
+        for cells in [table[column].tolist()]
+    ]
+    parts = -(-len(table) // MOST_ROWS)
+    lines = len(table) / parts + 1.2 * _letters(caption) / CAPTION_LETTERS
+    return sum(widths) + 1.5 * len(widths) > COLUMN_LETTERS or lines > COLUMN_LINES
+
+
+def _letters(text: str) -> int:
+    """About how many letters LaTeX prints, where a command is one."""
+    return len(re.sub(r"[${}_^]", "", re.sub(r"\\[a-zA-Z]+", "x", text)))
+
+
+PACKAGES = "% packages: amsmath, booktabs, siunitx, graphicx"
+SAME_NUMBER = r"\addtocounter{table}{-1}"
+SMALL = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
+COLUMN_LETTERS, COLUMN_LINES, CAPTION_LETTERS = 58, 42, 45
+"""Letters and rows of that size in one of two columns, and letters in a line of a caption there: a table with more
+reaches over both, as `table*` does."""
 FITTED = "\\sbox0{{{}}}\n\\ifdim\\wd0>\\linewidth \\resizebox{{\\linewidth}}{{!}}{{\\usebox0}}\\else\\usebox0\\fi"
 """A table that is wider than its column is scaled to it, and no other."""
 
@@ -123,8 +149,6 @@ def _ruled(text: str, table: pd.DataFrame) -> str:
     if len(set(runs)) < 2 or len(set(runs)) == len(runs):
         return text
     head, middle, body = text.rpartition("\\midrule\n")
-    if "\\endlastfoot" in body:
-        middle, body = middle + body[: body.index("\\endlastfoot\n") + 13], body[body.index("\\endlastfoot\n") + 13 :]
     lines = body.split("\n")
     ruled = [f"{line}\n\\midrule" if place + 1 < len(runs) and runs[place] != runs[place + 1] else line
              for place, line in enumerate(lines)]  # fmt: skip
