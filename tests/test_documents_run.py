@@ -12,6 +12,7 @@ from tvgrad.cli.main import main
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+SLOW = {"docs/tutorials/trace-my-script.md"}  # a dozen starts of Python; the how-to page has the same commands
 
 
 def snippets(document):
@@ -71,7 +72,9 @@ def reader_folder(tmp_path_factory):
 
 
 @pytest.mark.timeout(900)  # a page's commands all together
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DOCUMENTS]
+)
 def test_snippets_run(document, reader_folder, monkeypatch, capfd):
     if not snippets(document):
         pytest.skip("no snippets")
