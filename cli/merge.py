@@ -16,7 +16,7 @@ from . import options
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tvgrad.merging import Method
+    from tvgrad.merging import Measurements, Method
     from tvgrad.merging.runs import MergedFile
     from tvgrad.store.run import Run
 
@@ -36,7 +36,8 @@ SEARCH, PLAN = "search", "plan"
     "name",
     default="mean",
     show_default=True,
-    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, breadcrumbs, negation or analogy.",
+    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, breadcrumbs, negation or analogy; "
+    "with --measurements fisher, regmean or gradient_matching.",
 )
 @click.option(
     "--alpha",
@@ -52,6 +53,7 @@ SEARCH, PLAN = "search", "plan"
     type=click.Path(path_type=Path),
     help="The .safetensors file to make; with --pretrained, the folder.",
 )
+@click.option("--measurements", type=options.PATH, help="A file of `tvgrad plan --save FILE.safetensors`.")
 @click.option("--dtype", help="With --pretrained: float32, bfloat16 or float16 (default: as the pretrained model).")
 @click.option("--evaluate", is_flag=True, help="Evaluate every task on its test samples; needs --recipe.")
 @click.option("--recipe", "target", help="TARGET of the recipe that made the runs.")
@@ -64,6 +66,7 @@ def merge(
     density: float | None,
     seed: int | None,
     out: Path,
+    measurements: Path | None,
     dtype: str | None,
     evaluate: bool,
     target: str | None,
@@ -79,6 +82,10 @@ def merge(
     shards, files of torch.save that hold tensors only) or folders of LoRA adapters, which are merged in weight space.
     The folder that is made opens with from_pretrained; an interrupted merge is finished by the same command.
 
+    With --measurements, a file that `tvgrad plan RUNS --recipe TARGET --save FILE.safetensors` wrote, the methods that
+    need to know of each task which weights matter to it take that from the file, and `--alpha plan` the coefficient:
+    no data is needed.
+
     \b
     Examples:
       tvgrad merge runs/digits --epoch 1 --out merged.safetensors
@@ -89,14 +96,15 @@ def merge(
       tvgrad merge --pretrained base tuned-a tuned-b --method ties --out merged
       tvgrad merge --pretrained base adapter-a adapter-b \\
         --method task_arithmetic --dtype bfloat16 --out merged
+      tvgrad merge runs/digits --method regmean \\
+        --measurements measured.safetensors --out merged.safetensors
     """
-    from tvgrad.cli.terminal import say
+    from tvgrad.merging import METHODS
 
-    from tvgrad.merging.runs import common_epoch, merge_runs
-    from tvgrad.store.lora import is_lora
-    from tvgrad.store.run import open_runs
-
-    method = _method(name, density=density, seed=seed)
+    if pretrained is not None and measurements is not None:
+        raise TvgradError("--measurements are of recorded runs: leave them out with --pretrained")
+    found = None if measurements is None else _measured(measurements, runs)
+    method = _method(name, found, density=density, seed=seed)
     if pretrained is not None:
         if epoch is not None or evaluate or target is not None or alpha in (SEARCH, PLAN):
             raise TvgradError(
@@ -107,7 +115,31 @@ def merge(
         return
     if dtype is not None:
         raise TvgradError("--dtype is about checkpoints: give --pretrained, or leave it out")
+    if found is not None and method.name in METHODS and (alpha != PLAN or target is not None):
+        raise TvgradError(f"{method.name} takes no measurements: leave --measurements out, or give --alpha plan")
+    _merge_recorded(runs, epoch, method, found, alpha=alpha, out=out, target=target, evaluate=evaluate)
+
+
+def _merge_recorded(
+    runs: tuple[Path, ...],
+    epoch: int | None,
+    method: Method,
+    found: Measurements | None,
+    *,
+    alpha: str,
+    out: Path,
+    target: str | None,
+    evaluate: bool,
+) -> None:
+    from tvgrad.cli.terminal import say
+
+    from tvgrad.merging.runs import common_epoch, merge_runs
+    from tvgrad.store.lora import is_lora
+    from tvgrad.store.run import open_runs
+
     factor = None if alpha in (SEARCH, PLAN) else _number(alpha)
+    if target is None and alpha == PLAN and found is not None:
+        factor = _coefficient(found, method)
     if target is None and (evaluate or factor is None):
         raise TvgradError("evaluating, searching and planning alpha need the tasks' data: give --recipe TARGET")
     if target is not None and not evaluate and factor is not None:
@@ -190,14 +222,46 @@ def _check_different(runs: list[Run]) -> None:
             raise TvgradError(f"{run.root} is given twice, and would count twice: give each run once")
 
 
-def _method(name: str, **options: float | None) -> Method:
+def _measured(path: Path, runs: tuple[Path, ...]) -> Measurements:
+    """The measurements of the runs' tasks, in the order of the runs."""
+    from tvgrad.merging import load_measurements
+    from tvgrad.store.run import open_runs
+
+    return load_measurements(path).of([run.name for run in open_runs(runs)])
+
+
+def _coefficient(measurements: Measurements, method: Method) -> float:
+    """The coefficient that slopes and curvatures of a plan tell, without data."""
+    if method.name != "task_arithmetic":
+        raise TvgradError(
+            f"measurements tell how far to go along the sum of task vectors, not along what {method.name} makes: give "
+            "--alpha a number, --recipe, or --method task_arithmetic"
+        )
+    found = measurements.coefficient()
+    click.echo(f"alpha {found:.4g}: told by measurements to be best for the training losses (an estimate)")
+    return found
+
+
+def _method(name: str, measurements: Measurements | None, **options: float | None) -> Method:
     from dataclasses import fields
 
-    from tvgrad.merging import METHODS
+    from tvgrad.merging import MEASURED_METHODS, METHODS
 
     chosen = name.replace("-", "_")
+    if chosen in MEASURED_METHODS:
+        if measurements is None:
+            raise TvgradError(
+                f"{chosen} needs measurements of the tasks: make them with tvgrad plan RUNS --recipe TARGET --save "
+                "FILE.safetensors, and give --measurements FILE.safetensors"
+            )
+        for option, value in options.items():
+            if value is not None:
+                raise TvgradError(f"{chosen} has no {option}: leave --{option} out")
+        return MEASURED_METHODS[chosen](measurements)
     if chosen not in METHODS:
-        raise TvgradError(f"there is no merging method {name!r}: choose one of {', '.join(METHODS)}")
+        raise TvgradError(
+            f"there is no merging method {name!r}: choose one of {', '.join([*METHODS, *MEASURED_METHODS])}"
+        )
     kind = METHODS[chosen]
     given = {option: value for option, value in options.items() if value is not None}
     for option in given.keys() - {field.name for field in fields(kind)}:

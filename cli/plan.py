@@ -36,7 +36,11 @@ OF_TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "epochs", "batch_s
 @options.chunk_size
 @options.allow
 @click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the plan to this JSON file; named .safetensors, all that `merge --measurements` needs elsewhere.",
+)
 @options.as_json
 @table_formats.option
 def plan(
@@ -62,11 +66,15 @@ def plan(
       tvgrad plan digits --tasks low,parity --optimizer adam --lr 1e-3 \\
         --epochs 1 --batch-size 50 --pairs
       tvgrad plan runs/digits --recipe digits --epoch 1 --save plan.json
+      tvgrad plan runs/digits --recipe digits --save measured.safetensors
     """
     from tvgrad.theory.merge_plan import plan as planned
+    from tvgrad.vectors.algebra import combination
 
     if save is not None and not save.absolute().parent.is_dir():
         raise TvgradError(f"{save.absolute().parent} is no folder: choose another --save")
+    measures = save is not None and save.suffix == ".safetensors"
+    pairs, weights = pairs or measures, None
     if target is None:
         if epoch is not None:
             raise TvgradError("--epoch is for trained RUNs: give their --recipe, or leave it out")
@@ -74,11 +82,9 @@ def plan(
         if cost:
             click.echo(_cost([one.objective for one in prepared], pairs))
             return
-        first = prepared[0]
+        first, objectives = prepared[0], [one.objective for one in prepared]
         names = [one.recipe.name for one in prepared]
-        made = planned(
-            [one.objective for one in prepared], first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs
-        )
+        made = planned(objectives, first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs)
         title = f"Merging after {counted(first.epochs, 'epoch')} of {first.rule.name} {first.rule.rate(0):g}"
     else:
         for name in OF_TRAINING:
@@ -89,8 +95,13 @@ def plan(
             click.echo(_cost(objectives, pairs))
             return
         made = planned(objectives, task_vectors=vectors, pairs=pairs)
+        weights = [combination((1.0, objectives[0].initial), (1.0, vector)) for vector in vectors]
         title = f"Merging runs after epoch {chosen}"
-    if save is not None:
+    if save is not None and measures:
+        from tvgrad.merging import measure
+
+        measure(names, objectives, weights, slopes=made.slopes, pairs=made.pairs).save(save)
+    elif save is not None:
         from tvgrad.files.atomic import write_atomically
 
         write_atomically(save, lambda temporary: temporary.write_text(_text(made, names), encoding="utf-8"))

@@ -21,24 +21,33 @@ from tvgrad.merging.functions import (
     tsv_m,
 )
 from tvgrad.merging.iteration import tune_and_merge
+from tvgrad.merging.measured_functions import MEASURED_METHODS, fisher, gradient_matching, regmean
+from tvgrad.merging.measurements import Measurements, load_measurements, measure
 from tvgrad.merging.merge import merge_files, merge_vectors
 from tvgrad.merging.method import Method
 from tvgrad.merging.tsv_m import interference
 
 __all__ = [
+    "MEASURED_METHODS",
     "METHODS",
+    "Measurements",
     "MergedFolder",
     "Method",
     "analogy",
     "breadcrumbs",
     "dare",
+    "fisher",
+    "gradient_matching",
     "interference",
+    "load_measurements",
     "mean",
+    "measure",
     "median",
     "merge_checkpoints",
     "merge_files",
     "merge_vectors",
     "negation",
+    "regmean",
     "task_arithmetic",
     "ties",
     "tsv_m",

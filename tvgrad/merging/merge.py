@@ -130,7 +130,7 @@ def write_merged(
     factor, beside = checked_alpha(alpha), dict(also or {})
     if Path(out).is_dir():
         raise TvgradError(f"{out} is a folder: give the path of a safetensors file to make")
-    method.check_tasks(stack.tasks)
+    method.check_stack(stack)
     kept = {name: (file.places[name].shape, file.places[name].dtype) for name, file in beside.items()}
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
@@ -159,7 +159,7 @@ def combine_stack(method: Method, stack: Stack, alpha: float = 1.0, *, add_base:
             so large that the result is not finite.
     """
     factor = checked_alpha(alpha)
-    method.check_tasks(stack.tasks)
+    method.check_stack(stack)
     merged: Weights = {}
     for name, (shape, kept) in stack.places.items():
         dtype = kept if add_base else torch.float64

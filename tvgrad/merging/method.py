@@ -55,6 +55,14 @@ class Method(ABC):
         if self.most is not None and tasks > self.most:
             raise TvgradError(f"{self.name} takes {self.most} tasks, and {tasks} were given: leave the others out")
 
+    def check_stack(self, stack: Stack) -> None:
+        """Refuse task vectors that the method cannot merge, before any work; by default only their number counts.
+
+        Args:
+            stack: the task vectors.
+        """
+        self.check_tasks(stack.tasks)
+
     def for_tensor(self, stack: Stack, name: str) -> Method:
         """Look at a whole tensor, where that lets it be merged block by block afterwards.
 

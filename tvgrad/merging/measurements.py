@@ -1,0 +1,326 @@
+"""Measurements: what tasks' data says of weights, taken where the data is and used where models are merged.
+
+Of every task: the diagonal of its Fisher matrix and the Gram matrices of its layers' inputs. They lie in a safetensors
+file, beside it a JSON file with the same name that says of which tasks and pretrained weights they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tvgrad.errors import TvgradError, UnsupportedModel
+from tvgrad.fields import list_of, mapping_of, number, one_of, parse_json, record, text
+from tvgrad.files.atomic import sha256_of, write_text_atomically
+from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writing import write_tensors
+from tvgrad.problem.objective import Objective
+from tvgrad.results import Shown, json_text
+from tvgrad.vectors.parameters import Weights
+
+if TYPE_CHECKING:
+    from tvgrad.merging.stack import Stack
+
+CLOSE = 1e-5
+"""Relative distance of norms of pretrained weights that rounding to another dtype explains (bfloat16 apart)."""
+MOST_BYTES = 2**24
+KINDS = ("exact", "empirical")
+AT = ("tuned", "pretrained")
+
+PLAN, PLANNED = "plan.", ("slopes", "pairs")
+
+_FIELDS = record(
+    {
+        "tasks": list_of(text),
+        "fisher": list_of(one_of(KINDS)),
+        "at": one_of(AT),
+        "norms": mapping_of(number),
+        "sha256": text,
+    },
+    needed=("tasks", "fisher", "at", "norms", "sha256"),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Measurements(Shown):
+    """Measurements of tasks that share one pretrained model.
+
+    Attributes:
+        tasks: their names.
+        fisher: of each, which diagonal: `exact`, or `empirical` where its loss is no known likelihood.
+        at: the weights at which they were taken: `tuned` or `pretrained`.
+        norms: tensor -> Euclidean norm of the pretrained one, by which another model is told.
+        slopes: `slopes[s, u] = <g_s, tau_u>` of a plan, or None.
+        pairs: `pairs[s, t, u] = <tau_t, H_s tau_u>` of a plan, or None.
+        places: name of a measurement -> its shape.
+        read: reads one, by name.
+    """
+
+    tasks: tuple[str, ...]
+    fisher: tuple[str, ...]
+    at: str
+    norms: Mapping[str, float]
+    slopes: NDArray[np.float64] | None
+    pairs: NDArray[np.float64] | None
+    places: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+
+    def diagonals(self, name: str) -> torch.Tensor:
+        """Read a tensor's Fisher diagonals.
+
+        Args:
+            name: the tensor.
+
+        Returns:
+            float64, shape (tasks, *tensor).
+
+        Raises:
+            TvgradError: they were not measured.
+        """
+        return self._stacked("fisher", name)
+
+    def grams(self, name: str) -> torch.Tensor | None:
+        """Read the Gram matrices of a layer's inputs.
+
+        Args:
+            name: its weight.
+
+        Returns:
+            float64, shape (tasks, inputs, inputs) or (tasks, groups, inputs, inputs); None where there is none.
+        """
+        return self._stacked("gram", name) if _key("gram", 0, name) in self.places else None
+
+    def _stacked(self, kind: str, name: str) -> torch.Tensor:
+        keys = [_key(kind, task, name) for task in range(len(self.tasks))]
+        for key in keys:
+            if key not in self.places:
+                raise TvgradError(f"these measurements have no {key!r}: they are of another model, so measure this one")
+        return torch.stack([self.read(key).double() for key in keys])
+
+    def of(self, tasks: Sequence[str]) -> Measurements:
+        """Pick tasks, in the order of the models that are merged.
+
+        Args:
+            tasks: their names.
+
+        Returns:
+            Measurements of these tasks alone.
+
+        Raises:
+            TvgradError: one was not measured.
+        """
+        for name in tasks:
+            if name not in self.tasks:
+                raise TvgradError(f"task {name!r} was not measured: these measurements are of {', '.join(self.tasks)}")
+        chosen = [self.tasks.index(name) for name in tasks]
+        places = {
+            _key(kind, place, name): (shape, _key(kind, task, name))
+            for place, task in enumerate(chosen)
+            for (kind, number, name), shape in ((_parsed(key), shape) for key, shape in self.places.items())
+            if number == task
+        }
+        read = self.read
+        return Measurements(
+            tuple(tasks),
+            tuple(self.fisher[task] for task in chosen),
+            self.at,
+            self.norms,
+            None if self.slopes is None else self.slopes[np.ix_(chosen, chosen)],
+            None if self.pairs is None else self.pairs[np.ix_(chosen, chosen, chosen)],
+            {key: shape for key, (shape, _) in places.items()},
+            lambda key: read(places[key][1]),
+        )
+
+    def coefficient(self) -> float:
+        """Tell how far to go along the sum of the task vectors: `- sum b / sum A`, to second order.
+
+        Returns:
+            The coefficient, above 0.
+
+        Raises:
+            TvgradError: no plan is in these measurements, or the summed loss has no minimum above 0 along the sum.
+        """
+        if self.slopes is None or self.pairs is None:
+            raise TvgradError("these measurements hold no plan: make them with tvgrad plan --save FILE.safetensors")
+        slope, curvature = float(self.slopes.sum()), float(self.pairs.sum())
+        if not curvature > 0:
+            raise TvgradError(
+                f"the curvature along the merge is not positive ({curvature:.3g}), so that the summed loss has no "
+                "minimum to second order: give --alpha a number, or plan with the data (--recipe)"
+            )
+        if not slope < 0:
+            raise TvgradError(
+                f"the summed loss rises along the merge (slope {slope:.3g}), and the coefficient would be negative: "
+                "leave these task vectors apart"
+            )
+        return -slope / curvature
+
+    def check(self, stack: Stack) -> None:
+        """Refuse models that are not those that were measured.
+
+        Args:
+            stack: the task vectors that are merged.
+
+        Raises:
+            TvgradError: names, shapes, the number of tasks or the pretrained weights are others.
+        """
+        if len(self.tasks) != stack.tasks:
+            raise TvgradError(f"{len(self.tasks)} tasks were measured and {stack.tasks} are merged: give the same ones")
+        for name, (shape, _) in stack.places.items():
+            key = _key("fisher", 0, name)
+            if key not in self.places:
+                raise TvgradError(f"these measurements are of another model: they have no {name!r}")
+            measured = tuple(self.places[key])
+            if measured != tuple(shape):
+                raise TvgradError(
+                    f"these measurements are of another model: {name!r} has shape {measured} in them and "
+                    f"{tuple(shape)} here"
+                )
+            base = stack.base(name, 0, stack.numel(name))
+            if base is None or name not in self.norms:
+                continue
+            here, there = float(torch.linalg.vector_norm(base.double())), self.norms[name]
+            if abs(here - there) > CLOSE * max(here, there):
+                raise TvgradError(
+                    f"these measurements were taken from other pretrained weights: {name!r} has norm {there:.6g} in "
+                    f"them and {here:.6g} here"
+                )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the measurements to a safetensors file and a JSON file beside it.
+
+        Args:
+            path: of the safetensors file.
+
+        Raises:
+            TvgradError: the name does not end in .safetensors.
+        """
+        target = _safetensors(path)
+        told = {PLAN + name: torch.from_numpy(part) for name in PLANNED if (part := getattr(self, name)) is not None}
+        write_tensors({key: self.read(key) for key in self.places} | told, target)
+        fields = {name: getattr(self, name) for name in ("tasks", "fisher", "at", "norms")}
+        write_text_atomically(target.with_suffix(".json"), json_text({**fields, "sha256": sha256_of(target)}))
+
+
+def measure(
+    names: Sequence[str],
+    objectives: Sequence[Objective],
+    weights: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    *,
+    slopes: NDArray[np.float64] | None = None,
+    pairs: NDArray[np.float64] | None = None,
+) -> Measurements:
+    """Measure tasks.
+
+    Of each: an exact Fisher diagonal (empirical where the loss is no known likelihood) and the Gram matrices of its
+    layers' inputs, taken at its fine-tuned weights as Fisher merging and RegMean are defined.
+
+    Args:
+        names: of the tasks.
+        objectives: one a task, at the shared pretrained weights.
+        weights: fine-tuned ones of each task; by default measurements are taken at the pretrained weights.
+        slopes: of a plan (`tvgrad.plan`), kept with the measurements.
+        pairs: likewise.
+
+    Returns:
+        The measurements, in memory.
+
+    Raises:
+        TvgradError: there is no task, or single samples have no gradients.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import measure
+        >>> model, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 2.0]]).double()
+        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (x, torch.ones(1, 1).double()))
+        >>> measure(["a"], [objective]).grams("weight").tolist()
+        [[[1.0, 2.0], [2.0, 4.0]]]
+    """
+    if not objectives or len(names) != len(objectives):
+        raise TvgradError(f"{len(names)} names were given for {len(objectives)} tasks: give one for each, at least one")
+    found: Weights = {}
+    kinds = []
+    for task, objective in enumerate(objectives):
+        at = None if weights is None else weights[task]
+        try:
+            diagonal, kind = objective.fisher_diagonal(at), "exact"
+        except UnsupportedModel:
+            diagonal, kind = objective.fisher_diagonal(at, "empirical"), "empirical"
+        kinds.append(kind)
+        found |= {_key("fisher", task, name): part.cpu() for name, part in diagonal.items()}
+        found |= {_key("gram", task, name): part.cpu() for name, part in objective.gram_inputs(at).items()}
+    start = objectives[0].initial
+    return Measurements(
+        tuple(names),
+        tuple(kinds),
+        AT[0] if weights is not None else AT[1],
+        {name: float(torch.linalg.vector_norm(tensor.double())) for name, tensor in start.items()},
+        slopes,
+        pairs,
+        {key: tuple(part.shape) for key, part in found.items()},
+        found.__getitem__,
+    )
+
+
+def load_measurements(path: str | os.PathLike[str]) -> Measurements:
+    """Open a file of measurements; tensors are read when they are used.
+
+    Args:
+        path: of the safetensors file; its JSON file lies beside it.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        TvgradError: a file is missing or damaged, or the two do not belong together.
+    """
+    target = _safetensors(path)
+    beside = target.with_suffix(".json")
+    for one in (target, beside):
+        if not one.is_file():
+            raise TvgradError(f"{one} is missing: measurements are a .safetensors and a .json file of one name")
+    if beside.stat().st_size > MOST_BYTES:
+        raise TvgradError(f"{beside} is too large for measurements: give the file that tvgrad plan --save wrote")
+    try:
+        said = _FIELDS(parse_json(beside.read_text(encoding="utf-8")), "measurements")
+    except ValueError as error:
+        raise TvgradError(f"{beside} is no file of measurements ({error})") from None
+    if sha256_of(target) != said["sha256"]:
+        raise TvgradError(f"{target} and {beside.name} do not belong together: the checksum differs")
+    if len(said["tasks"]) != len(said["fisher"]) or not said["tasks"]:
+        raise TvgradError(f"{beside} names {len(said['tasks'])} tasks and {len(said['fisher'])} kinds of diagonals")
+    file = TensorFile(target)
+    told = {name: file.read(PLAN + name).numpy() if PLAN + name in file.places else None for name in PLANNED}
+    return Measurements(
+        tuple(said["tasks"]),
+        tuple(said["fisher"]),
+        said["at"],
+        said["norms"],
+        told["slopes"],
+        told["pairs"],
+        {key: tuple(place.shape) for key, place in file.places.items() if not key.startswith(PLAN)},
+        file.read,
+    )
+
+
+def _safetensors(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise TvgradError(f"{target} does not end in .safetensors, as files of measurements do: give such a name")
+    return target
+
+
+def _key(kind: str, task: int, name: str) -> str:
+    return f"{kind}.{task}.{name}"
+
+
+def _parsed(key: str) -> tuple[str, int, str]:
+    kind, task, name = key.split(".", 2)
+    return kind, int(task), name
