@@ -36,7 +36,8 @@ SEARCH, PLAN = "search", "plan"
     "name",
     default="mean",
     show_default=True,
-    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, breadcrumbs, negation or analogy; "
+    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, isotropic, wudi, model_stock, breadcrumbs, "
+    "negation or analogy; "
     "with --measurements fisher, regmean or gradient_matching.",
 )
 @click.option(

@@ -13,12 +13,15 @@ from tvgrad.merging.functions import (
     analogy,
     breadcrumbs,
     dare,
+    isotropic,
     mean,
     median,
+    model_stock,
     negation,
     task_arithmetic,
     ties,
     tsv_m,
+    wudi,
 )
 from tvgrad.merging.iteration import tune_and_merge
 from tvgrad.merging.measured_functions import MEASURED_METHODS, fisher, gradient_matching, regmean
@@ -26,6 +29,7 @@ from tvgrad.merging.measurements import Measurements, load_measurements, measure
 from tvgrad.merging.merge import merge_files, merge_vectors
 from tvgrad.merging.method import Method
 from tvgrad.merging.tsv_m import interference
+from tvgrad.merging.wudi import wudi_objective
 
 __all__ = [
     "MEASURED_METHODS",
@@ -39,6 +43,7 @@ __all__ = [
     "fisher",
     "gradient_matching",
     "interference",
+    "isotropic",
     "load_measurements",
     "mean",
     "measure",
@@ -46,10 +51,13 @@ __all__ = [
     "merge_checkpoints",
     "merge_files",
     "merge_vectors",
+    "model_stock",
     "negation",
     "regmean",
     "task_arithmetic",
     "ties",
     "tsv_m",
     "tune_and_merge",
+    "wudi",
+    "wudi_objective",
 ]

@@ -8,16 +8,33 @@ import torch
 
 from tvgrad.merging.breadcrumbs import Breadcrumbs
 from tvgrad.merging.dare import Dare
+from tvgrad.merging.isotropic import Isotropic
 from tvgrad.merging.median import Median
 from tvgrad.merging.merge import merge_vectors
 from tvgrad.merging.method import Method
+from tvgrad.merging.model_stock import ModelStock
 from tvgrad.merging.task_arithmetic import Analogy, Mean, Negation, TaskArithmetic
 from tvgrad.merging.ties import Ties
 from tvgrad.merging.tsv_m import TsvM
+from tvgrad.merging.wudi import Wudi
 from tvgrad.vectors.parameters import Weights
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (TaskArithmetic, Mean, Ties, Dare, Median, TsvM, Breadcrumbs, Negation, Analogy)
+    method.name: method
+    for method in (
+        TaskArithmetic,
+        Mean,
+        Ties,
+        Dare,
+        Median,
+        TsvM,
+        Isotropic,
+        Wudi,
+        ModelStock,
+        Breadcrumbs,
+        Negation,
+        Analogy,
+    )
 }
 """Name -> method, in the order of a first look."""
 
@@ -223,3 +240,67 @@ def breadcrumbs(
         [0.0, 3.0, 0.0, 2.0]
     """
     return merge_vectors(Breadcrumbs(density=density, outliers=outliers), task_vectors, alpha, base=base)
+
+
+def wudi(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
+    """Merge matrices so that the result interferes least with each task's own rows (WUDI, in closed form).
+
+    Args:
+        task_vectors: each name -> tensor.
+        alpha: what the merged vector is multiplied with.
+        base: weights to add it to.
+
+    Returns:
+        Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import wudi
+        >>> vectors = [{"w": torch.diag(torch.tensor(row))} for row in ([3.0, 0.0], [0.0, 2.0])]
+        >>> wudi(vectors)["w"].round(decimals=6).tolist()  # orthogonal rows do not interfere
+        [[3.0, 0.0], [0.0, 2.0]]
+    """
+    return merge_vectors(Wudi(), task_vectors, alpha, base=base)
+
+
+def isotropic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
+    """Make all singular values of every summed matrix their mean (Iso-C).
+
+    Args:
+        task_vectors: each name -> tensor.
+        alpha: what the merged vector is multiplied with.
+        base: weights to add it to.
+
+    Returns:
+        Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import isotropic
+        >>> vectors = [{"w": torch.diag(torch.tensor(row))} for row in ([3.0, 0.0], [0.0, 1.0])]
+        >>> isotropic(vectors)["w"].round(decimals=6).tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+    """
+    return merge_vectors(Isotropic(), task_vectors, alpha, base=base)
+
+
+def model_stock(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
+    """Shrink the mean by what the angle between task vectors says of chance (model stock).
+
+    Args:
+        task_vectors: at least two, each name -> tensor.
+        alpha: what the merged vector is multiplied with.
+        base: weights to add it to.
+
+    Returns:
+        Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import model_stock
+        >>> model_stock([{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}])["w"].tolist()
+        [0.0, 0.0]
+        >>> model_stock([{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([1.0, 0.0])}])["w"].tolist()
+        [1.0, 0.0]
+    """
+    return merge_vectors(ModelStock(), task_vectors, alpha, base=base)
