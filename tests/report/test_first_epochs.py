@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
 
 from tests.traced_runs import Traced
 from tvgrad.report.figures import captioned_figures
@@ -44,6 +45,20 @@ def test_bars_marks_and_words(column: str) -> None:
     assert ("published" in said) == (column == PUBLISHED)
     assert {"even share 1/K", "ceiling"} <= set(said)
     assert MEASURES[column] in ax.get_title(loc="left")
+
+
+def test_seeds_of_a_task_are_a_mean_with_a_line_from_least_to_most() -> None:
+    def run(name: str, task: str, first: float) -> pd.DataFrame:
+        shares = {"epoch": [0, 1, 2], "gradient_norm_share": [first, 1 - first, math.nan]}
+        return pd.DataFrame({"run": name, "task": task, "group": "all", **shares})
+
+    table = pd.concat([run("a-0", "a", 0.6), run("b-0", "b", 0.5), run("a-1", "a", 0.7), run("a-2", "a", 0.9)])
+    ax = first_epoch_dominance(table)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a, K = 2, 3 runs", "b-0, K = 2"]
+    widths = [bar.get_width() for bars in ax.containers if isinstance(bars, BarContainer) for bar in bars]
+    assert widths == pytest.approx([(0.6 + 0.7 + 0.9) / 3, 0.5], rel=1e-12)
+    ((_, _, (line,)),) = (drawn for drawn in ax.containers if isinstance(drawn, ErrorbarContainer))
+    assert [segment.ravel().tolist() for segment in line.get_segments()] == [pytest.approx([0.6, 0, 0.9, 0], rel=1e-12)]
 
 
 def test_a_run_with_a_gap_has_no_share_of_all_epochs() -> None:

@@ -125,6 +125,9 @@ def test_groups_are_filled_on_demand_and_filtered(opened: Any) -> None:
     table = page.locator("#norms .groups table.data")
     table.locator("tbody tr").nth(5).wait_for()
     assert table.locator("tbody tr").count() == 25
+    pages = page.evaluate("[...document.querySelectorAll('nav')].map(one => one.getAttribute('aria-label'))")
+    assert "Pages of norms by group" in pages
+    assert len(set(pages)) == len(pages), "a screen reader tells them apart"
     page.locator("#norms .groups .dt-search input").fill("encoder.2 low")
     assert {row.split("\t")[0] for row in table.locator("tbody tr").all_inner_texts()} == {"low"}
 

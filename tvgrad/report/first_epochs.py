@@ -42,6 +42,28 @@ def first_epochs(norms: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "share", "epochs"])
 
 
+def mean_first_epochs(norms: pd.DataFrame, column: str) -> pd.DataFrame:
+    """List the share of the first epoch as `first_epochs` does, one row for the runs of a task.
+
+    Args:
+        norms: the table `norms`; with a column task, tasks that have several runs of as many epochs become one row.
+        column: one of `MEASURES`.
+
+    Returns:
+        Columns name, share (the mean), epochs, least, most and runs.
+    """
+    rows = first_epochs(norms, column)
+    if "task" in norms:
+        task_of = {str(run): str(task) for run, task in zip(norms["run"], norms["task"], strict=True)}
+        tasks = rows["name"].map(task_of)
+        several = rows.groupby([tasks, rows["epochs"]])["name"].transform("nunique") > 1
+        rows = rows.assign(name=rows["name"].where(~several, tasks))
+    found = rows.groupby(["name", "epochs"], sort=False)["share"].agg(
+        share="mean", least="min", most="max", runs="size"
+    )
+    return found.reset_index()[["name", "share", "epochs", "least", "most", "runs"]]
+
+
 def even_shares(norms: pd.DataFrame) -> str:
     """Say against what the shares of a table are to be read.
 

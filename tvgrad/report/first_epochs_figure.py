@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from tvgrad.report.first_epochs import MEASURES, PUBLISHED, first_epochs
+from tvgrad.report.first_epochs import MEASURES, PUBLISHED, mean_first_epochs
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.style import legend_below, new_axes, styled
 
@@ -18,7 +18,8 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None, column: s
     """Draw the first epoch's share against an even share, with the number of epochs and the ceiling.
 
     Args:
-        norms: the table `norms`.
+        norms: the table `norms`; with a column task, tasks that have several runs show their mean, and a line from the
+            least to the most.
         ax: axes to draw on; by default new ones.
         column: one of `MEASURES`; the seven published benchmarks stand beside the mean batch gradient norm, which is
             what they are.
@@ -26,7 +27,7 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None, column: s
     Returns:
         The axes.
     """
-    rows = first_epochs(norms, column).assign(where="this report")
+    rows = mean_first_epochs(norms, column).assign(where="this report")
     if column == PUBLISHED:
         published = first_epoch_shares().rename(columns={"data_set": "name"}).assign(where="published")
         rows = pd.concat([rows, published], ignore_index=True)
@@ -37,16 +38,22 @@ def first_epoch_dominance(norms: pd.DataFrame, ax: Axes | None = None, column: s
         part = rows[rows["where"] == where]
         if len(part):
             ax.barh(part["place"], part["share"], height=0.75, color=colour, label=where, zorder=2)
+    seeds = rows[rows["runs"] > 1]
+    if len(seeds):
+        reach = [seeds["share"] - seeds["least"], seeds["most"] - seeds["share"]]
+        ax.errorbar(seeds["share"], seeds["place"], xerr=reach, fmt="none", ecolor="black", elinewidth=1.2, capsize=3,
+                    label="least to most", zorder=3)  # fmt: skip
     ax.scatter(
-        1 / rows["epochs"], rows["place"], marker="|", s=110, linewidth=1.8, color="black", zorder=4,
+        1 / rows["epochs"], rows["place"], marker="|", s=110, linewidth=2.2, color=colours[1], zorder=4,
         label="even share 1/K",
     )  # fmt: skip
     ax.axvline(1, color="0.3", linewidth=1, linestyle="--", label="ceiling")
     beside = partial(ax.text, 1.02, transform=ax.get_yaxis_transform(), fontsize=8.5)
     labels = []
+    runs = rows["runs"].fillna(1).tolist()  # of published ones, nothing is said
     for place, (name, share, number) in enumerate(zip(rows["name"], rows["share"], rows["epochs"], strict=True)):
         beside(place, f"{share * number:.2f} of at most {number}", va="center")
-        labels.append(f"{name}, K = {number}")
+        labels.append(f"{name}, K = {number}" + (f", {runs[place]:.0f} runs" if runs[place] > 1 else ""))
     ax.set_yticks(range(len(rows)), labels)
     ax.set(
         xlabel="share of the first epoch in the sum over K epochs; on the right: times 1/K", ylabel="", xlim=(0, 1.02)

@@ -126,6 +126,11 @@ function settings(table, rows) {
       bottomEnd: many.length > 25 ? "paging" : null,
     },
     language: { search: "", searchPlaceholder: "Search" },
+    // Of several tables, a screen reader tells the pages apart by the table's name.
+    drawCallback() {
+      const pages = this.api().table().container().querySelectorAll("nav");
+      pages.forEach(nav => nav.setAttribute("aria-label", `Pages of ${table.getAttribute("aria-label")}`));
+    },
   };
 }
 
