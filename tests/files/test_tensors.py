@@ -313,7 +313,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(code, os.strerror(code))
 
     if step == "write":
-        monkeypatch.setattr(writing, "save_file", full)
+        monkeypatch.setattr(writing, "_save_stream", full)
     else:
         monkeypatch.setattr(os, step, full)
     with pytest.raises(DiskFull, match="free some space and go on with --resume"):

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 import tvgrad
 from tvgrad.errors import DiskFull, TvgradError
+from tvgrad.files import writing
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import _estimated_bytes, prepare, trace
 from tvgrad.store.run import Run
@@ -166,15 +166,14 @@ def test_the_space_that_is_asked_for_is_enough(tmp_path: Path, dtype: str) -> No
     assert taken - headers < asked < 2 * taken
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "Input/output error"), SafetensorError("I/O error: Input/output error (os error 5)")]
-)
-def test_frozen_parameters_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+@pytest.mark.parametrize("step", ["write", "fsync", "chmod", "replace"])
+def test_frozen_parameters_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fails(*_: object) -> None:
-        raise error
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "chmod", fails)
+    if step == "write":
+        monkeypatch.setattr(writing, "_save_stream", fails)
+    else:
+        monkeypatch.setattr(os, step, fails)
     with pytest.raises(DiskFull, match=r"run cannot be written \(.*Input/output error.*\)"):
         looped(Holder(torch.zeros(3)), tmp_path / "run")

@@ -102,11 +102,8 @@ def _flush_and_read(path: Path, read: Callable[[Path], Result]) -> Result:
 
 
 def _means_full(error: BaseException) -> bool:
-    """Whether an error says that the disk or a quota is exhausted (safetensors wraps the system's error in text)."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in codes
-    return any(f"os error {code})" in str(error) or f"code: {code}," in str(error) for code in codes)
+    """Whether an error says that the disk or a quota is exhausted."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _umask() -> int:

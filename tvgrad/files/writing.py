@@ -1,25 +1,22 @@
 """Safetensors files, written so that a crash leaves the old file or the new one.
 
-Tensors that are in memory go through the safetensors library; tensors that are computed while they are written go
-straight to the file, block by block. Both are split into shards with an index where they are larger than one file may
-be, as Hugging Face checkpoints are.
+Bytes go straight to the file, from where a tensor lies or block by block as it is computed: the safetensors library
+would copy all of them first. Both are split into shards with an index where they are larger than one file may be, as
+Hugging Face checkpoints are.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from tvgrad.errors import DiskFull, TvgradError
 from tvgrad.files.atomic import sha256_of, write_atomically
@@ -30,8 +27,43 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
+FIRST = ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"]
+FIRST += ["F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"]
+"""The order in which the safetensors library writes dtypes, the names of each sorted: files have its bytes."""
+
 Places: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 Blocks: TypeAlias = Callable[[str], Iterable[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tensors that are made while they are written.
+
+    Attributes:
+        places: name -> shape and dtype.
+        blocks: gives the consecutive flat blocks of a tensor, in its dtype.
+    """
+
+    places: Places
+    blocks: Blocks
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Stream:
+        """Tensors that are there.
+
+        Args:
+            tensors: name -> tensor on any device.
+
+        Returns:
+            They, each copied only where it is not on the CPU or not contiguous, when it is its turn.
+        """
+        places = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        return cls(places, lambda name: (tensors[name].detach().cpu(),))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Name -> bytes."""
+        return {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in self.places.items()}
 
 
 def write_tensors(
@@ -47,7 +79,7 @@ def write_tensors(
     or none. Files get the usual mode of the process (the library alone would write 0600).
 
     Args:
-        tensors: name -> tensor; tensors on other devices are copied to the CPU, shared memory is written twice.
+        tensors: name -> tensor; from other devices they are copied one by one, shared memory is written twice.
         path: the `.safetensors` file to make; its folder must exist.
         max_shard_bytes: largest number of tensor bytes in one file.
         metadata: words for the header of each file.
@@ -58,16 +90,17 @@ def write_tensors(
     Raises:
         DiskFull: there is no room; nothing is left behind under the final name.
     """  # noqa: DOC502 - raised by write_atomically
-    return _write_shards(_sizes(tensors), partial(_save, tensors, metadata), Path(path), max_shard_bytes)[0]
+    stream = Stream.of(tensors)
+    return _write_shards(stream.sizes, partial(_save, stream, metadata), Path(path), max_shard_bytes)[0]
 
 
 def write_checked_tensors(
-    tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
+    tensors: Mapping[str, torch.Tensor] | Stream, path: str | os.PathLike[str], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[Path, dict[Path, str]]:
     """Write tensors as `write_tensors` does, and take the checksums of the files while the disk is flushed.
 
     Args:
-        tensors: name -> tensor.
+        tensors: name -> tensor, or what makes them.
         path: the `.safetensors` file to make.
         max_shard_bytes: largest number of tensor bytes in one file.
 
@@ -77,11 +110,8 @@ def write_checked_tensors(
     Raises:
         DiskFull: there is no room; nothing is left behind under the final name.
     """  # noqa: DOC502 - raised by write_atomically
-    return _write_shards(_sizes(tensors), partial(_save, tensors, None), Path(path), max_shard_bytes, sha256_of)
-
-
-def _sizes(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    return {name: tensor.nbytes for name, tensor in tensors.items()}
+    stream = tensors if isinstance(tensors, Stream) else Stream.of(tensors)
+    return _write_shards(stream.sizes, partial(_save, stream, None), Path(path), max_shard_bytes, sha256_of)
 
 
 def write_stream(
@@ -115,10 +145,11 @@ def write_stream(
     """
     if not path.parent.is_dir():
         raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in places.items()}
+    stream = Stream(places, blocks)
+    sizes = stream.sizes
 
     def save(names: Sequence[str], temporary: Path) -> None:
-        _save_stream(places, sizes, blocks, metadata, names, temporary)
+        _save_stream(stream, sizes, metadata, names, temporary)
         confirm()
 
     try:
@@ -176,46 +207,28 @@ def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return shards
 
 
-def _save(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None, names: Sequence[str], path: Path
-) -> None:
-    """Save contiguous CPU tensors, no two of which share memory (the format does not allow it)."""
-    seen: set[int] = set()
-    plain = {}
-    for name in names:
-        tensor = tensors[name].detach().cpu().contiguous()
-        pointer = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if pointer in seen else tensor
-        seen.add(pointer)
-    try:
-        save_file(plain, path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # it wraps the system's error in text
-        found = re.search(r"(?:os error |code: )(\d+)", str(error))
-        code = int(found[1]) if found else errno.EIO
-        raise OSError(code, os.strerror(code) if found else str(error), str(path)) from None
+def _save(stream: Stream, metadata: Mapping[str, str] | None, names: Sequence[str], path: Path) -> None:
+    """Save tensors in the order, and so in the bytes, of the safetensors library."""
+    order = sorted(names, key=lambda name: (FIRST.index(KINDS[stream.places[name][1]]), name.encode()))
+    _save_stream(stream, stream.sizes, metadata, order, path)
 
 
 def _save_stream(
-    places: Places,
-    sizes: Mapping[str, int],
-    blocks: Blocks,
-    metadata: Mapping[str, str] | None,
-    names: Sequence[str],
-    path: Path,
+    stream: Stream, sizes: Mapping[str, int], metadata: Mapping[str, str] | None, names: Sequence[str], path: Path
 ) -> None:
     table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     position = 0
     for name in names:
-        shape, dtype = places[name]
+        shape, dtype = stream.places[name]
         table[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [position, position + sizes[name]]}
         position += sizes[name]
-    header = json.dumps(table, separators=(",", ":")).encode()
+    header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)  # the format aligns data to eight bytes
     with open(path, "wb") as handle:
         handle.write(len(header).to_bytes(8, "little"))
         handle.write(header)
         for name in names:
-            for block in blocks(name):
+            for block in stream.blocks(name):
                 handle.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         if handle.tell() != 8 + len(header) + position:
             raise RuntimeError(f"{path} got {handle.tell()} bytes where its header promises {position}")

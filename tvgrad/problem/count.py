@@ -41,6 +41,10 @@ LEAST_COMPARED = 1_000_000
 """Parameters of a wider model whose gradients are compared, from the last one backwards: a wrong weight of a batch
 shows in every part of its gradient, and the others would take as long as the steps of a training."""
 
+LARGE = 4_000_000
+"""Elements of a tensor (an embedding, say) that is neither compared nor perturbed where smaller ones are there: several
+float64 gradients of it would take more memory than the training."""
+
 PERTURBATION = 0.1
 TOLERANCE = 5e-7
 """Of a float64 comparison: over the rounding of a count that was summed in float32."""
@@ -257,12 +261,13 @@ class _Count:
 
 
 def _compared_names(batch_loss: BatchLoss) -> list[str]:
-    """The parameters whose gradients are compared: all trainable ones, or the last ones of a wide model."""
+    """The parameters whose gradients are compared: all trainable ones that are not large, or the last of many."""
     trainable = {name: p.numel() for name, p in batch_loss.named_parameters() if p.requires_grad}
-    if _trained(batch_loss) <= WIDEST:
-        return sorted(trainable)
+    usual = {name: numel for name, numel in trainable.items() if numel <= LARGE}
+    if usual and _trained(batch_loss) <= WIDEST:
+        return sorted(usual)
     kept, size = [], 0
-    for name, numel in reversed(trainable.items()):
+    for name, numel in reversed((usual or trainable).items()):
         kept.append(name)
         size += numel
         if size >= LEAST_COMPARED:
@@ -286,14 +291,18 @@ def _half(mean: _Mean) -> bool:
     return mean.dtype in {torch.bfloat16, torch.float16}
 
 
-def _perturbed(module: nn.Module, amount: float) -> dict[str, torch.Tensor]:
+def _perturbed(module: BatchLoss, amount: float) -> dict[str, torch.Tensor]:
     """Weights and buffers of a module, the weights moved at random by a share of their size."""
     generator = torch.Generator().manual_seed(0)
     moved = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    compared = _compared_names(module)
     for name, weight in module.named_parameters():
+        if not amount or (weight.numel() > LARGE and name not in compared):
+            moved[name] = weight.detach()
+            continue
         noise = torch.randn(weight.shape, generator=generator).to(weight)
         size = float(weight.detach().double().square().mean().sqrt()) if weight.numel() else 0.0
-        moved[name] = weight.detach() + amount * (size + 0.1) * noise if amount else weight.detach().clone()
+        moved[name] = noise.mul_(amount * (size + 0.1)).add_(weight.detach())
     return moved
 
 

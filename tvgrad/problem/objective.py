@@ -14,11 +14,12 @@ import torch
 from torch import distributed, nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.numerics.autograd import gradients, refuse_broken_graph, translate_errors
+from tvgrad.numerics.autograd import gradients, translate_errors
 from tvgrad.numerics.device import resolve_device
 from tvgrad.numerics.precision import full_precision
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
+from tvgrad.problem.chunk_products import add_products
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.crew import Crew, ranks_of
@@ -73,6 +74,7 @@ class Objective(SampleGradients):
         collate: Callable[[list[Any]], Batch] | None = None,
         allow: Collection[str] = (),
         group: distributed.ProcessGroup | Crew | None = None,
+        initial: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Check model, loss and data on a few samples, and keep a copy of the trainable weights.
 
@@ -90,6 +92,7 @@ class Objective(SampleGradients):
             collate: makes a batch of a list of samples; by default the loader's own or PyTorch's.
             allow: checks to switch off: `dropout`, `batchnorm`, `augmentation`, `count`.
             group: processes that share every pass over the data: all of them make the same calls.
+            initial: the trainable weights, in memory that nothing changes; by default they are copied.
 
         Raises:
             TvgradError: no trainable parameters, empty data, a loss that is no finite scalar, an absent device, one of
@@ -103,7 +106,7 @@ class Objective(SampleGradients):
         with torch.inference_mode(False):
             if any(parameter.device != self.device for parameter in model.parameters()):
                 model = copy.deepcopy(model).to(self.device)
-            self._initial = weights_of(model)
+            self._initial = weights_of(model) if initial is None else _as_held(initial, trainable_parameters(model))
         self.samples = fitted(data if isinstance(data, Samples) else Samples(data, collate), model, forward)
         self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
@@ -225,7 +228,7 @@ class Objective(SampleGradients):
             UnsupportedModel: at the first evaluation, a gradient that depends on how the data is cut into chunks.
         """  # noqa: DOC502 - raised by the check
         weights = self._check(at)
-        sums = WeightedSum(weights)
+        sums = WeightedSum(weights, single=len(self.samples) <= self.chunk_size)
         with (
             self._ranks.together("gradient", self.chunk_size, weights),
             full_precision(self.device),
@@ -238,6 +241,7 @@ class Objective(SampleGradients):
                 gradient, value = self._chunk_gradient(weights, chunk)
                 sums.add(gradient, weight)
                 total += weight * value.double()
+                del gradient  # before the next chunk's is made
         self.evaluations.gradients += 1
         (loss,) = self._ranks.add_up([sums], float(total))
         return loss / nonzero(sums.weight), sums.mean(self.home)
@@ -329,28 +333,7 @@ class Objective(SampleGradients):
     ) -> None:
         """Add a chunk's products to the sums, one at a time, from one graph."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-        points = tuple(leaves.values())
-
-        def differentiate(loss: torch.Tensor) -> None:
-            gradient = gradients(loss, points, create_graph=True)
-            if sums[0].weight == 0:  # once a pass
-                refuse_broken_graph(gradient)
-            # Parts of the gradient that do not depend on the weights (a linear layer alone) have no graph.
-            curved = [(name, part) for name, part in zip(leaves, gradient, strict=True) if part.requires_grad]
-            for index, (direction, accumulated) in enumerate(zip(directions, sums, strict=True)):
-                if curved:
-                    parts = torch.autograd.grad(
-                        [part for _, part in curved],
-                        points,
-                        [direction[name].to(part.dtype) for name, part in curved],
-                        retain_graph=index + 1 < len(directions),
-                        materialize_grads=True,
-                    )
-                else:
-                    parts = tuple(torch.zeros_like(point) for point in points)
-                accumulated.add(dict(zip(leaves, parts, strict=True)), weight)
-
-        self._loss(leaves, chunk, differentiate)
+        self._loss(leaves, chunk, lambda loss: add_products(loss, leaves, directions, sums, weight))
 
 
 def require_objective(given: object) -> None:
@@ -366,3 +349,8 @@ def require_objective(given: object) -> None:
         raise TvgradError(
             f"a {type(given).__name__} is no objective: pass recipe.objective(), or tvgrad.Objective(model, loss, data)"
         )
+
+
+def _as_held(initial: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> Weights:
+    """Weights on the device and in the dtype of a model's, copied only where they are not."""
+    return {name: initial[name].detach().to(one.device, one.dtype) for name, one in parameters.items()}

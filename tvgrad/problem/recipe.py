@@ -138,6 +138,7 @@ class Recipe:
         chunk_size: int | None = None,
         allow: Collection[str] | None = None,
         group: distributed.ProcessGroup | Crew | None = None,
+        shared: bool = False,
     ) -> Objective:
         """Build the full-batch loss of the task on a copy of its model.
 
@@ -149,6 +150,7 @@ class Recipe:
             chunk_size: samples evaluated at once; None measures a few sizes at the first evaluation.
             allow: checks to switch off; by default the recipe's own.
             group: processes that share the passes over the data.
+            shared: hold no copy of the initial weights beside the recipe's, which nobody is going to train.
 
         Returns:
             The objective; training its model leaves the recipe's as it is.
@@ -167,6 +169,7 @@ class Recipe:
             forward=self.forward,
             allow=self.allow if allow is None else allow,
             group=group,
+            initial=trainable_parameters(self.model) if shared else None,
         )
 
 

@@ -87,6 +87,7 @@ class Collector:
         background: bool = False,
         folding: bool = False,
         watch: StepWatch = StepWatch(),
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Start before the first step.
 
@@ -98,6 +99,7 @@ class Collector:
             background: whether a thread writes one point while the next is collected.
             folding: whether steps must not wait for the sum of gradients, as in `GradientSum`.
             watch: what the recorder adds.
+            settle: returns when the thread has written all that it was given.
         """
         self.rows: list[Row] = []
         self.parameters = parameters
@@ -106,7 +108,8 @@ class Collector:
         self._record = record
         self._folding = folding
         self._watch = watch
-        self._sums = [GradientSum(folding) for _ in range(2 if background else 1)]
+        shared: Weights = {}
+        self._sums = [GradientSum(folding, shared, settle) for _ in range(2 if background else 1)]
         self._batches: list[torch.Tensor] = []
         self._buffers: Weights = {}
         self._began = time.perf_counter()
@@ -227,8 +230,8 @@ class Collector:
         found = dict(tensors)
         like, gathered = self.parameters, self._sums[0]
         if gathered:
-            later = self._folding and gathered.on_cpu
-            found["epoch_gradient"] = (lambda: gathered.total(like)) if later else gathered.total(like)
+            later = len(self._sums) == 1 or (self._folding and gathered.on_cpu)
+            found["epoch_gradient"] = gathered.stream(like) if later else gathered.total(like)
         if self._batches:
             sizes = torch.tensor([len(batch) for batch in self._batches])
             found["batches"] = {"order": torch.cat(self._batches), "sizes": sizes}

@@ -46,8 +46,10 @@ def gradient_rounding(
     try:
         with preserved_randomness(objective.device), full_precision(objective.device):
             wide = _gradient(objective, copy.deepcopy(objective.batch_loss).float(), weights)
-        difference = {name: gradient[name].to(tensor.device, tensor.dtype) - tensor for name, tensor in wide.items()}
-        relative = norm(difference) / norm(wide)
+        size = norm(wide)
+        for name in list(wide):  # in place: a third float32 copy need not fit
+            wide[name].sub_(gradient[name].to(wide[name].device))
+        relative = norm(wide) / size
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError, NotImplementedError, MemoryError, TvgradError):
         return None  # a fact beside the run, which goes on without it
     return relative if math.isfinite(relative) else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 
-from tvgrad.vectors.parameters import Weights, dense
+from tvgrad.files.writing import Stream
+from tvgrad.vectors.parameters import BLOCK, Weights, add_in_blocks, dense
 
 FOLD = 16
 """Gradients that are summed in their own precision (at least float32) before they enter the float64 sum.
@@ -23,16 +25,21 @@ script may have none to spare there; their additions are quick beside their matr
 class GradientSum:
     """A sum of gradients, by parameter. Its memory is reused from one sum to the next."""
 
-    def __init__(self, folding: bool = False) -> None:
+    def __init__(
+        self, folding: bool = False, far: Weights | None = None, settle: Callable[[], None] = lambda: None
+    ) -> None:
         """Start at nothing.
 
         Args:
             folding: spend little time at each step, beside a script that must not wait: see `FOLD`. Without it,
                 gradients narrower than float32 are summed in float32, all others in float64.
+            far: float64 memory for what is folded, which this sum shares with the one before it.
+            settle: returns when the one before it is needed no longer.
         """
         self._folding = folding
         self._near: Weights = {}
-        self._far: Weights = {}
+        self._far: Weights = {} if far is None else far
+        self._settle = settle
         self._counts: dict[str, int] = {}
         self._folded: set[str] = set()
 
@@ -64,7 +71,7 @@ class GradientSum:
                 into.append(self._near[name])
                 what.append(plain)
             else:
-                self._near[name].add_(plain)
+                add_in_blocks(self._near[name], plain)
             self._counts[name] = self._counts.get(name, 0) + 1
         if into:
             torch._foreach_add_(into, what)
@@ -74,7 +81,6 @@ class GradientSum:
         self._counts.clear()
         self._folded.clear()
 
-    @torch.no_grad()
     def total(self, like: Mapping[str, torch.Tensor]) -> Weights:
         """Read the sum, as it is stored: in the parameter's dtype, or float32 where that is narrower.
 
@@ -84,16 +90,33 @@ class GradientSum:
         Returns:
             Name -> CPU tensor, in the order of `like`; zero for a parameter that had no gradient.
         """
-        result: Weights = {}
-        for name, parameter in like.items():
-            dtype = torch.float32 if parameter.dtype.itemsize < 4 else parameter.dtype
+        stream = self.stream(like)
+        return {name: torch.cat([*stream.blocks(name)]).reshape(shape) for name, (shape, _) in stream.places.items()}
+
+    def stream(self, like: Mapping[str, torch.Tensor]) -> Stream:
+        """Read the sum in blocks, as long as it is not changed.
+
+        Args:
+            like: the parameters.
+
+        Returns:
+            What `total` returns, for a file.
+        """
+        dtypes = {name: torch.float32 if one.dtype.itemsize < 4 else one.dtype for name, one in like.items()}
+        places = {name: (tuple(one.shape), dtypes[name]) for name, one in like.items()}
+        return Stream(places, lambda name: self._blocks(name, *places[name]))
+
+    @torch.no_grad()
+    def _blocks(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        size = math.prod(shape)
+        for start in range(0, max(size, 1), BLOCK):  # one block of an empty tensor
+            part = slice(start, min(start + BLOCK, size))
             if name not in self._counts:
-                result[name] = torch.zeros(parameter.shape, dtype=dtype)
+                yield torch.zeros(part.stop - start, dtype=dtype)
                 continue
-            near = self._near[name]
-            total = _wide_sum(self._far[name], near) if name in self._folded else near
-            result[name] = total.to("cpu", dtype)
-        return result
+            near = self._near[name].reshape(-1)[part]
+            total = _wide_sum(self._far[name].reshape(-1)[part], near) if name in self._folded else near
+            yield total.to("cpu", dtype)
 
     def _start(self, name: str, gradient: torch.Tensor) -> None:
         wide = self._summed_in(gradient)
@@ -111,8 +134,10 @@ class GradientSum:
 
     def _fold(self, name: str) -> None:
         if name in self._folded:
-            self._far[name].add_(self._near[name])
+            add_in_blocks(self._far[name], self._near[name])
         else:
+            if not self._folded:
+                self._settle()
             held = self._far.get(name)
             if held is None or held.shape != self._near[name].shape:
                 self._far[name] = self._near[name].to("cpu", torch.float64, copy=True)

@@ -30,7 +30,7 @@ from tvgrad.store.layout import MANIFEST
 from tvgrad.store.manifest import Manifest, read_manifest
 from tvgrad.store.measured import MEASURED
 from tvgrad.store.run import Run
-from tvgrad.store.writer import Content, RunWriter, cpu_copies
+from tvgrad.store.writer import Content, RunWriter
 from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import Weights, group_names, trainable_parameters
 
@@ -211,7 +211,7 @@ class Recorder:
                 f"{self.directory} already holds a run: choose another directory, go on with it by "
                 "Recorder(..., resume=True), or replace it by overwrite=True"
             )
-        create = self._header.creation(self.directory, self._overwrite)
+        create = self._header.creation(self.directory, self._overwrite, self._background)
         make = (lambda: RunWriter.resume(self.directory)) if resumed else create
         self._writer = start_writer(make, self._background)
         try:
@@ -310,18 +310,18 @@ class Recorder:
             weights = {name: parameter.detach() for name, parameter in self._parameters.items()}
             self.loss, gradient = self.objective.value_and_gradient(weights)
             self.gradient = self._on_device(gradient)
-            tensors["gradient"] = cpu_copies(gradient)
+            tensors["gradient"] = writer.copied("gradient", gradient)
             measured.setdefault("loss", self.loss)
         elif "gradients" in self._record and self._loop is not None:
             gradient, made = self._loop.measure()
-            self.loss, tensors["gradient"] = self._loop.loss, cpu_copies(gradient)
+            self.loss, tensors["gradient"] = self._loop.loss, writer.copied("gradient", gradient)
             measured.setdefault("loss", self.loss)
             writer.extend_info(MEASURED, {str(self._clock.number): asdict(made)})
         if self._finite:
             self._require_finite()
         moment = self._collector.collect(tensors, measured)
         buffers, values = state_of(self._optimizers, self._scheduler)
-        state = buffers, {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
+        state = writer.copied("state", buffers), {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
         moment.write(writer, self._clock.number, state=state, keep=self._header.keep)
         self._collector.clear(moment)
         self._recorded = self._clock.number

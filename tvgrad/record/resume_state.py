@@ -20,7 +20,6 @@ from tvgrad.files.regular import reason_of
 from tvgrad.store.manifest import Manifest
 from tvgrad.store.run import Run
 from tvgrad.store.storable import storable
-from tvgrad.store.writer import cpu_copies
 from tvgrad.vectors.parameters import Weights
 
 UNCHANGED = {
@@ -85,14 +84,14 @@ def restore_weights(run: Run, model: nn.Module) -> None:
 
 
 def state_of(optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> tuple[Weights, dict[str, Any]]:
-    """Copy the generators of random numbers and the state of optimizer and scheduler.
+    """Collect the generators of random numbers and the state of optimizer and scheduler.
 
     Args:
         optimizers: the optimizer, where there is one; the state of several is not kept.
         scheduler: anything with a `state_dict`, or None.
 
     Returns:
-        Tensors on the CPU, and values that JSON can hold.
+        Tensors, which the next step changes, and values that JSON can hold.
     """
     tensors: Weights = {"rng.torch": torch.get_rng_state()}
     version, internal, gauss = random.getstate()
@@ -122,7 +121,7 @@ def state_of(optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> tup
         values["optimizer"] = plain
     if scheduler is not None:
         values["scheduler"] = _plain_state(scheduler.state_dict())
-    return cpu_copies(tensors), values
+    return tensors, values
 
 
 def restore_state(

@@ -90,15 +90,16 @@ class RunHeader:
             facts["adapter"] = adapter
         return facts | ({} if self.objective is None else objective_facts(self.objective)) | dict(self.info)
 
-    def creation(self, directory: Path, overwrite: bool = False) -> Callable[[], RunWriter]:
+    def creation(self, directory: Path, overwrite: bool = False, background: bool = True) -> Callable[[], RunWriter]:
         """Prepare to start the run directory.
 
         Args:
             directory: where.
             overwrite: whether a run that is there is replaced.
+            background: whether training goes on meanwhile, so that what it may change is copied.
 
         Returns:
-            A function that makes the directory and its writer, and may be called in a thread.
+            A function that makes the directory and its writer; with `background` it may be called in a thread.
         """
         parameters = {
             name: Parameter(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), self.groups[name])
@@ -106,7 +107,8 @@ class RunHeader:
         }
         manifest = Manifest(self.facts(), self.unit, parameters, tied_names(self.model))
         others = {name: p.detach() for name, p in trainable_parameters(self.model).items() if name not in parameters}
-        static = cpu_copies(frozen_state(self.model) | others)
+        static = frozen_state(self.model) | others
+        static = cpu_copies(static) if background else static
         return lambda: RunWriter.create(directory, manifest, static, overwrite=overwrite)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from tvgrad.store.run import Run
-from tvgrad.vectors.parameters import Weights, cosine_from
+from tvgrad.vectors.parameters import BLOCK, cosine_from
 
 
 class RunningCosine:
@@ -22,12 +22,7 @@ class RunningCosine:
             parameters: name -> parameter that is trained.
         """
         self._parameters = parameters
-        device = next(iter(parameters.values())).device
-        self._start: Weights = {}
-        self._gradient: Weights = {}
-        if 0 in run.having("gradient"):
-            self._start = {name: tensor.to(device) for name, tensor in run.weights(0).items()}
-            self._gradient = {name: tensor.to(device) for name, tensor in run.gradient(0).items()}
+        self._files = [run.file(kind, 0) for kind in ("weights", "gradient")] if 0 in run.having("gradient") else []
 
     def value(self) -> float:
         """Compute it at the present weights.
@@ -35,11 +30,20 @@ class RunningCosine:
         Returns:
             A number in [-1, 1]; NaN without a first gradient.
         """
-        if not self._gradient:
+        if not self._files:
             return math.nan
         moved = along = length = 0.0
-        for name, tensor in self._parameters.items():  # one at a time: float64 copies of a large model need not fit
-            step, down = tensor.detach().double() - self._start[name].double(), -self._gradient[name].double()
-            moved, length = math.hypot(moved, float(step.norm())), math.hypot(length, float(down.norm()))
-            along += float(torch.dot(step.flatten(), down.flatten()))
+        for name, tensor in self._parameters.items():  # in blocks: neither start nor gradient are held in memory
+            flat = tensor.detach().reshape(-1)
+            for start in range(0, len(flat), BLOCK):
+                here = flat[start : start + BLOCK].double()
+                first, gradient = (
+                    file.read_into(name, start, torch.empty(len(here), dtype=file.places[name].dtype)).to(here)
+                    for file in self._files
+                )
+                step, down = here - first, -gradient
+                moved, length = math.hypot(moved, float(step.norm())), math.hypot(length, float(down.norm()))
+                along += float(torch.dot(step, down))
+        for file in self._files:
+            file.close()
         return cosine_from(along, moved * length)

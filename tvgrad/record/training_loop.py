@@ -106,6 +106,7 @@ def prepare(recipe: Recipe, options: TraceOptions, crew: Crew | None = None) -> 
         chunk_size=options.chunk_size,
         allow={*recipe.allow, *options.allow},
         group=crew,
+        shared=True,
     )
     return Prepared(recipe, objective.model, objective.samples, objective, rule, epochs, batch_size, options)
 
@@ -264,10 +265,12 @@ def _full_step(prepared: Prepared, optimizer: torch.optim.Optimizer, recorder: R
     parameters = trainable_parameters(prepared.model)
     gradient = recorder.gradient or prepared.objective.gradient(parameters)
     for name, parameter in parameters.items():
-        # A copy, because some optimizers change the gradient in place.
-        parameter.grad = gradient[name].to(parameter.device, copy=True)
+        # Some optimizers change it in place: it has been written, and the recorder forgets it after the step.
+        parameter.grad = gradient[name].to(parameter.device)
+    del gradient
     prepared.rule.set_rate(optimizer, recorder.steps)
     optimizer.step()
+    optimizer.zero_grad()  # its memory is wanted for the next gradient
     recorder.note_step(batch_size=len(prepared.samples))
 
 
@@ -276,13 +279,13 @@ def _step(
 ) -> None:
     batch = prepared.samples.subset(indices).batch(0, len(indices))
     batch = map_tensors(batch, lambda tensor: tensor.to(prepared.objective.device))
-    optimizer.zero_grad()
     loss_of(batch).backward()
     for parameter in prepared.model.parameters():  # most optimizers take no sparse gradients (of embeddings)
         if parameter.grad is not None and parameter.grad.layout != torch.strided:
             parameter.grad = parameter.grad.to_dense()
     prepared.rule.set_rate(optimizer, step)
     optimizer.step()
+    optimizer.zero_grad()  # now, so that the gradient of all samples finds its memory free
 
 
 def _seed_everything(seed: int) -> None:

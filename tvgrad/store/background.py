@@ -69,8 +69,7 @@ class BackgroundWriter:
         Args:
             number: epochs (or steps) done.
             steps: optimizer steps done.
-            tensors: kind -> tensors that stay as they are until the next `wait`, or a function that makes them, which
-                the thread calls.
+            tensors: kind -> tensors that stay as they are until the next `wait`, or what makes them, in the thread.
             metrics: name -> number.
             **rest: as for `RunWriter.add`.
         """

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from tvgrad.errors import DamagedRun, DiskFull, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
-from tvgrad.files.writing import MAX_SHARD_BYTES, write_checked_tensors, write_tensors
+from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors, write_tensors
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
 from tvgrad.store.layout import CONTENTS, JOURNAL, files_in, is_own, require_free, require_no_links
 from tvgrad.store.ledger import Ledger, csv_text
@@ -28,8 +27,8 @@ from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
 from tvgrad.wording import bytes_in_words
 
-Content = Weights | Callable[[], Weights]
-"""CPU tensors to write, or a function that makes them when they are written."""
+Content = Weights | Stream
+"""Tensors to write, or what makes them when they are written."""
 
 DROPPABLE = ("weights", "gradient", "epoch_gradient")
 STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skipped")
@@ -266,21 +265,20 @@ class RunWriter:
             raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): trace the run again") from None
 
     def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:  # noqa: ARG002
-        """Copy tensors to the CPU.
+        """Prepare tensors to be written: as they are, because `add` returns when that is done.
 
         Args:
             kind: what they are; a writer in a thread has buffers for each kind.
             tensors: name -> tensor on any device.
 
         Returns:
-            Name -> CPU tensor, to be passed to `add`.
+            Name -> tensor, to be passed to `add` before it changes.
         """
-        return cpu_copies(tensors)
+        return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def _written(self, kind: str, stem: str, content: Content) -> FileEntry:
         path = self._folder(kind) / f"{stem}.safetensors"
-        tensors = content() if callable(content) else content
-        return FileEntry.of(self.root, *write_checked_tensors(tensors, path, self._max_shard_bytes))
+        return FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
 
     def _state(self, stem: str, tensors: Weights, values: dict[str, Any]) -> FileEntry:
         """Tensors and plain values, as two files of one entry."""
@@ -345,7 +343,7 @@ def in_words(root: Path) -> Generator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise DiskFull(f"{root} cannot be written ({reason_of(error)}): finished epochs are whole") from None
 
 

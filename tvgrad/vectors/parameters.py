@@ -21,6 +21,9 @@ Weights = dict[str, torch.Tensor]
 ALL = "all"
 """The name that stands for the whole model among the groups."""
 
+BLOCK = 1 << 21
+"""Elements that are converted at once where a whole tensor need not be."""
+
 SHARDED = ("DTensor", "FlatParameter")
 ONE_PART = (
     "spread over several processes (FSDP), and tvgrad reads whole tensors: train with DistributedDataParallel, or save "
@@ -177,6 +180,25 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
         The tensor itself where it is dense.
     """
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def add_in_blocks(into: torch.Tensor, what: torch.Tensor, scale: float = 1.0) -> None:
+    """Add a tensor of another dtype in place.
+
+    On a CPU, PyTorch would first make a copy of the whole tensor in the wider dtype.
+
+    Args:
+        into: the tensor that is changed.
+        what: a tensor of its shape.
+        scale: times this.
+    """
+    small = into.numel() <= BLOCK or not into.is_contiguous()
+    if small or into.dtype == what.dtype or into.device.type != "cpu":
+        into.add_(what, alpha=scale)
+        return
+    target, source = into.view(-1), what.reshape(-1)
+    for start in range(0, len(target), BLOCK):
+        target[start : start + BLOCK].add_(source[start : start + BLOCK], alpha=scale)
 
 
 def norm(vector: Mapping[str, torch.Tensor]) -> float:

@@ -90,6 +90,7 @@ class ScriptRecorder:
                 on_gradients=self._require_recorded,
                 after_attempt=self._weights.after_step,
             ),
+            settle=lambda: self._writer.wait(),
         )
         self._rule = read_rule(trained.optimizers, trained.parameters)["rule"]
         self._held: Moment | None = None
