@@ -21,7 +21,7 @@ Weights = dict[str, torch.Tensor]
 ALL = "all"
 """The name that stands for the whole model among the groups."""
 
-BLOCK = 1 << 21
+BLOCK = 1 << 18
 """Elements that are converted at once where a whole tensor need not be."""
 
 SHARDED = ("DTensor", "FlatParameter")
