@@ -77,6 +77,52 @@ def test_round_trip(tmp_path: Path, limit: int) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"format": "pt"}, {'na"me\n\t\x01': "wörds \\ \u2028 \U0001f600 \x7f"}], ids=range(4)
+)
+@pytest.mark.parametrize("names", ["", "all", *sorted(content())])
+def test_bytes_are_those_of_the_library(tmp_path: Path, names: str, metadata: dict[str, str] | None) -> None:
+    """Of every dtype, empty and scalar tensors, odd names and words: all in one file, and each alone."""
+    tensors = {name: tensor.detach() for name, tensor in content().items() if names in ("all", name)}
+    if names == "all":
+        odd = (
+            "",
+            "a b",
+            "/",
+            "\n\r\t\b\f\x1f\x7f",
+            "\u2028\u00e9",
+            "\U0001f600",
+            "A",
+            "a",
+            "a.10",
+            "a.9",
+            "x" * 10_000,
+        )
+        tensors |= {name: torch.full((place,), 2.0, dtype=torch.float16) for place, name in enumerate(odd)}
+    path = write_tensors(tensors, tmp_path / "own.safetensors", metadata=metadata)
+    plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(plain, tmp_path / "library.safetensors", metadata)
+    if metadata == {} and not tensors:  # the library's file is no JSON there: {},"__metadata__":{}}
+        assert TensorFile(path).read_all() == {}
+        return
+    assert path.read_bytes() == (tmp_path / "library.safetensors").read_bytes()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    drawn=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"])).filter(lambda name: name != "__metadata__"),
+        st.tuples(st.sampled_from(list(DTYPES.values())), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=5,
+    )
+)
+def test_bytes_of_any_tensors(tmp_path: Path, drawn: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    tensors = {name: torch.ones(shape).to(dtype) for name, (dtype, shape) in drawn.items()}
+    save_file(tensors, tmp_path / "library.safetensors")
+    own = write_tensors(tensors, tmp_path / "own.safetensors")
+    assert own.read_bytes() == (tmp_path / "library.safetensors").read_bytes()
+
+
 def test_no_tensors(tmp_path: Path) -> None:
     assert TensorFile(write_tensors({}, tmp_path / "none.safetensors")).read_all() == {}
 

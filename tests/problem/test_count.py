@@ -126,6 +126,14 @@ def test_counts_over_imbalanced_data(seed: int) -> None:
     check(seed)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_counts_by_sketches_of_gradients(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model whose gradients are too large to hold several of."""
+    monkeypatch.setattr("tvgrad.problem.sketch.HELD", 0)
+    monkeypatch.setattr("tvgrad.problem.sketch.BLOCK", 7)
+    check(seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8, 128))
 def test_counts_over_a_hundred_imbalanced_data_sets(seed: int) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from tvgrad import Recorder, Run, TvgradError
 from tvgrad.errors import DiskFull
+from tvgrad.files.writing import Stream
 from tvgrad.store.background import BackgroundWriter
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.writer import RunWriter
@@ -54,16 +55,18 @@ def test_the_caller_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyte
     assert Run.open(tmp_path / "run").epochs == [0]
 
 
-def test_functions_are_called_in_the_thread(tmp_path: Path) -> None:
+def test_what_makes_tensors_makes_them_in_the_thread(tmp_path: Path) -> None:
     threads = []
 
-    def made() -> dict[str, torch.Tensor]:
+    def made(name: str) -> list[torch.Tensor]:
         threads.append(threading.current_thread())
-        return {"w": torch.ones(3)}
+        return [torch.ones(2), torch.zeros(1)]
 
+    stream = Stream({"w": ((3,), torch.float32)}, made)
     writer = opened(tmp_path / "run")
-    writer.add(0, 0, {"weights": writer.copied("weights", {"w": torch.zeros(3)}), "epoch_gradient": made}, {})
+    writer.add(0, 0, {"weights": writer.copied("weights", {"w": torch.zeros(3)}), "epoch_gradient": stream}, {})
     writer.close()
+    assert Run.open(tmp_path / "run").epoch_gradient(0)["w"].tolist() == [1, 1, 0]
     assert threads
     assert threads[0] is not threading.main_thread()
 

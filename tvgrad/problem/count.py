@@ -22,7 +22,9 @@ from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.numerics.floats import unit_roundoff
 from tvgrad.numerics.precision import seeded
 from tvgrad.problem.batch_loss import BatchLoss, target_of
+from tvgrad.problem.perturbed import nearby, perturbed
 from tvgrad.problem.samples import Batch, Samples
+from tvgrad.problem.sketch import sketch
 
 CLASSES = 16
 """At most so many classes, the rarest first, are looked for among the samples."""
@@ -40,10 +42,6 @@ FEWEST_CLASSES, FEWEST_SAMPLES = 3, 6
 LEAST_COMPARED = 1_000_000
 """Parameters of a wider model whose gradients are compared, from the last one backwards: a wrong weight of a batch
 shows in every part of its gradient, and the others would take as long as the steps of a training."""
-
-LARGE = 4_000_000
-"""Elements of a tensor (an embedding, say) that is neither compared nor perturbed where smaller ones are there: several
-float64 gradients of it would take more memory than the training."""
 
 PERTURBATION = 0.1
 TOLERANCE = 5e-7
@@ -131,7 +129,7 @@ def _compared(count: _Count, left: Sequence[Grouping], right: Sequence[Grouping]
     if sum(parameter.numel() for parameter in count.batch_loss.parameters()) <= WIDEST:
         with contextlib.suppress(RuntimeError, TypeError):  # a module that cannot be copied
             wide = copy.deepcopy(count.batch_loss).double()
-            attempts.insert(0, _Count(wide, count.samples.with_dtype(torch.float64), count.device))
+            attempts.insert(0, _Count(wide, count.samples.with_dtype(torch.float64), count.device, own=True))
     for attempt in attempts:
         with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError):
             return max(attempt.deviation(left, right, amount) for amount in amounts)
@@ -143,7 +141,7 @@ class _Mean:
     """The mean loss over groups of samples and its gradient, with the mean size of the groups' own."""
 
     value: float
-    gradient: torch.Tensor  # flat, float64
+    gradient: torch.Tensor  # flat, float64: the sketch of a large one
     value_size: float
     gradient_size: float
     dtype: torch.dtype  # of the loss
@@ -164,6 +162,7 @@ class _Count:
     batch_loss: BatchLoss
     samples: Samples
     device: torch.device
+    own: bool = False  # whether its weights may be moved
     read: dict[tuple[int, ...], Batch] = field(default_factory=dict)
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -172,6 +171,12 @@ class _Count:
         if key not in self.read:
             self.read[key] = self.samples.subset(list(key)).batch(0, len(key), self.device)
         return self.read[key]
+
+    @property
+    def compared(self) -> int:
+        """Numbers in a gradient."""
+        parameters = dict(self.batch_loss.named_parameters())
+        return sum(parameters[name].numel() for name in _compared_names(self.batch_loss))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,7 +193,7 @@ class _Count:
 
     def deviation(self, left: Sequence[Grouping], right: Sequence[Grouping], amount: float) -> float:
         """Largest distance between the means of two ways to group, 0 where rounding explains it."""
-        weights = _perturbed(self.batch_loss, amount)
+        weights = perturbed(self.batch_loss, amount, self.own)
         others = [self.mean(groups, weights) for groups in right]
         if amount and not all(bool(torch.isfinite(other.gradient).all()) for other in others):
             return 0.0  # a model need not have a loss there
@@ -196,7 +201,7 @@ class _Count:
 
     def _unexplained(self, groups: Grouping, weights: dict[str, torch.Tensor], others: Sequence[_Mean]) -> float:
         mean = self.mean(groups, weights)
-        operations = mean.gradient.numel() + len(self.samples)
+        operations = self.compared + len(self.samples)
         # A dot product of n terms errs by about sqrt(n) u; a count may have been summed in float32.
         rounding = 8 * unit_roundoff(self.dtype) * operations**0.5
         tolerance = max(TOLERANCE, rounding, *(8 * unit_roundoff(one.dtype) for one in (mean, *others) if _half(one)))
@@ -218,15 +223,7 @@ class _Count:
         """How far a mean moves when its weights move by a few units of rounding, up and down."""
         found = []
         for sign in (1, -1):
-            generator = torch.Generator().manual_seed(1)
-            nearby = {}
-            for name, tensor in weights.items():
-                if tensor.is_floating_point():
-                    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-                    step = sign * 16 * unit_roundoff(tensor.dtype) * noise
-                    tensor = (tensor.double() * (1 + step)).to(tensor.dtype)
-                nearby[name] = tensor
-            found.append(mean.distance(self.mean(groups, nearby)))
+            found.append(mean.distance(self.mean(groups, nearby(weights, sign))))
         return max(one[0] for one in found), max(one[1] for one in found)
 
     def mean(self, groups: Grouping, weights: dict[str, torch.Tensor]) -> _Mean:
@@ -257,17 +254,16 @@ class _Count:
             value, gradients = torch.func.functional_call(
                 self.batch_loss, moved, (self.batch(group),), {"then": differentiate}
             )
-        return torch.cat([part.reshape(-1).double().cpu() for part in (value, *gradients)]), value.dtype
+        return torch.cat([value.reshape(-1).double().cpu(), sketch(gradients)]), value.dtype
 
 
 def _compared_names(batch_loss: BatchLoss) -> list[str]:
-    """The parameters whose gradients are compared: all trainable ones that are not large, or the last of many."""
+    """The parameters whose gradients are compared: all trainable ones, or the last ones of a wide model."""
     trainable = {name: p.numel() for name, p in batch_loss.named_parameters() if p.requires_grad}
-    usual = {name: numel for name, numel in trainable.items() if numel <= LARGE}
-    if usual and _trained(batch_loss) <= WIDEST:
-        return sorted(usual)
+    if _trained(batch_loss) <= WIDEST:
+        return sorted(trainable)
     kept, size = [], 0
-    for name, numel in reversed((usual or trainable).items()):
+    for name, numel in reversed(trainable.items()):
         kept.append(name)
         size += numel
         if size >= LEAST_COMPARED:
@@ -289,21 +285,6 @@ def _sequences(samples: Samples) -> bool:
 
 def _half(mean: _Mean) -> bool:
     return mean.dtype in {torch.bfloat16, torch.float16}
-
-
-def _perturbed(module: BatchLoss, amount: float) -> dict[str, torch.Tensor]:
-    """Weights and buffers of a module, the weights moved at random by a share of their size."""
-    generator = torch.Generator().manual_seed(0)
-    moved = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    compared = _compared_names(module)
-    for name, weight in module.named_parameters():
-        if not amount or (weight.numel() > LARGE and name not in compared):
-            moved[name] = weight.detach()
-            continue
-        noise = torch.randn(weight.shape, generator=generator).to(weight)
-        size = float(weight.detach().double().square().mean().sqrt()) if weight.numel() else 0.0
-        moved[name] = noise.mul_(amount * (size + 0.1)).add_(weight.detach())
-    return moved
 
 
 def _groupings(size: int) -> list[Grouping]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class GradientSum:
             Name -> CPU tensor, in the order of `like`; zero for a parameter that had no gradient.
         """
         stream = self.stream(like)
-        return {name: torch.cat([*stream.blocks(name)]).reshape(shape) for name, (shape, _) in stream.places.items()}
+        return {name: _joined(stream.blocks(name)).reshape(shape) for name, (shape, _) in stream.places.items()}
 
     def stream(self, like: Mapping[str, torch.Tensor]) -> Stream:
         """Read the sum in blocks, as long as it is not changed.
@@ -145,6 +145,12 @@ class GradientSum:
                 held.copy_(self._near[name])
             self._folded.add(name)
         self._counts[name] = 0
+
+
+def _joined(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+    parts = list(blocks)
+    # Numpy copies, for the reason below.
+    return parts[0] if len(parts) == 1 else torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
 
 
 def _wide_sum(far: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
