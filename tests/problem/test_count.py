@@ -130,7 +130,7 @@ def test_counts_over_imbalanced_data(seed: int) -> None:
 def test_counts_by_sketches_of_gradients(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model whose gradients are too large to hold several of."""
     monkeypatch.setattr("tvgrad.problem.sketch.HELD", 0)
-    monkeypatch.setattr("tvgrad.problem.sketch.BLOCK", 7)
+    monkeypatch.setattr("tvgrad.problem.sketch.WIDTH", 7)
     check(seed)
 
 

@@ -497,14 +497,14 @@ def test_refused_with_cause_and_remedy(wanted: MustFail) -> None:
 
 def test_evaluations_count_passes_over_the_data() -> None:
     objective = Objective(**objective_parts(), chunk_size=2)
-    assert vars(objective.evaluations) == {"values": 0, "gradients": 0, "hvps": 0}
+    assert objective.evaluations == Evaluations()
     objective.value()
     objective.gradient()
     objective.value_and_gradient()
     objective.hvp(objective.initial)
     objective.hvps([objective.initial] * 4)
     objective.subset([1, 2]).gradient()
-    assert vars(objective.evaluations) == {"values": 1, "gradients": 3, "hvps": 5}
+    assert objective.evaluations == Evaluations(values=1, gradients=3, hvps=5)
     before = objective.evaluations.copy()
     objective.hessian_operator() @ np.zeros((sum(tensor.numel() for tensor in objective.initial.values()), 2))
     assert objective.evaluations - before == Evaluations(hvps=2)

@@ -13,7 +13,7 @@ SHAPES = ((5, 7), (), (0, 3), (11,), (64,))
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvgrad.problem.sketch.HELD", 20)
-    monkeypatch.setattr("tvgrad.problem.sketch.BLOCK", 8)
+    monkeypatch.setattr("tvgrad.problem.sketch.WIDTH", 8)
 
 
 def drawn(seed: int) -> list[torch.Tensor]:

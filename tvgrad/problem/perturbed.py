@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,7 +30,9 @@ def perturbed(module: nn.Module, amount: float, in_place: bool) -> dict[str, tor
         if amount and (weight.is_floating_point() or weight.is_complex()):
             if not in_place or not weight.is_contiguous():
                 moved[name] = _copy(weight)
-            scale = amount * (norm({name: weight}) / max(1, weight.numel()) ** 0.5 + 0.1)
+            blocks = moved[name].view(-1).split(BLOCK)  # one at a time is copied to float64
+            size = math.hypot(*(norm({name: block}) for block in blocks)) / max(1, weight.numel()) ** 0.5
+            scale = amount * (size + 0.1)
             for part, noise in _with_noise(moved[name], generator):
                 part.add_(noise.to(part), alpha=scale)
     return moved

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from tvgrad.vectors.parameters import BLOCK, dense
+from tvgrad.vectors.parameters import dense
 
-HELD = 2 * BLOCK
+HELD = 1 << 21
 """Elements up to which a gradient is its own sketch."""
+
+WIDTH = 1 << 18
+"""Numbers in the sketch of a larger one: a few of them are held beside the gradient."""
 
 
 def sketch(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -25,14 +28,14 @@ def sketch(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         parts: the gradient by tensors, on any device.
 
     Returns:
-        A flat float64 tensor on the CPU: the whole gradient up to `HELD` elements, else `BLOCK` numbers.
+        A flat float64 tensor on the CPU: the whole gradient up to `HELD` elements, else `WIDTH` numbers.
     """
     if sum(part.numel() for part in parts) <= HELD:
         return torch.cat([dense(part).reshape(-1).double().cpu() for part in parts])
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(BLOCK, dtype=torch.float64)
+    total = torch.zeros(WIDTH, dtype=torch.float64)
     for part in parts:
-        for block in dense(part).reshape(-1).split(BLOCK):
+        for block in dense(part).reshape(-1).split(WIDTH):
             share, sign = torch.rand(2, generator=generator).tolist()
             total[: len(block)].add_(block.double().cpu(), alpha=(0.75 + share / 2) * (1 if sign < 0.5 else -1))
     return total
