@@ -34,6 +34,8 @@ from tvgrad.report.run_labels import RunLabel
 _STAR = "M0,-1L0.3,-0.3L1,-0.3L0.45,0.12L0.6,0.8L0,0.4L-0.6,0.8L-0.45,0.12L-1,-0.3L-0.3,-0.3Z"
 GAP = 0.075
 """How far apart direct labels stand, as a share of the axis."""
+NUMBER_ROOM = 27
+"""Pixels that the number in a cell of a heat map takes."""
 SEQUENTIAL = ("#e4f1e1", "#a5d0b4", "#6fb1a0", "#40918d", "#237386", "#1d5480", "#27356f")
 DIVERGING = ("#2b6cb0", "#7fa6d0", "#c3d3e6", "#f2f0ee", "#ecc8c0", "#d98a80", "#b03a3a")
 
@@ -201,6 +203,9 @@ def heat_map(
         layers.append({
             "mark": {"type": "text", "fontSize": 10.5, "aria": False},
             "encoding": {"text": {"field": "value", "type": "quantitative", "format": ".2f"},
+                         # on a narrow screen numbers would run into each other; the colours and the pointer tell them
+                         "opacity": {"condition": {"test": f"width < {NUMBER_ROOM * len(across)}", "value": 0},
+                                     "value": 1},
                          "color": {"condition": {"test": "datum.light", "value": "#ffffff"}, "value": "#101418"}},
         })  # fmt: skip
     spec: Spec = {
