@@ -233,6 +233,10 @@ def _least(table: pd.DataFrame, way: str, matrix: str, effect: str) -> str:
     return f"{rows['value'][lasting].min():g}" if lasting.any() else f"more than {rows['value'].max():g}"
 
 
+SIZES = (11, 7.5, 3.5)
+"""Of marks, from the first drawn to the last: where cuts agree, each shows as a rim round the next."""
+
+
 def _draw(grid: pd.DataFrame, ax: Axes) -> None:
     axes = panels(ax, 3, WIDTH, HEIGHT)
     shortfall = grid.assign(
@@ -246,9 +250,12 @@ def _draw(grid: pd.DataFrame, ax: Axes) -> None:
             palette="colorblind", markers=True, dashes=False, errorbar=("pi", 100), linewidth=1.2, markersize=5,
             ax=panel,
         )  # fmt: skip
+        handles, names = panel.get_legend_handles_labels()
+        drawn = panel.get_lines()[: len(names)]
+        for line, size in [*zip(drawn, SIZES, strict=False), *zip(handles, SIZES, strict=False)]:
+            line.set(markersize=size, linewidth=size / 3)
         panel.axhline(TOLERANCE, color="0.3", linewidth=0.8, linestyle=":")
         panel.set(xlabel=f"{way} that stay" if "share" in way else way, ylabel="largest of the four shortfalls")
-        handles, names = panel.get_legend_handles_labels()
         panel.get_legend().remove()
     axes[0].set_xticks(RANKS)
     axes[0].figure.legend(

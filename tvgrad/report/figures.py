@@ -161,8 +161,8 @@ EPOCH_GRADIENT = (
     "the epoch gradient G_e, the sum of the batch gradients of the epoch that begins at e, at moving weights"
 )
 AGAINST = (
-    "K: number of epochs; the upright mark is the even share 1/K; the ceiling of a share is 1; the numbers on the right "
-    "say how many times an even share it is, of at most K"
+    "K: number of epochs; the upright mark is the even share 1/K; the ceiling of a share is 1; the numbers on the "
+    "right say how many times an even share it is, of at most K"
 )
 
 FIGURES = {
