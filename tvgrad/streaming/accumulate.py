@@ -32,7 +32,7 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 PRODUCT = 1024  # elements in one float32 product; 16,384 are 8 % faster and 20 times less precise
 TINY_SQUARE = 1e-24  # under this, a float32 sum of squares may have lost terms that underflowed
 STRIP, WIDE_STRIP = 3, 16  # rows of the Gram matrix computed together, for fewer than 16 rows and for more
-FEW_PAIRS = 6  # up to so many pairs of rows, their products are quicker one by one than as a product of matrices
+FEW_PAIRS = 6  # up to so many pairs of rows, their signs are counted quicker than multiplied
 BATCH = 8  # residual vectors formed at a time
 
 
@@ -117,7 +117,11 @@ class BlockWorker:
         self._subtrahend = torch.empty(width, dtype=torch.float64)
         self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the block it starts
         self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
-        self._sign = torch.empty(len(self._signed), width, dtype=plan.dtype)
+        slots = {row: slot for slot, row in enumerate(self._signed)}
+        self._sign_pairs = [(slots[plan.row_of[left]], slots[plan.row_of[right]]) for left, right in plan.signs]
+        few = len(self._sign_pairs) <= FEW_PAIRS
+        self._sign = torch.empty(len(self._signed), 0 if few else width, dtype=plan.dtype)
+        self._truth = np.empty((2 * len(self._signed) + 2, plan.capacity if few else 0), dtype=np.bool_)
 
     def run(self, block: Block) -> BlockSums:
         """Read a block and sum over it.
@@ -229,19 +233,41 @@ class BlockWorker:
 
     def _signs(self, length: int, result: BlockSums) -> None:
         """Count coordinates where neither vector of a pair is zero, and those among them where the signs agree."""
-        slots = {row: slot for slot, row in enumerate(self._signed)}
-        pairs = [(slots[self._plan.row_of[i]], slots[self._plan.row_of[j]]) for i, j in self._plan.signs]
-        # Sums of no more than a block of ones: float32 holds them exactly.
-        balance, nonzero = torch.zeros(2, len(pairs))
+        if len(self._sign_pairs) <= FEW_PAIRS:
+            self._count_signs(length, result)
+            return
         for first in range(0, length, TILE):
-            stop = min(first + TILE, length)
-            sign = self._sign[:, : stop - first]
-            for slot, row in enumerate(self._signed):
-                torch.sgn(self._matrix[row, first:stop], out=sign[slot])
-            balance += _products_of_pairs(sign, pairs)  # agreements minus disagreements
-            nonzero += _products_of_pairs(sign.abs_(), pairs)
-        result.nonzero += nonzero.double().numpy()
-        result.equal += ((nonzero.double() + balance.double()) / 2).numpy()
+            self._multiply_signs(first, min(first + TILE, length), result)
+
+    def _count_signs(self, length: int, result: BlockSums) -> None:
+        """Count pair by pair in rows of truth values, a byte a coordinate: so short that a block needs no tiles."""
+        truth, signed = self._truth[:, :length], len(self._signed)
+        above, other = truth[:signed], truth[signed : 2 * signed]  # above zero; other than zero
+        both, apart = truth[-2], truth[-1]
+        for slot, row in enumerate(self._signed):
+            values = self._matrix[row, :length].numpy()
+            np.greater(values, 0, out=above[slot])
+            np.not_equal(values, 0, out=other[slot])
+        for pair, (left, right) in enumerate(self._sign_pairs):
+            np.logical_and(other[left], other[right], out=both)
+            np.not_equal(above[left], above[right], out=apart)
+            np.logical_and(apart, both, out=apart)
+            nonzero = np.count_nonzero(both)
+            result.nonzero[pair] = nonzero
+            result.equal[pair] = nonzero - np.count_nonzero(apart)
+
+    def _multiply_signs(self, first: int, stop: int, result: BlockSums) -> None:
+        """Add the counts of a tile for all pairs at once, as products of matrices."""
+        left, right = (list(side) for side in zip(*self._sign_pairs, strict=True))
+        sign = self._sign[:, : stop - first]
+        for slot, row in enumerate(self._signed):
+            torch.sgn(self._matrix[row, first:stop], out=sign[slot])
+        # Sums of no more than a tile of ones: float32 holds them exactly.
+        balance = (sign @ sign.T)[left, right].double()  # agreements minus disagreements
+        sign.abs_()
+        nonzero = (sign @ sign.T)[left, right].double()
+        result.nonzero += nonzero.numpy()
+        result.equal += ((nonzero + balance) / 2).numpy()
 
     def _refuse(self, block: Block) -> None:
         found = self._reader.not_finite(block)
@@ -256,11 +282,3 @@ class BlockWorker:
 def _staggered(count: int, length: int, dtype: torch.dtype) -> torch.Tensor:
     """Rows whose distance is no power of two, or else they would all compete for the same lines of the cache."""
     return torch.zeros(count, length + 272, dtype=dtype)[:, :length]
-
-
-def _products_of_pairs(rows: torch.Tensor, pairs: list[tuple[int, int]]) -> torch.Tensor:
-    """Inner products of some pairs of rows, in the rows' dtype."""
-    if len(pairs) <= FEW_PAIRS:
-        return torch.stack([torch.dot(rows[left], rows[right]) for left, right in pairs]).float()
-    left, right = zip(*pairs, strict=True)
-    return (rows @ rows.T)[list(left), list(right)].float()
