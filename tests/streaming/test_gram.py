@@ -185,6 +185,26 @@ def test_long_vectors_where_one_float32_sum_is_wrong(write):
     assert abs(naive / truth - 1) > 1e-6 > 10 * abs(result.norm("x") / truth - 1)
 
 
+@pytest.mark.parametrize("compared", [1, 6, 7, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_signs_of_few_and_of_many_pairs(write, compared, dtype):
+    """Counted pair by pair, or multiplied: zeros of both signs, whole tiles of them, and an end inside a tile."""
+    numbers = [torch.randint(-1, 2, (3 * TILE + 5,), generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    numbers[3][: 2 * TILE] = 0
+    files = [
+        write(f"f{k}", {"x": torch.copysign(one, torch.randn(len(one))).to(dtype)}) for k, one in enumerate(numbers)
+    ]
+    vectors = [Vector(f"v{k}", file, files[1] if k == 2 else None) for k, file in enumerate(files)]
+    signs = list(product(range(4), repeat=2))[:compared]
+    result = gram_of(vectors, {"x": "x"}, signs=signs)
+    assert set(result.sign_agreement) == set(signs)
+    check(result, vectors, {"x": "x"}, 1e-7)
+    for (i, j), found in result.sign_agreement.items():
+        rows = [values(vectors[k]) for k in (i, j)]
+        both = (rows[0] != 0) & (rows[1] != 0)
+        assert found["all"] == ((rows[0] > 0) == (rows[1] > 0))[both].sum() / both.sum()
+
+
 @pytest.mark.parametrize("size", [1, 2, 1000, SMALL_GROUP + 1])
 def test_zero_vectors(write, size):
     x, zero = torch.arange(1.0, size + 1), torch.zeros(size)
