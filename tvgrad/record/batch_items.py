@@ -15,7 +15,14 @@ DEPTH = 4
 IGNORED = -100
 """The target that torch's losses leave out."""
 
-COUNTERS = ("samples", "tokens", "tokens after the first", "tokens that are not 0", "class weights of targets")
+COUNTERS = (
+    "samples",
+    "tokens",
+    "tokens after the first",
+    "tokens that are not 0",
+    "class weights of targets",
+    "tokens after the first that are not 0",
+)
 """The ways in which a batch is counted. Language models that shift their targets leave out the first of each row; class
 weights are known where the loss was watched."""
 
@@ -68,11 +75,12 @@ def items_of(batch: Any, tokens: bool = True) -> BatchItems:
     first = tensors[0]
     samples = len(first) if first.ndim else 1
     target = _token_targets(batch, tensors) if tokens else None
-    counts: tuple[int, ...] = (samples, samples, samples)
+    counts: tuple[int, ...] = (samples,) * len(COUNTERS)
     if target is not None:
         used = target != IGNORED
-        counts = (int(used.sum()), int(used[:, 1:].sum()), int((used & (target != 0)).sum()))
-    return BatchItems((float(samples), *map(float, counts), float(samples)), _fingerprint(tensors, samples))
+        real = used & (target != 0)
+        counts = (samples, int(used.sum()), int(used[:, 1:].sum()), int(real.sum()), samples, int(real[:, 1:].sum()))
+    return BatchItems(tuple(map(float, counts)), _fingerprint(tensors, samples))
 
 
 def tensors_of(batch: Any, depth: int = DEPTH) -> list[torch.Tensor]:

@@ -29,6 +29,7 @@ from tvgrad.record.batch_items import BatchItems, items_of, sum_of_fingerprints,
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.measurement import Measurement, compared
 from tvgrad.record.reseed import reseed
+from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.measured import EXACT
 from tvgrad.vectors.algebra import add_scaled, combination, to_float64, zeros_like
@@ -136,8 +137,10 @@ class LoopGradients:
         }, gradient
 
     def _probed(self) -> BatchWeights:
-        """How batches are weighted: from the first one, whole and in two parts, and whole again with its noise."""
-        batch = next(iter(_own_loader(self._data)), None)
+        """How batches are weighted: from one of samples all over the data, whole and in two parts, and whole again with its noise."""
+        loader = _own_loader(self._data)
+        batch = next(iter(loader), None)
+        batch = None if batch is None else spread_batch(loader, batch)
         parts = None if batch is None else split(batch)
         if batch is None or parts is None:
             return BatchWeights(reason="the first batch could not be cut into two parts")

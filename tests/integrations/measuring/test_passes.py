@@ -141,7 +141,7 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
         command = command or ((sys.executable, "script.py") if afresh else tuple(warm("script.py")))
         options = ScriptOptions(out=str(tmp_path / "run"), notes="", command=command, steps_per_epoch=steps)
         told = PassOptions(run=options.out, number=0, parent=os.getpid(), **plan)
-        return run_pass(options, told, patience=60), scope
+        return run_pass(options, told, patience=60, keep=tmp_path), scope
 
     return run
 
@@ -352,8 +352,8 @@ def test_what_cannot_be_measured_is_one_sentence(passed: Any, body: str, message
     assert "\n" not in str(caught.value)
 
 
-def test_patience_ends(passed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvgrad.integrations.measuring.passes.LOOK", 0.01)
     options = ScriptOptions(out="run", notes="", command=(sys.executable, "-c", "import time; time.sleep(60)"))
     with pytest.raises(TvgradError, match=r"no backward pass within 0.2 s; give it longer by --patience"):
-        run_pass(options, PassOptions(run="run", number=0, parent=os.getpid()), patience=0.2)
+        run_pass(options, PassOptions(run="run", number=0, parent=os.getpid()), patience=0.2, keep=tmp_path)

@@ -38,6 +38,10 @@ def padded(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=0)
 
 
+def shifted_and_padded(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=0)
+
+
 def sample_mean(logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     return nn.functional.cross_entropy(logits[:, 0], batch["labels"][:, 0])
 
@@ -53,7 +57,7 @@ def probed(
     """The weights that a probe finds of a script that accumulates `group` batches."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).double()
-    probe, parts = WeightsProbe(dict(model.named_parameters())), Parts()
+    probe, parts = WeightsProbe(dict(model.named_parameters())), Parts(None)
     number = 0
     while not probe.ready:
         batches = [parts(lambda: whole) for _ in range(group)]
@@ -77,13 +81,14 @@ def probed(
         (token_mean, None, Weighing.MEAN, 1),
         (shifted, None, Weighing.MEAN, 2),
         (padded, None, Weighing.MEAN, 3),
+        (shifted_and_padded, None, Weighing.MEAN, 5),
         (token_sum, None, Weighing.SUM, 0),
         (token_sum, lambda batch: (batch["labels"] != -100).sum(), Weighing.STEP, 1),
     ],
-    ids=["samples", "tokens", "shifted", "padded", "sum", "step"],
+    ids=["samples", "tokens", "shifted", "padded", "shifted_and_padded", "sum", "step"],
 )
 def test_the_weights_are_found(loss: Loss, by_step: Any, weighing: Weighing, counter: int, group: int) -> None:
-    whole = {**BATCH, "labels": LABELS.clamp(min=0)} if loss is padded else BATCH
+    whole = {**BATCH, "labels": LABELS.clamp(min=0)} if loss in (padded, shifted_and_padded) else BATCH
     found = probed(loss, group=group, by_step=by_step, whole=whole)
     if weighing is Weighing.STEP and group == 1:
         weighing = Weighing.MEAN  # the same, where a step is a batch

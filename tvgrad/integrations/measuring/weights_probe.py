@@ -1,6 +1,6 @@
 """WeightsProbe: finds out how a script's batches are weighted in its mean, by giving it a batch whole and in two parts.
 
-The script gets its first batch, then two unequal parts of it, then the whole and the first part in turn. Of what kind
+The script gets a batch of samples from all over its data set, then two unequal parts of it, then the whole and the first part in turn. Of what kind
 the loss is (a mean over samples, over tokens, a sum) follows from the gradients of its backward passes: only the right
 weights make the whole of the parts.
 """
@@ -17,6 +17,7 @@ import torch
 from tvgrad.integrations.measuring.gradient_total import reaches, wide
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.batch_weights import PARTS, Evidence, repeats_differ, some_coordinates, split, weights_of
+from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights
 
 ENOUGH = 4
@@ -33,8 +34,13 @@ class Parts:
     Steps that accumulate several batches differ in what they hold then.
     """
 
-    def __init__(self) -> None:
-        """Start before the first batch."""
+    def __init__(self, loader: Any) -> None:
+        """Start before the first batch.
+
+        Args:
+            loader: that the pass goes over.
+        """
+        self._loader = loader
         self._given = 0
         self._whole: Any = None
         self._pieces: tuple[Any, Any] | None = None
@@ -52,7 +58,7 @@ class Parts:
             StopIteration: it has had enough of them.
         """
         if self._given == 0:
-            self._whole = fetch()
+            self._whole = spread_batch(self._loader, fetch())
             self._pieces = split(self._whole)
         elif self._given >= MOST:
             raise StopIteration

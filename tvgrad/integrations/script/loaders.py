@@ -27,7 +27,7 @@ class LoaderWatch:
     """
 
     def __init__(
-        self, epochs: Epochs, guard: Guard, tokens: bool = False, parts: Callable[[], Substitute] | None = None
+        self, epochs: Epochs, guard: Guard, tokens: bool = False, parts: Callable[[Any], Substitute] | None = None
     ) -> None:
         """Prepare to watch.
 
@@ -35,7 +35,7 @@ class LoaderWatch:
             epochs: what is told.
             guard: runs a function where there is something to be watched still, so that no error reaches the script.
             tokens: count the tokens of batches too.
-            parts: makes, for each pass, what gives the script other batches than those fetched.
+            parts: makes, for each pass over a loader, what gives the script other batches than those fetched.
         """
         self.fetcher: int | None = None
         self._tokens = tokens
@@ -92,7 +92,7 @@ class LoaderWatch:
         iteration = Iteration(number, _length(loader), data=_size_of_data(loader))
         self._passes[iterator] = iteration
         if self._parts is not None:
-            self._substitutes[iterator] = self._parts()
+            self._substitutes[iterator] = self._parts(loader)
         key = id(iteration)
 
         def dropped(_: Any) -> None:
