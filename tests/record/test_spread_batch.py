@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 import tvgrad
 from tvgrad.record.spread_batch import spread_batch
+from tvgrad.store.measured import error_bar
+from tvgrad.theory.verdicts import verdict_rows
 
 NUMBERS = torch.arange(40)
 
@@ -74,3 +85,31 @@ def test_data_sorted_by_class_do_not_hide_a_mean_by_class_weights(loss: Any, kin
     with tvgrad.Recorder(tmp_path / "run", model, optimizer, data=loader, loss=loss):
         pass
     assert tvgrad.Run.open(tmp_path / "run").info["measured_gradients"]["0"]["kind"] == kind
+
+
+class Twice(Sampler[int]):
+    """As many draws as there are samples, the same in each pass, and some samples twice."""
+
+    def __iter__(self) -> Any:
+        return iter([0, 0, 1, 1, *range(4, 20)])
+
+    def __len__(self) -> int:
+        return 20
+
+
+def test_samples_that_come_twice_make_an_estimate_of_unknown_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 2
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=20, sampler=Twice())
+    model, loss = nn.Linear(3, 2, dtype=torch.float64), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tvgrad.Recorder(tmp_path / "run", model, optimizer, data=loader, loss=loss) as recorder:
+        for x, y in loader:
+            loss(model(x), y).backward()
+            optimizer.step()
+        recorder.end_epoch()
+    run = tvgrad.Run.open(tmp_path / "run")
+    assert "2 of its samples had come before in the same epoch" in run.info["measured_gradients"]["0"]["reason"]
+    assert error_bar(run, 0) == math.inf
+    row = verdict_rows(run)[0]
+    assert row.far.endswith("g_0 being one epoch's estimate of unknown error")

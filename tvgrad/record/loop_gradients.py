@@ -27,6 +27,7 @@ from tvgrad.numerics.precision import preserved_randomness
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.record.batch_items import BatchItems, items_of, sum_of_fingerprints, tensors_of
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
+from tvgrad.record.draws import Draws, NotedSampler
 from tvgrad.record.measurement import Measurement, compared
 from tvgrad.record.reseed import reseed
 from tvgrad.record.spread_batch import spread_batch
@@ -106,6 +107,10 @@ class LoopGradients:
         loader = _own_loader(self._data)
         if seed is not None:
             reseed(loader, seed)
+        draws = Draws()
+        if isinstance(loader, DataLoader) and _size_of_data(loader) is not None:
+            place = "sampler" if loader.batch_sampler is None else "batch_sampler"
+            vars(loader)[place] = NotedSampler(vars(loader)[place], draws)
         total = zeros_like({name: parameter.detach() for name, parameter in self._parameters.items()})
         found: list[BatchItems] = []
         summed = norms = losses = 0.0
@@ -125,6 +130,7 @@ class LoopGradients:
         return {
             "samples": sum(items.samples for items in found),
             "data": _size_of_data(loader),
+            "drawn_again": draws.again,
             "batches": len(found),
             "steps": len(found),
             "batches_a_step": 1,
@@ -137,7 +143,7 @@ class LoopGradients:
         }, gradient
 
     def _probed(self) -> BatchWeights:
-        """How batches are weighted: from one of samples all over the data, whole and in two parts, and whole again with its noise."""
+        """How batches are weighted: from one of samples all over the data, in two parts, and again with its noise."""
         loader = _own_loader(self._data)
         batch = next(iter(loader), None)
         batch = None if batch is None else spread_batch(loader, batch)

@@ -22,8 +22,8 @@ from tvgrad.vectors.parameters import norm
 from tvgrad.wording import percent
 
 Pass = tuple[dict[str, Any], Mapping[str, torch.Tensor]]
-"""Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data, batches,
-steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
+"""Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data,
+drawn_again, batches, steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Measurement:
         weighing: the same weights, as `tvgrad.integrations.measuring.pass_options.Weighing` has them.
         counter: which count of a batch it is weighted by.
         passes: over the data, that were compared.
+        repeat: whether they agree to rounding: the distance of two that repeat one another is no error bar.
     """
 
     kind: str
@@ -53,11 +54,14 @@ class Measurement:
     weighing: str
     counter: int
     passes: int = 2
+    repeat: bool = False
 
     @property
     def sentence(self) -> str:
         """What was measured, in words."""
         seen = "from one pass" if self.passes == 1 else f"two passes differ by {percent(self.deviation)}"
+        if self.kind == ESTIMATE and self.repeat:
+            seen = "of unknown error (two passes repeat one another)"
         said = f"{self.kind}, {seen}, {self.weights}"
         return f"{said}; {self.reason}" if self.reason else said
 
@@ -81,14 +85,14 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     settled = weights.confirmed or (facts["steps"] == 1 and facts["batches"] <= 1)
     reasons = ["" if settled else f"the weights are not confirmed: {weights.reason}"]
     parts = facts["batches"] if weights.weighing is Weighing.SUM else facts["batches_a_step"]
-    exact = apart <= parts * _rounding(first, torch.float32)
+    exact = repeat = apart <= parts * _rounding(first, torch.float32)
     if not exact and weights.noise is False and _same_content(facts, again):
         exact = apart <= parts * _rounding(first, getattr(torch, facts["dtype"]))
     if weights.noise:
         exact = False
         reasons.append("the same batch gives another gradient another time (dropout, say)")
-        if apart <= parts * _rounding(first, torch.float32):
-            reasons.append("both passes drew the same noise, so that their distance is no error bar")
+        if repeat:
+            reasons.append("both passes drew the same noise")
     elif not exact:
         reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
     if not settled:
@@ -96,10 +100,14 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     if data is not None and facts["samples"] != data:
         exact = False
         reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")
+    if drawn_again := max(facts.get("drawn_again", 0), again.get("drawn_again", 0)):
+        exact = False
+        reasons.append(f"{drawn_again:,} of its samples had come before in the same epoch")
     if facts["epochs_repeated"]:
         reasons.append(f"an epoch with an overflow of the loss scale was left out, {facts['epochs_repeated']} times")
     return Measurement(
         kind=EXACT if exact else ESTIMATE,
+        repeat=repeat,
         deviation=deviation,
         samples=facts["samples"],
         data=data,
@@ -129,7 +137,7 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     wide = getattr(torch, facts["dtype"]).itemsize >= 4
     if not (same and wide and weights.confirmed and weights.noise is False):
         return None
-    if facts["samples"] != facts["data"] or facts["epochs_repeated"]:
+    if facts["samples"] != facts["data"] or facts["epochs_repeated"] or facts.get("drawn_again"):
         return None
     reason = (
         "the same batch gives the same gradient again, and each epoch of the run had the same samples: another pass "

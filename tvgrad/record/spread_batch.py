@@ -1,7 +1,7 @@
 """spread_batch: a batch of samples from all over a data set, by which the weights of batches are found out.
 
-A first batch may be one of a kind: of one class, where a file is sorted by class, or of rows of one length. Then samples,
-tokens and class weights weigh its parts alike, and what would tell them apart comes in later batches.
+A first batch may be one of a kind: of one class, where a file is sorted by class, or of rows of one length. Then
+samples, tokens and class weights weigh its parts alike, and what would tell them apart comes in later batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def spread_batch(loader: Any, batch: Any) -> Any:
         numbers, or cannot collate these.
     """
     wanted = items_of(batch, tokens=False).samples
-    sampler = getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(loader, "batch_sampler", None)
     if wanted < 2 or type(sampler).__module__.split(".")[0] not in LIBRARIES:
         return batch
     try:

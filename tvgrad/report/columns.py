@@ -105,8 +105,8 @@ TABLES = {
             ),
             Column(
                 "gradient_error_bar",
-                "of a `g_e` that is one epoch's estimate: distance of two measuring passes over its norm; empty where "
-                "it is the full batch's",
+                "of a `g_e` that is one epoch's estimate: distance of two measuring passes over its norm, inf "
+                "where they repeat one another; empty where it is the full batch's",
                 "error bar of `g_e`",
             ),
         ),
@@ -199,8 +199,8 @@ TABLES = {
             ),
             Column(
                 "gradient_error_bar",
-                "of a `g_0` that is one epoch's estimate: distance of two measuring passes over its norm; empty where "
-                "it is the full batch's",
+                "of a `g_0` that is one epoch's estimate: distance of two measuring passes over its norm, inf "
+                "where they repeat one another; empty where it is the full batch's",
                 "error bar of `g_0`",
             ),
         ),

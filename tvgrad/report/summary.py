@@ -134,9 +134,12 @@ def _estimates(norms: pd.DataFrame) -> list[str]:
     if found.empty:
         return []
     runs, worst = listed(list(found["run"].drop_duplicates())), found["gradient_error_bar"].max()
+    how = (
+        f"two measuring passes differ by up to {worst:.2g} of the norm" if math.isfinite(worst) else "of unknown error"
+    )
     return [
-        f"Estimates from one epoch: {counted(len(found), 'gradient')} of {runs}; two measuring passes differ by up to "
-        f"{worst:.2g} of the norm, and what follows of the full-batch gradient is an estimate there."
+        f"Estimates from one epoch: {counted(len(found), 'gradient')} of {runs}; {how}, and what follows of the "
+        "full-batch gradient is an estimate there."
     ]
 
 

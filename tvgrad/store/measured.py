@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvgrad.store.run import Run
+from tvgrad.wording import percent
 
 MEASURED = "measured_gradients"
 """The key of run.json's info: point -> what was measured there."""
@@ -35,7 +37,23 @@ def error_bar(run: Run, number: int) -> float | None:
         number: the point.
 
     Returns:
-        How far two passes differ, relative to the gradient; None where it is no estimate.
+        How far two passes differ, relative to the gradient; infinite where they repeat one another, so that nothing is
+        known of the error; None where it is no estimate.
     """
     found = measured_at(run, number)
-    return float(found["deviation"]) if found is not None and found["kind"] == ESTIMATE else None
+    if found is None or found["kind"] != ESTIMATE:
+        return None
+    return math.inf if found.get("repeat") else float(found["deviation"])
+
+
+def as_estimate(bar: float) -> str:
+    """Say that a gradient is an estimate.
+
+    Args:
+        bar: its error bar, infinite where it is not known.
+
+    Returns:
+        one epoch's estimate, and how good it is.
+    """
+    how = "of unknown error" if math.isinf(bar) else f"(two passes differ by {percent(bar)})"
+    return f"{ESTIMATE} {how}"

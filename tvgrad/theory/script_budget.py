@@ -15,7 +15,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.record.step_plan import ScriptSum, StepPlan
-from tvgrad.store.measured import error_bar
+from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
 from tvgrad.theory.budget_rows import EpochBudget, Row, rows_between
 from tvgrad.theory.error_budget import MOST_MISMATCH, ErrorBudget, epochs_with_task_vector
@@ -105,7 +105,7 @@ def script_budget(
     sentences = [*([split] if followed else []), *said]
     bar = error_bar(run, 0)
     if bar is not None:
-        sentences.append(f"g_0 is one epoch's estimate (two passes differ by {percent(bar)}): so is every row with it")
+        sentences.append(f"g_0 is {as_estimate(bar)}: so is every row with it")
     budgets: dict[int, EpochBudget] = {}
     for epoch in plan.weights:
         off = _mismatch(run, epoch, trained[epoch][ScriptSum.AFTER])

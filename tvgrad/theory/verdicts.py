@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvgrad.results import Result
-from tvgrad.store.measured import error_bar
+from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
 from tvgrad.theory.budget_rows import UNEXPLAINED
 from tvgrad.theory.equivalence import (
@@ -58,7 +58,8 @@ class GradientVerdict(Result):
         gradient_rounding: relative deviation of the recorded g_0 from the same gradient in a wider format, where the
             run says it; else NaN.
         cause: one sentence; empty where the answer is yes.
-        error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative; else NaN.
+        error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative, infinite where
+            they repeat one another; else NaN.
     """
 
     holds: str
@@ -100,8 +101,8 @@ class EquivalenceRow(Result):
         cause: of a no or an unknown, one sentence.
         trouble: divergence, a model that got worse, an early end, or weights that moved outside the steps or were not
             recorded, as clauses with their numbers; empty where there is none.
-        gradient_error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative; NaN
-            where it is the full batch's.
+        gradient_error_bar: of a g_0 that is one epoch's estimate: how far two measuring passes differ, relative,
+            infinite where they repeat one another; NaN where it is the full batch's.
     """
 
     run: str
@@ -177,7 +178,11 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
     cosine = inner / math.sqrt(moved * length) if moved else nothing
     rounding = float(run.info.get("gradient_rounding") or nothing)
     bar = error_bar(run, 0)
-    total = math.fsum([deviation, 0.0 if math.isnan(rounding) else rounding, bar or 0.0])
+    total = math.fsum([
+        deviation,
+        0.0 if math.isnan(rounding) else rounding,
+        0.0 if bar is None or math.isinf(bar) else bar,
+    ])
     bar = nothing if bar is None else bar
     if total <= SAME:
         return GradientVerdict(YES, deviation, cosine, rounding, "", bar)
@@ -201,7 +206,7 @@ def _nearest_rate(run: Run) -> float:
 
 def _as_estimate(bar: float) -> str:
     """What is said of a g_0 that is an estimate, for the end of a sentence."""
-    return "" if math.isnan(bar) else f", g_0 being one epoch's estimate (two passes differ by {percent(bar)})"
+    return "" if math.isnan(bar) else f", g_0 being {as_estimate(bar)}"
 
 
 def _lacks(run: Run) -> str | None:

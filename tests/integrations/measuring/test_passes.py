@@ -263,6 +263,23 @@ for epoch in range(2):
 """
 
 
+TWICE = """
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(data, batch_size=8, sampler=[0, 0, *range(len(data) - 2)], num_workers=WORKERS)
+for epoch in range(2):
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_come_twice_are_counted(passed: Any, workers: int) -> None:
+    facts = passed(TWICE.replace("WORKERS", str(workers)))[0].facts
+    assert (facts["samples"], facts["drawn_again"]) == (facts["data"], 2)
+
+
 def test_class_weights_weigh_the_batches(passed: Any) -> None:
     probe, _ = passed(WEIGHTED, probe=True)
     assert (probe.facts["confirmed"], COUNTERS[probe.facts["counter"]]) == (True, "class weights of targets")

@@ -67,10 +67,9 @@ class MeasuringSession:
         self._batch, self._items = 0, list[BatchItems]()
         self._scale = 1.0
         self._stepped, self._overflowed, self._done = False, False, False
-        self._depth, self._repeated = 0, 0
+        self._depth, self._repeated, self._reseeded = 0, 0, 0
         self._dtype: torch.dtype | None = None
         self._fingerprints: list[int | None] = []
-        self._reseeded = 0
         self._dropouts: list[tuple[Any, float]] = []
         self._sums: StepSums | None = None
         self._first = dict[str, Any]()
@@ -360,6 +359,7 @@ class MeasuringSession:
         return {
             "samples": sum(one.samples for one in self._items),
             "data": None if source is None else source.data,
+            "drawn_again": 0 if source is None or source.data is None else source.draws.again,
             "batches": len(self._items),
             "fingerprints": self._fingerprints,
             "content": sum_of_fingerprints([one.fingerprint for one in self._items]),

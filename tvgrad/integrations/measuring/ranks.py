@@ -88,16 +88,17 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
         facts: of this one.
 
     Returns:
-        The same with samples, batches and contents added up, and those of this process as own_samples and own_content.
+        The same with samples, draws, batches and contents added up, and those of this process as own_samples and
+        own_content.
     """
     facts = facts | {"own_samples": facts["samples"], "own_content": facts["content"]}
     count = ranks()
     if count == 1:
         return facts
     found: list[Any] = [None] * count
-    distributed.all_gather_object(found, {name: facts[name] for name in ("samples", "batches", "content")})
+    counts = ("samples", "drawn_again", "batches")
+    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content")})
     return facts | {
-        "samples": sum(one["samples"] for one in found),
-        "batches": sum(one["batches"] for one in found),
+        **{name: sum(one[name] for one in found) for name in counts},
         "content": sum_of_fingerprints([one["content"] for one in found]),
     }

@@ -1,8 +1,8 @@
 """WeightsProbe: finds out how a script's batches are weighted in its mean, by giving it a batch whole and in two parts.
 
-The script gets a batch of samples from all over its data set, then two unequal parts of it, then the whole and the first part in turn. Of what kind
-the loss is (a mean over samples, over tokens, a sum) follows from the gradients of its backward passes: only the right
-weights make the whole of the parts.
+The script gets a batch of samples from all over its data set, then two unequal parts of it, then the whole and the
+first part in turn. Of what kind the loss is (a mean over samples, over tokens, a sum) follows from the gradients of its
+backward passes: only the right weights make the whole of the parts.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tvgrad.record.batch_items import BatchItems
+from tvgrad.record.draws import Draws
 
 Alive = Callable[[], bool]
 """Tells whether a batch is still in memory."""
@@ -29,6 +30,7 @@ class Iteration:
         burst: batches fetched without a backward pass between them, and the end of the loader.
         used: of this burst, batches that backward passes have consumed.
         data: samples in the loader's data set, where that is known.
+        draws: of samples, where they are noted.
         waiting: (samples, whether the batch is still in memory, its items where they were counted) for each batch that
             waits for its backward pass.
     """
@@ -44,6 +46,7 @@ class Iteration:
     burst: int = 0
     used: int = 0
     data: int | None = None
+    draws: Draws = field(default_factory=Draws)
     waiting: deque[tuple[int, Alive, BatchItems | None]] = field(default_factory=deque)
 
     @property

@@ -13,6 +13,7 @@ from torch.utils.data import dataloader
 from tvgrad.integrations.script.epochs import Epochs
 from tvgrad.integrations.script.iteration import Iteration
 from tvgrad.record.batch_items import items_of, tensors_of
+from tvgrad.record.draws import Draws
 
 Guard = Callable[..., None]
 Substitute = Callable[[Callable[[], Any]], Any]
@@ -34,7 +35,7 @@ class LoaderWatch:
         Args:
             epochs: what is told.
             guard: runs a function where there is something to be watched still, so that no error reaches the script.
-            tokens: count the tokens of batches too.
+            tokens: count the tokens of batches too, and samples that are drawn twice.
             parts: makes, for each pass over a loader, what gives the script other batches than those fetched.
         """
         self.fetcher: int | None = None
@@ -44,6 +45,7 @@ class LoaderWatch:
         self._epochs = epochs
         self._guard = guard
         self._passes: weakref.WeakKeyDictionary[Any, Iteration] = weakref.WeakKeyDictionary()
+        self._draws: weakref.WeakKeyDictionary[Any, Draws] = weakref.WeakKeyDictionary()
         self._droppings: dict[int, weakref.ref[Any]] = {}
         self._loaders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._count = 0
@@ -52,6 +54,7 @@ class LoaderWatch:
         """Wrap the methods of torch's iterators."""
         base = dataloader._BaseDataLoaderIter
         begun, reset, fetched = base.__init__, base._reset, base.__next__
+        drew: Callable[[Any], Any] = base._next_index
         watch = self
 
         @functools.wraps(begun)
@@ -61,6 +64,8 @@ class LoaderWatch:
 
         @functools.wraps(reset)
         def _reset(iterator: Any, loader: Any, first_iter: bool = False) -> None:
+            if not first_iter:  # workers are given the numbers of samples before the first batch comes
+                watch._draws[iterator] = Draws()
             reset(iterator, loader, first_iter)
             if not first_iter:
                 watch._guard(lambda: watch._begin(iterator, loader))
@@ -75,6 +80,14 @@ class LoaderWatch:
             watch._guard(lambda: watch._fetch(iterator, batch))
             return batch
 
+        @functools.wraps(drew)
+        def _next_index(iterator: Any) -> Any:
+            drawn = drew(iterator)
+            watch._guard(lambda: watch._draws.setdefault(iterator, Draws()).add(drawn))
+            return drawn
+
+        if self._tokens:
+            setattr(base, "_next_index", _next_index)  # noqa: B010
         setattr(base, "__init__", __init__)  # noqa: B010 - mypy forbids a plain assignment to a method
         setattr(base, "_reset", _reset)  # noqa: B010
         setattr(base, "__next__", __next__)  # noqa: B010
@@ -90,6 +103,7 @@ class LoaderWatch:
         number = self._loaders[loader]
         self._epochs.begin(number)
         iteration = Iteration(number, _length(loader), data=_size_of_data(loader))
+        iteration.draws = self._draws.setdefault(iterator, iteration.draws)
         self._passes[iterator] = iteration
         if self._parts is not None:
             self._substitutes[iterator] = self._parts(loader)
