@@ -18,6 +18,7 @@ READ = {
     "merge": FILES[:2],
     "export": FILES[1:2],
     "explain": FILES[:2],
+    "plan": FILES[1:2],
 }
 """Command -> files of which it reads numbers."""
 
@@ -44,6 +45,7 @@ def test_a_flipped_bit_is_found_by_what_reads_it(tvgrad: Tvgrad, runs: Path, rec
         "merge": ["merge", one, two, "--epoch", 3, "--method", "mean", "--out", tmp_path / "out.safetensors"],
         "export": ["export", two, "--epoch", 3, "--out", out],
         "explain": ["explain", two, "--recipe", f"{recipes}:tasks"],
+        "plan": ["plan", one, two, "--recipe", f"{recipes}:tasks"],
     }
     for command, words in commands.items():
         for stem in READ[command]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -182,3 +183,9 @@ def test_frozen_parameters_are_constants() -> None:
     program = Program(model, "cross_entropy", INPUTS, LABELS)
     assert program.names == ("2.weight", "2.bias")
     assert program.hessian_norm() < Program(linear().double(), "cross_entropy", INPUTS, LABELS).hessian_norm()
+
+
+def test_capturing_warns_of_nothing_that_torch_does_inside(recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    Program(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), "cross_entropy", INPUTS, LABELS)
+    assert [str(one.message) for one in recwarn if issubclass(one.category, FutureWarning)] == []

@@ -7,6 +7,7 @@ and control flow are in the graph or refused by it. Operations outside the suppo
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -127,11 +128,18 @@ def capture(model: nn.Module, loss: LossFunction, inputs: torch.Tensor, targets:
     table = torch.export.default_decompositions()
     for kept in _KEPT:
         table.pop(kept, None)
-    lowered = Lowering(exported.run_decompositions(table), module, RULES)
+    lowered = Lowering(_decomposed(exported, table), module, RULES)
     tensors = {name: tensor.detach() for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
     values = (node.meta.get("val") for node in exported.graph.nodes if node.op == "call_function")
     largest = max((value.numel() for value in values if isinstance(value, torch.Tensor)), default=1)
     return Captured(lowered.graph(), tensors, module, largest)
+
+
+def _decomposed(exported: torch.export.ExportedProgram, table: Any) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():  # PyTorch copies its own trees there, which warns whoever called
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        decomposed: torch.export.ExportedProgram = exported.run_decompositions(table)
+    return decomposed
 
 
 def _refuse_hooks(model: nn.Module, loss: LossFunction) -> None:
