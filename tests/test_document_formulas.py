@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.[mi]*[db]"))]
-API = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+REFERENCE = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+API = re.findall(r"^::: (\S+)$", REFERENCE, re.MULTILINE)
+WITH_INHERITED = re.findall(r"^::: (\S+)\n +options:\n +inherited_members: true$", REFERENCE, re.MULTILINE)
 
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"\$\$.+?\$\$|\$(?!\s)[^$`]+?(?<!\s)\$", re.DOTALL)
@@ -39,10 +41,13 @@ def text_of(page: str) -> str:
 
 
 def docstrings_of(name: str) -> str:
-    """What the reference page shows of a class or function: its docstring and those of its public members."""
+    """What the reference page shows of a class or function: its docstring and those of the members shown there."""
     module, _, last = name.rpartition(".")
     found = getattr(importlib.import_module(module), last)
-    members = [value for key, value in vars(found).items() if not key.startswith("_")] if inspect.isclass(found) else []
+    rooms = [found] if inspect.isclass(found) else []
+    if name in WITH_INHERITED:
+        rooms = [one for one in inspect.getmro(found) if one.__module__.startswith("tvgrad")]
+    members = [value for one in rooms for key, value in vars(one).items() if not key.startswith("_")]
     texts = [inspect.getdoc(one) for one in [found, *members] if one is found or callable(one) or _described(one)]
     return "\n\n".join(CODE.sub("", text or "") for text in texts)
 
@@ -65,6 +70,11 @@ def test_no_formula_of_a_page_is_in_ascii(page: str) -> None:
 @pytest.mark.parametrize("name", API)
 def test_no_formula_of_the_reference_is_in_ascii(name: str) -> None:
     assert ascii_formulas(docstrings_of(name)) == []
+
+
+def test_inherited_members_are_read_where_the_reference_shows_them() -> None:
+    assert "tvgrad.problem.objective.Objective" in WITH_INHERITED
+    assert "Fisher matrix" in docstrings_of("tvgrad.problem.objective.Objective")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.traced_runs import Traced
 from tvgrad.report.first_screen import BAD, GOOD, PLAIN, badges, curves, first_screen
+from tvgrad.report.publishing import _lead
 from tvgrad.report.run_card import run_card, shared_card
 from tvgrad.report.run_labels import run_labels, without_common_prefix
 from tvgrad.report.tables import run_tables
@@ -91,3 +92,14 @@ def test_names_lose_what_all_share() -> None:
     ]  # fmt: skip
     labels = run_labels({"r/one": "t", "r/two": "t"}, {"r/one": 0, "r/two": 0})
     assert [one.variant for one in labels.values()] == ["one", "two"]
+
+
+def test_the_line_under_the_title_counts(traced: Traced) -> None:
+    one, other = traced("low"), traced("rotated")
+    samples = one.info["samples"]
+    assert _lead([one]).startswith("1 run: ")
+    assert _lead([one]).endswith(f", {samples} training samples.")
+    few, many = sorted((samples, other.info["samples"]))
+    assert few < many
+    assert _lead([one, other]).startswith("2 runs: ")
+    assert _lead([one, other]).endswith(f", {few} to {many} training samples.")

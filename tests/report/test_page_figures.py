@@ -80,6 +80,27 @@ def test_legends_end_at_eight_and_labels_stand_apart() -> None:
     assert len(set(places)) == 12
 
 
+@pytest.mark.parametrize("epochs", [2, 3, 4, 9])
+def test_ticks_are_whole_epochs(epochs: int) -> None:
+    table, tasks, seeds = lines(1, 1, epochs)
+    for layer in over_epochs(table, Axis("value", "v"), run_labels(tasks, seeds))["layer"]:
+        assert layer["encoding"]["x"]["axis"]["values"] == list(range(epochs))
+    long = over_epochs(lines(1, 1, 400)[0], Axis("value", "v"), run_labels(tasks, seeds))
+    axis = long["layer"][0]["encoding"]["x"]["axis"]
+    assert "values" not in axis
+    assert "% 1 === 0" in axis["labelExpr"], "a tick between epochs has no number"
+
+
+def test_a_task_with_one_run_has_no_entry_among_the_seeds() -> None:
+    table, tasks, seeds = lines(2, 3)
+    kept = [run for run in tasks if run not in ("t0-1", "t0-2")]
+    labels = run_labels({run: tasks[run] for run in kept}, {run: seeds[run] for run in kept})
+    spec = over_epochs(table[table["run"].isin(kept)], Axis("value", "v"), labels)
+    style = next(layer["encoding"]["strokeDash"] for layer in spec["layer"] if "strokeDash" in layer["encoding"])
+    assert style["scale"]["domain"] == ["", "seed 0", "seed 1", "seed 2"]
+    assert style["legend"]["values"] == ["seed 0", "seed 1", "seed 2"]
+
+
 def test_numbers_stand_out_from_their_cells() -> None:
     cells = pd.DataFrame({"x": list("abcd"), "y": "r", "value": [-1.0, -0.2, 0.3, 0.9]})
     spec = heat_map(cells, "x", "y", "value", titles=("", "", "cos"))

@@ -51,7 +51,7 @@ class Outputs(Passes):
         return _joined(found).to(self.home)
 
     def jvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Compute the derivative of every sample's output along a direction: `J(theta) v`.
+        r"""Compute the derivative of every sample's output along a direction: $J(\theta) v$.
 
         Forward mode, at about the cost of two forward passes; for models whose operations lack it, by differentiating
         a product with the transposed Jacobian.

@@ -100,10 +100,10 @@ class SampleGradients(Outputs):
         *,
         seed: int = 0,
     ) -> Weights:
-        """Compute the mean over samples of the squared gradients of their losses: the diagonal of a Fisher matrix.
+        r"""Compute the mean over samples of the squared gradients of their losses: the diagonal of a Fisher matrix.
 
-        - `exact`: expected over targets y that the model itself holds for likely, `E_x E_{y ~ p(.|x)} (grad l)^2`, a
-          backward pass for each output;
+        - `exact`: expected over targets y that the model itself holds for likely,
+          $\mathbb{E}_x \mathbb{E}_{y \sim p(y|x)} (\nabla \ell)^2$, a backward pass for each output;
         - `sampled`: with one such target drawn for every sample; its expectation is the exact one;
         - `empirical`: with the targets of the data, which is no Fisher matrix where the model is wrong.
 
@@ -121,7 +121,7 @@ class SampleGradients(Outputs):
             TvgradError: an unknown kind, or a loss or an output without a known distribution of targets.
 
         Examples:
-            The gradient by `w` of `log(1 + exp(-w x))` has the variance `x^2 q (1 - q)`, q the probability.
+            The gradient by $w$ of $\log(1 + e^{-w x})$ has the variance $x^2 q (1 - q)$, $q$ the probability.
 
             >>> import torch, tvgrad
             >>> model, x = torch.nn.Linear(1, 1, bias=False).double(), torch.tensor([[2.0]]).double()
@@ -161,10 +161,10 @@ class SampleGradients(Outputs):
         return found
 
     def gram_inputs(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
-        """Compute the Gram matrix of the inputs of every linear layer and convolution with a trainable weight.
+        r"""Compute the Gram matrix of the inputs of every linear layer and convolution with a trainable weight.
 
-        It is `(1/n) sum_i X_i' X_i`, X_i the inputs of the layer for sample i, one row a position; those of a
-        convolution are patches, flattened as its kernels are. Every sample counts once, whatever its weight.
+        It is $\frac{1}{n} \sum_i X_i^\top X_i$, $X_i$ the inputs of the layer for sample i, one row a position; those
+        of a convolution are patches, flattened as its kernels are. Every sample counts once, whatever its weight.
 
         Args:
             at: weights; by default those at construction.

@@ -86,14 +86,17 @@ def dash(variants: Sequence[str]) -> Spec:
     Returns:
         The encoding.
     """
-    named = [variant for variant in variants if variant]
+    named = [variant for variant in variants if variant]  # a task with one run has none, and no entry in the legend
+    legend = None
+    if 1 < len(named) <= MOST_LEGEND:
+        legend = {"orient": "bottom", "columns": legend_columns(named), "values": named}
     return {
         "field": "variant",
         "type": "nominal",
         "title": None,
         "sort": None,
         "scale": {"domain": list(variants), "range": [list(_DASHES[i % len(_DASHES)]) for i in range(len(variants))]},
-        "legend": {"orient": "bottom", "columns": legend_columns(variants)} if 1 < len(named) <= MOST_LEGEND else None,
+        "legend": legend,
     }
 
 

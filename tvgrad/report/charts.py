@@ -34,6 +34,8 @@ from tvgrad.report.run_labels import RunLabel
 _STAR = "M0,-1L0.3,-0.3L1,-0.3L0.45,0.12L0.6,0.8L0,0.4L-0.6,0.8L-0.45,0.12L-1,-0.3L-0.3,-0.3Z"
 GAP = 0.075
 """How far apart direct labels stand, as a share of the axis."""
+MOST_TICKS = 10
+"""Epochs that each have a tick of their own."""
 NUMBER_ROOM = 27
 """Pixels that the number in a cell of a heat map takes."""
 SEQUENTIAL = ("#e4f1e1", "#a5d0b4", "#6fb1a0", "#40918d", "#237386", "#1d5480", "#27356f")
@@ -78,7 +80,7 @@ def over_epochs(table: pd.DataFrame, axis: Axis, labels: Mapping[str, RunLabel],
         "field": "epoch",
         "type": "quantitative",
         "title": f"{unit} e",
-        "axis": {"tickMinStep": 1, "format": "d"},
+        "axis": _whole_numbers(drawn["epoch"]),
         "scale": {"nice": False, "padding": 6},
     }
     y = {"field": "value", "type": "quantitative", "title": axis.title, "scale": {"zero": axis.from_zero, "nice": True}}
@@ -123,6 +125,14 @@ def over_epochs(table: pd.DataFrame, axis: Axis, labels: Mapping[str, RunLabel],
     if len(tasks) > 1:
         layers.append(_direct_labels(drawn, shared, shown))
     return chart({"data": {"values": records(drawn)}, "layer": layers, "height": 230})
+
+
+def _whole_numbers(epochs: pd.Series) -> Spec:
+    """Ticks at whole epochs: of few epochs each; Vega sets some between them, which must not show a rounded number."""
+    axis: Spec = {"tickMinStep": 1, "labelExpr": "datum.value % 1 === 0 ? format(datum.value, 'd') : ''"}
+    if len(epochs) and epochs.max() - epochs.min() <= MOST_TICKS:
+        axis["values"] = list(range(int(epochs.min()), int(epochs.max()) + 1))
+    return axis
 
 
 def _direct_labels(drawn: pd.DataFrame, shared: Spec, shown: Spec) -> Spec:

@@ -105,6 +105,9 @@ def _lead(runs: Sequence[Run]) -> str:
     epochs = sorted({run.points[-1].number for run in runs})
     until = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
     samples = [int(run.info["samples"]) for run in runs if "samples" in run.info]
-    counted = f", {min(samples)} to {max(samples)} training samples" if samples else ""
-    unit = runs[0].unit
-    return f"{len(runs)} runs: {', '.join(rules)}; {', '.join(dtypes)}; {until} {unit}s{counted}."
+    least, most = (min(samples), max(samples)) if samples else (0, 0)
+    spread = f"{most}" if least == most else f"{least} to {most}"
+    counted = f", {spread} training sample{'' if most == 1 else 's'}" if samples else ""
+    unit = runs[0].unit if until == "1" else f"{runs[0].unit}s"
+    many = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{many}: {', '.join(rules)}; {', '.join(dtypes)}; {until} {unit}{counted}."

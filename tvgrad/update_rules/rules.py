@@ -170,7 +170,7 @@ class Adam(UpdateRule):
             k: the number of steps.
 
         Returns:
-            $c_s = \sum_{e=s}^{k-1} \eta_e (1 - \beta_1) \beta_1^{e-s} / (1 - \beta_1^{e+1})$ for s = 0 .. k-1.
+            $c_s = \sum_{e=s}^{k-1} \eta_e (1 - \beta_1) \beta_1^{e-s} / (1 - \beta_1^{e+1})$ for $s = 0, \dots, k-1$.
         """
         b1 = self.betas[0]
         # (1 - b1) / (1 - b1^(e+1)) is one over a geometric sum, which has no cancellation for b1 near 1.
