@@ -54,7 +54,8 @@ def attribute(
     Examples:
       tvgrad attribute runs/digits/low --recipe digits
       tvgrad attribute runs/digits/low --recipe digits --without-class 3
-      tvgrad attribute runs/digits/low --recipe digits --save shares.csv --figure shares.svg
+      tvgrad attribute runs/digits/low --recipe digits --save shares.csv \\
+        --figure shares.svg
     """
     import torch
 

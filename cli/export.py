@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ def export(run: Path, epoch: int | None, out: Path, base: str | None, merged: bo
     The checkpoint holds frozen parameters, buffers and tied names too, so that `load_state_dict` takes it. Where the
     recipe's model has a Hugging Face configuration, config.json and a mergekit file are written beside it, and
     `from_pretrained` takes the folder. Of a LoRA run, the folder holds the adapter, which `PeftModel.from_pretrained`
-    opens; with --merged, the whole model.
+    opens; with --merged, the whole model. In a pipe or a file, standard output has the files alone, one a line.
 
     \b
     Examples:
@@ -32,10 +33,27 @@ def export(run: Path, epoch: int | None, out: Path, base: str | None, merged: bo
         --base google-bert/bert-base-uncased
       tvgrad export runs/lora --out merged --merged
     """
+    from tvgrad.cli.terminal import say
+
+    from tvgrad.files.tensors import TensorFile
     from tvgrad.store.export import export_checkpoint
     from tvgrad.store.run import Run
+    from tvgrad.wording import bytes_in_words, counted, listed, printable
 
     opened = Run.open(run)
     chosen = opened.epochs[-1] if epoch is None and opened.epochs else epoch or 0
-    for path in export_checkpoint(opened, chosen, out, base, merged=merged):
-        click.echo(str(path))
+    written = export_checkpoint(opened, chosen, out, base, merged=merged)
+    piped = not sys.stdout.isatty()
+    if piped:
+        for path in written:
+            click.echo(str(path))
+    places = TensorFile(written[0]).places
+    size = bytes_in_words(sum(place.nbytes for place in places.values()))
+    done, beside = f"{counted(len(places), 'tensor')} written", listed([path.name for path in written[1:]])
+    say(
+        f"{printable(str(written[0]))}: {done} ({size}) of {opened.name} after {opened.unit} {chosen}"
+        f"{f'; {beside} beside it' if beside else ''}",
+        done,
+        colour="green",
+        err=piped,
+    )

@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         command, prog_name, before, after = _entry(words)
         command.main(args=before, prog_name=prog_name, standalone_mode=False, obj=after)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(2)  # click's own codes are 1 for some, which means that a check failed
     except (click.Abort, KeyboardInterrupt):
         click.echo("tvgrad: stopped; finished epochs are recorded", err=True)
@@ -138,10 +138,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(sentence: str) -> None:
-    """One line on the error stream, whatever names of a stranger's it quotes."""
+    """One sentence on the error stream, whatever names of a stranger's it quotes."""
+    from tvgrad.cli.terminal import complain
+
     from tvgrad.wording import printable
 
-    click.echo(f"Error: {printable(sentence)}", err=True)
+    complain(printable(sentence))
+
+
+def _show(error: click.ClickException) -> None:
+    """What click says of a wrong command line: the usage, and the sentence as all others look."""
+    from tvgrad.cli.terminal import complain
+
+    whole = io.StringIO()
+    error.show(whole)
+    click.echo(whole.getvalue().removesuffix(f"Error: {error.format_message()}\n"), err=True, nl=False)
+    complain(error.format_message())
 
 
 def _let_any_text_through() -> None:

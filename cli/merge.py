@@ -161,9 +161,12 @@ def _merge_recorded(
         factor = _evaluated(opened, chosen, method, alpha=factor, target=target, show=evaluate)
     assert factor is not None
     made = merge_runs(opened, chosen, method, alpha=factor, out=out)
+    done = f"{counted(len(made.merged), 'tensor')} merged"
     say(
-        f"{made.path}: {counted(len(made.merged), 'tensor')} merged from {counted(len(opened), 'run')} by "
-        f"{method.name} at {opened[0].unit} {chosen}, alpha {factor:g}; {_beside(made, len(opened))}"
+        f"{made.path}: {done} from {counted(len(opened), 'run')} by {method.name} at {opened[0].unit} {chosen}, "
+        f"alpha {factor:g}; {_beside(made, len(opened))}",
+        done,
+        colour="green",
     )
 
 
@@ -188,9 +191,11 @@ def _merge_checkpoints(
     kinds_of = f" ({made.adapters} of them LoRA, in weight space)" if made.adapters else ""
     own = f"; {counted(len(made.from_base), 'tensor')} as in {pretrained}" if made.from_base else ""
     files = f"; carried along: {', '.join(made.carried)}" if made.carried else ""
+    done = f"{counted(len(made.merged), 'tensor')} merged"
     say(
-        f"{out}: {counted(len(made.merged), 'tensor')} merged from {counted(len(tuned), 'model')}{kinds_of} by "
-        f"{method.name}, alpha {alpha:g}{own}{files}"
+        f"{out}: {done} from {counted(len(tuned), 'model')}{kinds_of} by {method.name}, alpha {alpha:g}{own}{files}",
+        done,
+        colour="green",
     )
 
 

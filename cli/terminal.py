@@ -33,10 +33,10 @@ WHOLE = {"break_long_words": False, "break_on_hyphens": False}
 PIPE_WIDTH = 200  # columns of a table that no terminal wraps
 
 
-def console() -> Console:
+def console(err: bool = False) -> Console:
     """The terminal, or a wide page where the output goes into a file or a pipe (COLUMNS says otherwise)."""
-    asked = sys.stdout.isatty() or _columns()
-    return Console(width=None if asked else PIPE_WIDTH, highlight=False)
+    asked = (sys.stderr if err else sys.stdout).isatty() or _columns()
+    return Console(width=None if asked else PIPE_WIDTH, highlight=False, stderr=err)
 
 
 def _columns() -> int:
@@ -45,26 +45,39 @@ def _columns() -> int:
     return int(asked) if asked.isdigit() else 0
 
 
-def say(text: str, verdict: str = "") -> None:
+def say(text: str, verdict: str = "", *, colour: str = "", err: bool = False) -> None:
     """Print a sentence: on a terminal it is broken between words, and a verdict in it has its colour.
 
     In a file or a pipe it is one line, so that it can be searched, unless COLUMNS asks for a width.
 
     Args:
         text: the sentence; spaces at its start indent all of its lines.
-        verdict: a word of it that is one.
+        verdict: a word of it that is one, or words that say what was done.
+        colour: of the verdict; by default the one that its word has.
+        err: print it on the error stream.
     """
-    if tables_format() is not None:  # standard output is for tables alone
-        click.echo(text, err=True)
-    elif not sys.stdout.isatty():
+    err = err or tables_format() is not None  # where standard output is for tables alone
+    if not (sys.stderr if err else sys.stdout).isatty():
         spaces = text[: len(text) - len(text.lstrip())]
         broken = (fill(line, _columns(), subsequent_indent=spaces, **WHOLE) for line in text.split("\n"))
-        click.echo("\n".join(broken) if _columns() else text)
+        click.echo("\n".join(broken) if _columns() else text, err=err)
     else:
         line = Text(text.lstrip())
         if verdict:
-            line.highlight_regex(rf"(?<!\w){re.escape(verdict)}(?!\w)", COLOURS.get(verdict, ""))
-        console().print(Padding(line, (0, 0, 0, len(text) - len(text.lstrip()))))
+            line.highlight_regex(rf"(?<!\w){re.escape(verdict)}(?!\w)", colour or COLOURS.get(verdict, ""))
+        console(err).print(Padding(line, (0, 0, 0, len(text) - len(text.lstrip()))))
+
+
+def complain(sentence: str) -> None:
+    """Print what is wrong on the error stream: on a terminal its first word is red, and lines break between words.
+
+    Args:
+        sentence: what, where, and what to do; in a file or a pipe its lines stay as they are.
+    """
+    if sys.stderr.isatty():
+        console(err=True).print(Text.assemble(("Error:", COLOURS["failed"]), f" {sentence}"))
+    else:
+        click.echo(f"Error: {sentence}", err=True)
 
 
 def print_table(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from safetensors.torch import load_file
 from tvgrad.cli.main import COMMANDS, main
 
 WIDTHS = (80, 120, 200)
@@ -74,6 +82,7 @@ def commands(folder: Path, out: Path) -> dict[str, tuple[object, ...]]:
         "verify": (both,),
         "predict": (recipe,),
         "plan": (recipe,),
+        "attribute": (one, "--recipe", recipe),
         "bound": (recipe, "--lr", "0.001", "--epochs", "2"),
         "explain": (one, "--recipe", recipe, "--no-bounds"),
         "report": (both,),
@@ -104,3 +113,49 @@ def test_a_folder_of_folders_of_runs(name: str, tvgrad: Run, runs: Path) -> None
     assert done.code == 0
     assert "two" in done.out
     assert "a-task-with-a-rather-long-name" in done.out
+
+
+def in_a_terminal(words: list[object], **environment: str) -> tuple[int, str]:
+    """Exit code and both streams of a command in a terminal of 80 columns."""
+    mine, command = pty.openpty()
+    fcntl.ioctl(command, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    plain = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tvgrad", *map(str, words)],
+        stdin=command, stdout=command, stderr=command, env=plain | {"TERM": "xterm-256color"} | environment,
+    ) as process:  # fmt: skip
+        os.close(command)
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(mine, 65536):
+                said += part
+    os.close(mine)
+    return process.returncode, said.decode().replace("\r\n", "\n")
+
+
+def test_an_export_ends_in_a_sentence_and_pipes_its_files(tvgrad: Run, runs: Path, tmp_path: Path) -> None:
+    one = min((runs / "runs" / "here").iterdir())
+    name = "a-task-with-a-rather-long-name"
+    done = tvgrad("export", one, "--epoch", "1", "--out", tmp_path / "piped")
+    file = tmp_path / "piped" / "model.safetensors"
+    assert done.out == f"{file}\n", "a script reads the files"
+    tensors = load_file(file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    said = f"{len(tensors)} tensors written ({size} bytes) of {name} after epoch 1"
+    assert done.err == f"{file}: {said}\n"
+    code, shown = in_a_terminal(["export", one, "--epoch", "1", "--out", tmp_path / "shown"])
+    assert code == 0
+    assert f"\x1b[32m{len(tensors)} tensors written\x1b[0m" in shown
+    assert re.sub(r"\x1b\[\d*m", "", " ".join(shown.split())).endswith(said)
+
+
+def test_errors_are_red_on_a_terminal_alone(tvgrad: Run, tmp_path: Path) -> None:
+    for words in (["verify", tmp_path / "nothing"], ["verify", "--nothing"]):
+        done = tvgrad(*words)
+        assert done.code == 2
+        assert "\x1b" not in done.err
+        code, shown = in_a_terminal(words)
+        assert code == 2
+        assert "\x1b[1;31mError:\x1b[0m " in shown
+        assert re.sub(r"\x1b\[[\d;]*m", "", "".join(shown.split())) == "".join(done.err.split())
+        assert "31m" not in in_a_terminal(words, NO_COLOR="1")[1]
