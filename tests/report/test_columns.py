@@ -92,3 +92,11 @@ def test_headings_are_formulas() -> None:
         r"$\cos(\tau, \bar \tau)$",
     )
     assert " & ".join(f"{{{heading}}}" for heading in headings) in latex_table(pd.DataFrame([row]), "directions")
+
+
+def test_the_runs_of_a_pair_are_headed_as_the_caption_calls_them() -> None:
+    pair = pd.DataFrame([{"run_a": "low", "run_b": "high", "epoch": 1, "group": "all", "cos_task_vectors": 0.25}])
+    text = latex_table(pair, "cross_task")
+    assert "{$a$} & {$b$} & " in text
+    assert "$a$ and $b$: the two runs" in text
+    assert r"run\_a" not in text

@@ -57,7 +57,7 @@ def latex_table(table: pd.DataFrame, name: str, lead: str = "") -> str:
     )
     if wide:
         caption += f" Not shown: {listed([column.replace('_', ' ') for column in wide])}."
-    headings = {column.name: latex_heading(column) for column in defined(name, list(shown))}
+    headings = OF_PAIRS | {column.name: latex_heading(column) for column in defined(name, list(shown))}
     environment = "table*" if _needs_both_columns(shown, headings, caption) else "table"
     alignment = "".join(_alignment(shown, column) for column in shown)
     label = f"tab:{name.replace('_', '-')}"
@@ -104,6 +104,8 @@ def _letters(text: str) -> int:
     return len(re.sub(r"[${}_^]", "", re.sub(r"\\[a-zA-Z]+", "x", text)))
 
 
+OF_PAIRS = {"run_a": "$a$", "run_b": "$b$"}
+"""Headings of the two runs of a pair, which captions call `a` and `b`."""
 PACKAGES = "% packages: amsmath, booktabs, siunitx, graphicx"
 SAME_NUMBER = r"\addtocounter{table}{-1}"
 SMALL = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n"
