@@ -149,13 +149,25 @@ def test_an_export_ends_in_a_sentence_and_pipes_its_files(tvgrad: Run, runs: Pat
     assert re.sub(r"\x1b\[\d*m", "", " ".join(shown.split())).endswith(said)
 
 
-def test_errors_are_red_on_a_terminal_alone(tvgrad: Run, tmp_path: Path) -> None:
+def test_errors_are_red_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tvgrad: Run, tmp_path: Path) -> None:
+    def on_a_terminal(words: list[object]) -> str:
+        mine, command = pty.openpty()
+        with monkeypatch.context() as patch, open(command, "w", encoding="utf-8") as stream:
+            patch.setattr(sys, "stderr", stream)
+            assert tvgrad(*words).code == 2
+            stream.flush()
+            said = os.read(mine, 65536).decode()
+        os.close(mine)
+        return said
+
+    monkeypatch.setenv("TERM", "xterm-256color")
     for words in (["verify", tmp_path / "nothing"], ["verify", "--nothing"]):
+        monkeypatch.delenv("NO_COLOR", raising=False)
         done = tvgrad(*words)
         assert done.code == 2
         assert "\x1b" not in done.err
-        code, shown = in_a_terminal(words)
-        assert code == 2
+        shown = on_a_terminal(words)
         assert "\x1b[1;31mError:\x1b[0m " in shown
         assert re.sub(r"\x1b\[[\d;]*m", "", "".join(shown.split())) == "".join(done.err.split())
-        assert "31m" not in in_a_terminal(words, NO_COLOR="1")[1]
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert "31m" not in on_a_terminal(words)
