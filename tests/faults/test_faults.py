@@ -30,10 +30,11 @@ def injected(workloads: str, folder: Path, every: int, first: int, seconds: int)
     command = [sys.executable, str(HERE / "inject.py"), workloads, str(folder), str(every), str(first)]
     root = HERE.parents[1]
     environment = {**ONE_THREAD, "LD_PRELOAD": str(library), "PYTHONPATH": str(root)}
+    # Its errors are this process's, so that what has been tried is known even of what is stopped.
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=seconds, cwd=root, check=False
+        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=seconds, cwd=root, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, f"it ended with {done.returncode}"
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     for one in found:
         print(f"{one['workload']}: {one['faults']} of {one['of']} faults at {one['points']} points, {one['ends']}")
