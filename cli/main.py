@@ -114,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     from tvgrad.errors import TvgradError
 
     words = sys.argv[1:] if arguments is None else arguments
+    _give_streams()
     _let_any_text_through()
     try:
         command, prog_name, before, after = _entry(words)
@@ -154,6 +155,34 @@ def _show(error: click.ClickException) -> None:
     error.show(whole)
     click.echo(whole.getvalue().removesuffix(f"Error: {error.format_message()}\n"), err=True, nl=False)
     complain(error.format_message())
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream in the place of one that is closed. It has no descriptor, whose number would be a standard stream's."""
+
+    encoding = "utf-8"
+
+    def writable(self) -> bool:
+        """Tell that it can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Drop text.
+
+        Args:
+            text: any text.
+
+        Returns:
+            How many letters it has.
+        """
+        return len(text)
+
+
+def _give_streams() -> None:
+    """Where a standard stream is closed, Python has none: the command is done all the same, and says nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _Nowhere())
 
 
 def _let_any_text_through() -> None:

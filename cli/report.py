@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import printable
 
 from . import options, table_formats
 
@@ -110,7 +111,7 @@ def _report_runs(
             raise TvgradError(
                 f"{directory} is damaged: {problem}; see `tvgrad verify`, or leave it out by --skip-damaged"
             )
-        click.echo(f"{directory} is left out: {problem}", err=True)
+        click.echo(f"{printable(str(directory))} is left out: {printable(problem)}", err=True)
     if not whole:
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     models = runs_of_each_model(whole)
@@ -212,7 +213,7 @@ def _print(tables: dict[str, pd.DataFrame], grouped: bool) -> None:
 
 
 def _list(files: list[Path], out: Path) -> None:
-    click.echo(f"{len(files)} files in {out}")
+    click.echo(f"{len(files)} files in {printable(str(out))}")
     for path in files:
         if path.suffix == ".html":
-            click.echo(f"Page: {path}")
+            click.echo(f"Page: {printable(str(path))}")

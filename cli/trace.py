@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.core import ParameterSource
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import OPTIMIZERS
+from tvgrad.wording import printable
 
 from . import options
 
@@ -113,7 +115,9 @@ def trace(
                 last = run.points[-1]
                 numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
                 click.echo(
-                    f"{place}: {len(run.epochs)} points, {run.unit} {last.number}{': ' + numbers if numbers else ''}"
+                    f"{printable(str(place))}: {len(run.epochs)} points, {run.unit} {last.number}"
+                    f"{': ' + numbers if numbers else ''}"
                 )
     if not quiet:
-        click.echo(f"Next: `tvgrad verify {out}` checks it, `tvgrad report {out} --out report` shows it.")
+        shown = printable(shlex.quote(str(out)))
+        click.echo(f"Next: `tvgrad verify {shown}` checks it, `tvgrad report {shown} --out report` shows it.")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import printable
 
 from . import options
 
@@ -63,4 +64,4 @@ def trace_checkpoints(
     prepared = prepare(chosen[0], TraceOptions(target=recipe, allow=options.names_in(allow), **given))
     run = record(checkpoints, prepared, out, recipe, overwrite=overwrite)
     if not quiet:
-        click.echo(f"{out}: {len(run.epochs)} points")
+        click.echo(f"{printable(str(out))}: {len(run.epochs)} points")

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,13 +17,15 @@ from tvgrad.cli.main import COMMANDS, group
 
 import tvgrad as package
 from tvgrad.errors import CheckFailed, DamagedRun, TvgradError
+from tvgrad.store.run import Run
 
 Tvgrad = Callable[..., Any]
 
 
 def examples(text: str) -> list[str]:
     assert "Examples:\n" in text
-    lines = text.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+    block = text.partition("Examples:\n")[2].partition("\n\n")[0]
+    lines = block.replace("\\\n", " ").splitlines()  # as a shell reads them
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -142,3 +145,47 @@ def test_recipes_are_listed(tvgrad: Tvgrad) -> None:
 def test_the_package_is_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "tvgrad", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.startswith("tvgrad, version")) == (0, True)
+
+
+def test_closed_standard_streams_keep_a_command_from_nothing(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has no stream then; every command does what it does, and its exit code is all that it says."""
+    out = tmp_path / "run"
+    commands: list[tuple[int, list[object]]] = [
+        (0, ["recipes"]),
+        (0, ["trace", f"{recipes}:recipe", "--epochs", 1, "--out", out]),
+        (0, ["verify", out]),
+        (0, ["verify", out, "--json"]),
+        (0, ["report", out]),
+        (2, ["verify", tmp_path / "none"]),
+        (2, ["verify", "--no-such-option"]),
+    ]
+    for code, words in commands:
+        for name in ("stdin", "stdout", "stderr"):
+            monkeypatch.setattr(sys, name, None)
+        found = 0
+        try:
+            main_module.main([str(word) for word in words])
+        except SystemExit as error:
+            found = 1000 if not isinstance(error.code, int) else error.code
+        assert found == code, words
+        assert sys.stdout.write("dropped") == 7
+    assert Run.open(out).epochs == [0, 1]
+
+
+def test_a_path_of_any_letters_stands_on_one_line(tvgrad: Tvgrad, recipes: Path, tmp_path: Path) -> None:
+    """A folder of a stranger's runs may be called anything; what is advised can be pasted where it has a space."""
+    places = [tmp_path / "a b", tmp_path / "two\nlines\x1b[2J"]
+    for place in places:
+        done = tvgrad("trace", f"{recipes}:recipe", "--epochs", 1, "--out", place)
+        first, following = done.out.splitlines()
+        assert ": 2 points, epoch 1: " in first
+        assert f"tvgrad verify '{tmp_path}/" in following
+        assert "\x1b" not in done.out + done.err
+    assert "two\\nlines\\x1b[2J: 2 points" in first
+    (places[1] / "weights" / "epoch-0001.safetensors").unlink()
+    done = tvgrad("report", *places, "--skip-damaged")
+    (said,) = [line for line in done.err.splitlines() if "is left out" in line]
+    assert "two\\nlines\\x1b[2J is left out: " in said
+    assert "\x1b" not in done.out + done.err

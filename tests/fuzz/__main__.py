@@ -41,11 +41,12 @@ def mutating(name: str, seconds: float, seed: int) -> int:
     from tests.fuzz.mutations import mutated
     from tests.fuzz.readers import Finding, made
 
-    chance, tried, begun = random.Random(seed), 0, time.monotonic()
+    chance, tried = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as folder:
         readers = made(Path(folder))
         first = [*readers.targets[name][1], *known(name)]
         readers.warm(name)
+        begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             content = mutated(chance.choice(first), chance)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
