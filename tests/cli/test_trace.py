@@ -421,16 +421,16 @@ def test_a_full_disk(tvgrad: Tvgrad, recipes: Path, tmp_path: Path, monkeypatch:
 
     from tvgrad.files import writing
 
-    plain = writing.save_file
+    plain = writing._save_stream
 
-    def full(tensors: Any, path: Path, *_: Any) -> None:
-        if "epoch-0002" in path.name:
+    def full(*arguments: Any) -> None:
+        if "epoch-0002" in arguments[-1].name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        plain(tensors, path)
+        plain(*arguments)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "save_file", full)
+        patch.setattr(writing, "_save_stream", full)
         outcome = tvgrad("trace", recipes, "--out", out)
     assert outcome.code == DiskFull.exit_code == 2
     assert outcome.err == (
