@@ -71,6 +71,24 @@ def test_seeds_share_a_colour_and_have_a_band() -> None:
     assert '"area"' not in alone
 
 
+def test_the_first_epoch_of_a_task_with_seeds_is_a_mean_with_its_range() -> None:
+    shares = {"a/0": 0.5, "a/1": 0.7, "a/2": 0.75, "b": 0.4}
+    norms = pd.DataFrame([
+        {"run": run, "group": "all", "epoch": epoch, "gradient_norm_share": value, "epochs": 2}
+        for run, share in shares.items()
+        for epoch, value in ((0, share), (1, 1 - share))
+    ])
+    labels = run_labels({"a/0": "a", "a/1": "a", "a/2": "a", "b": "b"}, {"a/0": 0, "a/1": 1, "a/2": 2, "b": 0})
+    (figure,) = [one for one in page_figures({"norms": norms}, labels) if one.name == "first_epoch_dominance"]
+    several, one = values(figure.spec)
+    assert several["label"] == "a, K = 2, 3 runs"
+    assert [several[name] for name in ("share", "least", "most", "reach")] == pytest.approx([0.65, 0.5, 0.75, 0.75])
+    assert (one["label"], one["share"], one["reach"]) == ("b, K = 2", pytest.approx(0.4), pytest.approx(0.4))
+    (rule,) = [layer for layer in figure.spec["layer"] if layer["mark"]["type"] == "rule"]
+    assert rule["transform"] == [{"filter": "datum.runs > 1"}]
+    assert (rule["encoding"]["x"]["field"], rule["encoding"]["x2"]["field"]) == ("least", "most")
+
+
 def test_legends_end_at_eight_and_labels_stand_apart() -> None:
     table, tasks, seeds = lines(12, 1)
     spec = over_epochs(table.assign(value=0.5), Axis("value", "v"), run_labels(tasks, seeds))

@@ -268,13 +268,18 @@ def first_epoch_bars(rows: pd.DataFrame) -> Spec:
     """Draw the first epoch's share of each run against an even share and the ceiling 1.
 
     Args:
-        rows: columns name, share, epochs and where (this report, or published).
+        rows: columns name, share, epochs and where (this report, or published); with runs, least and most, a task of
+            several runs is their mean, and a line from the least to the most.
 
     Returns:
         The specification.
     """
+    runs = rows["runs"].fillna(1) if "runs" in rows else pd.Series(1, index=rows.index)
     drawn = rows.assign(
-        label=[f"{name}, K = {number}" for name, number in zip(rows["name"], rows["epochs"], strict=True)],
+        label=[
+            f"{name}, K = {number}" + (f", {several:.0f} runs" if several > 1 else "")
+            for name, number, several in zip(rows["name"], rows["epochs"], runs, strict=True)
+        ],
         even=1 / rows["epochs"],
         times=rows["share"] * rows["epochs"],
     )
@@ -297,6 +302,20 @@ def first_epoch_bars(rows: pd.DataFrame) -> Spec:
         {"mark": {"type": "text", "align": "left", "dx": 6, "fontSize": 11, "color": "var(--soft)", "aria": False},
          "encoding": {"x": x, "text": {"field": "times", "type": "quantitative", "format": ".2f"}}},
     ]  # fmt: skip
+    if (runs > 1).any():
+        tooltip += [
+            {"field": "runs", "title": "runs"}, hover_number("least", "least of them"), hover_number("most", "most"),
+        ]  # fmt: skip
+        layers.insert(
+            1,
+            {
+                "transform": [{"filter": "datum.runs > 1"}],
+                "mark": {"type": "rule", "strokeWidth": 2, "color": "var(--ink)", "aria": False},
+                "encoding": {"x": {"field": "least", "type": "quantitative"}, "x2": {"field": "most"}},
+            },
+        )
+        layers[-1]["encoding"]["x"] = {"field": "reach", "type": "quantitative"}
+        drawn = drawn.assign(reach=drawn["most"].where(runs > 1, drawn["share"]))
     return chart({
         "data": {"values": records(drawn)},
         "layer": layers,

@@ -19,7 +19,7 @@ from tvgrad.report.charts import (
     stacked_shares,
 )
 from tvgrad.report.figures import drawable
-from tvgrad.report.first_epochs import PUBLISHED, first_epochs
+from tvgrad.report.first_epochs import PUBLISHED, mean_first_epochs
 from tvgrad.report.first_screen import FirstScreen
 from tvgrad.report.published import first_epoch_shares
 from tvgrad.report.run_labels import RunLabel
@@ -103,7 +103,8 @@ def _lines(column: str, title: str, from_zero: bool = False) -> Callable[[pd.Dat
 
 def _bars(column: str) -> Callable[[pd.DataFrame, Labels], Spec | None]:
     def draw(norms: pd.DataFrame, labels: Labels) -> Spec | None:
-        rows = first_epochs(norms, column).assign(where="this report")
+        tasks = [labels[str(run)].task if str(run) in labels else run for run in norms["run"]]
+        rows = mean_first_epochs(norms.assign(task=tasks), column).assign(where="this report")
         if not len(rows):
             return None
         rows["name"] = [_short(name, labels) for name in rows["name"]]
