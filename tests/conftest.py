@@ -20,9 +20,15 @@ SECONDS, SLOW_SECONDS = 120, 1800
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs, as tests speak of the CPU's kernels to the bit, unless `-m` says something of the tests for a GPU."""
+    """Hide GPUs, unless `-m` says something of the tests for a GPU, and what the environment says of a terminal.
+
+    Tests speak of the CPU's kernels to the bit.
+    """
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # what is printed must not hang on the terminal, or the parallel workers, in which the tests are started
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        os.environ.pop(name, None)
 
 
 # No test is timed: on a busy machine, or the first time that hypothesis builds its tables, drawing examples is slow.

@@ -61,6 +61,14 @@ class Measurements(Shown):
         pairs: `pairs[s, t, u] = <tau_t, H_s tau_u>` of a plan, or None.
         places: name of a measurement -> its shape.
         read: reads one, by name.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import Measurements, measure
+        >>> model, x = torch.nn.Linear(2, 1).double(), torch.tensor([[1.0, 2.0]]).double()
+        >>> made = measure(["a"], [tvgrad.Objective(model, torch.nn.MSELoss(), (x, torch.ones(1, 1).double()))])
+        >>> isinstance(made, Measurements), made.tasks, made.at, sorted(made.norms)
+        (True, ('a',), 'pretrained', ['bias', 'weight'])
     """
 
     tasks: tuple[str, ...]
@@ -280,6 +288,15 @@ def load_measurements(path: str | os.PathLike[str]) -> Measurements:
 
     Raises:
         TvgradError: a file is missing or damaged, or the two do not belong together.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import load_measurements, measure
+        >>> model, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 2.0]]).double()
+        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (x, torch.ones(1, 1).double()))
+        >>> measure(["a"], [objective]).save("tasks.safetensors")
+        >>> load_measurements("tasks.safetensors").grams("weight").tolist()
+        [[[1.0, 2.0], [2.0, 4.0]]]
     """
     target = _safetensors(path)
     beside = target.with_suffix(".json")
