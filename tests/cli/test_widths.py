@@ -93,7 +93,7 @@ def commands(folder: Path, out: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [80, *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS[1:])])
 def test_commands(width: int, monkeypatch: pytest.MonkeyPatch, tvgrad: Run, runs: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     found = commands(runs, tmp_path)

@@ -141,6 +141,7 @@ def test_any_number_of_processes_has_the_numbers_of_one(tmp_path: Path, count: i
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_one_sentence_where_processes_differ_or_fail(tmp_path: Path) -> None:
     body = """
     def tried(make):
