@@ -24,7 +24,7 @@ from tvgrad.report.tables import RunTables
 from tvgrad.results import facts_html
 from tvgrad.streaming.gram import GramResult
 from tvgrad.theory.budget_rows import BudgetTerm
-from tvgrad.theory.equivalence import OneEpochCheck
+from tvgrad.theory.equivalence import OneEpochCheck, StepVerdict
 from tvgrad.theory.error_budget import ErrorBudget
 from tvgrad.theory.forecast import forecast
 from tvgrad.theory.merge_plan import Plan
@@ -69,6 +69,8 @@ def test_results_are_tables() -> None:
         assert kind.__repr__ is not object.__repr__
         assert kind._repr_html_
     assert facts_html("<", {"a": "&"}).count("&lt;") == 1
+    fails = StepVerdict("run", "tau_1 = -lr g_0", "fails", 2.0, 0.0, 0.0, "too far")
+    assert repr(OneEpochCheck((fails,))) == "OneEpochCheck(holds='fails', verdicts=1)"
 
 
 CLASSES = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.bench_report_pass import peak_memory
+from tests.benchmarks.plain_files import read_files, write_and_delete
 from tests.benchmarks.timing import Figure
 from tvgrad.files.writing import write_tensors
 from tvgrad.merging import METHODS, merge_checkpoints
@@ -29,7 +29,6 @@ from tvgrad.report.checkpoints import checkpoint_tables
 
 TUNED = 3
 WIDTH, INNER, VOCABULARY = 1024, 2816, 32_000
-BUFFER = 1 << 20
 SHARD = 400_000_000
 BASELINES = ("copy", "read")
 MERGE_GOAL, REPORT_GOAL = 3.0, 4.0
@@ -81,26 +80,14 @@ def folders(folder: Path) -> list[Path]:
 
 
 def read_bytes(folder: Path) -> None:
-    """Read every byte once into one reused buffer."""
-    buffer = memoryview(bytearray(BUFFER))
-    for place in folders(folder):
-        for path in sorted(place.glob("*.safetensors")):
-            with open(path, "rb", buffering=0) as handle:
-                while handle.readinto(buffer):
-                    pass
+    """Read every byte once."""
+    read_files(path for place in folders(folder) for path in sorted(place.glob("*.safetensors")))
 
 
 def copy_bytes(folder: Path) -> None:
     """Read every byte once, and write as many as one model has, flushed to the disk."""
     read_bytes(folder)
-    left = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
-    buffer = bytes(BUFFER)
-    with open(folder / "copy", "wb") as handle:
-        while left:
-            left -= handle.write(buffer[: min(left, BUFFER)])
-        handle.flush()
-        os.fsync(handle.fileno())
-    (folder / "copy").unlink()
+    write_and_delete(folder / "copy", sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors")))
 
 
 def run_case(case: str, folder: Path) -> None:

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.bench_report_pass import shapes
+from tests.benchmarks.plain_files import read_files, write_and_delete
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
 from tvgrad.merging import METHODS, merge_files
 
 ELEMENTWISE = ("mean", "task_arithmetic", "dare", "median")
 MEASURED = (*ELEMENTWISE, "ties")  # ties ranks each tensor's entries before it merges them: whole tensors, twice
-BUFFER = 1 << 20
 
 
 def write_models(folder: Path, models: int, parameters: int) -> None:
@@ -46,19 +46,10 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def copy_bytes(folder: Path) -> None:
-    """Read every byte once into one reused buffer, and write as many as one model has, flushed to the disk."""
-    buffer = memoryview(bytearray(BUFFER))
-    for path in files_of(folder):
-        with open(path, "rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
-    left = files_of(folder)[0].stat().st_size
-    with open(folder / "copy", "wb") as handle:
-        while left:
-            left -= handle.write(buffer[: min(left, BUFFER)])
-        handle.flush()
-        os.fsync(handle.fileno())
-    (folder / "copy").unlink()
+    """Read every byte once, and write as many as one model has, flushed to the disk."""
+    paths = files_of(folder)
+    read_files(paths)
+    write_and_delete(folder / "copy", paths[0].stat().st_size)
 
 
 def merge(folder: Path, method: str) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.plain_files import read_files
 from tests.benchmarks.timing import Figure
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
@@ -78,12 +79,8 @@ def files_of(folder: Path) -> tuple[list[TensorFile], list[TensorFile]]:
 
 
 def plain_read(folder: Path) -> None:
-    """Read every byte once into one reused buffer, which stays in the cache: the fastest read there is."""
-    buffer = memoryview(bytearray(1 << 20))
-    for path in sorted(folder.iterdir()):
-        with open(path, "rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
+    """Read every byte once."""
+    read_files(sorted(folder.iterdir()))
 
 
 def load(folder: Path) -> None:

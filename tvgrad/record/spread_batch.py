@@ -11,8 +11,8 @@ from typing import Any
 
 from tvgrad.record.batch_items import items_of, tensors_of
 
-MOST = 100_000
-"""So many batches of a loader's order are looked at."""
+MOST = 1_000_000
+"""So many samples of a loader's order are looked at: more of them would take memory that grows with the data."""
 LIBRARIES = ("torch", "accelerate")
 """Batches of their samplers are cut from an order of samples; those of others may belong together."""
 
@@ -33,7 +33,7 @@ def spread_batch(loader: Any, batch: Any) -> Any:
     if wanted < 2 or type(sampler).__module__.split(".")[0] not in LIBRARIES:
         return batch
     try:
-        order = [number for some in itertools.islice(sampler, MOST) for number in some]
+        order = list(itertools.islice(itertools.chain.from_iterable(sampler), MOST))
         if len(order) <= wanted:
             return batch
         numbers = [order[place * (len(order) - 1) // (wanted - 1)] for place in range(wanted)]

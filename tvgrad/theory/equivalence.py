@@ -83,6 +83,9 @@ class OneEpochCheck(Shown):
         found = [verdict.holds for verdict in self.verdicts]
         return FAILS if FAILS in found else EXACT if EXACT in found else APPLIES_NOT
 
+    def _facts(self) -> dict[str, str]:
+        return {"holds": repr(self.holds), "verdicts": str(len(self.verdicts))}
+
 
 def check_one_epoch(run: Run) -> OneEpochCheck:
     """Check the first epoch of a run against the gradient that its optimizer consumed.
