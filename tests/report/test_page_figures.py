@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.traced_runs import Traced
 from tvgrad.report.chart_parts import MOST_LEGEND, some_epochs
-from tvgrad.report.charts import Axis, heat_map, over_epochs
+from tvgrad.report.charts import GAP, Axis, heat_map, over_epochs
 from tvgrad.report.figures import FIGURES
 from tvgrad.report.geometry import epoch_cosines, trajectories
 from tvgrad.report.page import html_page
@@ -96,6 +97,13 @@ def test_legends_end_at_eight_and_labels_stand_apart() -> None:
     assert len(set(spec["layer"][0]["encoding"]["color"]["scale"]["range"])) == 12
     places = [row["place"] for row in spec["layer"][-1]["data"]["values"]]
     assert len(set(places)) == 12
+
+
+def test_labels_stand_apart_by_a_share_of_the_axis_where_it_begins_at_zero() -> None:
+    table, tasks, seeds = lines(3, 1)
+    spec = over_epochs(table.assign(value=0.24), Axis("value", "v", from_zero=True), run_labels(tasks, seeds))
+    places = [row["place"] for row in spec["layer"][-1]["data"]["values"]]
+    assert [after - before for before, after in itertools.pairwise(places)] == pytest.approx([GAP * 0.24] * 2)
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 4, 9])

@@ -123,7 +123,7 @@ def over_epochs(table: pd.DataFrame, axis: Axis, labels: Mapping[str, RunLabel],
         "params": [{"name": "met", "select": nearest}],
     })  # fmt: skip
     if len(tasks) > 1:
-        layers.append(_direct_labels(drawn, shared, shown))
+        layers.append(_direct_labels(drawn, axis, shared, shown))
     return chart({"data": {"values": records(drawn)}, "layer": layers, "height": 230})
 
 
@@ -135,11 +135,12 @@ def _whole_numbers(epochs: pd.Series) -> Spec:
     return axis
 
 
-def _direct_labels(drawn: pd.DataFrame, shared: Spec, shown: Spec) -> Spec:
+def _direct_labels(drawn: pd.DataFrame, axis: Axis, shared: Spec, shown: Spec) -> Spec:
     """Names at the ends of lines, moved apart where lines end together."""
     ends = drawn.sort_values("epoch").groupby("task", sort=False).agg(value=("value", "last"), epoch=("epoch", "max"))
     ends = ends.reset_index().sort_values("value", kind="stable")
-    spread = float(drawn["value"].max() - drawn["value"].min()) or 1.0
+    least = min(float(drawn["value"].min()), 0.0 if axis.from_zero else math.inf)
+    spread = float(drawn["value"].max()) - least or 1.0
     places: list[float] = []
     for value in ends["value"]:
         places.append(max(float(value), places[-1] + GAP * spread if places else -math.inf))

@@ -162,7 +162,8 @@ EPOCH_GRADIENT = (
 )
 AGAINST = (
     "K: number of epochs; the upright mark is the even share 1/K; the ceiling of a share is 1; the numbers on the "
-    "right say how many times an even share it is, of at most K"
+    "right say how many times an even share it is, of at most K; of a task with several runs it is their mean, with a "
+    "line from the least to the most"
 )
 
 FIGURES = {
