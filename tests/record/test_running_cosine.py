@@ -33,6 +33,16 @@ def test_it_is_the_cosine_of_the_task_vector_and_minus_the_first_gradient(tmp_pa
     assert math.isnan(RunningCosine(trained_without_gradient(tmp_path), dict(model.named_parameters())).value())
 
 
+def test_files_that_are_taken_away_end_no_training(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    objective = tvgrad.Objective(model, nn.CrossEntropyLoss(), (torch.randn(6, 3), torch.arange(6) % 2))
+    with tvgrad.Recorder(tmp_path / "run", model, objective=objective):
+        followed = RunningCosine(tvgrad.Run.open(tmp_path / "run"), dict(model.named_parameters()))
+        (tmp_path / "run" / "weights" / "epoch-0000.safetensors").unlink()
+        assert math.isnan(followed.value())
+        assert math.isnan(followed.value())
+
+
 def trained_without_gradient(tmp_path: Path) -> tvgrad.Run:
     with tvgrad.Recorder(tmp_path / "bare", nn.Linear(3, 2)):
         pass

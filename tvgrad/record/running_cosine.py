@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from tvgrad.errors import DamagedRun
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import BLOCK, cosine_from
 
@@ -28,10 +29,18 @@ class RunningCosine:
         """Compute it at the present weights.
 
         Returns:
-            A number in [-1, 1]; NaN without a first gradient.
+            A number in [-1, 1]; NaN without a first gradient, and from when on its files cannot be read any more: what
+            is shown for progress alone does not end a training.
         """
         if not self._files:
             return math.nan
+        try:
+            return self._computed()
+        except DamagedRun:
+            self._files = []
+            return math.nan
+
+    def _computed(self) -> float:
         moved = along = length = 0.0
         for name, tensor in self._parameters.items():  # in blocks: neither start nor gradient are held in memory
             flat = tensor.detach().reshape(-1)
