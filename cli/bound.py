@@ -161,7 +161,7 @@ def _certificate(
 
 def _sentence(rows: list[_Row], shares: dict[str, float]) -> str:
     """How far task vectors are from the gradient at most, and bounds from the truth."""
-    from tvgrad.report.columns import printed
+    from tvgrad.wording import printed
 
     worst = max(shares, key=lambda task: shares[task])
     of = "" if len(rows) == 1 else f" ({worst}, the largest of {len(rows)} tasks)"

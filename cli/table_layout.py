@@ -14,10 +14,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from tvgrad.report.columns import OUTWARD
 from tvgrad.report.documents import shown
 from tvgrad.report.headings import heading
-from tvgrad.wording import printable
+from tvgrad.wording import OUTWARD, printable
 
 if TYPE_CHECKING:
     import pandas as pd

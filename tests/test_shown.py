@@ -18,10 +18,10 @@ from tvgrad.analyses.analysis_result import AnalysisResult
 import tvgrad
 import tvgrad.report
 from tests.test_public_names import OF_EXTRAS, modules
-from tvgrad.bounds import FeedForward, multitask_gap_bound, spectral_norm
+from tvgrad.bounds import Certificate, FeedForward, UniformBounds, multitask_gap_bound, spectral_norm
 from tvgrad.merging.merged_file import MergedFile
 from tvgrad.report.tables import RunTables
-from tvgrad.results import facts_html
+from tvgrad.results import Result, facts_html
 from tvgrad.streaming.gram import GramResult
 from tvgrad.theory.budget_rows import BudgetTerm
 from tvgrad.theory.equivalence import OneEpochCheck, StepVerdict
@@ -69,8 +69,33 @@ def test_results_are_tables() -> None:
         assert kind.__repr__ is not object.__repr__
         assert kind._repr_html_
     assert facts_html("<", {"a": "&"}).count("&lt;") == 1
-    fails = StepVerdict("run", "tau_1 = -lr g_0", "fails", 2.0, 0.0, 0.0, "too far")
+    fails = StepVerdict("run", "tau_1 = -lr g_0", "fails", 2.0, 0.0, 0.0, "too far, and a long way. " * 20)
+    assert repr(fails) == (
+        "StepVerdict(run='run', rule='tau_1 = -lr g_0', holds='fails', worst_ratio_to_budget=2, frozen_share=0, ...)"
+    )
     assert repr(OneEpochCheck((fails,))) == "OneEpochCheck(holds='fails', verdicts=1)"
+
+
+def test_a_row_is_one_line_whatever_it_holds() -> None:
+    for kind in (one for one in CLASSES.values() if issubclass(one, Result) and dataclasses.fields(one)):
+        held = {"float": 0.123456, "int": 3, "bool": True, "str": "a word, and another one"}
+        made = kind(**{field.name: held.get(str(field.type)) for field in dataclasses.fields(kind)})
+        assert len(repr(made)) <= 120, kind
+        assert repr(made).startswith(f"{kind.__name__}({dataclasses.fields(kind)[0].name}=")
+
+
+def test_bounds_stay_bounds_where_people_look() -> None:
+    certificate = Certificate(0.12341, 0.12341, 0.12349, "tube", 0.12341)
+    for text in (repr(certificate), certificate._repr_html_()):
+        assert text.count("0.1235") == 3  # upper bounds
+        assert text.count("0.1234") == 1
+    bounds = UniformBounds(0.12341, 0.12341, 0.12341)
+    assert repr(bounds) == "UniformBounds(gradient_norm=0.1235, hessian_norm=0.1235, hessian_lipschitz=0.1235)"
+    assert bounds._repr_html_().count("0.1235") == 3
+    tables = {"norms": pd.DataFrame({"run": ["a"], "error_norm": [0.12341], "bound": [0.12341]})}
+    shown = RunTables(tables, GramResult((), np.zeros((0, 0)), {}, {}, {}))._repr_html_()
+    assert "<td>0.1234</td>" in shown
+    assert "<td>0.1235</td>" in shown
 
 
 CLASSES = {

@@ -7,12 +7,14 @@ import html
 import importlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvgrad.errors import DamagedRun
 from tvgrad.fields import Check, anything, boolean, integer, list_of, number, parse_json, record, text
+from tvgrad.wording import printed, rounded_up
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,21 +76,32 @@ class Shown:
         """What a notebook shows: names and numbers are escaped."""
         facts = "; ".join(f"{name} {text}" for name, text in self._facts().items())
         table = self.to_frame().dropna(axis="columns", how="all")
-        drawn = table.to_html(index=False, border=0, max_rows=40, float_format="{:.4g}".format)
+        exact: dict[Any, Any] = {name: partial(_cell, name) for name in table if table[name].dtype.kind == "f"}
+        drawn = table.to_html(index=False, border=0, max_rows=40, float_format="{:.4g}".format, formatters=exact)
         return f"<p><b>{type(self).__name__}</b> {html.escape(facts)}</p>{drawn}"
 
     def _facts(self) -> dict[str, str]:
         """Fields that are one number or a few words."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {
-            name: f"{value:.4g}" if isinstance(value, float) else repr(value)
+            name: printed(value, name, DIGITS) if isinstance(value, float) else repr(value)
             for name, value in fields.items()
             if isinstance(value, (bool, int, float, str)) and len(str(value)) <= MOST_LETTERS
         }
 
 
+def _cell(name: object, value: float) -> str:
+    return printed(value, name, DIGITS)
+
+
+DIGITS = 4
+"""Significant digits of what people look at; of bounds the last is rounded outward."""
+
 MOST_LETTERS = 60
 """Longer words are left out of a short line."""
+
+LINE = 114
+"""Letters of a short line of a row: the facts that no longer fit are left out, and dots stand for them."""
 
 
 def short_line(shown: object, facts: Mapping[str, object]) -> str:
@@ -96,12 +109,14 @@ def short_line(shown: object, facts: Mapping[str, object]) -> str:
 
     Args:
         shown: the object, whose class is named.
-        facts: name -> value; floats are given four digits.
+        facts: name -> value; floats are given four digits, bounds outward.
 
     Returns:
         One line.
     """
-    told = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in facts.items())
+    told = (
+        f"{name}={printed(value, name, DIGITS) if isinstance(value, float) else value}" for name, value in facts.items()
+    )
     return f"{type(shown).__name__}({', '.join(told)})"
 
 
@@ -127,6 +142,23 @@ def facts_html(title: str, facts: Mapping[str, object]) -> str:
 class Result:
     """Base of all results: one row of a table."""
 
+    _upper = frozenset[str]()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # a dataclass would write every sentence out
+
+    def __repr__(self) -> str:
+        told: dict[str, object] = {}
+        for name, fact in self._facts().items():
+            if len(fact) > MOST_LETTERS:
+                continue
+            if len(short_line(self, {**told, name: fact})) > LINE:
+                return short_line(self, told)[:-1] + ", ...)"
+            told[name] = fact
+        return short_line(self, told)
+
     def row(self) -> dict[str, Any]:
         """The fields that are numbers, words or empty, by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -137,8 +169,19 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: one row, its words escaped."""
-        facts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in self.row().items()}
-        return facts_html(type(self).__name__, facts)
+        return facts_html(type(self).__name__, self._facts(words=str))
+
+    def _facts(self, words: Callable[[object], str] = repr) -> dict[str, str]:
+        """What the row holds, by name; upper bounds whose names do not say so are in `_upper`."""
+        return {
+            name: words(value)
+            if not isinstance(value, float)
+            else rounded_up(value, DIGITS)
+            if name in self._upper
+            else printed(value, name, DIGITS)
+            for name, value in self.row().items()
+            if not (value is None or (isinstance(value, float) and math.isnan(value)))
+        }
 
 
 Kind = TypeVar("Kind", bound=Result)

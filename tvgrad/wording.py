@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 
 
@@ -155,6 +155,43 @@ def _rounded(bound: float, digits: int, sign: int) -> str:
     moved = Decimal(text) + sign * last
     # Among the subnormals a float may not hold the digits.
     return f"{moved:.{digits}g}" if abs(bound) < sys.float_info.min else f"{float(moved):.{digits}g}"
+
+
+UPPER = (
+    "bound",
+    "error_bound",
+    "from_start",
+    "closed_form_bound",
+    "upper",
+    "upper_bound",
+    "coefficient_bound",
+    "radius",
+)
+"""Columns and fields that hold upper bounds."""
+
+OUTWARD: dict[str, Callable[[float, int], str]] = {
+    **dict.fromkeys(UPPER, rounded_up),
+    **dict.fromkeys(("lower_bound", "lower"), rounded_down),
+}
+"""Column or field that holds bounds -> how its numbers are rounded wherever people read them.
+
+No rounding may make a bound a statement that was not proved: upper bounds go up, lower bounds down.
+"""
+
+
+def printed(value: float, column: object, digits: int) -> str:
+    """Print a number of a column; bounds are rounded outward.
+
+    Args:
+        value: the number.
+        column: its column's name.
+        digits: significant digits.
+
+    Returns:
+        Its text.
+    """
+    outward = OUTWARD.get(str(column))
+    return f"{value:.{digits}g}" if outward is None else outward(value, digits)
 
 
 def loading_error(error: BaseException, most: int = 10) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,16 @@ def every_kind(kind: type) -> set[type]:
 
 def test_each_kind_with_a_figure_has_its_drawing() -> None:
     kinds = every_kind(Plotted) - {ShownTables, RunText}
-    assert {ErrorBudget, Explanation, GramResult, MultitaskGap, TaskPairs, RunTables, CheckpointTables} < kinds
+    assert {
+        ErrorBudget,
+        Explanation,
+        GramResult,
+        MultitaskGap,
+        tvgrad.theory.second_order.Prediction,
+        TaskPairs,
+        RunTables,
+        CheckpointTables,
+    } < kinds
     assert kinds == set(plot.registry) - {object}
     with pytest.raises(tvgrad.TvgradError, match="there is no figure of a str: its table is"):
         plot("text")
@@ -85,6 +95,23 @@ def test_cosines() -> None:
     gap = tvgrad.multitask_gap(list(tasks.values()), 0.1, 3, [0.25, 0.5])
     lines = {line.get_label(): line.get_ydata() for line in gap.plot().lines}
     assert list(lines["measured"]) == list(gap.to_frame()["measured_norm"])
+
+
+def test_a_prediction_is_drawn_against_its_threshold() -> None:
+    # Half the squared distance to the targets has the Hessian 1/3, times 2 by the mean of squares: (k - 1)/2 lr 2/3.
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    data = torch.eye(3).double(), torch.ones(3, 1).double()
+    objective = tvgrad.Objective(model, torch.nn.MSELoss(), data)
+    made = tvgrad.predict(objective, tvgrad.update_rules.GD(0.09), epochs=6)
+    ax = made.plot()
+    assert list(ax.lines[0].get_xdata()) == [1, 2, 3, 4, 5, 6]
+    assert ax.lines[0].get_ydata() == pytest.approx([(k - 1) / 2 * 0.09 * 2 / 3 for k in range(1, 7)], rel=1e-9)
+    assert [text.get_text() for text in ax.texts] == ["threshold 0.1, kept until epoch 4"]
+    assert "gd, rate 0.09" in ax.get_title()
+    assert made.plot(title=False).get_title() == ""
+    kinked = dataclasses.replace(made, relative_errors=(), sentences=("the network has kinks",))
+    with pytest.raises(tvgrad.TvgradError, match="error is withheld: the network has kinks"):
+        kinked.plot()
 
 
 def test_runs_and_their_tables(traced: Traced, digits: dict[str, Recipe]) -> None:

@@ -20,12 +20,13 @@ from tvgrad.cli.terminal import print_table
 from tests.traced_runs import Traced
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.of_run import objective_of
-from tvgrad.report.columns import COLUMNS, OUTWARD, printed
+from tvgrad.report.columns import COLUMNS
 from tvgrad.report.documents import write_tables
 from tvgrad.report.page import html_page
 from tvgrad.report.tables import run_tables
 from tvgrad.theory.certified import bounds_of_run
 from tvgrad.theory.explain import explain, with_bounds, write_results
+from tvgrad.wording import OUTWARD, printed
 
 Pairs = list[tuple[Decimal, Decimal]]
 

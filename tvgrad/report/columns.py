@@ -6,10 +6,8 @@ definitions, or tested against them. Formulas stand between backquotes: `||tau_e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-
-from tvgrad.wording import rounded_down, rounded_up
 
 
 @dataclass(frozen=True)
@@ -284,31 +282,6 @@ COLUMNS = {name: tuple(column.name for column in table.columns) for name, table 
 """Table -> the names of its columns, in order."""
 FURTHER_COLUMNS = {name: tuple(column.name for column in table.further) for name, table in TABLES.items()}
 """Table -> the names of the columns that checkpoints or a pair of runs add."""
-
-
-OUTWARD: dict[str, Callable[[float, int], str]] = {
-    **dict.fromkeys(("bound", "error_bound", "from_start", "closed_form_bound", "upper", "radius"), rounded_up),
-    **dict.fromkeys(("lower_bound", "lower"), rounded_down),
-}
-"""Column that holds bounds, of a report or of `tvgrad bound` -> how its numbers are rounded wherever people read them.
-
-No rounding may make a bound a statement that was not proved: upper bounds go up, lower bounds down.
-"""
-
-
-def printed(value: float, column: object, digits: int) -> str:
-    """Print a number of a column; bounds are rounded outward.
-
-    Args:
-        value: the number.
-        column: its column's name.
-        digits: significant digits.
-
-    Returns:
-        Its text.
-    """
-    outward = OUTWARD.get(str(column))
-    return f"{value:.{digits}g}" if outward is None else outward(value, digits)
 
 
 def sentences(*parts: str) -> str:

@@ -12,11 +12,10 @@ import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.report.columns import printed
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 from tvgrad.results import json_text
-from tvgrad.wording import printable, without_formula
+from tvgrad.wording import printable, printed, without_formula
 
 
 def shown(value: Any, column: object = "", digits: int = 6) -> str:

@@ -357,8 +357,13 @@ def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
         # Laid out once for all three files. A layout with square cells may push labels over the edge of the figure:
         # the box round everything that is drawn brings them back.
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        box = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+        # No engine, and no box where all of it lies inside: either would have each file laid out a second time.
+        figure.set_layout_engine(None)
+        drawn = figure.get_tightbbox()
+        inside = (
+            drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= figure.bbox_inches.x1 and drawn.y1 <= figure.bbox_inches.y1
+        )
+        box = None if inside else drawn.padded(mpl.rcParams["savefig.pad_inches"])
         for path in paths:
             # Without a date, the same runs make the same bytes.
             undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from tvgrad.report.columns import TABLES, Column, defined, printed, sentences
+from tvgrad.report.columns import TABLES, Column, defined, sentences
 from tvgrad.report.empty_columns import COMPUTED_BY, without_empty_columns
 from tvgrad.report.first_epochs import even_shares
 from tvgrad.vectors.parameters import ALL
-from tvgrad.wording import listed
+from tvgrad.wording import listed, printed
 
 TOO_WIDE = ("reason", "cause", "trouble", "nodes", "predicted_norm_order2")
 """Columns for which a page has no room: sentences, names of nodes, and the second of two estimates of one norm."""

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from tvgrad.report.columns import TABLES, defined, printed, sentences
+from tvgrad.report.columns import TABLES, defined, sentences
 from tvgrad.report.empty_columns import without_empty_columns
 from tvgrad.report.first_epochs import even_shares
 from tvgrad.report.headings import column_of, heading, signs, with_symbols
 from tvgrad.report.latex import escaped, latex_heading
 from tvgrad.vectors.parameters import ALL
-from tvgrad.wording import counted
+from tvgrad.wording import counted, printed
 
 MOST_ROWS = 2000
 DIGITS = 4

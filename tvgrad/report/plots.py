@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from tvgrad.errors import TvgradError
 from tvgrad.report.budget_figure import budget_shares
@@ -28,6 +28,7 @@ from tvgrad.theory.attribution import Attribution
 from tvgrad.theory.error_budget import ErrorBudget
 from tvgrad.theory.explain import Explanation
 from tvgrad.theory.multitask import MultitaskGap
+from tvgrad.theory.second_order import Prediction
 from tvgrad.theory.task_pairs import TaskPairs
 from tvgrad.vectors.parameters import ALL
 
@@ -44,9 +45,9 @@ def plot(result: object, ax: Axes | None = None, **options: Any) -> Axes:
 
     Args:
         result: an error budget or an explanation (shares of its terms), the prediction of pairs or a Gram matrix
-            (cosines), a multitask gap (norms over alpha), an attribution (summed shares of samples), and a run or the
-            tables of a report (`figure=NAME`, one of those of a report; by default the cosine to minus the first
-            gradient, or between tasks).
+            (cosines), a prediction (relative second-order error over epochs), a multitask gap (norms over alpha), an
+            attribution (summed shares of samples), and a run or the tables of a report (`figure=NAME`, one of those of
+            a report; by default the cosine to minus the first gradient, or between tasks).
         ax: axes to draw on; by default new ones.
         **options: of the figure.
 
@@ -112,6 +113,32 @@ def _attribution(result: Attribution, ax: Axes | None = None, *, title: bool = T
         ax.set_title(f"{result.run}, epoch {result.epoch}")
     if 1 < len(kinds) <= MOST_CLASSES:
         ax.legend(frameon=False)
+    return ax
+
+
+@plot.register
+@styled
+def _prediction(result: Prediction, ax: Axes | None = None) -> Axes:
+    """The second-order error relative to the first order, until it passes the threshold and after."""
+    if not result.relative_errors:
+        raise TvgradError(f"the second-order error is withheld: {result.sentences[-1]}")
+    ax = new_axes(ax, height=HEIGHT)
+    epochs = range(1, len(result.relative_errors) + 1)
+    ax.plot(epochs, result.relative_errors, marker="o", markersize=4, linewidth=1.3)
+    threshold, within = result.row.threshold, result.row.epochs_within
+    ax.axhline(threshold, color="0.4", linewidth=0.8, linestyle=":")
+    held = f", kept until epoch {within:.0f}" if within <= epochs[-1] else ""
+    ax.annotate(
+        f"threshold {threshold:g}{held}", (1, threshold), (2, 3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", fontsize=8, color="0.3",
+    )  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set(
+        xlabel="epochs k",
+        ylabel=r"predicted $\|Q_k H_0 g_0\| \,/\, \|S_k g_0\|$",
+        title=f"Predicted second-order error of {result.row.rule}, rate {result.row.lr:g}",
+    )
+    ax.set_ylim(bottom=0)
     return ax
 
 

@@ -24,7 +24,7 @@ from tvgrad.theory.budget_rows import BudgetTerm
 from tvgrad.theory.error_budget import ErrorBudget, epochs_with_task_vector, error_budget
 from tvgrad.theory.expansion import expand
 from tvgrad.theory.kinks import kink_sentence
-from tvgrad.theory.second_order import quadratic_path
+from tvgrad.theory.quadratic_path import quadratic_path
 from tvgrad.theory.training_steps import Schedule, records_first_gradient, schedule_of
 from tvgrad.update_rules.grouped import is_linear
 from tvgrad.update_rules.linear import LinearRule

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,17 +23,17 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective, require_objective
 from tvgrad.problem.recipe import positive, positive_integer
-from tvgrad.results import Result, Shown
+from tvgrad.results import Plotted, Result, Shown
 from tvgrad.theory.curvature import Curvature, estimate_curvature
 from tvgrad.theory.expansion import Expansion, expand
 from tvgrad.theory.kinks import kink_sentence
+from tvgrad.theory.quadratic_path import quadratic_path
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.given import Given, as_rule
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import linear_rule
 from tvgrad.update_rules.stability import growth_factor, stability_limit
-from tvgrad.update_rules.trajectory import Trajectory
-from tvgrad.vectors.algebra import add_scaled, combination, difference, to_float64
+from tvgrad.vectors.algebra import difference, to_float64
 from tvgrad.vectors.parameters import Weights, norm
 from tvgrad.wording import percent
 
@@ -102,7 +102,7 @@ class PredictionRow(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class Prediction(Shown):
+class Prediction(Plotted, Shown):
     """What the task vector of k epochs will be, by three estimates.
 
     Attributes:
@@ -115,6 +115,7 @@ class Prediction(Shown):
         counts: gradients and Hessian-vector products that it took.
         curvature: the spectrum's estimated end, or None where it was not asked for.
         sentences: what the user should know: divergence, kinks.
+        relative_errors: the predicted relative error after 1 .. k epochs; empty where it is withheld.
     """
 
     rule: UpdateRule
@@ -126,6 +127,7 @@ class Prediction(Shown):
     counts: Evaluations
     curvature: Curvature | None
     sentences: tuple[str, ...]
+    relative_errors: tuple[float, ...] = ()
 
     @cached_property
     def norms(self) -> dict[str, float]:
@@ -201,15 +203,16 @@ def predict(
         gradients=counts.gradients,
         hvps=counts.hvps,
     )
+    errors = tuple(expansion.relative_errors(linear, epochs)[1:].tolist())
     said = [_divergence(linear, row, expansion, found), _unconverged(found), _unmoved(row, objective), kinks]
     if changed is not None and not 1 / WORTHLESS <= changed <= WORTHLESS:
         withheld: dict[str, Any] = dict.fromkeys(SECOND_ORDER, math.nan)
-        row = replace(row, **withheld)
+        row, errors = replace(row, **withheld), ()
         said.append(
             f"over the predicted path the gradient changes about {changed:.2g} times as much as the Hessian at the "
             "pretrained weights says, so that the second-order error is withheld: `tvgrad trace` measures it"
         )
-    return Prediction(rule, epochs, order1, order2, followed, row, counts, found, tuple(filter(None, said)))
+    return Prediction(rule, epochs, order1, order2, followed, row, counts, found, tuple(filter(None, said)), errors)
 
 
 def frozen_share(rule: LinearRule, weights: Weights, gradient: Mapping[str, torch.Tensor]) -> float:
@@ -305,49 +308,6 @@ def _spectral_numbers(rule: LinearRule, epochs: int, found: Curvature | None) ->
         "stability_limit": stability_limit(rule, found.largest),
         "growth_factor": growth_factor(rule, (found.largest, found.smallest), epochs),
     }
-
-
-def quadratic_path(
-    objective: Objective,
-    rule: LinearRule,
-    epochs: int,
-    expansion: Expansion,
-    at: Mapping[str, torch.Tensor] | None = None,
-) -> Iterator[Weights]:
-    """Follow the rule on the quadratic model of the loss round theta_0.
-
-    Args:
-        objective: model, loss and data.
-        rule: the update rule.
-        epochs: k.
-        expansion: round the same weights; its products serve the first two epochs.
-        at: the pretrained weights; by default the objective's own.
-
-    Yields:
-        The quadratic model's task vector after 1 .. k epochs: one tensor a parameter, moved on in place.
-    """
-    gradient = to_float64(expansion.loss_gradient, objective.home)
-    model = Trajectory(rule, expansion.start)
-    for step in range(epochs):
-        if step == 0:
-            model.step(gradient)
-        else:
-            product = _first_product(rule, expansion) if step == 1 else objective.hvp(model.task_vector, at)
-            model.step(combination((1.0, gradient), (1.0, product)))
-        yield model.task_vector
-
-
-def _first_product(rule: LinearRule, expansion: Expansion) -> Weights:
-    """H_0 times the first displacement, without another Hessian-vector product."""
-    # The first displacement is a combination of vectors whose products are known. Coupled decay's own part of the
-    # expansion's product is subtracted, because the trajectory adds it.
-    first = float(rule.first_order_weights(1)[1])
-    product = combination((-first, expansion.hessian_gradient))
-    if rule.coupled_decay:
-        add_scaled(product, expansion.gradient, first * rule.coupled_decay)
-    if expansion.hessian_start is not None:
-        add_scaled(product, expansion.hessian_start, -float(rule.decay_shrinkages(1)[1]))
-    return product
 
 
 def planned_cost(rule: UpdateRule, epochs: int, quadratic: bool = True) -> Evaluations:

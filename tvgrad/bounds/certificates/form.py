@@ -12,7 +12,7 @@ from tvgrad.bounds.activations.smooth import OutsideValidity
 from tvgrad.bounds.certificates.coefficients import NoCertificate
 from tvgrad.bounds.losses.base import UnknownLoss
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
-from tvgrad.results import Result, short_line
+from tvgrad.results import Result
 from tvgrad.update_rules.base import Array
 
 Case = TypeVar("Case")
@@ -175,6 +175,3 @@ class ResultOfForms(Result):
     def row(self) -> dict[str, Any]:
         """The numbers and words by name; the forms are left out."""
         return {name: value for name, value in super().row().items() if name != "forms"}
-
-    def __repr__(self) -> str:
-        return short_line(self, self.row())

@@ -22,6 +22,8 @@ class UniformBounds(Result):
         2.0
     """
 
+    _upper = frozenset({"gradient_norm", "hessian_norm", "hessian_lipschitz"})
+
     gradient_norm: float
     hessian_norm: float
     hessian_lipschitz: float
