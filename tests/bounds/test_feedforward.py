@@ -87,7 +87,7 @@ def test_chunks_change_nothing() -> None:
     torch.testing.assert_close(parts.gradient.value, whole.gradient.value, rtol=1e-12, atol=1e-15)
 
 
-def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Whatever the number of samples, matrices and passes live for one chunk; a few numbers a sample stay."""
     alive: weakref.WeakSet[passes.Pass] = weakref.WeakSet()
     most, sizes = [0], []
@@ -107,6 +107,8 @@ def test_no_more_than_a_chunk_is_held_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(passes.Pass, "__init__", counted)
     monkeypatch.setattr(sample_norms, "_measure_chunk", recorded)
     inputs, targets = INPUTS.repeat(8, 1), TARGETS.repeat(8)
+    gc.freeze()  # else each collection looks at all that was ever imported
+    request.addfinalizer(gc.unfreeze)
     problem = FeedForward(MODELS["plain"], inputs, targets, chunk_size=16)
     assert problem.certificate(1e-3, 3).lower_bound > 0
     assert max(sizes) == 16

@@ -115,6 +115,15 @@ def test_a_folder_of_folders_of_runs(name: str, tvgrad: Run, runs: Path) -> None
     assert "a-task-with-a-rather-long-name" in done.out
 
 
+def to_the_end(mine: int) -> bytes:
+    """What a terminal shows until the other side has closed: a single read may find a part of it."""
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(mine, 65536):
+            said += part
+    return said
+
+
 def in_a_terminal(words: list[object], **environment: str) -> tuple[int, str]:
     """Exit code and both streams of a command in a terminal of 80 columns."""
     mine, command = pty.openpty()
@@ -125,10 +134,7 @@ def in_a_terminal(words: list[object], **environment: str) -> tuple[int, str]:
         stdin=command, stdout=command, stderr=command, env=plain | {"TERM": "xterm-256color"} | environment,
     ) as process:  # fmt: skip
         os.close(command)
-        said = b""
-        with contextlib.suppress(OSError):  # the end of a terminal
-            while part := os.read(mine, 65536):
-                said += part
+        said = to_the_end(mine)
     os.close(mine)
     return process.returncode, said.decode().replace("\r\n", "\n")
 
@@ -155,8 +161,7 @@ def test_errors_are_red_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, tvg
         with monkeypatch.context() as patch, open(command, "w", encoding="utf-8") as stream:
             patch.setattr(sys, "stderr", stream)
             assert tvgrad(*words).code == 2
-            stream.flush()
-            said = os.read(mine, 65536).decode()
+        said = to_the_end(mine).decode()
         os.close(mine)
         return said
 

@@ -118,6 +118,7 @@ def test_class_means_prefer_the_nearest_mean():
     assert not any(parameter.requires_grad for parameter in head.parameters())
 
 
+@pytest.mark.slow
 @needs_weights
 def test_a_task_starts_above_chance_and_one_epoch_is_exact(weights, monkeypatch, tmp_path):
     monkeypatch.setattr(mobilenet, "DATA_SETS", {"digits": mobilenet.DATA_SETS["digits"]})

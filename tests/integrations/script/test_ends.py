@@ -111,7 +111,7 @@ print("signals", len(got))
 """
 
 
-@pytest.mark.parametrize("to", ["process", "group", "process, then group"])
+@pytest.mark.parametrize("to", [pytest.param("process", marks=pytest.mark.slow), "group", "process, then group"])
 def test_a_signal_comes_once(write: Write, tmp_path: Path, to: str) -> None:
     """Schedulers and `timeout` signal the whole process group: the script has its signal then, and gets no second."""
     command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(COUNTS, afresh=True)]
