@@ -63,7 +63,7 @@ def explain_script(
     except ValueError:
         raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
     opened = Run.open(run)
-    plan = step_plan(opened, wanted)
+    plan = step_plan(opened, wanted, curvature)
     unmeasured = 0 not in opened.having("gradient")
     last = len(plan.ends) - 1
     more = f", and up to {2 * len(plan.weights)} more of one epoch" if curvature else ""

@@ -1,13 +1,11 @@
-"""Trajectories: in blocks and as a whole, with decay and without in one go, the same bits."""
+"""Trajectories: in blocks and as a whole, the same bits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tvgrad.errors import TvgradError
-from tvgrad.update_rules import SGD, Adam, AdamW, Nesterov, UpdateRule, trajectory
-from tvgrad.update_rules.grouped import GroupedRule
+from tvgrad.update_rules import Adam, AdamW, Nesterov, UpdateRule, trajectory
 from tvgrad.update_rules.trajectory import Trajectory
 from tvgrad.vectors.parameters import Weights
 
@@ -19,8 +17,8 @@ def drawn(seed: int) -> Weights:
     return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
-def followed(rule: UpdateRule | GroupedRule, *, without_decay: bool = False, transposed: bool = False) -> Trajectory:
-    path = Trajectory(rule, drawn(0), without_decay=without_decay)
+def followed(rule: UpdateRule, *, transposed: bool = False) -> Trajectory:
+    path = Trajectory(rule, drawn(0))
     for step in range(3):
         gradient = drawn(step + 1)
         if transposed:  # the same numbers, in another order in memory
@@ -36,17 +34,3 @@ def test_blocks_give_the_bits_of_the_whole(rule: UpdateRule, transposed: bool, m
     monkeypatch.setattr(trajectory, "BLOCK", 4)
     parts = followed(rule, transposed=transposed).task_vector
     assert all(torch.equal(whole[name], parts[name]) for name in SHAPES)
-
-
-def test_without_decay_in_one_go_is_the_rule_without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectory, "BLOCK", 4)
-    rule = GroupedRule((AdamW(0.1, weight_decay=0.5), AdamW(0.1, weight_decay=0.0)), (("a",), ("b",)))
-    both, plain = followed(rule, without_decay=True), followed(rule.without_decay())
-    assert all(torch.equal(both.task_vector[name], followed(rule).task_vector[name]) for name in SHAPES)
-    assert all(torch.equal(both.without_decay[name], plain.task_vector[name]) for name in SHAPES)
-    assert not torch.equal(both.task_vector["a"], plain.task_vector["a"])
-
-
-def test_coupled_decay_needs_a_trajectory_of_its_own() -> None:
-    with pytest.raises(TvgradError, match="coupled decay"):
-        Trajectory(SGD(0.1, weight_decay=0.1), drawn(0), without_decay=True)

@@ -51,12 +51,14 @@ class StepPlan:
         clips: the factor by which each step's gradient was clipped.
         weights: epoch that is explained -> c_s of each step until its end; where the rule has groups of parameters,
             one such sequence for each.
+        curvature: whether displacements are wanted.
     """
 
     rule: dict[str, Any]
     ends: tuple[int, ...]
     clips: tuple[float, ...]
     weights: dict[int, list[Any]]
+    curvature: bool = True
 
     def to_json(self) -> str:
         """Render the plan."""
@@ -74,7 +76,7 @@ class StepPlan:
         """
         content = json.loads(text)
         weights = {int(epoch): list(values) for epoch, values in content["weights"].items()}
-        return cls(content["rule"], tuple(content["ends"]), tuple(content["clips"]), weights)
+        return cls(content["rule"], tuple(content["ends"]), tuple(content["clips"]), weights, content["curvature"])
 
     @cached_property
     def _weights(self) -> dict[int, Array]:

@@ -1,45 +1,85 @@
 """StepSums: the sums over the steps of a training that explain it, formed where its gradients are.
 
-A script's steps are not recorded one by one. Started again, it forms the sums that an error budget needs, with one
-buffer each: those of the training itself, and those of its batches at theta_0.
+A script's steps are not recorded one by one. Started again, it forms the sums that an error budget needs: those of the
+training itself, and those of its batches at theta_0. They take memory beside the training's own, so that each is held
+as narrow as what is said of it allows, and leaves the memory as soon as it is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+from tvgrad.record.spilled_sum import SpilledSum
 from tvgrad.record.step_plan import ScriptSum, StepPlan
-from tvgrad.update_rules.grouped import Coefficient, parts_of
+from tvgrad.update_rules.grouped import Coefficient, is_linear, parts_of, rule_of
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.update_rules.trajectory import Trajectory
 from tvgrad.vectors.algebra import BLOCK, add_scaled, blocks_of, combination
+from tvgrad.vectors.lazy import LazyCombination
 from tvgrad.vectors.parameters import Weights
+
+Vector = Mapping[str, torch.Tensor]
+Keep = Callable[[int, ScriptSum, Vector], Vector]
+
+
+def copied(epoch: int, what: ScriptSum, content: Vector) -> Weights:  # noqa: ARG001
+    """Keep a sum in memory.
+
+    Args:
+        epoch: that is explained.
+        what: the sum.
+        content: it, which may change later.
+
+    Returns:
+        A copy.
+    """
+    return {name: content[name].detach().clone() for name in content}
 
 
 class StepSums:
     """The sums of one start of a script.
 
     Attributes:
-        sums: epoch that is explained -> what -> the sum, float64; displacements of float32 weights in float32.
+        sums: epoch that is explained -> what -> the sum, float64, as it was kept; displacements of float32 weights in
+            float32.
         steps: steps that were added.
     """
 
-    def __init__(self, plan: StepPlan, start: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        plan: StepPlan,
+        parameters: Vector,
+        start: Vector | None = None,
+        *,
+        keep: Keep = copied,
+        folder: Path | None = None,
+    ) -> None:
         """Start before the first step.
 
         Args:
             plan: what is wanted.
-            start: name -> theta_0, which stays as it is.
+            parameters: name -> tensor, for shapes, dtypes and devices.
+            start: name -> theta_0, which is read when it is asked for; None where it is what `parameters` hold and
+                go on to hold.
+            keep: is handed each sum when it is complete, and returns where it is from then on.
+            folder: for files of sums that are not held in memory whole; without it all are.
         """
         self.plan = plan
-        self.sums: dict[int, dict[ScriptSum, Weights]] = {epoch: {} for epoch in plan.weights}
+        self.sums: dict[int, dict[ScriptSum, Vector]] = {epoch: {} for epoch in plan.weights}
         self.steps = 0
-        self._start = start
+        self._parameters = parameters
+        self._start = parameters if start is None else start
+        self._keep = keep
+        self._folder = folder
+        self._growing: dict[int, dict[ScriptSum, Weights | SpilledSum]] = {epoch: {} for epoch in plan.weights}
         self._rule = rule_from_dict(plan.rule)
         self._full: Trajectory | None = None  # a pass at theta_0 follows no rule
         self._without_decay: Trajectory | None = None
+        self._decayed: Weights = {}
+        self._decay = dict.fromkeys(parameters, 0.0)
 
     @property
     def complete(self) -> bool:
@@ -47,7 +87,7 @@ class StepSums:
         return self.steps >= self.plan.ends[-1]
 
     @torch.no_grad()
-    def add_training_step(self, consumed: Mapping[str, torch.Tensor], theta: Mapping[str, torch.Tensor]) -> None:
+    def add_training_step(self, consumed: Vector, theta: Vector) -> None:
         """Add a step of the training, before it is taken.
 
         Args:
@@ -67,10 +107,10 @@ class StepSums:
             self._add(epoch, ScriptSum.CONSUMED, gradient, weight)
             if self._clipped(epoch):
                 self._add(epoch, ScriptSum.UNCLIPPED, gradient, _times(weight, 1 / clip))
-            self._add_displacement(epoch, theta, weight)
+        self._add_displacements(theta)
         self.steps += 1
 
-    def end_training_step(self, after: Mapping[str, torch.Tensor]) -> None:
+    def end_training_step(self, after: Vector) -> None:
         """A step of the training was taken.
 
         Args:
@@ -78,19 +118,24 @@ class StepSums:
         """
         full = self._full
         assert full is not None
-        for epoch, sums in self.sums.items():
-            if self.steps == self.plan.ends[epoch]:
-                plain = full.without_decay or (self._without_decay or full).task_vector
-                sums[ScriptSum.RULE] = self._kept(full.task_vector)
-                sums[ScriptSum.WITHOUT_DECAY] = sums[ScriptSum.RULE]
-                if plain is not full.task_vector:
-                    sums[ScriptSum.WITHOUT_DECAY] = self._kept(plain)
-                if not self._clipped(epoch):
-                    sums[ScriptSum.UNCLIPPED] = sums[ScriptSum.CONSUMED]
-                sums[ScriptSum.AFTER] = {name: tensor.detach().clone() for name, tensor in after.items()}
+        for epoch in self.sums:
+            if self.steps != self.plan.ends[epoch]:
+                continue
+            self._complete(epoch, ScriptSum.RULE, full.task_vector)
+            plain: Vector = (self._without_decay or full).task_vector
+            if self._decayed:
+                plain = LazyCombination((1.0, plain), (self._decay, self._start), (1.0, self._decayed))
+            if plain is not full.task_vector:
+                self._complete(epoch, ScriptSum.WITHOUT_DECAY, plain)
+            else:
+                self.sums[epoch][ScriptSum.WITHOUT_DECAY] = self.sums[epoch][ScriptSum.RULE]
+            self._complete(epoch, ScriptSum.AFTER, after)
+            self._complete_grown(epoch)
+            if not self._clipped(epoch):
+                self.sums[epoch][ScriptSum.UNCLIPPED] = self.sums[epoch][ScriptSum.CONSUMED]
 
     @torch.no_grad()
-    def add_batch(self, gradient: Mapping[str, torch.Tensor]) -> bool:
+    def add_batch(self, gradient: Vector) -> bool:
         """Add a step's batches at theta_0.
 
         Args:
@@ -109,7 +154,7 @@ class StepSums:
         self.steps += 1
         return self.steps == ends[place]
 
-    def add_epoch(self, mean: Mapping[str, torch.Tensor]) -> None:
+    def add_epoch(self, mean: Vector) -> None:
         """Add an epoch at theta_0 that has just ended.
 
         Args:
@@ -119,13 +164,19 @@ class StepSums:
         for epoch in self.sums:
             if epoch >= number:
                 self._add(epoch, ScriptSum.BATCHES_BY_SIZE, self._whole(mean), self.plan.of_epoch(epoch, number))
+            if epoch == number:
+                self._complete_grown(epoch)
 
     def _begin(self) -> None:
-        """Follow the rule with its decay and without: in one go, where decay takes no part in the directions."""
-        coupled = any(part.coupled_decay for part in parts_of(self._rule))
-        self._full = Trajectory(self._rule, self._start, without_decay=self._rule.decays and not coupled)
-        if coupled:
-            self._without_decay = Trajectory(self._rule.without_decay(), self._start)
+        """Follow the rule with its decay; and without, where the directions depend on it."""
+        parts = parts_of(self._rule)
+        self._full = Trajectory(self._rule, self._parameters)
+        if any(part.coupled_decay for part in parts):
+            self._without_decay = Trajectory(self._rule.without_decay(), self._parameters)
+        elif self._rule.decays:
+            # Without decay the directions are the same: what it took, rate * decay * theta_s, is told from its multiple
+            # of theta_0, which is formed at the end, and the small rest, for which the weights' own format is enough.
+            self._decayed = self._displacements()
 
     def _wanted(self) -> Sequence[int]:
         return [epoch for epoch in self.sums if self.plan.ends[epoch] > self.steps]
@@ -133,34 +184,73 @@ class StepSums:
     def _clipped(self, epoch: int) -> bool:
         return any(clip != 1 for clip in self.plan.clips[: self.plan.ends[epoch]])
 
-    def _kept(self, vector: Weights) -> Weights:
-        """The vector as it is now: itself, where it moves no more."""
-        return vector if self.complete else combination((1.0, vector))
-
-    def _whole(self, gradient: Mapping[str, torch.Tensor]) -> Weights:
+    def _whole(self, gradient: Vector) -> Weights:
         zero = torch.zeros(())
         return {
             name: gradient[name].detach() if name in gradient else zero.to(tensor).expand(tensor.shape)
-            for name, tensor in self._start.items()
+            for name, tensor in self._parameters.items()
         }
 
     def _add(self, epoch: int, what: ScriptSum, vector: Weights, weight: Coefficient) -> None:
-        sums = self.sums[epoch]
-        if what in sums:
-            add_scaled(sums[what], vector, weight)
+        growing = self._growing[epoch]
+        if what not in growing and self._spills(epoch):
+            assert self._folder is not None
+            growing[what] = SpilledSum(self._parameters, self._folder / f"growing-{epoch}-{what.value}")
+        total = growing.get(what)
+        if total is None:
+            growing[what] = combination((weight, vector))
+        elif isinstance(total, SpilledSum):
+            total.add(vector, weight)
         else:
-            sums[what] = combination((weight, vector))
+            add_scaled(total, vector, weight)
 
-    def _add_displacement(self, epoch: int, theta: Mapping[str, torch.Tensor], weight: Coefficient) -> None:
-        held = self.sums[epoch].setdefault(ScriptSum.DISPLACEMENT, {})
-        for name, start in self._start.items():
-            # The direction of a difference of gradients, which is an estimate: float32 is enough beside float32 weights
-            wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-            if name not in held:
-                held[name] = torch.zeros_like(start, dtype=wide)
-            factor = weight.get(name, 0.0) if isinstance(weight, Mapping) else weight
-            for total, here, before in blocks_of([held[name], theta[name], start], BLOCK):
-                total.add_((here.double() - before.double()).mul_(factor))
+    def _spills(self, epoch: int) -> bool:
+        # Beside a rule that keeps averages of its own. Of a linear one, and of one step, rows are zero to the rounding
+        # of float64 sums, which float32 would hide.
+        if self._folder is None or self._full is None:
+            return False
+        return not is_linear(self._rule) and self.plan.ends[epoch] > 1
+
+    def _complete(self, epoch: int, what: ScriptSum, content: Vector) -> None:
+        self.sums[epoch][what] = self._keep(epoch, what, content)
+
+    def _complete_grown(self, epoch: int) -> None:
+        growing = self._growing[epoch]
+        for what in list(growing):
+            self._complete(epoch, what, growing.pop(what))
+
+    def _displacements(self) -> Weights:
+        # The direction of a difference of gradients, which is an estimate: float32 is enough beside float32 weights
+        wide = torch.float64
+        return {
+            name: torch.zeros_like(one, dtype=wide if one.dtype == wide else torch.float32, requires_grad=False)
+            for name, one in self._parameters.items()
+        }
+
+    def _add_displacements(self, theta: Vector) -> None:
+        """Add multiples of theta_s - theta_0: those of each epoch's products, and what decay took."""
+        sums = list[tuple[Weights, Coefficient]]()
+        for epoch in self._wanted() if self.plan.curvature else ():
+            held = self._growing[epoch].setdefault(ScriptSum.DISPLACEMENT, self._displacements())
+            assert isinstance(held, dict)
+            sums.append((held, self.plan.of_steps(epoch, self.steps, self.steps + 1)))
+        if self._decayed:
+            decay = {name: self._decay_of(name) for name in self._parameters}
+            self._decay = {name: total + decay[name] for name, total in self._decay.items()}
+            sums.append((self._decayed, decay))
+        if not sums:
+            return
+        for name in self._parameters:
+            here, before = theta[name], self._start[name]
+            parts = [*(held[name] for held, _ in sums), here, before.to(here.device)]
+            for *totals, here, before in blocks_of(parts, BLOCK):
+                moved = here.double() - before.double()
+                for total, (_, factor) in zip(totals, sums, strict=True):
+                    total.add_(moved, alpha=factor.get(name, 0.0) if isinstance(factor, Mapping) else factor)
+
+    def _decay_of(self, name: str) -> float:
+        rule = rule_of(self._rule, name)
+        return 0.0 if rule is None else rule.rate(self.steps) * rule.decoupled_decay
 
 
 def _times(weight: Coefficient, factor: float) -> Coefficient:

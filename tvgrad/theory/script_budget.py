@@ -30,12 +30,13 @@ Vector = Mapping[str, torch.Tensor]
 Sums = Mapping[int, Mapping[ScriptSum, Vector]]
 
 
-def step_plan(run: Run, epochs: Sequence[int]) -> StepPlan:
+def step_plan(run: Run, epochs: Sequence[int], curvature: bool = True) -> StepPlan:
     """Say which sums over the steps of a script explain its task vectors.
 
     Args:
         run: a script's run, recorded by epoch, with a known update rule.
         epochs: after which its task vector is explained.
+        curvature: whether a row of its own is wanted.
 
     Returns:
         The plan.
@@ -52,7 +53,7 @@ def step_plan(run: Run, epochs: Sequence[int]) -> StepPlan:
     if any(clip == 0 or not math.isfinite(clip) for clip in schedule.clips):
         raise TvgradError(f"{run.root} has a clip factor that is 0 or not finite in its table of steps")
     weights = {epoch: schedule.rule_until(epoch).momentum_weights(schedule.ends[epoch]).tolist() for epoch in wanted}
-    return StepPlan(schedule.rule_until(wanted[-1]).to_dict(), schedule.ends, schedule.clips, weights)
+    return StepPlan(schedule.rule_until(wanted[-1]).to_dict(), schedule.ends, schedule.clips, weights, curvature)
 
 
 def followed_epochs(run: Run, trained: Sums, same_batches: bool) -> list[int]:

@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.class_weights import ClassWeights
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
-from tvgrad.integrations.measuring.pass_files import read_plan, write_facts, write_gradient, write_sums
+from tvgrad.integrations.measuring.pass_files import write_facts, write_gradient
 from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.measuring.pass_sums import begun_sums
 from tvgrad.integrations.measuring.placement import Placement
 from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
 from tvgrad.integrations.measuring.waiting import wait_to_be_ended
@@ -307,7 +308,7 @@ class MeasuringSession:
 
     def _add_to_sums(self, total: GradientTotal, consumed: Weights) -> None:
         if self._sums is None:
-            self._sums = StepSums(read_plan(self.plan.coefficients), self._placed().start)
+            self._sums = begun_sums(self.plan, self.options.notes, self._placed())
         if self._sums.add_batch(consumed):
             total.share()
             mean = total.mean()
@@ -350,8 +351,6 @@ class MeasuringSession:
             result = self._measured(total, total.mean())
         else:
             result = self._first | {"fingerprints": self._fingerprints}
-            if is_first():
-                write_sums(self.options.notes, self._sums)
         self.report_and_wait(result)
 
     def _facts(self) -> dict[str, Any]:

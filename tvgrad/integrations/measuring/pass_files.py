@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tvgrad.files.lazy_weights import LazyWeights
 from tvgrad.files.writing import write_tensors
-from tvgrad.record.step_plan import ScriptSum, StepPlan
-from tvgrad.record.step_sums import StepSums
+from tvgrad.record.step_plan import ScriptSum
 from tvgrad.vectors.parameters import Weights
 
 GRADIENT, RESULT = "gradient.safetensors", "result.json"
@@ -25,28 +27,21 @@ def write_gradient(folder: str, gradient: Weights) -> None:
     _write(Path(folder, GRADIENT), gradient)
 
 
-def write_sums(folder: str, steps: StepSums) -> None:
-    """Leave sums over steps.
+def write_sum(folder: str, epoch: int, what: ScriptSum, content: Mapping[str, torch.Tensor]) -> LazyWeights:
+    """Leave a sum over steps.
 
     Args:
         folder: of the pass.
-        steps: they.
-    """
-    for epoch, sums in steps.sums.items():
-        for what, content in sums.items():
-            _write(Path(folder, f"sums-{epoch}-{what.value}.safetensors"), content)
-
-
-def read_plan(path: str | None) -> StepPlan:
-    """Read which sums over steps are wanted.
-
-    Args:
-        path: a file with a plan.
+        epoch: that is explained.
+        what: the sum.
+        content: it, of which a tensor at a time is formed.
 
     Returns:
-        It.
+        What is in the file.
     """
-    return StepPlan.from_json(Path(str(path)).read_text(encoding="utf-8"))
+    path = Path(folder, f"sums-{epoch}-{what.value}.safetensors")
+    _write(path, content)
+    return LazyWeights(path)
 
 
 def write_facts(folder: str, facts: dict[str, Any]) -> None:
@@ -100,6 +95,5 @@ def read_sums(folder: Path) -> dict[int, dict[ScriptSum, LazyWeights]]:
     return found
 
 
-def _write(path: Path, tensors: Weights) -> None:
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(on_cpu, path, max_shard_bytes=2**62)
+def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_tensors(tensors, path, max_shard_bytes=2**62)

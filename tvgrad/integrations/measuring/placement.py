@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.files.lazy_weights import LazyWeights
 from tvgrad.integrations.measuring.pass_options import PassOptions
+from tvgrad.integrations.measuring.point_weights import PointWeights
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules, whole_models
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.store.run import Run
-from tvgrad.vectors.lazy import LazyCombination
 from tvgrad.vectors.parameters import Weights
 
 ANOTHER = "trains another model than the run records"
@@ -46,14 +45,10 @@ class Placement:
         Raises:
             TvgradError: the run or its weights cannot be read.
         """  # noqa: DOC502 - raised by Run
-        run = Run.open(options.run)
+        self._run = Run.open(options.run)
         self._run_name = str(Path(options.run).name)
-        self._content = run.complete(options.number)
-        self._weights = {name: self._content[name] for name in run.parameters}
-        if options.shift is not None:
-            moved = LazyCombination((1.0, self._weights), (options.along, LazyWeights(Path(options.shift))))
-            self._weights = {name: moved[name].to(tensor.dtype) for name, tensor in self._weights.items()}
-            self._content |= self._weights
+        shift = None if options.shift is None else Path(options.shift)
+        self._weights = PointWeights(self._run, options.number, shift, options.along)
         self._model = options.model
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._tries = 0
@@ -64,11 +59,9 @@ class Placement:
         self.misfit: str | None = None
 
     @property
-    def start(self) -> Weights:
-        """Name -> the weights that are put in, where the script's parameters lie and in their dtypes."""
-        assert self.trained is not None
-        like = self.trained.parameters
-        return {name: tensor.to(like[name].device, like[name].dtype) for name, tensor in self._weights.items()}
+    def start(self) -> PointWeights:
+        """Name -> the weights that are put in, on the CPU, read when they are asked for."""
+        return self._weights
 
     def meet(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember an optimizer that the script has made.
@@ -222,23 +215,28 @@ class Placement:
         return fitting[0] if fitting else None
 
     def _misfit(self, candidate: TrainedModule) -> str | None:
-        parameters = candidate.parameters
+        parameters, shapes = candidate.parameters, self._weights.shapes
         present: Weights = {**dict(candidate.root.named_parameters()), **parameters}
-        for name, tensor in self._weights.items():
+        for name, shape in shapes.items():
             if name not in present:
                 return f"{ANOTHER}: it does not train {name}"
-            if present[name].shape != tensor.shape:
-                shape = tuple(present[name].shape)
-                return f"{ANOTHER}: its {name} has shape {shape} and the run's {tuple(tensor.shape)}"
-        extra = [name for name in parameters if name not in self._weights]
+            if present[name].shape != shape:
+                return f"{ANOTHER}: its {name} has shape {tuple(present[name].shape)} and the run's {tuple(shape)}"
+        extra = [name for name in parameters if name not in shapes]
         if extra:
             return f"{ANOTHER}: it trains {extra[0]}, which {self._run_name} does not have"
-        frozen = [name for name in self._weights if name not in parameters]
+        frozen = [name for name in shapes if name not in parameters]
         return f"{PART}, without {frozen[0]}: {FROM_THE_START}" if frozen else None
 
     @torch.no_grad()
     def _copy(self, root: nn.Module) -> None:
         present: Weights = {**dict(root.named_parameters()), **dict(root.named_buffers())}
-        for name, tensor in self._content.items():
-            if name in present and present[name].shape == tensor.shape:
-                present[name].copy_(tensor)
+        tied: dict[str, list[str]] = {}
+        for alias, name in self._run.manifest.tied.items():
+            tied.setdefault(name, []).append(alias)
+        for content in (self._run.static(), self._run.buffers(self._weights.number), self._weights):
+            for name in content:  # a tensor at a time
+                tensor = content[name]
+                for found in (name, *tied.get(name, ())):
+                    if found in present and present[found].shape == tensor.shape:
+                        present[found].copy_(tensor)

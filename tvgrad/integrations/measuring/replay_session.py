@@ -9,8 +9,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import consumed_gradients
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
-from tvgrad.integrations.measuring.pass_files import read_plan, write_sums
-from tvgrad.integrations.measuring.ranks import is_first
+from tvgrad.integrations.measuring.pass_sums import begun_sums
 from tvgrad.record.batch_items import sum_of_fingerprints
 from tvgrad.record.step_sums import StepSums
 
@@ -57,7 +56,7 @@ class ReplaySession(MeasuringSession):
         assert placement.trained is not None
         parameters = placement.trained.parameters
         if self._steps is None:
-            self._steps = StepSums(read_plan(self.plan.coefficients), placement.start)
+            self._steps = begun_sums(self.plan, self.options.notes, placement)
         scale = getattr(optimizer, "grad_scale", None)
         grads = consumed_gradients(parameters, 1.0 if scale is None else float(scale))
         self._steps.add_training_step(grads, {name: p.detach() for name, p in parameters.items()})
@@ -77,8 +76,6 @@ class ReplaySession(MeasuringSession):
         steps.end_training_step(placement.trained.parameters)
         self.epochs.after_step()
         if steps.complete:
-            if is_first():
-                write_sums(self.options.notes, steps)
             self.report_and_wait({"fingerprints": self._fingerprints})
 
     def hold(self) -> None:
