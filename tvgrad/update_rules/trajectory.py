@@ -81,7 +81,13 @@ class Trajectory:
         rate, used = rule.rate(self._steps), gradient.to(moved)
         if at is not None and rule.coupled_decay:
             used = used + rule.coupled_decay * at
-        direction, self._states[key] = rule.direction(used, self._states.get(key), self._steps)
+        before = self._states.get(key)
+        direction, after = rule.direction(used, before, self._steps)
+        if before is None:
+            self._states[key] = None if after is None else tuple(one.clone() for one in after)  # it may be the gradient
+        else:  # where it was: a long-lived state among short-lived tensors tears holes into the memory
+            for held, new in zip(before, after or (), strict=True):
+                held.copy_(new)
         moved.sub_(direction, alpha=rate)
         if at is not None and rule.decoupled_decay:
             moved.sub_(rule.decoupled_decay * at, alpha=rate)
