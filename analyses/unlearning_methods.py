@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from tvgrad.merging.ties import largest
+from tvgrad.merging.magnitude_ranks import largest
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.recipe import Recipe
 from tvgrad.problem.samples import Batch

@@ -12,6 +12,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.wording import counted
 
 from . import options
+from .merge_methods import MethodChoice, chosen_method, parsed_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +37,11 @@ SEARCH, PLAN = "search", "plan"
     "name",
     default="mean",
     show_default=True,
-    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, isotropic, wudi, model_stock, breadcrumbs, "
-    "negation or analogy; "
-    "with --measurements fisher, regmean or gradient_matching.",
+    help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, tsv_c, isotropic, isotropic_subspaces, knots, "
+    "wudi, model_stock, breadcrumbs, dare_ties, breadcrumbs_ties, magnitude_prune, lines, meta_gpt, fed_nova, "
+    "centred_clip, masked_mean, trust_region, disentangled, vector_bases, slerp, negation or analogy; with "
+    "--measurements fisher, regmean, gradient_matching or measured_meta_gpt; with --recipe ada_merging or "
+    "exact_gradient_matching.",
 )
 @click.option(
     "--alpha",
@@ -48,6 +51,7 @@ SEARCH, PLAN = "search", "plan"
 )
 @click.option("--density", type=float, help="ties, dare, breadcrumbs: share of the entries that are kept.")
 @click.option("--seed", type=int, help="dare: of the random numbers (default: 0).")
+@click.option("--option", "extra", multiple=True, metavar="NAME=VALUE", help="Of the method: share=0.1 for tsv_c.")
 @click.option(
     "--out",
     required=True,
@@ -66,6 +70,7 @@ def merge(
     alpha: str,
     density: float | None,
     seed: int | None,
+    extra: tuple[str, ...],
     out: Path,
     measurements: Path | None,
     dtype: str | None,
@@ -99,33 +104,39 @@ def merge(
         --method task_arithmetic --dtype bfloat16 --out merged
       tvgrad merge runs/digits --method regmean \\
         --measurements measured.safetensors --out merged.safetensors
+      tvgrad merge runs/digits --method tsv_c --option share=0.25 \\
+        --out merged.safetensors
+      tvgrad merge runs/digits --method ada_merging --option steps=100 \\
+        --recipe digits --out merged.safetensors
     """
     from tvgrad.merging import METHODS
 
     if pretrained is not None and measurements is not None:
         raise TvgradError("--measurements are of recorded runs: leave them out with --pretrained")
     found = None if measurements is None else _measured(measurements, runs)
-    method = _method(name, found, density=density, seed=seed)
+    given = {"density": density, "seed": seed, **parsed_options(extra)}
+    choice = chosen_method(name, found, {key: one for key, one in given.items() if one is not None})
     if pretrained is not None:
         if epoch is not None or evaluate or target is not None or alpha in (SEARCH, PLAN):
             raise TvgradError(
                 "--epoch, --evaluate, --recipe, --alpha search and plan are about runs: leave them out with "
                 "--pretrained"
             )
-        _merge_checkpoints(pretrained, runs, method, alpha=_number(alpha), out=out, dtype=dtype)
+        if choice.needs_data:
+            raise TvgradError(f"{choice.name} needs the tasks' data: merge recorded runs, with --recipe TARGET")
+        _merge_checkpoints(pretrained, runs, choice.made(), alpha=_number(alpha), out=out, dtype=dtype)
         return
     if dtype is not None:
         raise TvgradError("--dtype is about checkpoints: give --pretrained, or leave it out")
-    if found is not None and method.name in METHODS and (alpha != PLAN or target is not None):
-        raise TvgradError(f"{method.name} takes no measurements: leave --measurements out, or give --alpha plan")
-    _merge_recorded(runs, epoch, method, found, alpha=alpha, out=out, target=target, evaluate=evaluate)
+    if found is not None and (choice.name in METHODS or choice.needs_data) and (alpha != PLAN or target is not None):
+        raise TvgradError(f"{name} takes no measurements: leave --measurements out, or give --alpha plan")
+    _merge_recorded(runs, epoch, choice, alpha=alpha, out=out, target=target, evaluate=evaluate)
 
 
 def _merge_recorded(
     runs: tuple[Path, ...],
     epoch: int | None,
-    method: Method,
-    found: Measurements | None,
+    choice: MethodChoice,
     *,
     alpha: str,
     out: Path,
@@ -139,11 +150,13 @@ def _merge_recorded(
     from tvgrad.store.run import open_runs
 
     factor = None if alpha in (SEARCH, PLAN) else _number(alpha)
-    if target is None and alpha == PLAN and found is not None:
-        factor = _coefficient(found, method)
+    if target is None and alpha == PLAN and choice.measurements is not None:
+        factor = _coefficient(choice.measurements, choice.name)
+    if target is None and choice.needs_data:
+        raise TvgradError(f"{choice.name} needs the tasks' data: give --recipe TARGET")
     if target is None and (evaluate or factor is None):
         raise TvgradError("evaluating, searching and planning alpha need the tasks' data: give --recipe TARGET")
-    if target is not None and not evaluate and factor is not None:
+    if target is not None and not evaluate and factor is not None and not choice.needs_data:
         raise TvgradError("--recipe is for --evaluate, --alpha search and plan: give one of them, or leave it out")
     _check_out(out)
     opened = open_runs(runs)
@@ -153,17 +166,18 @@ def _merge_recorded(
             "LoRA runs are merged in weight space, where the recipe's adapted model is not evaluated: merge without "
             "--recipe, and evaluate the merged model"
         )
-    method.check_tasks(len(opened))
     chosen = common_epoch(opened) if epoch is None else epoch
+    method = choice.made_for(opened, chosen, target)
+    method.check_tasks(len(opened))
     if target is not None and alpha == PLAN:
         factor = _planned(opened, chosen, method, target)
     if target is not None and (evaluate or factor is None):
-        factor = _evaluated(opened, chosen, method, alpha=factor, target=target, show=evaluate)
+        factor = _evaluated(opened, chosen, method, choice.name, alpha=factor, target=target, show=evaluate)
     assert factor is not None
     made = merge_runs(opened, chosen, method, alpha=factor, out=out)
     done = f"{counted(len(made.merged), 'tensor')} merged"
     say(
-        f"{made.path}: {done} from {counted(len(opened), 'run')} by {method.name} at {opened[0].unit} {chosen}, "
+        f"{made.path}: {done} from {counted(len(opened), 'run')} by {choice.name} at {opened[0].unit} {chosen}, "
         f"alpha {factor:g}; {_beside(made, len(opened))}",
         done,
         colour="green",
@@ -236,43 +250,16 @@ def _measured(path: Path, runs: tuple[Path, ...]) -> Measurements:
     return load_measurements(path).of([run.name for run in open_runs(runs)])
 
 
-def _coefficient(measurements: Measurements, method: Method) -> float:
+def _coefficient(measurements: Measurements, name: str) -> float:
     """The coefficient that slopes and curvatures of a plan tell, without data."""
-    if method.name != "task_arithmetic":
+    if name != "task_arithmetic":
         raise TvgradError(
-            f"measurements tell how far to go along the sum of task vectors, not along what {method.name} makes: give "
+            f"measurements tell how far to go along the sum of task vectors, not along what {name} makes: give "
             "--alpha a number, --recipe, or --method task_arithmetic"
         )
     found = measurements.coefficient()
     click.echo(f"alpha {found:.4g}: told by measurements to be best for the training losses (an estimate)")
     return found
-
-
-def _method(name: str, measurements: Measurements | None, **options: float | None) -> Method:
-    from dataclasses import fields
-
-    from tvgrad.merging import MEASURED_METHODS, METHODS
-
-    chosen = name.replace("-", "_")
-    if chosen in MEASURED_METHODS:
-        if measurements is None:
-            raise TvgradError(
-                f"{chosen} needs measurements of the tasks: make them with tvgrad plan RUNS --recipe TARGET --save "
-                "FILE.safetensors, and give --measurements FILE.safetensors"
-            )
-        for option, value in options.items():
-            if value is not None:
-                raise TvgradError(f"{chosen} has no {option}: leave --{option} out")
-        return MEASURED_METHODS[chosen](measurements)
-    if chosen not in METHODS:
-        raise TvgradError(
-            f"there is no merging method {name!r}: choose one of {', '.join([*METHODS, *MEASURED_METHODS])}"
-        )
-    kind = METHODS[chosen]
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given.keys() - {field.name for field in fields(kind)}:
-        raise TvgradError(f"{chosen} has no {option}: leave --{option} out")
-    return kind(**given)
 
 
 def _number(alpha: str) -> float:
@@ -300,7 +287,9 @@ def _planned(runs: list[Run], epoch: int, method: Method, target: str) -> float:
     return found
 
 
-def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | None, target: str, show: bool) -> float:
+def _evaluated(
+    runs: list[Run], epoch: int, method: Method, name: str, *, alpha: float | None, target: str, show: bool
+) -> float:
     """Search alpha on one half of the test samples where it is not given, print the table, and return alpha."""
     from tvgrad.cli.terminal import print_table, say
 
@@ -311,7 +300,7 @@ def _evaluated(runs: list[Run], epoch: int, method: Method, *, alpha: float | No
 
     scorers = [Scorer(recipe_of(run, target), run.complete(0)) for run in runs]
     base, vector = runs[0].weights(0), combine_stack(method, stack_of(runs, epoch), add_base=False)
-    samples, title = [scorer.test for scorer in scorers], f"{method.name}, {runs[0].unit} {epoch}, alpha "
+    samples, title = [scorer.test for scorer in scorers], f"{name}, {runs[0].unit} {epoch}, alpha "
     if alpha is None:
         parts = [halves(scorer.test) for scorer in scorers]
         samples, which = [test for _, test in parts], ", test half of the samples"

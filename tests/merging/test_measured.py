@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from tvgrad.merging import (
     gradient_matching,
     load_measurements,
     measure,
+    measured_meta_gpt,
     regmean,
     task_arithmetic,
 )
@@ -199,6 +201,42 @@ def test_what_a_file_holds_is_what_was_measured(
     assert plan.pairs is not None
     assert chosen.pairs[0, 1, 0] == plan.pairs[2, 0, 2]
     assert chosen.slopes[0, 1] == plan.slopes[2, 0]
+
+
+def test_meta_gpt_measures_the_curvature_along_each_vector(
+    model: nn.Module,
+    data: list[tuple[torch.Tensor, torch.Tensor]],
+    objectives: list[tvgrad.Objective],
+    vectors: list[Weights],
+) -> None:
+    # Of the head alone, in which the loss is convex.
+    vectors = [{n: v if n.startswith("head") else torch.zeros_like(v) for n, v in one.items()} for one in vectors]
+    plan = tvgrad.plan(objectives, task_vectors=vectors, pairs=True)
+    made = measure(NAMES, objectives, slopes=plan.slopes, pairs=plan.pairs)
+    start = {name: p.detach() for name, p in model.named_parameters()}
+    curvatures = []
+    for (x, y), vector in zip(data, vectors, strict=True):
+
+        def along(a: torch.Tensor, x: torch.Tensor = x, y: torch.Tensor = y, v: Weights = vector) -> torch.Tensor:
+            moved = {name: start[name] + a * v[name] for name in start}
+            return F.cross_entropy(torch.func.functional_call(model, moved, (x,)), y)
+
+        second = torch.func.grad(torch.func.grad(along))(torch.zeros((), dtype=torch.float64))
+        curvatures.append(float(second) / sum(float(part.square().sum()) for part in vector.values()))
+    assert min(curvatures) > 0
+    found = measured_meta_gpt(vectors, made)
+    for name, part in found.items():
+        truth = sum(h * v[name] for h, v in zip(curvatures, vectors, strict=True)) / sum(curvatures)
+        assert float((part - truth).abs().max()) < 1e-9
+
+
+def test_meta_gpt_refuses_negative_curvature_and_no_plan(vectors: list[Weights], measured: Measurements) -> None:
+    with pytest.raises(TvgradError, match="hold no plan"):
+        measured_meta_gpt(vectors, measured)
+    with pytest.raises(TvgradError, match="'b' is curved downwards along its own vector"):
+        measured_meta_gpt(
+            vectors, dataclasses.replace(measured, pairs=np.array([1.0, -1.0, 1.0])[:, None, None] * np.ones((3, 3, 3)))
+        )
 
 
 def planned(slope: float, curvature: float) -> Measurements:

@@ -14,10 +14,11 @@ import torch
 
 from tvgrad import merging
 from tvgrad.errors import TvgradError
+from tvgrad.merging.combination import IN_CACHE
 from tvgrad.merging.dare import Dare
+from tvgrad.merging.magnitude_ranks import smallest_kept, smallest_kept_of
 from tvgrad.merging.median import median_network
 from tvgrad.merging.stack import VectorStack
-from tvgrad.merging.ties import IN_CACHE, smallest_kept, smallest_kept_of
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -129,7 +130,9 @@ def test_a_large_tensor_is_cut_into_blocks_without_a_trace():
     rows = torch.stack([vector["w"] for vector in big])
     assert torch.equal(merging.median(big)["w"], rows.median(dim=0).values)
     torch.testing.assert_close(merging.mean(big)["w"], rows.mean(dim=0), rtol=1e-12, atol=1e-15)
-    whole = np.stack([Dare().kept(task, "w", 0, length=rows[0].numel()) for task in range(4)]).reshape(rows.shape)
+    whole = np.stack([Dare().sparsifier().kept(task, "w", 0, length=rows[0].numel()) for task in range(4)]).reshape(
+        rows.shape
+    )
     torch.testing.assert_close(merging.dare(big)["w"], (rows * torch.from_numpy(whole)).sum(dim=0) / 0.5)
 
 
@@ -165,7 +168,7 @@ def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
     monkeypatch.setattr(np.random, "PCG64", Counting)
     counts = []
     for Counting.tail in (0, 2**32 - 1):
-        counts.append(int(Dare(density).kept(0, "w", 0, length=65536).sum()))
+        counts.append(int(Dare(density).sparsifier().kept(0, "w", 0, length=65536).sum()))
     below = int(density * 65536)
     rest = round(density * 2**48) - below * 2**32
     assert counts == [below + (rest > 0), below]
@@ -173,26 +176,27 @@ def test_dares_probability_is_the_density_to_48_bits(density, monkeypatch):
 
 def test_dares_half_is_one_bit_an_entry():
     """The bits of the generator's numbers, lowest first, told apart by Python's integers."""
-    kept = Dare(0.5, seed=5).kept(2, "w", 128, length=1000)
+    kept = Dare(0.5, seed=5).sparsifier().kept(2, "w", 128, length=1000)
     source = np.random.PCG64((5, 2, zlib.crc32(b"w")))
     words = [int(word) for word in source.random_raw(18)][2:]
     assert kept.dtype == np.bool_
     assert kept.tolist() == [bool(words[place // 64] >> place % 64 & 1) for place in range(1000)]
-    whole = Dare(0.5).kept(0, "w", 0, length=640_000)
+    whole = Dare(0.5).sparsifier().kept(0, "w", 0, length=640_000)
     assert np.array_equal(
-        whole, np.concatenate([Dare(0.5).kept(0, "w", s, length=128_000) for s in range(0, 640_000, 128_000)])
+        whole,
+        np.concatenate([Dare(0.5).sparsifier().kept(0, "w", s, length=128_000) for s in range(0, 640_000, 128_000)]),
     )
     assert whole.mean() == pytest.approx(0.5, abs=5 * (0.25 / 640_000) ** 0.5)
-    assert not np.array_equal(whole, Dare(0.5).kept(1, "w", 0, length=640_000))
+    assert not np.array_equal(whole, Dare(0.5).sparsifier().kept(1, "w", 0, length=640_000))
 
 
 def test_dares_entries_depend_on_their_place_alone():
-    whole = Dare(0.3, seed=2).kept(1, "w", 0, length=400_000)
-    parts = [Dare(0.3, seed=2).kept(1, "w", start, length=100_000) for start in range(0, 400_000, 100_000)]
+    whole = Dare(0.3, seed=2).sparsifier().kept(1, "w", 0, length=400_000)
+    parts = [Dare(0.3, seed=2).sparsifier().kept(1, "w", start, length=100_000) for start in range(0, 400_000, 100_000)]
     assert np.array_equal(whole, np.concatenate(parts))
-    assert np.array_equal(whole[:37], Dare(0.3, seed=2).kept(1, "w", 0, length=37))
+    assert np.array_equal(whole[:37], Dare(0.3, seed=2).sparsifier().kept(1, "w", 0, length=37))
     assert whole.mean() == pytest.approx(0.3, abs=5 * (0.21 / 400_000) ** 0.5)
-    assert not np.array_equal(whole, Dare(0.3, seed=2).kept(1, "v", 0, length=400_000))
+    assert not np.array_equal(whole, Dare(0.3, seed=2).sparsifier().kept(1, "v", 0, length=400_000))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_large_tensors_are_ranked_one_task_after_another(monkeypatch):
     numbers = torch.Generator().manual_seed(1)
     tasks = [{"w": torch.randn(3, 30_001, generator=numbers, dtype=torch.float64)} for _ in range(3)]
     side_by_side = merging.ties(tasks)["w"]
-    monkeypatch.setattr(importlib.import_module("tvgrad.merging.ties"), "IN_TURN", 1)
+    monkeypatch.setattr(importlib.import_module("tvgrad.merging.magnitude_ranks"), "IN_TURN", 1)
     assert torch.equal(merging.ties(tasks)["w"], side_by_side)
     np.testing.assert_allclose(side_by_side.numpy(), naive_ties([task["w"].numpy() for task in tasks]), rtol=1e-12)
 

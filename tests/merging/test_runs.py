@@ -12,15 +12,19 @@ import torch
 from torch import nn
 from tvgrad.cli.main import main
 
+from tvgrad import merging
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_stream, write_tensors
 from tvgrad.merging import METHODS, merge_files
+from tvgrad.merging.ada_merging import mean_entropy
 from tvgrad.merging.evaluation import ALPHAS, Scorer, halves, search_alpha, shifted
 from tvgrad.merging.runs import common_epoch, merge_runs
 from tvgrad.merging.stack import first_difference
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.problem.samples import Samples
+from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
@@ -72,7 +76,7 @@ def runs(folder):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "analogy"])
 def test_files_merge_as_vectors_do(folder, name):
-    opened = runs(folder)
+    opened = runs(folder)[: METHODS[name].most]
     made = merge_runs(opened, 2, METHODS[name](), alpha=0.4, out=folder / f"{name}.safetensors")
     written = TensorFile(made.path).read_all()
     base = opened[0].weights(0)
@@ -300,3 +304,42 @@ def test_a_scorer_weighs_samples_and_leaves_the_recipe_alone():
     no_test = Recipe(model, nn.CrossEntropyLoss(), (inputs[:8], targets[:8]))
     with pytest.raises(TvgradError, match="no metric or no test samples"):
         Scorer(no_test)
+
+
+def test_methods_with_options_steps_and_data_on_the_command_line(folder, capsys):
+    opened = runs(folder)
+    vectors, base = [run.task_vector(2) for run in opened], opened[0].weights(0)
+    recipes = load_recipes(str(folder / "tasks.py"))
+    tests = [Objective(r.model, mean_entropy, r.test) for r in recipes]
+    cases = {
+        ("tsv-c", "--option", "share=0.5"): merging.tsv_c(vectors, share=0.5, base=base),
+        ("lines", "--option", "first=0.5", "--option", "last=2"): merging.lines(vectors, first=0.5, last=2, base=base),
+        ("fed_nova",): merging.fed_nova(vectors, steps=[2, 2, 2], base=base),
+        ("fed_nova", "--option", "steps=1,2,4"): merging.fed_nova(vectors, steps=(1, 2, 4), base=base),
+        ("ada_merging", "--option", "steps=3", "--option", "rate=0.1", "--recipe", folder / "tasks.py"):
+            merging.ada_merging(vectors, tests, steps=3, rate=0.1, base=base),
+        ("exact_gradient_matching", "--option", "prior=5", "--recipe", folder / "tasks.py"):
+            merging.exact_gradient_matching(vectors, [r.objective() for r in recipes], prior=5.0, base=base),
+    }  # fmt: skip
+    for number, (words, truth) in enumerate(cases.items()):
+        out = folder / f"with-options-{number}.safetensors"
+        assert command("merge", folder / "runs", "--out", out, "--method", *words) == 0, capsys.readouterr().err
+        written = TensorFile(out).read_all()
+        assert all(torch.allclose(written[name], tensor, rtol=1e-5, atol=1e-7) for name, tensor in truth.items())
+    capsys.readouterr()
+    for words, said in (
+        (("tsv_c", "--option", "share"), "'share' is not of the form NAME=NUMBER"),
+        (("tsv_c", "--option", "share=much"), "is not of the form NAME=NUMBER"),
+        (("tsv_c", "--option", "share=1", "--option", "share=0.5"), "share is given twice"),
+        (("tsv_c", "--option", "rank=3"), "tsv_c has no rank (it has share): leave --option rank out"),
+        (("tsv_c", "--option", "share=0.01"), "singular triplets of '0.0.weight' is none: give at least 0.2"),
+        (("slerp",), "slerp takes 2 tasks, and 3 were given"),
+        (("ada_merging",), "ada_merging needs the tasks' data: give --recipe TARGET"),
+        (("ada_merging", "--option", "steps=0", "--recipe", folder / "tasks.py"), "steps must be a whole number"),
+        (("none",), "there is no merging method 'none'"),
+    ):
+        out = folder / "refused.safetensors"
+        assert command("merge", folder / "runs", "--out", out, "--method", *words) == 2
+        shown = capsys.readouterr().err
+        assert said in " ".join(shown.split())
+        assert not out.exists()

@@ -108,10 +108,12 @@ def merge_checkpoints(
         raise TvgradError(f"{dtype} is no floating-point type that is written: choose float32, bfloat16 or float16")
     with ExitStack() as opened:
         family = open_family(pretrained, tuned, opened, dtype=torch.float64)
+        stack = _stack(family)
+        method.check_stack(stack)
         _prepare(folder, _request(family, method, factor, dtype=dtype, limit=max_shard_bytes))
         path = write_stream(
             _places(family, dtype),
-            partial(_blocks, family, _stack(family), method, factor, dtype),
+            partial(_blocks, family, stack, method.prepared(stack), factor, dtype),
             folder / "model.safetensors",
             max_shard_bytes=max_shard_bytes,
             metadata={"format": "pt"},

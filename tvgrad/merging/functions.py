@@ -1,45 +1,19 @@
-"""The methods as functions on task vectors in memory, and by name."""
+"""Methods as functions on task vectors in memory: those that came first. Others are in files of their family."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-
-import torch
 
 from tvgrad.merging.breadcrumbs import Breadcrumbs
 from tvgrad.merging.dare import Dare
 from tvgrad.merging.isotropic import Isotropic
 from tvgrad.merging.median import Median
 from tvgrad.merging.merge import merge_vectors
-from tvgrad.merging.method import Method
 from tvgrad.merging.model_stock import ModelStock
 from tvgrad.merging.task_arithmetic import Analogy, Mean, Negation, TaskArithmetic
 from tvgrad.merging.ties import Ties
 from tvgrad.merging.tsv_m import TsvM
+from tvgrad.merging.vector_lists import Base, Vectors
 from tvgrad.merging.wudi import Wudi
 from tvgrad.vectors.parameters import Weights
-
-METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        TaskArithmetic,
-        Mean,
-        Ties,
-        Dare,
-        Median,
-        TsvM,
-        Isotropic,
-        Wudi,
-        ModelStock,
-        Breadcrumbs,
-        Negation,
-        Analogy,
-    )
-}
-"""Name -> method, in the order of a first look."""
-
-Vectors = Sequence[Mapping[str, torch.Tensor]]
-Base = Mapping[str, torch.Tensor] | None
 
 
 def task_arithmetic(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
@@ -196,13 +170,14 @@ def median(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weig
     return merge_vectors(Median(), task_vectors, alpha, base=base)
 
 
-def tsv_m(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weights:
+def tsv_m(task_vectors: Vectors, alpha: float = 1.0, base: Base = None, *, share: float | None = None) -> Weights:
     """Merge matrices by their leading singular vectors, decorrelated (TSV-M).
 
     Args:
         task_vectors: at least two, each name -> tensor.
         alpha: what the merged vector is multiplied with.
         base: weights to add it to.
+        share: of the triplets of each matrix that a task keeps, at most 1/T; by default 1/T.
 
     Returns:
         Name -> alpha times the merged vector, or base plus that.
@@ -214,7 +189,7 @@ def tsv_m(task_vectors: Vectors, alpha: float = 1.0, base: Base = None) -> Weigh
         >>> tsv_m(vectors)["w"].abs().round(decimals=6).tolist()
         [[3.0, 0.0], [0.0, 2.0]]
     """
-    return merge_vectors(TsvM(), task_vectors, alpha, base=base)
+    return merge_vectors(TsvM(share), task_vectors, alpha, base=base)
 
 
 def breadcrumbs(

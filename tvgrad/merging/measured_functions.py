@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from tvgrad.merging.fisher import Fisher
-from tvgrad.merging.functions import Base, Vectors
 from tvgrad.merging.gradient_matching import GradientMatching
 from tvgrad.merging.measured import MeasuredMethod
+from tvgrad.merging.measured_meta_gpt import MeasuredMetaGpt
 from tvgrad.merging.measurements import Measurements
 from tvgrad.merging.merge import merge_vectors
 from tvgrad.merging.regmean import RegMean
+from tvgrad.merging.vector_lists import Base, Vectors
 from tvgrad.vectors.parameters import Weights
 
 MEASURED_METHODS: dict[str, type[MeasuredMethod]] = {
-    method.name: method for method in (Fisher, RegMean, GradientMatching)
+    method.name: method for method in (Fisher, RegMean, GradientMatching, MeasuredMetaGpt)
 }
 """Name -> method."""
 
@@ -94,3 +95,31 @@ def gradient_matching(
         [[19.0]]
     """
     return merge_vectors(GradientMatching(measurements, prior), task_vectors, alpha, base=base)
+
+
+def measured_meta_gpt(
+    task_vectors: Vectors, measurements: Measurements, alpha: float = 1.0, base: Base = None
+) -> Weights:
+    r"""Average task vectors, each weighed by how its own loss is curved along it (MetaGPT, measured).
+
+    Args:
+        task_vectors: each name -> tensor.
+        measurements: of these tasks, in their order, with the pairs of a plan.
+        alpha: what the merged vector is multiplied with.
+        base: weights to add it to.
+
+    Returns:
+        Name -> alpha times the merged vector, or base plus that.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import measure, measured_meta_gpt
+        >>> model, y = torch.nn.Linear(1, 1, bias=False).double(), torch.ones(1, 1).double()
+        >>> tasks = [tvgrad.Objective(model, torch.nn.MSELoss(), (torch.tensor([[x]]).double(), y)) for x in (1.0, 3.0)]
+        >>> vectors = [{"weight": torch.tensor([[value]]).double()} for value in (10.0, 20.0)]
+        >>> plan = tvgrad.plan(tasks, task_vectors=vectors, pairs=True)
+        >>> measured = measure(["a", "b"], tasks, slopes=plan.slopes, pairs=plan.pairs)
+        >>> measured_meta_gpt(vectors, measured)["weight"].round(decimals=6).tolist()  # weights 1 and 9
+        [[19.0]]
+    """
+    return merge_vectors(MeasuredMetaGpt(measurements), task_vectors, alpha, base=base)

@@ -131,13 +131,14 @@ def write_merged(
     if Path(out).is_dir():
         raise TvgradError(f"{out} is a folder: give the path of a safetensors file to make")
     method.check_stack(stack)
+    ready = method.prepared(stack)
     kept = {name: (file.places[name].shape, file.places[name].dtype) for name, file in beside.items()}
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
         if name in beside:
             yield from stored_blocks(beside[name], name)
         else:
-            yield from merged_blocks(method, stack, name, alpha=factor, dtype=stack.places[name][1])
+            yield from merged_blocks(ready, stack, name, alpha=factor, dtype=stack.places[name][1])
 
     return write_stream({**stack.places, **kept}, blocks, Path(out), confirm=confirm)
 
@@ -160,10 +161,11 @@ def combine_stack(method: Method, stack: Stack, alpha: float = 1.0, *, add_base:
     """
     factor = checked_alpha(alpha)
     method.check_stack(stack)
+    ready = method.prepared(stack)
     merged: Weights = {}
     for name, (shape, kept) in stack.places.items():
         dtype = kept if add_base else torch.float64
-        parts = list(merged_blocks(method, stack, name, alpha=factor, dtype=dtype, add_base=add_base))
+        parts = list(merged_blocks(ready, stack, name, alpha=factor, dtype=dtype, add_base=add_base))
         merged[name] = torch.cat(parts).view(shape) if parts else torch.empty(shape, dtype=dtype)
     return merged
 
@@ -191,7 +193,7 @@ def merged_blocks(
     """Merge one tensor block by block, in float64, rounded once.
 
     Args:
-        method: how.
+        method: how, prepared for the stack.
         stack: the task vectors.
         name: the tensor.
         alpha: what the merged tensor is multiplied with.

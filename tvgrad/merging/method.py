@@ -63,6 +63,17 @@ class Method(ABC):
         """
         self.check_tasks(stack.tasks)
 
+    def prepared(self, stack: Stack) -> Method:
+        """Look at all task vectors once, where a method needs to know of them as a whole: their lengths and angles.
+
+        Args:
+            stack: the task vectors, which `check_stack` has let pass.
+
+        Returns:
+            The method that merges their tensors, by default this one.
+        """
+        return self
+
     def for_tensor(self, stack: Stack, name: str) -> Method:
         """Look at a whole tensor, where that lets it be merged block by block afterwards.
 
@@ -106,6 +117,48 @@ def checked_share(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
         raise TvgradError(f"{name} must be a number above 0 and at most 1, not {value!r}")
     return float(value)
+
+
+def checked_whole(value: object, name: str, *, least: int) -> int:
+    """Check an option that is a whole number.
+
+    Args:
+        value: the number.
+        name: what it is called, for the message.
+        least: smallest that is allowed.
+
+    Returns:
+        It, as an int.
+
+    Raises:
+        TvgradError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise TvgradError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def checked_number(value: object, name: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+    """Check an option that is a number.
+
+    Args:
+        value: the number.
+        name: what it is called, for the message.
+        least: smallest that is allowed.
+        most: largest that is allowed.
+
+    Returns:
+        It, as a float.
+
+    Raises:
+        TvgradError: it is no finite number, or outside.
+    """
+    number = not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+    if not number or not least <= float(value) <= most:  # type: ignore[arg-type]
+        above = "" if least == -math.inf else f" of at least {least:g}"
+        below = "" if most == math.inf else f" and at most {most:g}"
+        raise TvgradError(f"{name} must be a finite number{above}{below}, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def checked_alpha(alpha: object) -> float:
