@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +151,16 @@ def _command(main: Callable[[list[str]], None], words: list[str]):  # type: igno
     import click
 
     return click.Command("tvgrad", callback=lambda: main(words))
+
+
+def test_pictures_bear_long_names_and_signs_that_no_font_has(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    names = ["a very long name of a task that goes on and on until nobody reads it any more", "𓀀𓀁", "low", "high"]
+    pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]]
+    cosines = pd.DataFrame(pairs, columns=["run_a", "run_b"]).assign(epoch=1, group="all", cos_task_vectors=0.5)
+    drawn = captioned_figures({"cross_task": cosines}, tmp_path)
+    ((path, caption),) = [one for one in drawn if one[0].suffix == ".svg"]
+    assert caption.endswith("Signs that no installed font has are shown as boxes.")
+    assert [str(one.message) for one in recwarn.list] == []  # nothing about fonts, and the layout did not collapse
+    assert all(len(text) <= 30 for text in re.findall(r">([^<>]*name[^<>]*|a very[^<>]*)</text>", path.read_text()))
+    ((_, plain), *_) = captioned_figures({"cross_task": cosines.iloc[-1:]}, tmp_path)
+    assert "boxes" not in plain

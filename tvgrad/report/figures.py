@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -279,8 +281,10 @@ FIGURES = {
 NAMES = ("run", "run_a", "run_b", "group", "term", "task")
 """Columns of names that pictures show."""
 
-MOST_LETTERS = 60
-"""Letters of a name in a picture; longer ones are cut in the middle."""
+MOST_LETTERS = 28
+"""Letters of a name in a picture, so that it fits beside a heat map; longer ones are cut in the middle."""
+
+BOXES = " Signs that no installed font has are shown as boxes."
 
 MOST_RUNS = 12
 """Maps of one run each are drawn for so many runs."""
@@ -306,14 +310,32 @@ def captioned_figures(
     }
     written: list[tuple[Path, str]] = []
     for name, made, table in drawable(tables):
-        if not made.each_run:
-            written += _saved(made.draw(table), directory / name, made.caption)
-            continue
-        present = table[table[made.column].notna() & (table["group"] != ALL if "group" in table else True)]
-        runs = list(dict.fromkeys(present["run"]))[:MOST_RUNS]
-        ax = made.draw(table, run=runs[0]) if len(runs) == 1 else map_grid(made.draw, table, runs)
-        written += _saved(ax, directory / name, made.caption)
+        with _signs_without_font() as unknown:
+            paths = _saved(_drawn(made, table), directory / name)
+        written += [(path, made.caption + BOXES * bool(unknown)) for path in paths]
     return written
+
+
+def _drawn(made: FigureOf, table: pd.DataFrame) -> Axes:
+    if not made.each_run:
+        return made.draw(table)
+    present = table[table[made.column].notna() & (table["group"] != ALL if "group" in table else True)]
+    runs = list(dict.fromkeys(present["run"]))[:MOST_RUNS]
+    return made.draw(table, run=runs[0]) if len(runs) == 1 else map_grid(made.draw, table, runs)
+
+
+@contextmanager
+def _signs_without_font() -> Generator[list[str]]:
+    """Collect what matplotlib says of signs that it cannot draw; all other warnings are given when it ends."""
+    unknown: list[str] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield unknown
+    for one in said:
+        if "missing from font" in str(one.message):
+            unknown.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def drawable(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, FigureOf, pd.DataFrame]]:
@@ -348,7 +370,7 @@ def _with_short_names(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**found)
 
 
-def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
+def _saved(ax: Axes, stem: Path) -> list[Path]:
     figure = ax.get_figure(root=True)
     if figure is None:
         return []
@@ -368,4 +390,4 @@ def _saved(ax: Axes, stem: Path, caption: str) -> list[tuple[Path, str]]:
             # Without a date, the same runs make the same bytes.
             undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
             figure.savefig(path, metadata=undated, bbox_inches=box)
-    return [(path, caption) for path in paths]
+    return paths

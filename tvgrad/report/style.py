@@ -12,13 +12,22 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 Drawer = TypeVar("Drawer", bound=Callable[..., Axes])
 
 WIDTH, HEIGHT = 5.5, 3.4  # inches: the text width of a one-column paper
+OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic",
+    "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
+)  # fmt: skip
+"""Fonts with signs that the own font of matplotlib lacks; those that are installed are asked in this order."""
+_INSTALLED = set(fontManager.get_font_names())
+
 STYLE: dict[Any, Any] = {
+    "font.family": ["sans-serif", *(name for name in OTHER_SCRIPTS if name in _INSTALLED)],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
