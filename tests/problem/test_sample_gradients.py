@@ -405,3 +405,33 @@ def test_examples(kind: type) -> None:
         doctest.DocTestRunner(verbose=False).run(test, out=said.append)
     assert tests
     assert said == []
+
+
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_squares_of_linear_layers_make_no_tensor_for_every_sample(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks after the first are as large as those of a gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, CLASSES)).double()
+    x, y = torch.randn(64, 5).double(), torch.randint(CLASSES, (64,))
+    objective = Objective(model, nn.CrossEntropyLoss(), (x, y), chunk_size=32)
+    monkeypatch.setattr(sample_gradients, "MOST_BYTES", 8 * 8 * sum(p.numel() for p in model.parameters()))
+    sizes = []
+    made = SampleRows.squares
+
+    def noted(self: SampleRows, chunk: Any, mass: torch.Tensor, *rest: Any) -> Weights:
+        sizes.append(len(mass))
+        found = made(self, chunk, mass, *rest)
+        assert self.compact
+        return found
+
+    monkeypatch.setattr(SampleRows, "squares", noted)
+    found = objective.fisher_diagonal(kind=kind)
+    assert sizes == [8, 32, 24]
+    truth = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for row, label in zip(x, y, strict=True):
+        log_p = model(row).log_softmax(0)
+        for c in range(CLASSES) if kind == "exact" else [int(label)]:
+            weight = float(log_p[c].detach().exp()) if kind == "exact" else 1.0
+            for name, part in derived(log_p[c], dict(model.named_parameters())).items():
+                truth[name] += weight * part.square() / 64
+    assert_close(found, truth, 1e-12)

@@ -6,7 +6,8 @@ are left alone. A parameter that goes into any other function is *free*: its gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,7 @@ class LayerTape(TorchFunctionMode):
     Attributes:
         seen: the uses, in order.
         free: names of parameters that went into functions whose gradients are not known here.
+        compact: whether no square was made of a tensor with a row for every sample.
     """
 
     def __init__(self, leaves: Mapping[str, torch.Tensor], *, differentiate: bool = True) -> None:
@@ -64,6 +66,7 @@ class LayerTape(TorchFunctionMode):
         super().__init__()
         self.seen: list[Seen] = []
         self.free: set[str] = set()
+        self.compact = True
         self._names = {id(tensor): name for name, tensor in leaves.items()}
         self._differentiate = differentiate
 
@@ -122,6 +125,71 @@ class LayerTape(TorchFunctionMode):
             MixedSamples: the uses do not keep samples apart.
         """
         wanted = {id(leaf): name for name, leaf in names.items() if name not in self.free}
+        found: Weights = {}
+        for use, gradient in self._differentiated(scalar, count, wanted):
+            with torch.no_grad():
+                for parameter, part in _parts(use, gradient, wanted):
+                    name, rows = wanted[id(parameter)], _by_samples(part, count)
+                    found[name] = found[name] + rows if name in found else rows
+        for name, leaf in names.items():
+            if name not in self.free and name not in found:
+                found[name] = leaf.detach().new_zeros(count, *leaf.shape)
+        return found
+
+    def squares(
+        self, scalars: Iterable[torch.Tensor], factor: torch.Tensor, names: Mapping[str, torch.Tensor]
+    ) -> Weights:
+        r"""Add up squares of what `by_sample` gives, without a tensor for every sample where there is no need of it.
+
+        Of a linear layer on one row a sample, the gradient is an outer product $\delta a^\top$, and the sum of squares
+        $\sum_i f_i \delta_i^2 (a_i^2)^\top$: one product of matrices, for all scalars at once.
+
+        Args:
+            scalars: sums over samples, one after another.
+            factor: of each sample, shape (samples,), in float64.
+            names: name -> parameter.
+
+        Returns:
+            Name -> float64, shaped like the parameter: the sum over scalars and samples of factor times square. Free
+            parameters are left out.
+
+        Raises:
+            MixedSamples: the uses do not keep samples apart.
+        """  # noqa: DOC502 - raised below
+        wanted = {id(leaf): name for name, leaf in names.items() if name not in self.free}
+        often = Counter(id(part) for one in self.seen for part in (one.use.weight, one.use.bias) if part is not None)
+        found = {
+            name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in names.items() if name not in self.free
+        }
+        outer: dict[int, tuple[LayerUse, torch.Tensor]] = {}
+        for scalar in scalars:
+            rows: Weights = {}
+            for use, gradient in self._differentiated(scalar, len(factor), wanted):
+                once = all(part is None or often[id(part)] == 1 for part in (use.weight, use.bias))
+                with torch.no_grad():
+                    if once and len(gradient) == len(factor) and use.single_rows(gradient):
+                        squared = gradient.double().square()
+                        known = outer.get(id(use))
+                        outer[id(use)] = (use, squared if known is None else known[1].add_(squared))
+                        continue
+                    for parameter, part in _parts(use, gradient, wanted):
+                        name, row = wanted[id(parameter)], _by_samples(part, len(factor))
+                        rows[name] = rows[name] + row if name in rows else row
+            self.compact = self.compact and not rows
+            for name, part in rows.items():
+                found[name] += torch.tensordot(factor, part.double().square(), 1)
+        for use, squared in outer.values():
+            weighed = squared * factor[:, None]
+            if use.weight is not None and id(use.weight) in wanted:
+                found[wanted[id(use.weight)]] += weighed.T @ use.input.detach().double().square()
+            if use.bias is not None and id(use.bias) in wanted:
+                found[wanted[id(use.bias)]] += weighed.sum(0)
+        return found
+
+    def _differentiated(
+        self, scalar: torch.Tensor, count: int, wanted: Mapping[int, str]
+    ) -> Iterator[tuple[LayerUse, torch.Tensor]]:
+        """Uses of wanted parameters, with the gradient by each one's output."""
         used = [one for one in self.seen if {id(one.use.weight), id(one.use.bias)} & wanted.keys()]
         if any(isinstance(one.use.input, torch.Tensor) and one.use.input._version != one.version for one in used):
             raise MixedSamples("an input was changed in place after it was used")
@@ -129,22 +197,17 @@ class LayerTape(TorchFunctionMode):
         gradients: Sequence[torch.Tensor | None] = ()
         if edges and scalar.requires_grad:
             gradients = torch.autograd.grad(scalar, edges, retain_graph=True, allow_unused=True)
-        found: Weights = {}
         for one, gradient in zip(used, gradients, strict=False):
             if gradient is None:
                 continue
             if len(gradient) % count:
                 raise MixedSamples(f"{len(gradient)} rows belong to {count} samples")
-            with torch.no_grad():
-                for parameter, part in _parts(one.use, gradient, wanted):
-                    # Rows of one sample lie together where a model folds another dimension into the first.
-                    rows = part if len(part) == count else part.unflatten(0, (count, -1)).sum(1)
-                    name = wanted[id(parameter)]
-                    found[name] = found[name] + rows if name in found else rows
-        for name, leaf in names.items():
-            if name not in self.free and name not in found:
-                found[name] = leaf.detach().new_zeros(count, *leaf.shape)
-        return found
+            yield one.use, gradient
+
+
+def _by_samples(part: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows of one sample lie together where a model folds another dimension into the first."""
+    return part if len(part) == count else part.unflatten(0, (count, -1)).sum(1)
 
 
 def _tensors(things: Any) -> Iterator[torch.Tensor]:

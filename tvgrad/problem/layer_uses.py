@@ -65,6 +65,17 @@ class LayerUse(ABC):
         """
         return gradient.flatten(1, -2).sum(1) if gradient.ndim > 2 else gradient
 
+    def single_rows(self, gradient: torch.Tensor) -> bool:
+        """Whether every sample's gradient by the weight is one outer product, whose square is that of squares.
+
+        Args:
+            gradient: by the output.
+
+        Returns:
+            True for a linear layer on one row a sample.
+        """
+        return False
+
     def gram(self) -> torch.Tensor | None:
         """The sum of `x x'` over what the weight is multiplied with, in float64; None for what is no matrix product."""
         return None
@@ -88,6 +99,10 @@ class LinearUse(LayerUse):
         if gradient.ndim == 2:
             return gradient.unsqueeze(2) * given.unsqueeze(1)
         return gradient.flatten(1, -2).transpose(1, 2) @ given.flatten(1, -2)
+
+    def single_rows(self, gradient: torch.Tensor) -> bool:
+        """Where nothing lies between samples and features."""
+        return gradient.ndim == 2 and self.input.ndim == 2
 
     def gram(self) -> torch.Tensor:
         """Of the features, over samples and positions."""

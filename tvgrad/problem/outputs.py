@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -110,12 +110,15 @@ class Outputs(Passes):
 
         return torch.as_tensor(self._output(leaves, chunk, differentiate))
 
-    def _batches(self, size: int) -> Iterator[tuple[int, Batch]]:
-        """Every chunk with its first position, those without weight in the mean too."""
-        for start in range(0, len(self.samples), size):
-            chunk = self.samples.batch(start, start + size, self.device)
+    def _batches(self, size: int | Callable[[], int]) -> Iterator[tuple[int, Batch]]:
+        """Every chunk with its first position, those without weight in the mean too; sizes may change on the way."""
+        start = 0
+        while start < len(self.samples):
+            count = size if isinstance(size, int) else size()
+            chunk = self.samples.batch(start, start + count, self.device)
             with self._noise(start):
                 yield start, chunk
+            start += count
 
 
 def rows_of(output: Any, count: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ How a chunk's gradients are kept apart by sample is in `sample_rows`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from tvgrad.problem.batch_loss import size_of
 from tvgrad.problem.layer_tape import LayerTape
 from tvgrad.problem.likelihood import check_outputs, likelihood_of
 from tvgrad.problem.outputs import Outputs
-from tvgrad.problem.sample_rows import SampleRows, Visit
+from tvgrad.problem.sample_rows import SampleRows
 from tvgrad.problem.samples import Batch
 from tvgrad.problem.weighted_sum import nonzero
 from tvgrad.vectors.parameters import Weights
@@ -66,24 +66,23 @@ class SampleGradients(Outputs):
 
     def _sample_gradients(self, weights: Weights, size: int) -> Iterator[tuple[torch.Tensor, Weights]]:
         self.evaluations.sample_gradients += 1
-        for start, mass, visit in self._sample_chunks(weights, size):
+        rows = SampleRows(self._loss, self._output, weights)
+        for start, chunk, mass, single in self._sample_chunks(size):
             found: Weights = {}
-            visit(found.update)
+            with full_precision(self.device, second_order=True), translate_errors():
+                rows.visit(chunk, mass, single, found.update)
             yield torch.arange(start, start + len(mass)), {name: found[name].to(self.home) for name in weights}
 
-    def _sample_chunks(self, weights: Weights, size: int) -> Iterator[tuple[int, torch.Tensor, Callable[..., None]]]:
-        rows = SampleRows(self._loss, self._output, weights)
+    def _sample_chunks(
+        self, size: int | Callable[[], int]
+    ) -> Iterator[tuple[int, Batch, torch.Tensor, Callable[[int], Batch]]]:
+        """Chunks with their first position, the weights of their samples, and each sample as a batch of its own."""
         for start, chunk in self._batches(size):
-            mass = self._masses(start, start + size_of(chunk))
 
-            def visit(visitor: Visit, cotangents: Any = None) -> None:
-                def single(number: int) -> Batch:
-                    return self.samples.batch(start + number, start + number + 1, self.device)  # noqa: B023
+            def single(number: int, start: int = start) -> Batch:
+                return self.samples.batch(start + number, start + number + 1, self.device)
 
-                with full_precision(self.device, second_order=True), translate_errors():
-                    rows.visit(chunk, mass, single, visitor, cotangents)  # noqa: B023
-
-            yield start, mass, visit
+            yield start, chunk, self._masses(start, start + size_of(chunk)), single
 
     def sample_weights(self) -> torch.Tensor:
         """Weigh every sample in the mean loss.
@@ -137,13 +136,12 @@ class SampleGradients(Outputs):
         cotangents = None if kind == "empirical" else self._cotangents(kind, seed)
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
         weight = 0.0
-        for _, mass, visit in self._sample_chunks(weights, self._rows_at_once(weights)):
-
-            def add(parts: Weights, mass: torch.Tensor = mass) -> None:
-                for name, part in parts.items():
-                    sums[name] += torch.tensordot(mass, part.double().square(), 1)
-
-            visit(add, cotangents)
+        rows = SampleRows(self._loss, self._output, weights)
+        few = self._rows_at_once(weights)
+        for _, chunk, mass, single in self._sample_chunks(lambda: self.chunk_size if rows.compact else few):
+            with full_precision(self.device, second_order=True), translate_errors():
+                for name, part in rows.squares(chunk, mass, single, cotangents).items():
+                    sums[name] += part
             weight += float(mass.sum())
         self.evaluations.sample_gradients += 1
         divisor = nonzero(weight)

@@ -26,7 +26,11 @@ Run = Callable[[Mapping[str, torch.Tensor], Batch, Callable[[Any], Any]], Any]
 
 
 class SampleRows:
-    """Gradients by each sample at given weights, over one pass through the data."""
+    """Gradients by each sample at given weights, over one pass through the data.
+
+    Attributes:
+        compact: whether the last chunk's squares needed no tensor with a row for every sample.
+    """
 
     def __init__(self, loss: Run, output: Run, weights: Weights) -> None:
         """Begin a pass.
@@ -39,6 +43,7 @@ class SampleRows:
         self._loss, self._output, self._weights = loss, output, weights
         self._by_layers: bool | None = None
         self._by_vmap = True
+        self.compact = False
 
     def visit(
         self,
@@ -46,7 +51,6 @@ class SampleRows:
         mass: torch.Tensor,
         single: Single,
         visit: Visit,
-        cotangents: Callable[[torch.Tensor], Iterable[torch.Tensor]] | None = None,
     ) -> None:
         """Compute the rows of a chunk.
 
@@ -56,29 +60,83 @@ class SampleRows:
             single: a sample of the chunk as a batch of its own, by its number.
             visit: called with name -> tensor of shape (samples, *parameter): with all parameters, or with some at a
                 time. They are gradients of each sample's loss, 0 for a sample without weight.
-            cotangents: outputs -> tensors like them; `visit` is then called for the gradient of the product of each
-                with the outputs.
         """
         known: Weights | None = None
         if self._by_layers is None:
             known = self._checked(chunk, mass, single)
             self._by_layers = known is not None
-        given: Sequence[torch.Tensor] | None = None
-        if cotangents is not None:
-            with torch.no_grad():
-                given = list(cotangents(self._output(self._weights, chunk, lambda out: rows_of(out, len(mass)))))
-        if known is not None and given is None:
+        if known is not None:
             visit(known)
             free = set(self._weights) - set(known)
         else:
-            free = self._visit_layers(chunk, mass, visit, given) if self._by_layers else set(self._weights)
+            free = self._visit_layers(chunk, mass, visit) if self._by_layers else set(self._weights)
         if free:
-            for cotangent in [None] if given is None else given:
-                visit(self._others(chunk, mass, single, cotangent, free))
+            visit(self._others(chunk, mass, single, None, free))
 
-    def _visit_layers(
-        self, chunk: Batch, mass: torch.Tensor, visit: Visit, cotangents: Sequence[torch.Tensor] | None
-    ) -> set[str]:
+    def squares(
+        self,
+        chunk: Batch,
+        mass: torch.Tensor,
+        single: Single,
+        cotangents: Callable[[torch.Tensor], Iterable[torch.Tensor]] | None = None,
+    ) -> Weights:
+        """Add up squares of the rows of a chunk, each sample by its weight.
+
+        Args:
+            chunk: samples, as one batch.
+            mass: their weights in the mean, shape (samples,).
+            single: a sample of the chunk as a batch of its own, by its number.
+            cotangents: outputs -> tensors like them; the rows are then gradients of the product of each with the
+                outputs, and the squares of all are added up.
+
+        Returns:
+            Name -> float64 tensor, shaped like the parameter.
+        """
+        sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self._weights.items()}
+
+        def add(parts: Weights) -> None:
+            for name, part in parts.items():
+                sums[name] += torch.tensordot(mass, part.double().square(), 1)
+
+        if self._by_layers is None:
+            self._by_layers = self._checked(chunk, mass, single) is not None
+        if not self._by_layers:
+            self.compact = False
+            for cotangent in [None] if cotangents is None else self._factors(chunk, len(mass), cotangents):
+                add(self._others(chunk, mass, single, cotangent, set(self._weights)))
+            return sums
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self._weights.items()}
+        given: list[torch.Tensor] = []
+        with LayerTape(leaves) as tape:
+
+            def squared(made: Any) -> Weights:
+                if cotangents is None:
+                    # The gradient holds the weight of each sample in the sum, once too often in its square.
+                    scalars, factor = [made * float(mass.sum())], torch.where(mass > 0, 1 / mass, 0.0)
+                else:
+                    outputs = rows_of(made, len(mass))
+                    with torch.no_grad():
+                        given.extend(cotangents(outputs.detach()))
+                    scalars, factor = [(outputs * one).sum() for one in given], mass
+                found: Weights = tape.squares(scalars, factor, leaves)
+                return found
+
+            by_layers: Weights = (self._loss if cotangents is None else self._output)(leaves, chunk, squared)
+        sums |= by_layers
+        free = set(tape.free)
+        self.compact = tape.compact and not free
+        if free:
+            for cotangent in [None] if cotangents is None else given:
+                add(self._others(chunk, mass, single, cotangent, free))
+        return sums
+
+    def _factors(
+        self, chunk: Batch, count: int, cotangents: Callable[[torch.Tensor], Iterable[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(cotangents(self._output(self._weights, chunk, lambda output: rows_of(output, count))))
+
+    def _visit_layers(self, chunk: Batch, mass: torch.Tensor, visit: Visit) -> set[str]:
         """Rows of the parameters of layers; returns the names of the others."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self._weights.items()}
         with LayerTape(leaves) as tape:
@@ -89,22 +147,14 @@ class SampleRows:
                 even = bool((mass == 1).all())
                 visit(rows if even else {name: _unweighed(part, mass) for name, part in rows.items()})
 
-            def of_output(output: Any) -> None:
-                outputs = rows_of(output, len(mass))
-                for cotangent in cotangents or ():
-                    visit(tape.by_sample((outputs * cotangent).sum(), len(mass), leaves))
-
-            if cotangents is None:
-                self._loss(leaves, chunk, of_loss)
-            else:
-                self._output(leaves, chunk, of_output)
+            self._loss(leaves, chunk, of_loss)
         return set(tape.free)
 
     def _checked(self, chunk: Batch, mass: torch.Tensor, single: Single) -> Weights | None:
         """What layers give; None unless the first and the last sample give the same on their own."""
         found: Weights = {}
         try:
-            self._visit_layers(chunk, mass, found.update, None)
+            self._visit_layers(chunk, mass, found.update)
         except (RuntimeError, MixedSamples):  # checkpointed activations, or a model that mixes samples' places
             return None
         counted = torch.nonzero(mass).flatten().tolist()
