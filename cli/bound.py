@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tvgrad.update_rules.rules import LINEAR_RULES
+from tvgrad.errors import TvgradError
+from tvgrad.update_rules.rules import LINEAR_RULES, RULES
 
 from . import options, table_formats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tvgrad.bounds import Certificate, FeedForward, Program
     from tvgrad.problem.recipe import Recipe
-    from tvgrad.update_rules.linear import LinearRule
+    from tvgrad.update_rules.base import UpdateRule
 
 MOST_CLOSING = 6
 """Tasks whose bounds are said in words at the end."""
@@ -25,14 +29,40 @@ COLUMNS = ("error_bound", "lower_bound", "method", "from_start", "closed_form_bo
 _Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is bounded for one task: what the table says of it, the loss, and the training."""
+
+    row: _Row
+    problem: FeedForward | Program
+    rule: UpdateRule
+    epochs: int
+    batches: list[list[Tensor]] | None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training."""
+        return self.epochs if self.batches is None else sum(map(len, self.batches))
+
+
 @click.command()
 @click.argument("target")
 @options.tasks
-@click.option("--optimizer", type=click.Choice(LINEAR_RULES), help="A linear rule, one full-batch step an epoch.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(tuple(RULES)),
+    help="One step an epoch, or with --batch-size one a mini-batch.",
+)
 @options.lr
 @options.momentum
-@click.option("--weight-decay", type=float, help="Coupled; not for gd.")
-@click.option("--epochs", type=int, help="Full-batch epochs.")
+@click.option("--weight-decay", type=float, help="Coupled for all but adamw; not for gd.")
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Mini-batches, in the order in which `tvgrad trace` takes them with the same --seed; by default all samples.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of batches.")
 @click.option(
     "--simulate/--no-simulate",
     default=True,
@@ -57,8 +87,9 @@ def bound(
     called tube follows the training in float64, which takes as many gradients as the training itself; `--no-simulate`
     leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss
     have all forms; programs with attention, layer norm and embeddings have the tube, and one closed form where it is
-    left out. ReLU has no second derivative and is refused. The first line says how far the task vectors can be from
-    the gradient, and how far the bounds can be from the truth.
+    left out. Mini-batches and Adam have the tube alone; Adam's error is told from Adam followed on the gradient at the
+    pretrained weights. ReLU has no second derivative and is refused. The first line says how far the task vectors can
+    be from the gradient, and how far the bounds can be from the truth.
 
     \b
     Examples:
@@ -67,6 +98,8 @@ def bound(
       tvgrad bound digits --tasks low --optimizer momentum --lr 1e-3 \\
         --epochs 10 --no-simulate
       tvgrad bound suite-vit --tasks digits --samples 8 --lr 2e-3 --epochs 5
+      tvgrad bound digits --tasks low --optimizer sgd --lr 1e-3 --epochs 1 \\
+        --batch-size 64 --seed 0
     """
     from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.results import json_text
@@ -81,8 +114,6 @@ def bound(
 
 def _fewer(recipe: Recipe, samples: int | None) -> Recipe:
     """The same task with fewer samples."""
-    from tvgrad.errors import TvgradError
-
     there = len(recipe.train)
     if samples is None or samples == there:
         return recipe
@@ -93,17 +124,27 @@ def _fewer(recipe: Recipe, samples: int | None) -> Recipe:
     return fewer
 
 
-def _planned(recipe: Recipe, given: dict[str, Any]) -> tuple[_Row, FeedForward | Program, LinearRule]:
-    """What is bounded for a recipe: one full-batch step an epoch, in place of its mini-batches and of Adam."""
+def _planned(recipe: Recipe, given: dict[str, Any]) -> _Plan:
+    """What is bounded for a recipe: full-batch steps in the place of mini-batches of its own."""
+    from tvgrad.bounds import Program
     from tvgrad.problem.recipe import positive, positive_integer
-    from tvgrad.update_rules.rules import linear_rule, make_rule
+    from tvgrad.record.batch_order import batches_of
+    from tvgrad.update_rules.rules import Adam, make_rule
 
     own = recipe.optimizer if recipe.optimizer in LINEAR_RULES else "gd"
     lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
-    rule = linear_rule(make_rule(given["optimizer"] or own, lr, given["momentum"], given["weight_decay"]))
+    size, samples = given["batch_size"], len(recipe.train)
+    name = given["optimizer"] or ("sgd" if size and own == "gd" else own)
+    rule = make_rule(name, lr, given["momentum"], given["weight_decay"])
+    if size and name == "gd":
+        raise TvgradError("gd takes all samples in every step: leave --batch-size out, or use --optimizer sgd")
     epochs = recipe.epochs if given["epochs"] is None else positive_integer(given["epochs"], "--epochs")
-    row = {"task": recipe.name, "samples": len(recipe.train), "rule": rule.name, "lr": lr, "epochs": epochs}
-    return row, _read(recipe), rule
+    batches = [list(batches_of(samples, size, given["seed"], epoch)) for epoch in range(epochs)] if size else None
+    row = {"task": recipe.name, "samples": samples, "rule": rule.name, "lr": lr, "epochs": epochs}
+    if size:
+        row |= {"batch_size": size, "seed": given["seed"]}
+    problem = Program.of_recipe(recipe) if isinstance(rule, Adam) else _read(recipe)
+    return _Plan(row, problem, rule, epochs, batches)
 
 
 def _read(recipe: Recipe) -> FeedForward | Program:
@@ -119,24 +160,22 @@ def _read(recipe: Recipe) -> FeedForward | Program:
             raise UnsupportedNetwork(f"{reason}; nor as a program: {other}") from None
 
 
-def _certify(
-    planned: list[tuple[_Row, FeedForward | Program, LinearRule]], simulate: bool
-) -> tuple[list[_Row], list[_Row], list[_Row], dict[str, float]]:
+def _certify(planned: list[_Plan], simulate: bool) -> tuple[list[_Row], list[_Row], list[_Row], dict[str, float]]:
     """The bounds, all their forms, the reasons where there are none, and the largest error relative to S_k g_0."""
     from tvgrad.bounds import NoCertificate
+    from tvgrad.bounds.certificates.first_order import first_order_norms
 
     rows, details, without, shares = list[_Row](), list[_Row](), list[_Row](), dict[str, float]()
-    for row, problem, rule in planned:
-        task, epochs = row["task"], row["epochs"]
+    for plan in planned:
+        task = plan.row["task"]
         try:
-            found = _certificate(task, problem, rule, epochs, simulate)
+            found = _certificate(task, plan, simulate)
         except NoCertificate as reason:
             without.append({"task": task, "reason": str(reason)})
             continue
-        weight = float(rule.first_order_weights(epochs)[epochs])
-        size, least = weight * problem.gradient.norm, weight * problem.gradient.lower * (1 - 1e-12)
+        size, least = first_order_norms(plan.problem.gradient, plan.rule, plan.steps)
         shares[task] = found.error_bound / least if least else math.inf
-        rows.append(row | {name: getattr(found, name) for name in COLUMNS} | {"first_order_norm": size})
+        rows.append(plan.row | {name: getattr(found, name) for name in COLUMNS} | {"first_order_norm": size})
         details += [
             {"task": task, "form": one.name, "upper": one.upper, "lower": one.lower, "reason": one.reason}
             for one in found.forms
@@ -144,19 +183,22 @@ def _certify(
     return rows, details, without, shares
 
 
-def _certificate(
-    task: str, problem: FeedForward | Program, rule: LinearRule, epochs: int, simulate: bool
-) -> Certificate:
+def _certificate(task: str, plan: _Plan, simulate: bool) -> Certificate:
     """A program's takes long: it shows how far it is, and says so before."""
     from tvgrad.cli.terminal import percent_bar
 
     from tvgrad.bounds import Program
 
-    if not isinstance(problem, Program):
-        return problem.certificate(rule, epochs, simulate)
+    if not isinstance(plan.problem, Program):
+        return plan.problem.certificate(plan.rule, plan.epochs, simulate, batches=plan.batches)
     with warnings.catch_warnings(), percent_bar(f"bounding {task}") as progress:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"{task}: {message}", err=True)
-        return problem.certificate(rule, epochs, simulate, progress=progress)
+        return plan.problem.certificate(plan.rule, plan.epochs, simulate, batches=plan.batches, progress=progress)
+
+
+def _predicted(rows: list[_Row]) -> str:
+    """What task vectors are compared with: for Adam its steps along g_0."""
+    return "-S_k g_0 / (|g_0| + eps)" if rows[0]["rule"].startswith("adam") else "-S_k g_0"
 
 
 def _sentence(rows: list[_Row], shares: dict[str, float]) -> str:
@@ -166,7 +208,7 @@ def _sentence(rows: list[_Row], shares: dict[str, float]) -> str:
     worst = max(shares, key=lambda task: shares[task])
     of = "" if len(rows) == 1 else f" ({worst}, the largest of {len(rows)} tasks)"
     share = printed(100 * shares[worst], "error_bound", 3)
-    told = f"In exact arithmetic tau_k differs from -S_k g_0 by at most {share} % of its norm{of}"
+    told = f"In exact arithmetic tau_k differs from {_predicted(rows)} by at most {share} % of its norm{of}"
     without = [row["task"] for row in rows if not row["lower_bound"] > 0]
     if without:
         return f"{told}; there is no bound from below for {', '.join(without)}."
@@ -192,7 +234,7 @@ def _show(rows: list[_Row], details: list[_Row], without: list[_Row], shares: di
 
     if rows:
         say(_sentence(rows, shares))
-    title = "Bounds on the norm of tau_k + S_k g_0"
+    title = f"Bounds on the norm of tau_k + {_predicted(rows).removeprefix('-')}" if rows else ""
     for name, table in ((title, rows), ("Forms", details)):
         if table:
             print_table(name, pd.DataFrame(table), len(table), name="forms" if name == "Forms" else "bounds")

@@ -16,6 +16,7 @@ from torch import nn
 from tvgrad.cli.terminal import MOST_ROWS
 
 from tvgrad.report.headings import heading
+from tvgrad.store.run import Run
 
 FORMS = [
     "closed, uniform",
@@ -202,6 +203,29 @@ def test_other_linear_rules(optimizer: str, mine: Path, tvgrad: Callable[..., An
     (row,) = numbers(tvgrad, mine, "--optimizer", optimizer, "--lr", "1e-3", "--epochs", "3", *decay)["bounds"]
     assert 0 < row["lower_bound"] <= row["error_bound"] <= row["from_start"]
     assert row["rule"] == optimizer
+
+
+def test_mini_batches_are_those_of_trace(mine: Path, tvgrad: Callable[..., Any], tmp_path: Path) -> None:
+    words = [mine, "--optimizer", "sgd", "--lr", "0.1", "--epochs", "2", "--batch-size", "8", "--seed", "3"]
+    (row,) = numbers(tvgrad, *words)["bounds"]
+    assert (row["batch_size"], row["seed"], row["method"], row["from_start"]) == (8, 3, "tube", None)
+    done = tvgrad("trace", *words, "--dtype", "float64", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    run = Run.open(tmp_path / "run")
+    moved, first = run.task_vector(2), run.gradient(0)
+    error = float(torch.cat([(moved[name] + 6 * 0.1 * first[name]).flatten() for name in moved]).norm())
+    assert row["lower_bound"] * (1 - 1e-9) <= error <= row["error_bound"] * (1 + 1e-9)
+    assert "gd takes all samples" in tvgrad("bound", mine, "--optimizer", "gd", "--batch-size", "8").err
+
+
+def test_adam_is_compared_with_its_own_steps_along_the_gradient(mine: Path, tvgrad: Callable[..., Any]) -> None:
+    words = [mine, "--optimizer", "adam", "--lr", "1e-3", "--epochs", "2"]
+    (row,) = numbers(tvgrad, *words)["bounds"]
+    assert 0 < row["lower_bound"] <= row["error_bound"] <= 1.001 * row["lower_bound"]
+    # every coordinate moves by the rate in each of two steps: 66 numbers
+    assert row["first_order_norm"] == pytest.approx(2e-3 * 66**0.5, rel=1e-3)
+    out = tvgrad("bound", *words).out
+    assert out.startswith("In exact arithmetic tau_k differs from -S_k g_0 / (|g_0| + eps) by at most ")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,23 @@ def test_a_schedule_of_the_users_own_is_followed(tmp_path: Path) -> None:
         assert error <= found[epoch] <= 1.01 * error + 1e-13
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_recorded_batches_are_bounded(dtype: str, tmp_path: Path) -> None:
+    made = recipe()
+    options: dict[str, Any] = {"optimizer": "momentum", "momentum": 0.5, "batch_size": 10, "epochs": 3, "lr": 0.02}
+    run = record(made, tmp_path, dtype=dtype, record=("gradients", "batches"), **options)
+    found, reason = bounded(run, made)
+    assert reason is None
+    ends = [point.steps for point in run.points]
+    assert ends[1] > 1
+    for epoch, bound in found.items():
+        tau = flat(run.weights(epoch)) - flat(run.weights(0))
+        weight = first_order("momentum", 0.02, 0.5, ends[epoch])
+        error = float(np.linalg.norm(tau + weight * flat(run.gradient(0))))
+        assert error <= bound <= error * (1 + (1e-3 if dtype == "float32" else 1e-7))
+    assert list(found) == [1, 2, 3]
+
+
 def test_the_bound_stands_beside_the_error_in_the_table(tmp_path: Path) -> None:
     made = recipe()
     run = record(made, tmp_path, lr=0.1, epochs=3)
@@ -157,7 +174,7 @@ def test_no_bound_says_why(tmp_path: Path) -> None:
 
     assert "without weight decay" in reason("decay", optimizer="sgd", weight_decay=0.1, epochs=2)
     assert "linear update rules" in reason("adam", optimizer="adam", lr=1e-3, epochs=2)
-    assert "one full-batch step" in reason("batches", optimizer="sgd", batch_size=10, epochs=2)
+    assert "one full-batch step" in reason("batches", optimizer="sgd", batch_size=10, epochs=2, record=("gradients",))
     assert "weights of every epoch" in reason("kept", keep="epochs:0,2", epochs=2)
     assert "ReLU" in reason("relu", recipe(activation=nn.ReLU), epochs=2)
     run = record(made, tmp_path / "wild", lr=1e4, epochs=3, dtype="float64")

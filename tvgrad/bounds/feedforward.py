@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tvgrad.bounds.certificates.batches import Batches
 from tvgrad.bounds.certificates.certificate import Certificate, certify
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
 from tvgrad.bounds.losses.base import UnknownLoss
@@ -75,7 +76,14 @@ class FeedForward(DerivativeBounds):
                 raise TvgradError(f"the weights are not those of {recipe.name}: {loading_error(error)}") from None
         return cls(model, batch[0], batch[1], _loss(recipe))
 
-    def certificate(self, rule: UpdateRule | float, epochs: int, simulate: bool = True) -> Certificate:
+    def certificate(
+        self,
+        rule: UpdateRule | float,
+        epochs: int,
+        simulate: bool = True,
+        *,
+        batches: Batches | None = None,
+    ) -> Certificate:
         """Bound the error of the first-order prediction of a task vector, before training.
 
         Args:
@@ -83,12 +91,16 @@ class FeedForward(DerivativeBounds):
             epochs: k.
             simulate: also try a tube round the path that float64 takes, which costs k gradients, as much as the
                 training; without it all forms use the pretrained weights alone.
+            batches: for each epoch, the positions of the samples of each step, in order; None: one step an epoch on
+                all samples. The prediction uses the gradient of all samples, in every step.
+                Mini-batches have the tube alone.
 
         Returns:
             The best bounds, every form's own, and the reasons of those that give none.
 
         Raises:
             NoCertificate: no form gives a bound; the message says why, form by form.
+            TvgradError: the batches do not fit epochs and samples.
 
         Examples:
             >>> import torch
@@ -99,8 +111,11 @@ class FeedForward(DerivativeBounds):
             >>> certificate = problem.certificate(Momentum(0.001, 0.9), epochs=3, simulate=False)
             >>> 0 < certificate.lower_bound <= certificate.error_bound
             True
+            >>> halves = [[torch.tensor([0, 2]), torch.tensor([1, 3])]] * 3
+            >>> problem.certificate(Momentum(0.001, 0.9), epochs=3, batches=halves).method
+            'tube'
         """  # noqa: DOC502 - raised by certify
-        return certify(self, rule, epochs, simulate=simulate)
+        return certify(self, rule, epochs, simulate=simulate, batches=batches)
 
 
 def _loss(recipe: Recipe) -> str | nn.Module:

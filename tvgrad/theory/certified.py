@@ -5,8 +5,8 @@ theta~ the iterates of exact arithmetic on the recipe's data and g~ their first 
 
     ||tau_k + S_k g|| <= ||tau~_k + S_k g~|| + ||theta_k - theta~_k|| + S_k ||g - g~||,
 
-where a tube round the recorded weights bounds the first two terms, and the third is computed. Whatever rounded the
-run, float32 or another data type, is in the second and third.
+where a tube round the recorded weights (with mini-batches round the path that float64 takes through the recorded
+batches) bounds the first two terms, and the third is computed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 
 import torch
 
+from tvgrad.bounds.certificates.batches import Batches
 from tvgrad.bounds.certificates.coefficients import coefficients_of
 from tvgrad.bounds.certificates.tubes import StepBound, certify_steps
 from tvgrad.bounds.feedforward import FeedForward
@@ -35,7 +36,7 @@ def bounds_of_run(
     """Bound `||tau_k + S_k g_0||` of recorded weights, for every epoch for which a certificate exists.
 
     Args:
-        run: a run by epochs, one full-batch step each.
+        run: a run by epochs, each one full-batch step, or of batches that were recorded.
         recipe: its recipe.
         objective: of the same recipe, whose gradient the prediction uses where the run recorded none.
         seconds: leave out the later epochs where theirs are estimated not to fit into this time; None bounds all.
@@ -51,18 +52,19 @@ def bounds_of_run(
         )
     last = _unbroken(run)
     if last < 1:
-        return {}, "no bound: it needs the weights of every epoch, each one full-batch step"
+        return {}, "no bound: it needs the weights of every epoch, each one full-batch step or of recorded batches"
     try:
         schedule = schedule_of(run, last)
-        if not schedule.full:
-            return {}, "no bound: not every epoch is known to be one step on all samples"
+        if not schedule.full and schedule.batches is None:
+            return {}, f"no bound: not every epoch is known to be one full-batch step, and {schedule.unknown}"
         scheduled = linear_rule(schedule.rule)
         problem = FeedForward.of_recipe(recipe, run.complete(0))
         names = problem.network.names
         if set(names) != set(run.parameters):
             return {}, "no bound: the network's trainable parameters are not those of the run"
         path = [_flat(run.weights(number), names) for number in range(last + 1)]
-        steps, reason = _steps_within(seconds, problem, scheduled, path)
+        batches = None if schedule.full else schedule.batches
+        steps, reason = _steps_within(seconds, problem, scheduled, path, batches)
     except TvgradError as error:
         return {}, f"no bound: {error}"
     consumed = run.info.get("consumes_recorded_gradient") and 0 in run.having("gradient")
@@ -70,10 +72,10 @@ def bounds_of_run(
     first = problem.gradient
     size = round_up(float(used.norm()))
     apart = round_up(float((used - first.value).norm())) + first.error
-    coefficients = coefficients_of(scheduled, last)
+    coefficients = coefficients_of(scheduled, schedule.ends[-1])
     found: dict[int, float] = {}
     for epoch, step in enumerate(steps, start=1):
-        weight = float(coefficients.totals[epoch])
+        weight = float(coefficients.totals[schedule.ends[epoch]])
         # the recorded error's own arithmetic: a difference of weights, S_k g, their sum and its norm, in float64
         length = round_up(float(path[epoch].norm() + path[0].norm()))
         rounding = 4 * UNIT_ROUNDOFF * length + (coefficients.rounding + 4 * UNIT_ROUNDOFF) * weight * size
@@ -82,20 +84,24 @@ def bounds_of_run(
 
 
 def _steps_within(
-    seconds: float | None, problem: FeedForward, rule: LinearRule, path: list[torch.Tensor]
+    seconds: float | None,
+    problem: FeedForward,
+    rule: LinearRule,
+    path: list[torch.Tensor],
+    batches: Batches | None,
 ) -> tuple[list[StepBound], str]:
-    """The bounds of all steps, or of two where all are estimated to take longer than there is time."""
-    steps = len(path) - 1
-    if seconds is None or steps <= 2:
-        return certify_steps(problem, rule, path)
+    """The bounds of all epochs, or of two where all are estimated to take longer than there is time."""
+    epochs = len(path) - 1
+    if seconds is None or epochs <= 2:
+        return certify_steps(problem, rule, path, batches=batches)
     begin = time.perf_counter()
-    first, reason = certify_steps(problem, rule, path[:3])
+    first, reason = certify_steps(problem, rule, path[:3], batches=None if batches is None else batches[:2])
     taken = time.perf_counter() - begin
-    # The second step sets up what the later ones share, so that each of these takes less than it did.
-    needed, left = taken * (steps - 1), seconds - taken
+    # The second epoch sets up what the later ones share, so that each of these takes less than it did.
+    needed, left = taken * (epochs - 1), seconds - taken
     if needed > left:
         return first, reason or f"the later ones take up to about {needed:.2g} s, and {max(left, 0.0):.2g} s are left"
-    return certify_steps(problem, rule, path)
+    return certify_steps(problem, rule, path, batches=batches)
 
 
 def _flat(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
@@ -103,11 +109,11 @@ def _flat(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
 
 
 def _unbroken(run: Run) -> int:
-    """The last epoch up to which all weights were kept and every epoch was one step."""
+    """The last epoch up to which all weights were kept."""
     last = -1
     if run.unit == "epoch":
         for point in run.points:
-            if point.number != last + 1 or point.steps != point.number or "weights" not in point.files:
+            if point.number != last + 1 or "weights" not in point.files:
                 break
             last = point.number
     return last

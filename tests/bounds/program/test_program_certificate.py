@@ -70,7 +70,7 @@ def test_what_has_no_certificate_says_which_operation_ran_away() -> None:
     with pytest.raises(NoCertificate, match=r"from theta_0 alone .*grows most in \w+ \(.*line \d+"):
         program.certificate(1.0, 5, simulate=False)
     with pytest.raises(NoCertificate, match="past squares"):
-        program.certificate(Adam(0.01), 5)
+        program.certificate(Adam(0.01, amsgrad=True), 5)
 
 
 @pytest.mark.parametrize("rule", [GD(1e-5), Momentum(1e-5, 0.9, weight_decay=0.01)])

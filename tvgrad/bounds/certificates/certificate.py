@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from tvgrad.bounds.certificates.ball_forms import LocalForm, RemainderForm, UniformForm, WorstCaseForm
-from tvgrad.bounds.certificates.coefficients import coefficients_of
+from tvgrad.bounds.certificates.batches import Batches, steps_of
+from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
 from tvgrad.bounds.certificates.expansion_point import ExpansionPoint, TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form, ResultOfForms, attempt_all, best_of
 from tvgrad.bounds.certificates.taylor_models import TaylorForm
@@ -77,7 +78,14 @@ class Certificate(ResultOfForms):
         return min((form.upper for form in self.forms if form.name != TUBE.name), default=math.inf)
 
 
-def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, *, simulate: bool = True) -> Certificate:
+def certify(
+    problem: DerivativeBounds,
+    rule: UpdateRule | float,
+    epochs: int,
+    *,
+    simulate: bool = True,
+    batches: Batches | None = None,
+) -> Certificate:
     """Bound the error of the first-order prediction before training.
 
     Args:
@@ -86,20 +94,27 @@ def certify(problem: DerivativeBounds, rule: UpdateRule | float, epochs: int, *,
         epochs: k.
         simulate: also try a tube round the path that float64 takes, which costs k gradients, as much as the training;
             without it all forms use theta_0 alone.
+        batches: for each epoch the positions of the samples of each step; None: one step on all samples. With batches
+            there is the tube alone.
 
     Returns:
         The best bounds.
 
     Raises:
         NoCertificate: no form gives a bound; the message says why, form by form.
-    """  # noqa: DOC502 - raised by best_of
-    start = ExpansionPoint(problem, coefficients_of(rule, epochs))
+        TvgradError: the batches do not fit.
+    """
+    used = None if batches is None else tuple(steps_of(batches, epochs, problem.samples))
+    start = ExpansionPoint(problem, coefficients_of(rule, epochs if used is None else len(used)))
     rule_of = start.coefficients
     scale = float(rule_of.totals[-1]) * problem.gradient_norm()
     scale = round_up(
         scale + (float(rule_of.shrunk[-1]) + float(rule_of.totals[-1]) * rule_of.coupled) * start.theta_norm
     )
-    forms = attempt_all(FORMS, start, totals=rule_of.totals, has_data=problem.has_data, simulate=simulate, scale=scale)
+    tried = FORMS if used is None else (TubeForm(TUBE.name, used),)
+    if used is not None and not (simulate and problem.has_data):
+        raise NoCertificate("mini-batches have the tube alone, which follows the training on given samples")
+    forms = attempt_all(tried, start, totals=rule_of.totals, has_data=problem.has_data, simulate=simulate, scale=scale)
     best, lower = best_of(forms)
-    uniform = next(form.upper for form in forms if form.name == UNIFORM.name)
+    uniform = next((form.upper for form in forms if form.name == UNIFORM.name), math.inf)
     return Certificate(best.radius, best.upper, lower, best.name, uniform, forms)

@@ -16,19 +16,26 @@ is `-sum_e c[k,e] (G_e - G_0)` up to `sum_e c[k,e] (h_e X_e + gamma_e + gamma_0)
 The path may be the one that gradient descent takes in float64 (*simulated*: the certificate then costs as many
 gradients as the epochs it speaks about, knows everything that float64 knows, and only rounding is left to bound), or
 the weights of a recorded run. Either way `X_k` also bounds how far those weights are from those of exact arithmetic.
+
+With mini-batches g(theta_e) is the gradient of the batch of step e, and G_e, gamma_e and h_e are of that batch. The
+first-order prediction is still made with the gradient of all samples: `-sum_e c[k,e] (G_e - G)` in the place of the
+error vector, G being that gradient at theta_0. What was measured of each sample at theta_0 serves every batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from tvgrad.bounds.activations.smooth import OutsideValidity
+from tvgrad.bounds.certificates.batches import Batches, steps_of
 from tvgrad.bounds.certificates.coefficients import NoCertificate, StepCoefficients, coefficients_of
 from tvgrad.bounds.certificates.expansion_point import TaskExpansion
 from tvgrad.bounds.certificates.form import CertificateForm, Form
@@ -50,8 +57,15 @@ EASY_GROWTH = 0.1
 EASY_SHARE = 1e-5
 
 
+@dataclass(frozen=True)
 class TubeForm(CertificateForm[TaskExpansion]):
-    """The two-sided form round the path that the rule takes in float64."""
+    """The two-sided form round the path that the rule takes in float64.
+
+    Attributes:
+        batches: positions of the samples of each step; None: all of them.
+    """
+
+    batches: tuple[torch.Tensor, ...] | None = None
 
     simulates: ClassVar[bool] = True
     cost: ClassVar[str] = "a gradient"
@@ -66,7 +80,7 @@ class TubeForm(CertificateForm[TaskExpansion]):
         Returns:
             The bounds, from both sides.
         """
-        tube = Tube([case.problem], case.coefficients).follow()
+        tube = Tube([case.problem], case.coefficients, batches=self.batches).follow()
         return Form.of_error(self.name, *tube.error(case.coefficients.steps), radius=tube.furthest)
 
 
@@ -85,7 +99,12 @@ class Tube:
     """
 
     def __init__(
-        self, problems: Sequence[DerivativeBounds], coefficients: StepCoefficients, factor: float | None = None
+        self,
+        problems: Sequence[DerivativeBounds],
+        coefficients: StepCoefficients,
+        factor: float | None = None,
+        *,
+        batches: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Begin at theta_0.
 
@@ -93,6 +112,7 @@ class Tube:
             problems: the losses, all at the same weights.
             coefficients: of the rule's steps, without decay where there is a factor.
             factor: of the sum; None for one loss as it is.
+            batches: positions of the samples of each step; None: all of them.
         """
         self.coefficients = coefficients
         self.gradients: list[BoundedVector] = []
@@ -102,6 +122,7 @@ class Tube:
         self.furthest = 0.0
         self._problems, self._factor = problems, factor
         self._size = 1.0 if factor is None else abs(factor)
+        self._batches = batches
         self._theta = problems[0].network.flat
         self._anchors, self._anchor_at = list(problems), self._theta
 
@@ -120,13 +141,7 @@ class Tube:
         steps = self.coefficients.steps
         self._enter(self._theta, 0.0)
         for step in range(1, steps if recorded is None else steps + 1):
-            predicted, rounding = self._predicted(step)
-            centre = self._theta + predicted if recorded is None else recorded[step].double()
-            deviation = self._spread(step) + rounding
-            if recorded is not None:
-                deviation += round_up(float((predicted - (centre - self._theta)).norm()))
-            # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
-            deviation += round_up(4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()))
+            centre, deviation = self.reached(step, None if recorded is None else recorded[step].double())
             if not math.isfinite(deviation):
                 raise NoCertificate(f"the tube grows beyond all bounds at step {step}")
             if step < steps:
@@ -145,13 +160,8 @@ class Tube:
         Returns:
             `-sum_e c[s,e] (G_e - G_0)` with all rounding, and how far the tube's width lets the exact one be off.
         """
-        row = self.coefficients.matrix[step, :step]
-        start, *later = self.gradients[:step]
-        differences = [BoundedVector(torch.zeros_like(start.value), 0.0)]
-        for one in later:
-            value = one.value - start.value
-            rounding = 2 * UNIT_ROUNDOFF * round_up(float(value.norm()))
-            differences.append(BoundedVector(value, one.error + start.error + rounding))
+        row, start = self.coefficients.matrix[step, :step], self._reference
+        differences = [_difference(one, start) for one in self.gradients[:step]]
         norms: Array = np.array([round_up(difference.norm) for difference in differences])
         total = weighted(row, differences, self.coefficients.rounding, norms=norms)
         # Where a training runs away, the widths overflow to infinity: then there is no bound.
@@ -159,11 +169,39 @@ class Tube:
             widths = np.array(self.hessian_norms[:step]) * np.array(self.deviations[:step])
         return BoundedVector(-total.value, total.error), round_up(float(row @ widths))
 
+    def reached(self, step: int, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Where the training is after a step.
+
+        Args:
+            step: s, at most as many as there are gradients.
+            weights: recorded ones, flat; None: theta_0 plus what the rule makes of the gradients.
+
+        Returns:
+            The weights, and a bound of how far they are from the exact iterate.
+        """
+        predicted, rounding = self._predicted(step)
+        centre = self._theta + predicted if weights is None else weights
+        deviation = self._spread(step) + rounding
+        if weights is not None:
+            deviation += round_up(float((predicted - (centre - self._theta)).norm()))
+        # both the addition and the subtraction above round by at most u |c| and u |P| a coordinate
+        return centre, deviation + round_up(4 * UNIT_ROUNDOFF * float(centre.norm() + predicted.norm()))
+
+    @cached_property
+    def _reference(self) -> BoundedVector:
+        """The gradient that the first-order prediction uses: of all samples at theta_0, decay included."""
+        if self._batches is None:
+            return self.gradients[0]
+        return decayed(self._total([one.gradient for one in self._problems]), self._theta, self.coefficients.coupled)
+
+    def _total(self, found: list[BoundedVector]) -> BoundedVector:
+        return found[0] if self._factor is None else scaled_sum(found, self._factor, roundings=4)
+
     def _predicted(self, step: int) -> tuple[torch.Tensor, float]:
         """`-shrunk theta_0 - sum c G_e`, computed, and its rounding."""
         rule = self.coefficients
         # the errors of the gradients are part of the spread
-        gradients = [BoundedVector(one.value, 0.0) for one in self.gradients]
+        gradients = [BoundedVector(one.value, 0.0) for one in self.gradients[:step]]
         total = weighted(rule.matrix[step, :step], gradients, rule.rounding)
         shrunk = float(rule.shrunk[step])
         sizes = shrunk * round_up(float(self._theta.norm())) + total.norm
@@ -172,41 +210,54 @@ class Tube:
 
     def _spread(self, step: int) -> float:
         """`sum_e c[s,e] (h_e X_e + gamma_e)`."""
-        widths = zip(self.hessian_norms, self.deviations, self.gradients, strict=True)
-        each: Array = np.array([h * x + g.error for h, x, g in widths])
+        widths = zip(self.hessian_norms, self.deviations, self.gradients, strict=False)
+        each: Array = np.array([h * x + g.error for h, x, g in itertools.islice(widths, step)])
         return round_up(float(self.coefficients.matrix[step, :step] @ each))
 
     def _enter(self, centre: torch.Tensor, deviation: float) -> None:
         """Evaluate gradients and Hessian bounds at a new centre."""
-        here = [one.at(centre) if self.gradients else one for one in self._problems]
+        used = None if self._batches is None else self._batches[len(self.gradients)]
+        parts = self._problems if used is None else [one.on(used) for one in self._problems]
+        here = [one.at(centre) if self.gradients else one for one in parts]
         try:
             found = [one.gradient for one in here]
-            bounds = self._hessian_norms_round(here, centre, deviation) if deviation else [0.0 for _ in here]
+            anchors = self._anchors if used is None else parts
+            bounds = self._hessian_norms_round(here, anchors, centre, deviation) if deviation else [0.0 for _ in here]
         except UnknownLoss:  # the targets were checked: it is the logits that are not finite
             reason = f"the training itself runs away: its logits are not finite at step {len(self.gradients)}"
             raise NoCertificate(reason) from None
         except OutsideValidity as why:
             raise NoCertificate(f"at step {len(self.gradients)} {why}") from None
         coupled = self.coefficients.coupled
-        total = found[0] if self._factor is None else scaled_sum(found, self._factor, roundings=4)
         self.parts.append(list(zip(found, bounds, strict=True)))
         self.deviations.append(deviation)
-        self.gradients.append(decayed(total, centre, coupled))
+        self.gradients.append(decayed(self._total(found), centre, coupled))
         self.hessian_norms.append(round_up(self._size * sum(bounds), FEW_OPERATIONS_MARGIN) + coupled)
 
-    def _hessian_norms_round(self, here: list[DerivativeBounds], centre: torch.Tensor, deviation: float) -> list[float]:
+    def _hessian_norms_round(
+        self, here: list[DerivativeBounds], anchors: Sequence[DerivativeBounds], centre: torch.Tensor, deviation: float
+    ) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
         distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + SUM_MARGIN) + deviation
         try:
-            bounds = [one.hessian_norm(distance) for one in self._anchors]
+            bounds = [one.hessian_norm(distance) for one in anchors]
         except OutsideValidity:  # the ball round the old centre is the larger one
             bounds = [math.inf for _ in here]
         growth = self._size * sum(bounds) * float(self.coefficients.totals[-1])
         share = EASY_SHARE * float((centre - self._theta).norm())
         if not (growth <= EASY_GROWTH or growth * deviation <= share):
-            self._anchors, self._anchor_at = here, centre
+            if self._batches is None:  # the next batch is of other samples
+                self._anchors, self._anchor_at = here, centre
             bounds = [min(bound, one.hessian_norm(deviation)) for bound, one in zip(bounds, here, strict=True)]
         return bounds
+
+
+def _difference(one: BoundedVector, start: BoundedVector) -> BoundedVector:
+    if one is start:
+        return BoundedVector(torch.zeros_like(start.value), 0.0)
+    value = one.value - start.value
+    rounding = 2 * UNIT_ROUNDOFF * round_up(float(value.norm()))
+    return BoundedVector(value, one.error + start.error + rounding)
 
 
 @dataclass(frozen=True)
@@ -223,31 +274,43 @@ class StepBound:
 
 
 def certify_steps(
-    problem: DerivativeBounds, rule: UpdateRule | float, weights: Sequence[torch.Tensor]
+    problem: DerivativeBounds,
+    rule: UpdateRule | float,
+    weights: Sequence[torch.Tensor],
+    *,
+    batches: Batches | None = None,
 ) -> tuple[list[StepBound], str]:
     """Bound the error after each step of recorded weights, by one tube round all of them.
 
+    With batches the weights are those at the ends of epochs, and the tube is drawn round the path that float64 takes.
+
     Args:
         problem: the network with its data, at theta_0.
-        rule: the rule that was followed, one step an epoch.
+        rule: the rule that was followed, one step an epoch or one a batch.
         weights: flat weights theta_0 .. theta_k, like `network.flat`.
+        batches: for each epoch, the positions of the samples of each step.
 
     Returns:
-        Bounds for the steps 1 .. k, or for fewer, and why there are no more.
+        Bounds for the steps (with batches: the epochs) 1 .. k, or for fewer, and why there are no more.
 
     Raises:
         NoCertificate: the first weights are not the problem's, or the rule is not linear.
     """
     if not len(weights) or not torch.equal(weights[0].double(), problem.network.flat):
         raise NoCertificate("the recorded weights do not start at the problem's own: build it from the first of them")
-    tube, reason = Tube([problem], coefficients_of(rule, len(weights) - 1)), ""
+    epochs, reason = len(weights) - 1, ""
+    used = None if batches is None else steps_of(batches, epochs, problem.samples)
+    ends = list(itertools.accumulate(len(one) for one in batches)) if batches is not None else range(1, epochs + 1)
+    tube = Tube([problem], coefficients_of(rule, ends[-1]), batches=used)
     try:
-        tube.follow(weights)
+        tube.follow(weights if used is None else None)
     except NoCertificate as why:
         reason = str(why)
     found: list[StepBound] = []
-    for step, deviation in enumerate(tube.deviations[1:], start=1):
-        error, width = tube.error(step)
+    for step, recorded in zip(ends, weights[1:], strict=True):
+        if step > len(tube.gradients):
+            break
+        (error, width), (_, deviation) = tube.error(step), tube.reached(step, recorded.double())
         if not math.isfinite(error.upper + width + deviation):
             return found, f"the tube grows beyond all bounds at step {step}"
         found.append(StepBound(error.upper + width, deviation))

@@ -17,13 +17,13 @@ from torch import nn
 
 from tvgrad.bounds.activations.smooth import Activation, OutsideValidity
 from tvgrad.bounds.derivatives.local import LocalBounds
-from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, SampleNorms, measure, merged
-from tvgrad.bounds.derivatives.uniform_bounds import UniformBounds
+from tvgrad.bounds.derivatives.sample_norms import SQUARINGS, SampleNorms, chosen, grouped, measure, merged
+from tvgrad.bounds.derivatives.uniform_bounds import UniformBounds, uniform_bounds
 from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
-from tvgrad.bounds.reading.arguments import check_samples
+from tvgrad.bounds.reading.arguments import check_norms, check_samples
 from tvgrad.bounds.reading.matrix_reader import read_matrices
 from tvgrad.bounds.reading.module_reader import read_module
 from tvgrad.bounds.rounding import passes
@@ -35,8 +35,10 @@ from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, own_copy, round
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-TOGETHER = 2048  # samples whose layer constants are assembled at once
 QUICK_SQUARINGS = 0  # away from theta_0, where a larger bound only widens a thin tube
+
+
+_OWN = ("network", "loss", "inputs", "input_norms", "targets", "_chunk_size", "_target_norm", "_squarings")
 
 
 class DerivativeBounds:
@@ -150,12 +152,7 @@ class DerivativeBounds:
                     "give data of the model's shape"
                 )
             input_norms = upper_norm(inputs, gamma(inputs.shape[1] + 8))
-        if input_norms is None or not len(input_norms):
-            raise TvgradError("the data is empty: give at least one sample")
-        if not bool(torch.isfinite(input_norms).all()) or bool((input_norms < 0).any()):
-            raise TvgradError("the inputs hold NaN or infinite numbers: clean the data first")
-        if chunk_size is not None and chunk_size < 1:
-            raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
+        input_norms = check_norms(input_norms, chunk_size)
         self.network = network
         self.loss = copy.deepcopy(loss_of(loss))
         self.inputs = inputs
@@ -169,6 +166,7 @@ class DerivativeBounds:
         self._squarings = SQUARINGS
         self._known: dict[tuple[str, float, bool], LayerBounds] = {}
         self._kept: list[Pass] | None = None
+        self._whole: tuple[Self, torch.Tensor] | None = None
 
     @property
     def samples(self) -> int:
@@ -189,12 +187,29 @@ class DerivativeBounds:
         Returns:
             A new problem.
         """
-        moved = type(self).__new__(type(self))
-        moved.network, moved.loss = self.network.at(flat), self.loss
-        moved.inputs, moved.input_norms, moved.targets = self.inputs, self.input_norms, self.targets
-        moved._chunk_size, moved._target_norm = self._chunk_size, self._target_norm
-        moved._squarings, moved._known, moved._kept = QUICK_SQUARINGS, {}, None
+        moved = self._copy()
+        moved.network, moved._squarings, moved._whole = self.network.at(flat), QUICK_SQUARINGS, None
         return moved
+
+    def on(self, positions: torch.Tensor) -> Self:
+        """The loss of some of the samples; what was measured of each of them is not measured again.
+
+        Args:
+            positions: of the samples, (b,).
+
+        Returns:
+            A new problem.
+        """
+        inputs, targets = self.data()
+        part = self._copy()
+        part.inputs, part.input_norms, part.targets = inputs[positions], self.input_norms[positions], targets[positions]
+        part._whole = self, positions
+        return part
+
+    def _copy(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__ |= {name: self.__dict__[name] for name in _OWN} | {"_known": {}, "_kept": None, "_whole": None}
+        return made
 
     def worst_case(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
         """Bounds from norms alone, averaged over the samples.
@@ -232,17 +247,11 @@ class DerivativeBounds:
 
     @cached_property
     def _measured(self) -> list[SampleNorms]:
-        inputs, targets = self.data()
-        found = measure(self.network, self.loss, inputs, targets, self._chunk_size, self._squarings)
-        if self._chunk_size is not None:
-            return list(found)
-        groups, waiting = [], list[SampleNorms]()
-        for chunk in found:
-            waiting.append(chunk)
-            if sum(len(one.logits) for one in waiting) >= TOGETHER:
-                groups.append(merged(waiting))
-                waiting = []
-        return [*groups, merged(waiting)] if waiting else groups
+        if self._whole is not None:  # the samples were measured among others
+            whole, positions = self._whole
+            return [chosen(merged(whole._measured), positions)]
+        found = measure(self.network, self.loss, *self.data(), self._chunk_size, self._squarings)
+        return list(found) if self._chunk_size is not None else grouped(found)
 
     @cached_property
     def _divisor(self) -> float:
@@ -380,13 +389,8 @@ class DerivativeBounds:
         Returns:
             Three upper bounds.
         """
-        norms = self.input_norms.max()[None]
-        norm = self._target_norm
-        if self.targets is not None and self.targets.is_floating_point():
-            norm = max(norm, round_up(float(self.targets.flatten(1).norm(dim=1).max())))
-        checked = _checked_radius(radius)
-        found = worst_case(self.network, self.loss, norms, None, checked, True, norm, self.samples)
-        return UniformBounds(found.gradient_norm, found.hessian_norm, found.hessian_lipschitz)
+        known = self.input_norms, self.targets, self._target_norm
+        return uniform_bounds(self.network, self.loss, *known, _checked_radius(radius))
 
 
 def _checked_radius(radius: float) -> float:

@@ -15,7 +15,7 @@ the products' norms, with one rounding more for each term (`Skips.extra`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -27,6 +27,7 @@ from tvgrad.bounds.network.spectral_norm import spectral_norms
 from tvgrad.bounds.rounding.passes import CHUNK_NUMBERS
 from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, upper_norm
 
+TOGETHER = 2048  # samples whose layer constants are assembled at once
 SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 0.2 % for most Jacobians
 EVALUATION = 64 * UNIT_ROUNDOFF  # an elementwise function of order 1 is within so much: PyTorch's are within a few ulps
 
@@ -103,6 +104,46 @@ def measure(
         yield _measure_chunk(
             network, loss, inputs[start : start + chunk_size], targets[start : start + chunk_size], rounding, squarings
         )
+
+
+def grouped(chunks: Iterable[SampleNorms]) -> list[SampleNorms]:
+    """Put chunks together to groups of some thousand samples.
+
+    Args:
+        chunks: of one network.
+
+    Returns:
+        The groups.
+    """
+    groups, waiting = [], list[SampleNorms]()
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(len(one.logits) for one in waiting) >= TOGETHER:
+            groups.append(merged(waiting))
+            waiting = []
+    return [*groups, merged(waiting)] if waiting else groups
+
+
+def chosen(norms: SampleNorms, positions: torch.Tensor) -> SampleNorms:
+    """The numbers of some of the samples.
+
+    Args:
+        norms: of all samples.
+        positions: of the samples, (b,).
+
+    Returns:
+        Their numbers.
+    """
+    parts: dict[str, Any] = {}
+    for name in (one.name for one in fields(SampleNorms) if one.name != "rounding"):
+        value = getattr(norms, name)
+        if isinstance(value, torch.Tensor):
+            parts[name] = value[positions]
+        elif isinstance(value, dict):
+            parts[name] = {key: one[positions] for key, one in value.items()}
+        else:
+            parts[name] = [one[positions] for one in value]
+    return SampleNorms(**parts, rounding=norms.rounding)
 
 
 def merged(chunks: Sequence[SampleNorms]) -> SampleNorms:

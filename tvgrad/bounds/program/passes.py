@@ -22,7 +22,7 @@ bounds that of the Hessian. It is summed over the samples before its norm is tak
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -81,6 +81,21 @@ class PassResult:
     hessian: torch.Tensor
 
 
+def whole_numbers(function: Callable[..., torch.Tensor], args: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Compute whole numbers as the program does.
+
+    Args:
+        function: of one sample.
+        args: each with the samples along its first axis, or of length 1 there.
+
+    Returns:
+        The result, (n or 1, ...).
+    """
+    size = max(len(one) for one in args)
+    found: torch.Tensor = torch.vmap(function)(*(one.expand(size, *one.shape[1:]) for one in args))
+    return found
+
+
 class ChunkPass:
     """One pass over some samples."""
 
@@ -129,7 +144,8 @@ class ChunkPass:
             if isinstance(step.operation, Operation):
                 self._compute(place, step, step.operation)
             else:
-                self._known[place] = self._whole(step)
+                args = [cast("torch.Tensor", self._known[one]) for one in step.inputs]
+                self._known[place] = whole_numbers(step.operation, args)
                 self._reaches[place] = _still()
 
     def _compute(self, place: int, step: Step, operation: Operation) -> None:
@@ -204,13 +220,6 @@ class ChunkPass:
             through = self._cuts.gains[place]
             rounding, change = rounding + through * added, change + through[:, None] * moved
         return torch.fmin(round_up(rounding), products[0]), torch.fmin(round_up(change), products[1])
-
-    def _whole(self, step: Step) -> torch.Tensor:
-        """Whole numbers, as the program computes them."""
-        args = [cast("torch.Tensor", self._known[one]) for one in step.inputs]
-        size = max(len(one) for one in args)
-        function = cast("torch.Tensor", step.operation)
-        return torch.vmap(function)(*(one.expand(size, *one.shape[1:]) for one in args))  # type: ignore[arg-type]
 
     def backward(self) -> PassResult:
         """Go backward.

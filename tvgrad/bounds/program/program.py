@@ -6,13 +6,14 @@ import copy
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
+from tvgrad.bounds.certificates.batches import Batches, steps_of
 from tvgrad.bounds.certificates.certificate import Certificate
 from tvgrad.bounds.certificates.coefficients import NoCertificate, coefficients_of
 from tvgrad.bounds.certificates.verified_ball import LOCAL_ATTEMPTS
+from tvgrad.bounds.program.adam_tube import AdamTube
 from tvgrad.bounds.program.agreement import COMPARED, compare
 from tvgrad.bounds.program.balls import Ball
 from tvgrad.bounds.program.capture import LOSSES, LossFunction, capture
@@ -23,14 +24,15 @@ from tvgrad.bounds.program.operation import UnsupportedProgram
 from tvgrad.bounds.program.passes import ChunkPass
 from tvgrad.bounds.program.point import PointBounds, Told, measure
 from tvgrad.bounds.program.progress import MeasuringProgress, Shown
-from tvgrad.bounds.program.tube import ProgramTube
+from tvgrad.bounds.program.tube import ProgramTube, plain_steps
+from tvgrad.bounds.program.untouched import moving_coordinates
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.double_double import DoubleDouble
 from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, UNIT_ROUNDOFF, round_up
-from tvgrad.problem.recipe import Recipe
+from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.update_rules.base import UpdateRule
-from tvgrad.update_rules.rules import GD
+from tvgrad.update_rules.rules import Adam
 
 CHUNK_NUMBERS = 100_000  # in the largest tensor of a chunk, which then stays in the cache with its parts
 
@@ -145,6 +147,7 @@ class Program:
         *,
         precise: bool = True,
         told: Told | None = None,
+        positions: torch.Tensor | None = None,
     ) -> PointBounds:
         """Bound gradient and Hessian round some weights.
 
@@ -153,16 +156,26 @@ class Program:
             radius: of the ball on which the Hessian is bounded.
             precise: whether in double-double arithmetic.
             told: called with the number of samples after each chunk of them.
+            positions: of the samples of a mini-batch; None: all samples.
 
         Returns:
             The gradient there with its error, and the bound of the Hessian's norm.
         """
         at_home = theta is None or (torch.equal(theta.hi, self.flat) and not bool(theta.lo.any()))
-        if at_home and precise and not radius:
+        if at_home and precise and not radius and positions is None:
             return self._at(radius, told)
-        return self._measured(theta, radius, told, precise=precise)
+        return self._measured(theta, radius, told, positions, precise=precise)
 
-    def _measured(self, theta: DoubleDouble | None, radius: float, told: Told | None, *, precise: bool) -> PointBounds:
+    def _measured(
+        self,
+        theta: DoubleDouble | None,
+        radius: float,
+        told: Told | None,
+        positions: torch.Tensor | None = None,
+        *,
+        precise: bool,
+    ) -> PointBounds:
+        used = slice(None) if positions is None else positions
         tensors = self._placed(precise=precise)
         if theta is not None:
             start = 0
@@ -171,7 +184,8 @@ class Program:
                 at = slice(start, start := start + shape.numel())
                 zeros = torch.zeros(1, *shape, dtype=torch.float64)
                 tensors[place] = Ball(theta.hi[at].reshape(1, *shape), theta.lo[at].reshape(1, *shape), zeros)
-        return measure(self._graph, tensors, self.inputs, self.targets, radius, self._chunk, self._cuts, told)
+        data = self.inputs[used], self.targets[used]
+        return measure(self._graph, tensors, *data, radius, self._chunk, self._cuts, told)
 
     def _at(self, radius: float, told: Told | None = None) -> PointBounds:
         radius = float(radius)
@@ -215,19 +229,27 @@ class Program:
         return self._at(radius).hessian_norm
 
     def certificate(
-        self, rule: UpdateRule | float, epochs: int, simulate: bool = True, *, progress: Shown | None = None
+        self,
+        rule: UpdateRule | float,
+        epochs: int,
+        simulate: bool = True,
+        *,
+        batches: Batches | None = None,
+        progress: Shown | None = None,
     ) -> Certificate:
         """Bound the error of the first-order prediction of a task vector, before training, from both sides.
 
         The training is followed in double-double arithmetic, and the exact iterates are proven to be near: see
-        `program.tube`. The form that knows the pretrained weights alone is that of `program.closed`; it has no lower
-        bound.
+        `program.tube`, and `program.adam_tube` for Adam, where the prediction is Adam followed on the first gradient
+        alone. The form that knows the pretrained weights alone is that of `program.closed`; it has no lower bound.
 
         Args:
-            rule: a linear rule making one step an epoch, or the learning rate of gradient descent.
+            rule: a linear rule, Adam or AdamW making one step an epoch, or the learning rate of gradient descent.
             epochs: k.
             simulate: whether the training may be followed; without it the pretrained weights alone are used, which
                 costs a measurement for each radius that is tried and holds for far smaller rates.
+            batches: for each epoch, the positions of the samples of each step, in order; None: one step an epoch on
+                all samples. The prediction uses the gradient of all samples.
             progress: called with how many samples are measured and how many there will be. A certificate that takes
                 more than five minutes warns, after the first samples, how long it takes.
 
@@ -235,24 +257,57 @@ class Program:
             The bounds.
 
         Raises:
-            NoCertificate: there are none; says which step and which operation ran away.
-        """  # noqa: DOC502 - raised by the tube
-        coefficients = coefficients_of(rule, epochs)
-        # the coefficients of plain gradient descent are the rate itself, without rounding
-        lr = rule.lr if isinstance(rule, GD) else rule
-        plain = isinstance(lr, (int, float)) and bool(np.isin(coefficients.matrix, (0.0, float(lr))).all())
+            NoCertificate: there are none; says which step and which operation or parameter is to blame.
+            TvgradError: the batches do not fit epochs and samples.
+        """  # noqa: DOC502 - raised by what it calls
         try:
             if simulate:
-                counted = MeasuringProgress(self, epochs, progress)
-                form = ProgramTube(counted, coefficients, exact=plain).follow().form()
+                form = self.tube(rule, epochs, batches=batches, progress=progress).form()
+            elif batches is not None:
+                raise NoCertificate("mini-batches have the tube alone, which follows the training")
             else:
-                form = closed_form(MeasuringProgress(self, LOCAL_ATTEMPTS, progress), coefficients)
+                counted = MeasuringProgress(self, LOCAL_ATTEMPTS, progress)
+                form = closed_form(counted, coefficients_of(rule, epochs))
         except NoCertificate as reason:
             raise NoCertificate(
                 f"there is no certificate, lower the learning rate or the number of epochs: {reason}"
             ) from None
         start = math.inf if simulate else form.upper
         return Certificate(form.radius, form.upper, form.lower, form.name, start, (replace(form),))
+
+    def tube(
+        self,
+        rule: UpdateRule | float,
+        epochs: int,
+        *,
+        batches: Batches | None = None,
+        progress: Shown | None = None,
+    ) -> ProgramTube | AdamTube:
+        """Follow a training in double-double arithmetic, with bounds of how far the exact iterates can be.
+
+        Args:
+            rule: as for `certificate`.
+            epochs: k.
+            batches: as for `certificate`.
+            progress: as for `certificate`.
+
+        Returns:
+            The tube, which has bounds after every step.
+
+        Raises:
+            NoCertificate: it grows beyond all bounds.
+            TvgradError: the batches do not fit epochs and samples.
+        """
+        used = None if batches is None else steps_of(batches, epochs, self.samples)
+        steps = positive_integer(epochs, "epochs") if used is None else len(used)
+        counted = MeasuringProgress(self, epochs + (used is not None), progress)
+        if not isinstance(rule, Adam):
+            return ProgramTube(counted, coefficients_of(rule, steps), exact=plain_steps(rule), batches=used).follow()
+        placed = self._placed(precise=False)
+        moving = moving_coordinates(self._graph, placed, self.inputs, self.targets, self._chunk)
+        sizes = [self._tensors[place].numel() for place in self._graph.trainable]
+        parts = list(zip(self.names, sizes, strict=True))
+        return AdamTube(counted, rule, steps, moving=moving, parts=parts, batches=used).follow()
 
     def _check_labels(self) -> None:
         """Labels that a cross-entropy ignores would make its mean another one."""

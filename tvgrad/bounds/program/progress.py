@@ -29,13 +29,14 @@ class Counting(Protocol):
     def samples(self) -> int:
         """How many there are."""
 
-    def measure(self, theta: DoubleDouble, radius: float, *, told: Told) -> PointBounds:
+    def measure(self, theta: DoubleDouble, radius: float, *, told: Told, positions: torch.Tensor | None) -> PointBounds:
         """Bound gradient and Hessian.
 
         Args:
             theta: the centre of a ball.
             radius: of the ball.
             told: called with the number of samples after each chunk.
+            positions: of the samples of a mini-batch; None: all samples.
 
         Returns:
             The bounds.
@@ -61,17 +62,18 @@ class MeasuringProgress:
         """Theta_0, one vector."""
         return self._problem.flat
 
-    def measure(self, theta: DoubleDouble, radius: float) -> PointBounds:
+    def measure(self, theta: DoubleDouble, radius: float, *, positions: torch.Tensor | None = None) -> PointBounds:
         """Bound gradient and Hessian.
 
         Args:
             theta: the centre of a ball.
             radius: of the ball.
+            positions: of the samples of a mini-batch; None: all samples.
 
         Returns:
             As the loss itself says.
         """
-        return self._problem.measure(theta, radius, told=self._count)
+        return self._problem.measure(theta, radius, told=self._count, positions=positions)
 
     def _count(self, samples: int) -> None:
         self._done += samples

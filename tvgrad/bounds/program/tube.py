@@ -8,6 +8,7 @@ bound of the Hessian, which for a transformer is large. With 32 digits there is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +19,8 @@ from tvgrad.bounds.program.point import PointBounds
 from tvgrad.bounds.rounding.parameter_sum import BoundedVector
 from tvgrad.numerics.double_double import ROUNDING, DoubleDouble, add, multiply
 from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, round_up
+from tvgrad.update_rules.base import UpdateRule
+from tvgrad.update_rules.linear import LinearRule
 
 NAME = "tube"
 
@@ -29,12 +32,13 @@ class Measurable(Protocol):
     def flat(self) -> torch.Tensor:
         """Theta_0, one vector."""
 
-    def measure(self, theta: DoubleDouble, radius: float) -> PointBounds:
+    def measure(self, theta: DoubleDouble, radius: float, *, positions: torch.Tensor | None = None) -> PointBounds:
         """Bound gradient and Hessian.
 
         Args:
             theta: the centre of a ball.
             radius: of the ball.
+            positions: of the samples of a mini-batch; None: all samples.
 
         Returns:
             The gradient at the centre with its error, and a bound of the Hessian's norm on the ball.
@@ -57,20 +61,30 @@ class ProgramTube:
     """A path of a rule, and how far the exact iterates can be from it.
 
     Attributes:
-        points: what is known at theta_0 .. theta_(k-1), decay included.
+        points: what is known at theta_0 .. theta_(k-1), decay included, of each step's samples.
+        reference: what is known at theta_0 of all samples, decay included.
         deviations: X_e, e < k.
         furthest: the largest distance of the tube from theta_0.
     """
 
-    def __init__(self, problem: Measurable, coefficients: StepCoefficients, *, exact: bool) -> None:
+    def __init__(
+        self,
+        problem: Measurable,
+        coefficients: StepCoefficients,
+        *,
+        exact: bool,
+        batches: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         """Begin at theta_0.
 
         Args:
             problem: the loss.
             coefficients: of the rule's steps.
             exact: whether they carry no rounding error, which those of plain gradient descent do not.
+            batches: positions of the samples of each step; None: all of them.
         """
         self.points: list[PointBounds] = []
+        self._batches = batches
         self.deviations: list[float] = []
         self.furthest = 0.0
         self._problem, self._rule = problem, coefficients
@@ -88,14 +102,17 @@ class ProgramTube:
             NoCertificate: it grows beyond all bounds.
         """
         self._enter(self._theta, 0.0)
+        self.reference = self.points[0]
+        if self._batches is not None:
+            self.reference = measured(self._problem, self._theta, 0.0, self._rule.coupled)
         for step in range(1, self._rule.steps):
             row = self._rule.matrix[step, :step]
             moved, sizes = self._sum(row, [point.gradient for point in self.points])
             shrunk = float(self._rule.shrunk[step])
             if shrunk:
-                decayed = _scaled(self._theta, shrunk)
+                decayed = times(self._theta, shrunk)
                 moved, sizes = add(moved, decayed), sizes + norm_of(decayed)
-            centre = add(self._theta, DoubleDouble(-moved.hi, -moved.lo))
+            centre = add(self._theta, minus(moved))
             spread = self._spread(row)
             rounding = (self._rounding + (2 * step + 8) * ROUNDING) * sizes + 2 * ROUNDING * norm_of(centre)
             deviation = round_up(spread + rounding)
@@ -112,8 +129,11 @@ class ProgramTube:
             self._enter(centre, deviation)
         return self
 
-    def form(self) -> Form:
+    def form(self, steps: int | None = None) -> Form:
         """The bounds of the error of the first-order prediction.
+
+        Args:
+            steps: after so many; None: all.
 
         Returns:
             The form.
@@ -121,17 +141,18 @@ class ProgramTube:
         Raises:
             NoCertificate: they are not finite.
         """
-        steps = self._rule.steps
-        row = self._rule.matrix[steps, :steps]
-        start = self.points[0].gradient
-        differences = [add(one.gradient, DoubleDouble(-start.hi, -start.lo)) for one in self.points]
+        steps = steps or self._rule.steps
+        row, points = self._rule.matrix[steps, :steps], self.points[:steps]
+        start = self.reference
+        differences = [add(one.gradient, minus(start.gradient)) for one in points]
         total, sizes = self._sum(row, differences)
-        errors = [one.error + self.points[0].error + 2 * ROUNDING * norm_of(one.gradient) for one in self.points]
-        widths = [one.hessian_norm * far for one, far in zip(self.points, self.deviations, strict=True)]
-        # the first gradient is its own difference
+        rounding = 2 * ROUNDING * norm_of(start.gradient)
+        errors = [one.error + start.error + rounding + 2 * ROUNDING * norm_of(one.gradient) for one in points]
+        widths = [one.hessian_norm * far for one, far in zip(points, self.deviations, strict=False)]
+        # a gradient that is the reference itself has no difference from it
         rest = sum(
-            float(c) * (error * (number > 0) + width)
-            for number, (c, error, width) in enumerate(zip(row, errors, widths, strict=True))
+            float(c) * (error * (one is not start) + width)
+            for one, c, error, width in zip(points, row, errors, widths, strict=True)
         )
         rest = round_up(rest + (self._rounding + (2 * steps + 8) * ROUNDING) * sizes)
         found = Form.of_error(
@@ -146,7 +167,7 @@ class ProgramTube:
         total, sizes = DoubleDouble(torch.zeros_like(self._theta.hi), torch.zeros_like(self._theta.hi)), 0.0
         for coefficient, vector in zip(row, vectors, strict=True):  # type: ignore[call-overload]
             if coefficient:
-                term = _scaled(vector, float(coefficient))
+                term = times(vector, float(coefficient))
                 total, sizes = add(total, term), sizes + norm_of(term)
         return total, round_up(sizes)
 
@@ -163,19 +184,76 @@ class ProgramTube:
         return math.inf if growth > 600 else deviation * math.exp(growth)
 
     def _enter(self, centre: DoubleDouble, deviation: float) -> None:
-        """Measure at a new centre, with the part of coupled decay."""
-        found = self._problem.measure(centre, deviation)
-        coupled = self._rule.coupled
-        if coupled:
-            extra = _scaled(centre, coupled)
-            value = add(found.gradient, extra)
-            error = round_up(found.error + 2 * ROUNDING * (norm_of(extra) + norm_of(value)))
-            norm = round_up(found.hessian_norm + coupled, FEW_OPERATIONS_MARGIN)
-            found = PointBounds(found.loss, value, error, norm, found.loudest)
-        self.points.append(found)
+        """Measure at a new centre."""
+        used = None if self._batches is None else self._batches[len(self.points)]
+        self.points.append(measured(self._problem, centre, deviation, self._rule.coupled, used))
         self.deviations.append(deviation)
 
 
-def _scaled(vector: DoubleDouble, factor: float) -> DoubleDouble:
+def measured(
+    problem: Measurable,
+    centre: DoubleDouble,
+    deviation: float,
+    coupled: float,
+    positions: torch.Tensor | None = None,
+) -> PointBounds:
+    """Measure with the part of coupled decay.
+
+    Args:
+        problem: the loss.
+        centre: of a ball.
+        deviation: its radius.
+        coupled: lambda.
+        positions: of the samples; None: all of them.
+
+    Returns:
+        What is known of the loss plus `lambda / 2 ||theta||^2`.
+    """
+    found = problem.measure(centre, deviation, positions=positions)
+    if not coupled:
+        return found
+    extra = times(centre, coupled)
+    value = add(found.gradient, extra)
+    error = round_up(found.error + 2 * ROUNDING * (norm_of(extra) + norm_of(value)))
+    norm = round_up(found.hessian_norm + coupled, FEW_OPERATIONS_MARGIN)
+    return PointBounds(found.loss, value, error, norm, found.loudest)
+
+
+def plain_steps(rule: UpdateRule | float) -> bool:
+    """Whether the coefficients of a rule are its rates themselves, without rounding.
+
+    Args:
+        rule: a rule, or the rate of gradient descent.
+
+    Returns:
+        Whether it has neither momentum nor decay of the weights beside the gradient.
+    """
+    if not isinstance(rule, UpdateRule):
+        return True
+    return isinstance(rule, LinearRule) and not rule.average.momentum and not rule.decoupled_decay
+
+
+def minus(vector: DoubleDouble) -> DoubleDouble:
+    """Turn a vector round, without rounding.
+
+    Args:
+        vector: any.
+
+    Returns:
+        Its negative.
+    """
+    return DoubleDouble(-vector.hi, -vector.lo)
+
+
+def times(vector: DoubleDouble, factor: float) -> DoubleDouble:
+    """Multiply by a number of float64.
+
+    Args:
+        vector: any.
+        factor: the number.
+
+    Returns:
+        The product.
+    """
     zero = torch.zeros((), dtype=torch.float64)
     return multiply(vector, DoubleDouble(torch.tensor(factor, dtype=torch.float64), zero))

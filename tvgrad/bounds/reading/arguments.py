@@ -26,3 +26,25 @@ def check_samples(inputs: object, targets: object) -> None:
             f"the targets are {what}: the order is (module, inputs, targets, loss), where targets=None gives bounds "
             "that hold for any targets"
         )
+
+
+def check_norms(norms: torch.Tensor | None, chunk_size: int | None) -> torch.Tensor:
+    """Refuse samples that are none, or not finite, and chunks of none.
+
+    Args:
+        norms: of the samples, (n,).
+        chunk_size: samples at once, or None.
+
+    Returns:
+        The norms.
+
+    Raises:
+        TvgradError: there are none, or some are not finite, or the chunk size is below 1.
+    """
+    if norms is None or not len(norms):
+        raise TvgradError("the data is empty: give at least one sample")
+    if not bool(torch.isfinite(norms).all()) or bool((norms < 0).any()):
+        raise TvgradError("the inputs hold NaN or infinite numbers: clean the data first")
+    if chunk_size is not None and chunk_size < 1:
+        raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
+    return norms
