@@ -99,6 +99,20 @@ def test_legends_end_at_eight_and_labels_stand_apart() -> None:
     assert len(set(places)) == 12
 
 
+@pytest.mark.parametrize(
+    ("number", "seeds", "styles"), [(6, 3, 0), (5, 3, 3), (6, 2, 2), (1, 8, 8), (1, 9, 0), (12, 3, 0)]
+)
+def test_both_legends_together_end_at_eight(number: int, seeds: int, styles: int) -> None:
+    table, tasks, found = lines(number, seeds)
+    spec = over_epochs(table, Axis("value", "v"), run_labels(tasks, found))
+    style = next(layer["encoding"]["strokeDash"] for layer in spec["layer"] if "strokeDash" in layer["encoding"])
+    colour = spec["layer"][0]["encoding"]["color"]["legend"]
+    named = (colour or {"values": []})["values"], (style["legend"] or {"values": []})["values"]
+    assert len(named[1]) == styles
+    assert len(named[0]) + len(named[1]) <= MOST_LEGEND
+    assert ("line style" in spec["layer"][0]["encoding"]["x"]["title"]) == (styles == 0)
+
+
 def test_labels_stand_apart_by_a_share_of_the_axis_where_it_begins_at_zero() -> None:
     table, tasks, seeds = lines(3, 1)
     spec = over_epochs(table.assign(value=0.24), Axis("value", "v", from_zero=True), run_labels(tasks, seeds))

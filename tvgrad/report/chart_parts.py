@@ -77,18 +77,21 @@ def task_colour(tasks: Sequence[str]) -> Spec:
     }
 
 
-def dash(variants: Sequence[str]) -> Spec:
+def dash(variants: Sequence[str], tasks: Sequence[str]) -> Spec:
     """Encode what tells runs of one task apart, seeds say, as line styles.
 
     Args:
         variants: all that are drawn.
+        tasks: what the legend of colours names; both together have eight entries at most, and without room for these
+            the pointer tells them.
 
     Returns:
         The encoding.
     """
     named = [variant for variant in variants if variant]  # a task with one run has none, and no entry in the legend
     legend = None
-    if 1 < len(named) <= MOST_LEGEND:
+    room = MOST_LEGEND - (min(len(tasks), MOST_LEGEND) if len(tasks) > 1 else 0)
+    if 1 < len(named) <= room:
         legend = {"orient": "bottom", "columns": legend_columns(named), "values": named}
     return {
         "field": "variant",

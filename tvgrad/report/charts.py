@@ -86,7 +86,9 @@ def over_epochs(table: pd.DataFrame, axis: Axis, labels: Mapping[str, RunLabel],
     y = {"field": "value", "type": "quantitative", "title": axis.title, "scale": {"zero": axis.from_zero, "nice": True}}
     shared = {"x": x, "y": y, "color": colour}
     shown = {"condition": {"param": "shown", "value": 1}, "value": 0.06}
-    style: Spec = {"strokeDash": dash(variants)} if repeated else {}
+    style: Spec = {"strokeDash": dash(variants, tasks)} if repeated else {}
+    if repeated and style["strokeDash"]["legend"] is None:
+        x["title"] += "; line style: run of the task"
     tooltip = [{"field": "run"}, {"field": "epoch", "title": unit}, hover_number("value", axis.title)]
     layers: list[Spec] = []
     if repeated:
@@ -357,7 +359,7 @@ def plane(points: pd.DataFrame, labels: Mapping[str, RunLabel]) -> Spec:
     layers: list[Spec] = [
         {"mark": {"type": "line", "strokeWidth": 2, "aria": False},
          "encoding": {**encoding, "order": {"field": "epoch"}, "detail": {"field": "run"},
-                      "strokeDash": dash(list(dict.fromkeys(drawn["variant"])))},
+                      "strokeDash": dash(list(dict.fromkeys(drawn["variant"])), tasks)},
          "params": [legend_selection("task"), *zoom()]},
         {"mark": {"type": "point", "filled": True, "size": 45, "tooltip": True, "aria": False},
          "encoding": {**encoding, "tooltip": tooltip}},
