@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tvgrad.errors import CheckFailed, TvgradError
+from tvgrad.wording import near
 
 from . import options
 
@@ -75,7 +76,7 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
         return
     chosen = name.replace("-", "_")
     if chosen not in ANALYSES:
-        raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}")
+        raise TvgradError(f"there is no analysis {name!r}: choose one of {', '.join(ANALYSES)}{near(chosen, ANALYSES)}")
     from tvgrad.cli.terminal import percent_bar, print_table, say
 
     from tvgrad.report.documents import write_tables

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvgrad.errors import TvgradError
-from tvgrad.wording import counted
+from tvgrad.wording import counted, near
 
 from . import options
 from .merge_methods import MethodChoice, chosen_method, parsed_options
@@ -196,7 +196,7 @@ def _merge_checkpoints(
         raise TvgradError(f"{out} is to be a folder with --pretrained, and has a file's name: choose another --out")
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if dtype is not None and dtype not in kinds:
-        raise TvgradError(f"there is no --dtype {dtype!r}: choose one of {', '.join(kinds)}")
+        raise TvgradError(f"there is no --dtype {dtype!r}: choose one of {', '.join(kinds)}{near(dtype, kinds)}")
     made = merge_checkpoints(
         method, pretrained, tuned, alpha=alpha, out=out, dtype=None if dtype is None else kinds[dtype]
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import near
 
 if TYPE_CHECKING:
     from tvgrad.merging import Measurements, Method
@@ -153,7 +154,7 @@ def _kind(name: str) -> Any:
 
     every = {**METHODS, **MEASURED_METHODS, **OBJECTIVE_METHODS}
     if name not in every:
-        raise TvgradError(f"there is no merging method {name!r}: choose one of {', '.join(every)}")
+        raise TvgradError(f"there is no merging method {name!r}: choose one of {', '.join(every)}{near(name, every)}")
     return every[name]
 
 

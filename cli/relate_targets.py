@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import near
 
 from . import options
 
@@ -95,8 +96,9 @@ def _recipes(targets: Sequence[str], names: tuple[str, ...]) -> list[Recipe]:
         made += load_recipes(target)
     missing = [name for name in names if name not in {recipe.name for recipe in made}]
     if missing:
-        known = ", ".join(recipe.name for recipe in made)
-        raise TvgradError(f"{' and '.join(targets)}: no task is called {missing[0]!r}: choose from {known}")
+        known = [recipe.name for recipe in made]
+        told = f"choose from {', '.join(known)}{near(missing[0], known)}"
+        raise TvgradError(f"{' and '.join(targets)}: no task is called {missing[0]!r}: {told}")
     # The order of --tasks counts: lambda is the coefficient of the second.
     chosen = [recipe for name in names for recipe in made if recipe.name == name] if names else made
     if len(chosen) < 2:

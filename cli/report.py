@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvgrad.errors import TvgradError
-from tvgrad.wording import printable
+from tvgrad.wording import near, printable
 
 from . import options, table_formats
 
@@ -191,7 +191,7 @@ def _chosen(tables: dict[str, pd.DataFrame], only: tuple[str, ...]) -> dict[str,
     """The tables that were asked for by name; all by default."""
     for name in only:
         if name not in tables:
-            raise TvgradError(f"there is no table {name!r}: choose from {', '.join(tables)}")
+            raise TvgradError(f"there is no table {name!r}: choose from {', '.join(tables)}{near(name, tables)}")
     return {name: table for name, table in tables.items() if name in only} if only else tables
 
 

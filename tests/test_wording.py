@@ -11,7 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from tvgrad.wording import bytes_in_words, counted, listed, loading_error, percent, rounded_down, rounded_up
+from tvgrad.errors import TvgradError
+from tvgrad.recipes.catalogue import load_recipes
+from tvgrad.report.documents import check_formats
+from tvgrad.update_rules.rules import make_rule
+from tvgrad.wording import bytes_in_words, counted, listed, loading_error, near, percent, rounded_down, rounded_up
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,18 @@ from tvgrad.wording import bytes_in_words, counted, listed, loading_error, perce
 )
 def test_bytes_in_words(number: float, words: str) -> None:
     assert bytes_in_words(number) == words
+
+
+def test_what_was_meant() -> None:
+    assert near("tise", ("mean", "ties")) == "; did you mean 'ties'?"
+    assert near("nothing like it", ("mean", "ties")) == ""
+    for call, said in (
+        (lambda: make_rule("adma", 0.1), "choose one of gd, .*; did you mean 'adam'"),
+        (lambda: check_formats(["latx"]), "choose from csv, .*; did you mean 'latex'"),
+        (lambda: load_recipes("digits", ["partiy"]), "choose from low, .*; did you mean 'parity'"),
+    ):
+        with pytest.raises(TvgradError, match=said):
+            call()
 
 
 def test_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import sys
@@ -20,6 +21,20 @@ def counted(number: int, noun: str) -> str:
         The words.
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What to add to a list of choices where one of them was probably meant.
+
+    Args:
+        name: what was given.
+        known: the choices.
+
+    Returns:
+        A clause that begins with a semicolon; empty where no choice resembles the name.
+    """
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def printable(text: str) -> str:

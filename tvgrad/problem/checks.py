@@ -17,6 +17,7 @@ from tvgrad.numerics.precision import full_precision, preserved_randomness, seed
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.count import check_count
 from tvgrad.problem.samples import LIST_OF_BATCHES, Batch, Samples, map_tensors, tensors_in
+from tvgrad.wording import near
 
 ALLOWABLE = {
     "dropout": "noise in the forward pass (dropout): gradients belong to one fixed draw of it",
@@ -75,7 +76,10 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
     """
     unknown = sorted(set(allow) - set(ALLOWABLE))
     if unknown:
-        raise TvgradError(f"nothing called {unknown[0]!r} can be allowed: choose from {', '.join(ALLOWABLE)}")
+        raise TvgradError(
+            f"nothing called {unknown[0]!r} can be allowed: "
+            f"choose from {', '.join(ALLOWABLE)}{near(unknown[0], ALLOWABLE)}"
+        )
     with full_precision(device):
         _check_samples(batch_loss, _spread(samples), device, allow)
         if not set(allow) & BATCH_DEPENDENT:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import near
 
 SHAPES = ("constant", "linear", "cosine")
 
@@ -33,7 +34,9 @@ class RateSchedule:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise TvgradError(f"unknown schedule {self.shape!r}: choose from {', '.join(SHAPES)}")
+            raise TvgradError(
+                f"unknown schedule {self.shape!r}: choose from {', '.join(SHAPES)}{near(self.shape, SHAPES)}"
+            )
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, (int, float)) or not 0 <= self.warmup < 1:
             raise TvgradError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
 

@@ -19,6 +19,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.problem.rate_schedule import RateSchedule
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import same_names_and_shapes, trainable_parameters
+from tvgrad.wording import near
 
 _REAL: type = numbers.Real  # numpy's numbers count too
 _INTEGRAL: type = numbers.Integral
@@ -180,7 +181,9 @@ def _check_parts(model: Any, loss: Any, optimizer: str) -> None:
         raise TvgradError(f"a recipe's loss must be callable(output, target), not {type(loss).__name__}")
     trainable_parameters(model)
     if optimizer not in OPTIMIZERS:
-        raise TvgradError(f"unknown optimizer {optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+        raise TvgradError(
+            f"unknown optimizer {optimizer!r}: choose from {', '.join(OPTIMIZERS)}{near(optimizer, OPTIMIZERS)}"
+        )
 
 
 def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 from tvgrad.errors import TvgradError
 from tvgrad.problem.recipe import Recipe, check_recipes
 from tvgrad.recipes.module_names import defines_name, looks_like_training
-from tvgrad.wording import loading_error
+from tvgrad.wording import loading_error, near
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
             recipes = check_recipes(_call(_function(target), target), target)
     unknown = [task for task in tasks if task not in {recipe.name for recipe in recipes}]
     if unknown:
-        known = ", ".join(recipe.name for recipe in recipes)
-        raise TvgradError(f"{target} has no task called {unknown[0]!r}: choose from {known}")
+        known = [recipe.name for recipe in recipes]
+        told = f"choose from {', '.join(known)}{near(unknown[0], known)}"
+        raise TvgradError(f"{target} has no task called {unknown[0]!r}: {told}")
     return [recipe for recipe in recipes if not tasks or recipe.name in tasks]
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from tvgrad.errors import TvgradError
+from tvgrad.wording import near
 
 LICENSED_PACKAGE = "safetensors"
 
@@ -47,7 +48,7 @@ def read_text(name: str) -> str:
         TvgradError: there is no text of that name, or its package lacks it.
     """
     if name not in TEXTS:
-        raise TvgradError(f"there is no text called {name!r}: choose from {', '.join(TEXTS)}")
+        raise TvgradError(f"there is no text called {name!r}: choose from {', '.join(TEXTS)}{near(name, TEXTS)}")
     return TEXTS[name].read()
 
 

@@ -14,6 +14,7 @@ from tvgrad.record.options import TraceOptions
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.rules import make_rule
+from tvgrad.wording import near
 
 
 def planned_rule(recipe: Recipe, options: TraceOptions, epochs: int, batch_size: int | None) -> UpdateRule:
@@ -33,7 +34,7 @@ def planned_rule(recipe: Recipe, options: TraceOptions, epochs: int, batch_size:
     """
     name = options.optimizer or recipe.optimizer
     if name not in OPTIMIZERS:
-        raise TvgradError(f"unknown optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}")
+        raise TvgradError(f"unknown optimizer {name!r}: choose from {', '.join(OPTIMIZERS)}{near(name, OPTIMIZERS)}")
     lr = recipe.lr if options.lr is None else positive(options.lr, "--lr")
     own = name == recipe.optimizer
     decay = recipe.weight_decay if options.weight_decay is None and own else options.weight_decay

@@ -10,6 +10,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.record.loop_gradients import LoopGradients
 from tvgrad.record.run_header import RECORDABLE
+from tvgrad.wording import near
 
 
 def several(
@@ -57,7 +58,9 @@ def recorded_kinds(
     kinds = tuple(default if record is None else record)
     for kind in kinds:
         if kind not in RECORDABLE:
-            raise TvgradError(f"nothing called {kind!r} can be recorded: choose from {', '.join(RECORDABLE)}")
+            raise TvgradError(
+                f"nothing called {kind!r} can be recorded: choose from {', '.join(RECORDABLE)}{near(kind, RECORDABLE)}"
+            )
     if "gradients" in kinds and objective is None:
         raise TvgradError(
             "full-batch gradients need an objective: pass objective=tvgrad.Objective(model, loss, data), or the loop's "

@@ -34,6 +34,7 @@ from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.vectors.parameters import trainable_parameters
+from tvgrad.wording import near
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def prepare(recipe: Recipe, options: TraceOptions, crew: Crew | None = None) -> 
         steps = math.ceil(len(recipe.train) / (batch_size or len(recipe.train)))
         options.record_at.require_reachable(epochs, steps)
     if options.dtype is not None and options.dtype not in DTYPES:
-        raise TvgradError(f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}")
+        raise TvgradError(
+            f"unknown dtype {options.dtype!r}: choose from {', '.join(DTYPES)}{near(options.dtype, DTYPES)}"
+        )
     require_storable(recipe.model)
     objective = recipe.objective(
         None if options.dtype is None else DTYPES[options.dtype],

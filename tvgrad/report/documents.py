@@ -15,7 +15,7 @@ from tvgrad.files.atomic import write_text_atomically
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 from tvgrad.results import json_text
-from tvgrad.wording import printable, printed, without_formula
+from tvgrad.wording import near, printable, printed, without_formula
 
 
 def shown(value: Any, column: object = "", digits: int = 6) -> str:
@@ -92,10 +92,10 @@ def check_formats(formats: Iterable[str]) -> list[str]:
     Raises:
         TvgradError: a format is unknown.
     """
-    wanted = list(dict.fromkeys(formats))
+    wanted, known = list(dict.fromkeys(formats)), [*FORMATS, PAGE]
     for name in wanted:
         if name not in FORMATS and name != PAGE:
-            raise TvgradError(f"unknown format {name!r}: choose from {', '.join([*FORMATS, PAGE])}")
+            raise TvgradError(f"unknown format {name!r}: choose from {', '.join(known)}{near(name, known)}")
     return wanted
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.results import Plotted, Shown
-from tvgrad.wording import counted
+from tvgrad.wording import counted, near
 
 
 class ShownTables(Plotted, Shown):
@@ -34,7 +34,9 @@ class ShownTables(Plotted, Shown):
             TvgradError: there is no such table.
         """
         if name not in self.tables:
-            raise TvgradError(f"there is no table {name!r}: choose among {', '.join(self.tables)}")
+            raise TvgradError(
+                f"there is no table {name!r}: choose among {', '.join(self.tables)}{near(name, self.tables)}"
+            )
         return self.tables[name]
 
     def _facts(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.update_rules.base import Array, Rate, State, UpdateRule
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
 from tvgrad.update_rules.linear import GradientAverage, LinearRule
+from tvgrad.wording import near
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def linear_rule(rule: AnyRule) -> LinearRule:
 
 def _rule_class(name: object) -> type[UpdateRule]:
     if not isinstance(name, str) or name not in RULES:
-        raise TvgradError(f"there is no update rule {name!r}: choose one of {', '.join(RULES)}")
+        raise TvgradError(f"there is no update rule {name!r}: choose one of {', '.join(RULES)}{near(str(name), RULES)}")
     return RULES[name]
 
 
