@@ -107,7 +107,10 @@ def magnitudes_of_ranks(
         return rounded if rounded.size <= block.size // FEW else None
 
     rounded = list(mapped(narrowed, range(0, numel, READ)))
-    narrow.partition(inner)  # an order of magnitude quicker than torch.kthvalue
+    begin = 0  # one place at a time, for which numpy has vector code; an order of magnitude quicker than torch.kthvalue
+    for place in inner:
+        narrow[begin:].partition(place - begin)
+        begin = place + 1
     edges = {float(narrow[place]) for place in inner}
 
     def close_to(start: int) -> NDArray[np.float64]:

@@ -15,6 +15,9 @@ from tvgrad.merging.magnitude_ranks import magnitudes_of_ranks, of_tasks, smalle
 from tvgrad.merging.sparsifier import Sparsifier
 from tvgrad.merging.stack import Stack
 
+SMALL = 1 << 13
+"""Entries at a time: memory for more is taken from the system anew each time, which costs more than the work."""
+
 
 @dataclass(frozen=True)
 class MiddleEntries(Sparsifier):
@@ -60,8 +63,9 @@ class EntriesBetween(Sparsifier):
     @override
     def apply(self, rows: torch.Tensor, name: str, start: int) -> None:
         for row, (low, high) in zip(rows, self.edges, strict=True):
-            # hardshrink keeps what is larger, not what is as large
-            outliers = None if math.isinf(high) else torch.ops.aten.hardshrink(row, math.nextafter(high, 0.0))
-            torch.ops.aten.hardshrink.out(row, math.nextafter(low, 0.0), out=row)
-            if outliers is not None:
-                row.sub_(outliers)
+            for part in row.split(SMALL):
+                # hardshrink keeps what is larger, not what is as large
+                outliers = None if math.isinf(high) else torch.ops.aten.hardshrink(part, math.nextafter(high, 0.0))
+                torch.ops.aten.hardshrink.out(part, math.nextafter(low, 0.0), out=part)
+                if outliers is not None:
+                    part.sub_(outliers)
