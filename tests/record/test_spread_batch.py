@@ -113,3 +113,5 @@ def test_samples_that_come_twice_make_an_estimate_of_unknown_error(tmp_path: Pat
     assert error_bar(run, 0) == math.inf
     row = verdict_rows(run)[0]
     assert row.far.endswith("g_0 being one epoch's estimate of unknown error")
+    assert row.gradient_holds == "unknown"  # the task vector is near it, and it may be far from the full batch's
+    assert "which is one epoch's estimate of unknown error: its two passes drew the same" in row.cause

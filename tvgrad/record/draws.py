@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
+import numpy as np
+
+MOST_BITS = 1 << 28
+"""Samples with numbers below this are kept as bits, in at most 64 MB; others as a set."""
+
 
 class Draws:
-    """Counts samples that were drawn more than once.
+    """Counts samples that were drawn more than once, in a bit for each sample: an epoch of a million takes 125 kB.
 
     Attributes:
         again: draws of samples that had been drawn before.
@@ -16,7 +21,8 @@ class Draws:
     def __init__(self) -> None:
         """Start before the first draw."""
         self.again = 0
-        self._seen = set[Hashable]()
+        self._bits = bytearray()
+        self._others = set[Hashable]()  # names of samples, and numbers that are no place in a data set
 
     def add(self, drawn: Any) -> None:
         """Note what a sampler drew.
@@ -29,8 +35,20 @@ class Draws:
             new = set(numbers)
         except TypeError:
             return
-        self.again += len(numbers) - len(new) + len(new & self._seen)
-        self._seen |= new
+        self.again += len(numbers) - len(new) + sum(map(self._seen, new))
+
+    def _seen(self, number: Hashable) -> bool:
+        """Whether it was drawn before; it is from now on."""
+        if not isinstance(number, int | np.integer) or not 0 <= number < MOST_BITS:
+            known = number in self._others
+            self._others.add(number)
+            return known
+        place, bit = int(number) >> 3, 1 << (int(number) & 7)
+        if place >= len(self._bits):
+            self._bits.extend(bytes(max(place + 1, 2 * len(self._bits)) - len(self._bits)))
+        known = bool(self._bits[place] & bit)
+        self._bits[place] |= bit
+        return known
 
 
 class NotedSampler:

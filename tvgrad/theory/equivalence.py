@@ -20,6 +20,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result, Shown
 from tvgrad.store.given import require_run
+from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
 from tvgrad.streaming.blocks import tensor_blocks
 from tvgrad.update_rules.base import UpdateRule
@@ -147,7 +148,7 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, why, measured)))
     found = _compare(run, consumed, form)
     exact = found.worst <= 1.0
-    reason = _reason(run, exact, found) + _which_gradient(consumed, error)
+    reason = _reason(run, exact, found) + _which_gradient(consumed, error, error_bar(run, 0))
     verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, reason, found, error))
     return OneEpochCheck(tuple(verdicts))
 
@@ -359,13 +360,14 @@ def _with_deviation(why: str, found: _Comparison | None) -> str:
     return f"{why} (measured: the norm of tau_1 + lr g_0 is {found.relative:.2g} that of lr g_0)"
 
 
-def _which_gradient(consumed: str, error: float) -> str:
+def _which_gradient(consumed: str, error: float, bar: float | None) -> str:
     """What g_0 stands for where the optimizer consumed another tensor than the recorded full-batch gradient."""
     if consumed == "gradient":
         return ""
     if math.isnan(error):
         return "; g_0 is the gradient that the step consumed, and no full-batch gradient was recorded beside it"
-    return f"; g_0 is the gradient that the step consumed, off the full-batch gradient by {error:.2g} of its norm"
+    full = "the full-batch gradient" if bar is None else f"a measured gradient that is {as_estimate(bar)}"
+    return f"; g_0 is the gradient that the step consumed, off {full} by {error:.2g} of its norm"
 
 
 def _reason(run: Run, exact: bool, found: _Comparison) -> str:

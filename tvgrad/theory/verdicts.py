@@ -52,7 +52,8 @@ class GradientVerdict(Result):
     """Is the first task vector minus the learning rate times the full-batch gradient?
 
     Attributes:
-        holds: yes, no or unknown (no full-batch gradient at theta_0, no weights after the first epoch, no rate).
+        holds: yes, no or unknown (no full-batch gradient at theta_0, or an estimate of unknown error to which the task
+            vector is near; no weights after the first epoch; no rate).
         deviation: `||tau_1 + lr g_0|| / ||lr g_0||`, the recorded g_0; NaN where it cannot be formed.
         cosine: `cos(tau_1, -g_0)`.
         gradient_rounding: relative deviation of the recorded g_0 from the same gradient in a wider format, where the
@@ -184,6 +185,9 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
         0.0 if bar is None or math.isinf(bar) else bar,
     ])
     bar = nothing if bar is None else bar
+    if total <= SAME and math.isinf(bar):  # near an estimate that may be far from the full-batch gradient
+        cause = f"{percent(deviation)} away from g_0, which is {as_estimate(bar)}: its two passes drew the same"
+        return GradientVerdict(UNKNOWN, deviation, cosine, rounding, cause, bar)
     if total <= SAME:
         return GradientVerdict(YES, deviation, cosine, rounding, "", bar)
     stretch = math.sqrt(moved / length)
