@@ -150,7 +150,7 @@ def _report_model(
         say(f"LoRA: {IN_FACTORS}")
     if out is None:
         _print(_chosen(made.tables, only), bool(groups))
-        for sentence in missing_results(made.tables, made.refused):
+        for sentence in missing_results(made.tables, made.refused, made.scripts):
             say(sentence)
     else:
         from tvgrad.report.publishing import publish

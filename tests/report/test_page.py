@@ -217,6 +217,10 @@ def test_a_report_names_the_command_that_makes_what_it_lacks():
     assert all("`tvgrad explain RUN`" in sentence for sentence in found)
     page = html_page(made, [], [], "t", "l")
     assert "second_order has no rows of b" in page
+    (of_script, other) = missing_results(made, scripts=["b"])  # which `explain` needs no recipe for
+    assert of_script.startswith("error_budget has no rows of b: `tvgrad explain RUN -- COMMAND` makes them")
+    assert other.startswith("error_budget has no rows of a: `tvgrad explain RUN`")
+    assert "tvgrad explain RUN -- COMMAND" in html_page(made, [], [], "t", "l", scripts=["b"])
 
 
 def test_columns_without_anything_are_not_shown():

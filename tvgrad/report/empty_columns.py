@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
@@ -18,12 +18,15 @@ COMPUTED_BY = {
 MOST_NAMES = 6
 
 
-def missing_results(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str] | None = None) -> list[str]:
+def missing_results(
+    tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str] | None = None, scripts: Collection[str] = ()
+) -> list[str]:
     """Say which tables lack which runs, and what computes them.
 
     Args:
         tables: the tables of a report.
         refused: run -> why it cannot be explained.
+        scripts: runs that were traced from scripts: their error budget needs no recipe, and they have no expansion.
 
     Returns:
         One sentence a table, and one for each reason why a run cannot be explained; none where all is there.
@@ -36,6 +39,13 @@ def missing_results(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, st
         if name == "second_order" and "error_budget" in tables:  # rules that are not linear have no expansion
             present |= set(tables["error_budget"]["run"])
         without = [str(run) for run in dict.fromkeys(tables["norms"]["run"]) if run not in {*present, *cannot}]
+        of_scripts = [run for run in without if run in scripts]
+        without = [run for run in without if run not in scripts]
+        if of_scripts and name == "error_budget":
+            sentences.append(
+                f"{name} has no rows of {listed(of_scripts, MOST_NAMES)}: `tvgrad explain RUN -- COMMAND` makes them, "
+                "with the command that was traced, then report again."
+            )
         if without:
             sentences.append(
                 f"{name} has no rows of {listed(without, MOST_NAMES)}: {command} makes them "

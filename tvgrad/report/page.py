@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import groupby
@@ -40,6 +40,7 @@ def html_page(
     *,
     screen: FirstScreen | None = None,
     charts: Sequence[PageFigure] = (),
+    scripts: Collection[str] = (),
 ) -> str:
     """Render a report as one HTML file that needs nothing beside it.
 
@@ -54,6 +55,7 @@ def html_page(
         refused: run -> why it cannot be explained.
         screen: badges, tiles, run card and curves; of checkpoints there are none.
         charts: the interactive figures.
+        scripts: names of the runs that were traced from scripts.
 
     Returns:
         The page.
@@ -77,7 +79,7 @@ def html_page(
         specs=json_element({figure.name: figure.spec for figure in (*curves, *charts)}),
         figures=drawn,
         tables=[page_table(name, table) for name, table in tables.items() if len(table)],
-        missing=[in_words(sentence) for sentence in missing_results(tables, refused)],
+        missing=[in_words(sentence) for sentence in missing_results(tables, refused, scripts)],
         style=Markup(_asset("page.css")),  # noqa: S704 - the package's own
         table_style=Markup(_of_itables("dt_bundle.css")),  # noqa: S704 - another package's own
         script=Markup(_asset("page.js")),  # noqa: S704

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +39,9 @@ def publish(made: RunTables, runs: Sequence[Run], directory: Path, formats: Iter
     # Runs without full-batch gradients have rows of their task vectors alone, of which no map is drawn.
     more = {"trajectories": trajectories(made.gram), "epoch_cosines": cosines[cosines["kind"] == "gradient"]}
     said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
-    return _publish(made.tables, more, said, _lead(runs), directory, formats, made.refused, first_screen(made, runs))
+    return _publish(
+        made.tables, more, said, _lead(runs), directory, formats, made.refused, first_screen(made, runs), made.scripts
+    )
 
 
 def publish_checkpoints(made: CheckpointTables, pretrained: str, directory: Path, formats: Iterable[str]) -> list[Path]:
@@ -71,6 +73,7 @@ def _publish(
     formats: Iterable[str],
     refused: Mapping[str, str] | None = None,
     screen: FirstScreen | None = None,
+    scripts: Collection[str] = (),
 ) -> list[Path]:
     """Tables, the figures of them and of what is only drawn, and the page."""
     wanted = check_formats(formats)
@@ -91,6 +94,7 @@ def _publish(
             refused,
             screen=screen,
             charts=charts,
+            scripts=scripts,
         )
         path = directory / "report.html"
         write_text_atomically(path, page)
