@@ -86,21 +86,17 @@ class TrainingRecorder:
 
         Args:
             model: the module, without a wrapper for several processes.
-            optimizers: its optimizers; a library's wrapper round one is taken off.
+            optimizers: its optimizers, of which a step is one step of each; a library's wrapper round one is taken off.
             clips: whether the library clips gradients: by which factor is not told to callbacks.
             training: returns the library's loader and its training step, where full-batch gradients are wanted.
 
         Raises:
-            TvgradError: there is not exactly one optimizer, or the run cannot be made.
+            TvgradError: there is no optimizer, or the run cannot be made.
         """
-        if len(optimizers) != 1:
-            raise TvgradError(
-                f"the training has {len(optimizers)} optimizers, and a run holds one: record a part of it by "
-                "`tvgrad trace --model NAME`, or by a tvgrad.Recorder of your own"
-            )
-        optimizer = optimizers[0]
+        if not optimizers:
+            raise TvgradError("the training has no optimizer, and a run records what one does: give the library one")
         # Accelerate's and Lightning's wrappers share the class, not the hooks.
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner = [getattr(one, "optimizer", one) for one in optimizers]
         measured = None
         if self._full_gradients and training is not None:
             measured = LoopGradients(model, trainable_parameters(model), *training())
