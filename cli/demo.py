@@ -33,6 +33,7 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     from tvgrad.report.tables import run_tables
     from tvgrad.store.run import Run
     from tvgrad.theory.equivalence import FAILS, check_one_epoch
+    from tvgrad.wording import printable
 
     mark = out / "made-by-tvgrad-demo"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.exists())):
@@ -62,9 +63,9 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     first = norms[(norms["group"] == "all") & (norms["epoch"] == 0)]
     shares = ", ".join(f"{row.run} {row.gradient_norm_share:.2f}" for row in first.itertuples())
     click.echo(f"Share of the first epoch in the sum of gradient norms over {epochs} epochs: {shares}")
-    click.echo(f"Runs:    {out / 'runs'}")
-    click.echo(f"Tables:  {out / 'report'}")
-    click.echo(f"Figures: {out / 'report' / 'figures'}")
-    click.echo(f"Page:    {next(path for path in files if path.suffix == '.html')}")
+    page = next(path for path in files if path.suffix == ".html")
+    places = {"Runs": out / "runs", "Tables": out / "report", "Figures": out / "report" / "figures", "Page": page}
+    for name, place in places.items():
+        click.echo(f"{name + ':':<8} {printable(str(place))}")
     if any(check.holds == FAILS for check in checks):
         raise CheckFailed("a first epoch is not exact")

@@ -54,7 +54,7 @@ def explain_script(
     from tvgrad.store.run import Run
     from tvgrad.theory.explain import Explanation, write_results
     from tvgrad.theory.script_budget import followed_epochs, script_budget, step_plan
-    from tvgrad.wording import counted
+    from tvgrad.wording import counted, printable
 
     command: tuple[str, ...] = tuple(ctx.obj or ())
     check_command(command)
@@ -80,5 +80,5 @@ def explain_script(
     made = Explanation((), budget, Evaluations(), Evaluations(), budget.sentences)
     write_results(opened, made)
     show(opened.name, made)
-    click.echo(f"kept in {opened.root / 'results'}")
+    click.echo(f"kept in {printable(str(opened.root / 'results'))}")
     close(opened.name, made)

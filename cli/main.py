@@ -151,10 +151,14 @@ def _show(error: click.ClickException) -> None:
     """What click says of a wrong command line: the usage, and the sentence as all others look."""
     from tvgrad.cli.terminal import complain
 
+    from tvgrad.wording import printable
+
+    sentence = error.format_message()
     whole = io.StringIO()
     error.show(whole)
-    click.echo(whole.getvalue().removesuffix(f"Error: {error.format_message()}\n"), err=True, nl=False)
-    complain(error.format_message())
+    click.echo(whole.getvalue().removesuffix(f"Error: {sentence}\n"), err=True, nl=False)
+    # click lists choices on lines of their own only where a word is missing, which then quotes nothing
+    complain(sentence if isinstance(error, click.MissingParameter) else printable(sentence))
 
 
 class _Nowhere(io.TextIOBase):

@@ -48,7 +48,8 @@ def _columns() -> int:
 def say(text: str, verdict: str = "", *, colour: str = "", err: bool = False) -> None:
     """Print a sentence: on a terminal it is broken between words, and a verdict in it has its colour.
 
-    In a file or a pipe it is one line, so that it can be searched, unless COLUMNS asks for a width.
+    In a file or a pipe it is one line, so that it can be searched, unless COLUMNS asks for a width. Names and paths
+    that it quotes move no cursor and colour nothing.
 
     Args:
         text: the sentence; spaces at its start indent all of its lines.
@@ -57,6 +58,7 @@ def say(text: str, verdict: str = "", *, colour: str = "", err: bool = False) ->
         err: print it on the error stream.
     """
     err = err or tables_format() is not None  # where standard output is for tables alone
+    text = "\n".join(map(printable, text.split("\n")))
     if not (sys.stderr if err else sys.stdout).isatty():
         spaces = text[: len(text) - len(text.lstrip())]
         broken = (fill(line, _columns(), subsequent_indent=spaces, **WHOLE) for line in text.split("\n"))

@@ -1,24 +1,34 @@
 """Fuzzes every reader and the command line: `python -m tests.fuzz SECONDS [READER ...]`.
 
-Each reader has its share of the time, half of it guided by coverage where the package atheris is installed. What is
-found is written to tests/fuzz/corpus, where `test_corpus.py` tries it for ever after; exit code 1 where there is any.
+Readers take turns, round after round, so that each has its share whenever the program is stopped; every second turn is
+guided by coverage where the package atheris is installed. What is found is written to tests/fuzz/corpus, where
+`test_corpus.py` tries it for ever after; exit code 1 where there is any.
 """
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import importlib.util
+import mmap
 import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.fuzz.readers import Readers
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).with_name("corpus")
 MOST = 500_000  # kilobytes of memory beside the input
+TURN = 20  # seconds, about
 GUIDED = importlib.util.find_spec("atheris") is not None
 
 
@@ -28,7 +38,7 @@ def keep(name: str, content: bytes, words: str) -> None:
     path = CORPUS / name.replace(" ", "_") / digest
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    print(f"FOUND {name} {digest}: {words[:500]}", flush=True)
+    print(f"FOUND {name} {digest}: {words[:500]}", file=sys.stderr, flush=True)
 
 
 def known(name: str) -> list[bytes]:
@@ -36,100 +46,140 @@ def known(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(place.glob("*"))] if place.is_dir() else []
 
 
-def mutating(name: str, seconds: float, seed: int) -> int:
-    """Read changed inputs for a time; how many."""
-    from tests.fuzz.mutations import mutated
-    from tests.fuzz.readers import Finding, made
+class Turns:
+    """Gives readers their turns, each in a fork of this process, which may die of what it reads."""
 
-    chance, tried = random.Random(seed), 0
-    with tempfile.TemporaryDirectory() as folder:
-        readers = made(Path(folder))
-        first = [*readers.targets[name][1], *known(name)]
-        readers.warm(name)
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            content = mutated(chance.choice(first), chance)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            try:
-                readers.read(name, content)
-            except Finding as error:
-                keep(name, content, str(error))
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            if grown > MOST + len(content) // 1024:
-                keep(name, content, f"it took {grown:,} kB")
-            tried += 1
-    return tried
+    def __init__(self, readers: Readers, folder: Path) -> None:
+        self.readers = readers
+        self.last = folder / "last"
+        self.tried = mmap.mmap(-1, 8)
+        readers.warm("run.json")
+        self.limit = readers.limit
 
+    def once(self, name: str, content: bytes) -> None:
+        """Let a reader have one input."""
+        from tests.fuzz.readers import Finding
 
-def guided(name: str, seconds: float, seed: int) -> int:
-    """Let libFuzzer choose inputs by the lines that they reach; how many."""
-    import atheris
-
-    tried = 0
-    with atheris.instrument_imports(include=["tvgrad"]):
-        from tests.fuzz.readers import Finding, made
-    place = tempfile.mkdtemp()
-    readers = made(Path(place))
-    inputs = Path(place) / "inputs"
-    inputs.mkdir()
-    for number, content in enumerate([*readers.targets[name][1], *known(name)]):
-        (inputs / str(number)).write_bytes(content)
-    readers.warm(name)
-
-    def once(content: bytes) -> None:
-        nonlocal tried
-        tried += 1
+        self.last.write_bytes(content)
+        self.tried[:] = (int.from_bytes(self.tried, "little") + 1).to_bytes(8, "little")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            readers.read(name, content)
+            self.readers.read(name, content)
         except Finding as error:
             keep(name, content, str(error))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if grown > MOST + len(content) // 1024:
+            keep(name, content, f"it took {grown:,} kB")
 
-    words = [sys.argv[0], str(inputs), f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", "-verbosity=0"]
-    atheris.Setup([*words, "-max_len=65536", "-rss_limit_mb=0", "-handle_alrm=0"], once)
-    import atexit
+    def mutating(self, name: str, seconds: float, seed: int) -> None:
+        """Read changed inputs for a time."""
+        from tests.fuzz.mutations import mutated
 
-    atexit.register(lambda: print(f"{name}, guided: {tried} inputs", flush=True))
-    atheris.Fuzz()
-    return tried
+        chance, first = random.Random(f"{name} {seed}"), [*self.readers.targets[name][1], *known(name)]
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            self.once(name, mutated(chance.choice(first), chance))
+
+    def guided(self, name: str, seconds: float, seed: int) -> None:
+        """Let libFuzzer choose inputs by the lines that they reach; what it found useful is there in the next turn."""
+        import atheris
+
+        inputs = self.last.parent / "inputs" / name.replace(" ", "_")
+        inputs.mkdir(parents=True, exist_ok=True)
+        for number, content in enumerate([*self.readers.targets[name][1], *known(name)]):
+            (inputs / str(number)).write_bytes(content)
+        words = ["tvgrad", str(inputs), f"-max_total_time={max(1, int(seconds))}", f"-seed={seed % 2**31}"]
+        more = ["-verbosity=0", "-max_len=65536", "-rss_limit_mb=0", "-handle_alrm=0", "-timeout=100000"]
+        atheris.Setup([*words, *more], lambda content: self.once(name, content))
+        atheris.Fuzz()
+
+    def turn(self, work: Callable[[str, float, int], None], name: str, seconds: float, seed: int) -> int:
+        """Give a reader a turn; how many inputs it had."""
+        self.tried[:] = bytes(8)
+        self.readers.limit = self.limit
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(2, 1)
+            work(name, seconds, seed)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != 0:
+            keep(name, self.last.read_bytes(), f"the reader's process ended with {status} (seed {seed})")
+        return int.from_bytes(self.tried, "little")
 
 
-def separately(work: str, name: str, seconds: float, seed: int) -> None:
-    """In a process of its own, which may die of what it reads."""
-    pid = os.fork()
-    if pid == 0:
-        tried = {"mutating": mutating, "guided": guided}[work](name, seconds, seed)
-        print(f"{name}: {tried} inputs", flush=True)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status < 0:
-        keep(name, b"", f"the reader's process died of signal {-status} ({work}, seed {seed})")
+def serve_guided() -> None:
+    """Give the turns that are asked for on standard input, with all of tvgrad instrumented."""
+    import atheris
 
-
-def main() -> int:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path.insert(0, str(ROOT))
-    seconds, chosen = float(sys.argv[1]), sys.argv[2:]
-    before = {path for path in CORPUS.rglob("*") if path.is_file()}
-    with tempfile.TemporaryDirectory() as folder:
+    with atheris.instrument_imports(include=["tvgrad"]):
         from tests.fuzz.readers import made
+    with tempfile.TemporaryDirectory() as folder:
+        turns = Turns(made(Path(folder)), Path(folder))
+        while line := sys.stdin.readline():
+            name, seconds, seed = line.rstrip("\n").split("\t")
+            print(turns.turn(turns.guided, name, float(seconds), int(seed)), flush=True)
 
-        readers = made(Path(folder))
-        names = chosen or list(readers.targets)
-        readers.warm(names[0])  # the forks have imported what all need
+
+class Server:
+    """The process that gives guided turns."""
+
+    def __init__(self) -> None:
+        words = [sys.executable, "-m", "tests.fuzz", "guided"]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    def turn(self, name: str, seconds: float, seed: int) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{name}\t{seconds}\t{seed}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main(seconds: float, chosen: list[str]) -> int:
+    """Fuzz for a time; whether anything was found."""
+    from tests.fuzz.readers import made
+
+    before = {path for path in CORPUS.rglob("*") if path.is_file()}
+    tried: collections.Counter[str] = collections.Counter()
+    guided: collections.Counter[str] = collections.Counter()
     seed = int(time.time())
-    share = seconds / len(names)
-    for name in names:
-        separately("mutating", name, share / 2 if GUIDED else share, seed)
-        if GUIDED:
-            os.spawnv(os.P_WAIT, sys.executable, [sys.executable, __file__, "guided", name, str(share / 2), str(seed)])
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server() if GUIDED else None
+        turns = Turns(made(Path(folder)), Path(folder))
+        names = chosen or list(turns.readers.targets)
+        for name in names:
+            for content in turns.readers.targets[name][1]:
+                turns.readers.read(name, content, 600)
+        begun = time.monotonic()
+        rounds = max(1, round(seconds / (len(names) * TURN)))
+        for number in range(rounds):
+            for place, name in enumerate(names):
+                # what is left, in equal parts: a turn that took longer than it should takes from all that follow
+                left = (rounds - number) * len(names) - place
+                share = max(0.0, seconds - (time.monotonic() - begun)) / left
+                if server is not None:
+                    guided[name] += server.turn(name, share / 2, seed + number)
+                tried[name] += turns.turn(turns.mutating, name, share / 2 if server else share, seed + number)
+            counts = ", ".join(f"{name} {tried[name]}+{guided[name]}" for name in names)
+            print(f"round {number + 1} of {rounds}, {time.monotonic() - begun:.0f} s: {counts}", flush=True)
+        if server is not None:
+            server.close()
     found = {path for path in CORPUS.rglob("*") if path.is_file()} - before
-    print(f"{len(found)} findings in {seconds:.0f} s over {len(names)} readers, seed {seed}")
+    print(f"{len(found)} findings in {time.monotonic() - begun:.0f} s, {sum(tried.values())} changed inputs", end=" ")
+    print(f"and {sum(guided.values())} guided ones over {len(names)} readers, seed {seed}")
     return int(bool(found))
 
 
 if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(ROOT))
     if sys.argv[1] == "guided":
-        sys.path.insert(0, str(ROOT))
-        guided(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        serve_guided()
     else:
-        sys.exit(main())
+        sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
