@@ -30,15 +30,17 @@ def demo(*words: object) -> int:
 
 
 def test_a_demo_and_another_one_in_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "demo"
+    out = tmp_path / "demo\x1b[2J"
     assert demo("--out", out, "--epochs", 3) == 0
     printed, err = capsys.readouterr()
     assert err == ""
+    assert "\x1b" not in printed
     for task in TASKS:
         assert f"{task}: exact; every coordinate within the rounding of one float32 step" in printed
-    assert f"Runs:    {out / 'runs'}\n" in printed
-    assert f"Tables:  {out / 'report'}\n" in printed
-    assert f"Figures: {out / 'report' / 'figures'}" in printed
+    shown = str(out).replace("\x1b", "\\x1b")
+    assert f"Runs:    {shown}/runs\n" in printed
+    assert f"Tables:  {shown}/report\n" in printed
+    assert f"Figures: {shown}/report/figures" in printed
     for name in ("gradient_shares", "descent_cosines", "cross_task_cosines"):
         picture = out / "report" / "figures" / f"{name}.png"
         assert picture.exists()

@@ -18,6 +18,7 @@ from tvgrad.cli.main import COMMANDS, group
 import tvgrad as package
 from tvgrad.errors import CheckFailed, DamagedRun, TvgradError
 from tvgrad.store.run import Run
+from tvgrad.wording import printable
 
 Tvgrad = Callable[..., Any]
 
@@ -77,6 +78,13 @@ def test_version(tvgrad: Tvgrad) -> None:
 @pytest.mark.parametrize("arguments", [["nonsense"], ["trace"], ["--nonsense"], ["trace", "x", "--nonsense"]])
 def test_wrong_usage(refused: Callable[..., str], arguments: list[str]) -> None:
     assert refused(*arguments)
+
+
+@pytest.mark.parametrize("word", ["\x1b[2J", "two\nlines", "--\x07", "\udcff"])
+def test_words_that_are_wrong_move_no_cursor(refused: Callable[..., str], word: str) -> None:
+    for arguments in (["bound", "a", word], ["verify", "a", f"--{word}"], [word], ["recipes", word]):
+        assert word not in refused(*arguments)
+        assert printable(word) in refused(*arguments).replace("\\\\", "\\")
 
 
 def test_no_command_shows_the_help(tvgrad: Tvgrad) -> None:

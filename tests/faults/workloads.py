@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import gc
 import os
 import runpy
 import shutil
@@ -26,7 +27,7 @@ from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
 
-HANGS = 60  # seconds that no trial takes
+HANGS = 300  # seconds that no trial takes, however busy the machine is
 
 
 def bits(root: Path) -> dict[str, bytes]:
@@ -37,12 +38,15 @@ def bits(root: Path) -> dict[str, bytes]:
 
 def forked(work: Callable[[], int], log: Path) -> int:
     """Do work in a process of its own, with its output in a file; how it ended."""
+    gc.collect()
+    gc.freeze()  # a collection in the fork would write to, and so copy, every page of this process
     pid = os.fork()
     if pid == 0:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         faulthandler.dump_traceback_later(HANGS, exit=True)
+        atexit._clear()  # of PyTorch's libraries, whose end takes half a second
         code = 99
         try:
             code = work()
@@ -168,6 +172,7 @@ class Script:
 
     def run(self) -> int:
         sys.argv = [str(self.file)]
+        gc.get_freeze_count = lambda: 0  # the script's own objects are none of those that were frozen before
         runpy.run_path(str(self.file), run_name="__main__")
         atexit._run_exitfuncs()
         return 0

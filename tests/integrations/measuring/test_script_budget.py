@@ -19,6 +19,9 @@ from tvgrad.record.step_sums import StepSums
 from tvgrad.store.writer import RunWriter
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.script_budget import script_budget, step_plan
+from tvgrad.wording import printable
+
+ESCAPE = "\x1b[2J"
 
 BEGINNING = """
 import torch
@@ -115,7 +118,7 @@ def rows_by_hand() -> tuple[dict[str, float], torch.Tensor]:
 
 
 def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
-    script, out = tmp_path / "script.py", tmp_path / "run"
+    script, out = tmp_path / "script.py", tmp_path / f"run{ESCAPE}"
     script.write_text(BEGINNING + REST)
     command = warm(str(script))
     assert run([*TRACE, "--out", str(out), "--", *command]).returncode == 0
@@ -130,6 +133,8 @@ def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "two starts of the command, each of 1 epoch of forward and backward, and up to 2 more" in done.stderr
     assert "curvature of epoch 1 is an estimate, by a central difference" in done.stdout
+    assert f"kept in {str(out / 'results').replace(ESCAPE, printable(ESCAPE))}\n" in done.stdout
+    assert ESCAPE not in done.stdout + done.stderr
     rows = read_results(Run.open(out))[1]
     assert [row.term for row in rows] == list(TERMS)
     length = float(torch.cat([t.reshape(-1) for t in Run.open(out).task_vector(1).values()]).norm())

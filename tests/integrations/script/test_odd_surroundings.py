@@ -137,7 +137,7 @@ def test_standard_streams_that_are_closed(write: Write, tmp_path: Path, streams:
     words = " ".join(f"{stream}>&-" if stream else "<&-" for stream in streams)
     # In a Python of its own: what hands streams on to a warm one needs them open.
     command = [*TRACE, "--out", str(tmp_path / "run"), "--", *write(EPOCHS, afresh=True)]
-    done = run(["sh", "-c", f'exec "$@" {words}', "sh", *command])
+    done = run(["sh", "-c", f'exec "$@" {words}', "sh", *command], starts=2)
     assert done.returncode == 0
     assert Run.open(tmp_path / "run").epochs == [0, 1, 2]
     assert not Run.open(tmp_path / "run").problems()
