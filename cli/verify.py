@@ -26,6 +26,7 @@ class _Outcome:
     problems: list[str] = field(default_factory=list)
     verdicts: list[EquivalenceRow] = field(default_factory=list)
     replay: str | None = None
+    chunks: str | None = None
     passed: bool = False
 
 
@@ -96,6 +97,9 @@ def _check(run: Run, name: str, target: str | None) -> _Outcome:
         replayed = replay_gradients(run, target)
         outcome.replay = replayed.sentence
         outcome.passed = outcome.passed and replayed.agrees
+        if replayed.chunks is not None:
+            outcome.chunks = replayed.chunks.sentence
+            outcome.passed = outcome.passed and replayed.chunks.agrees
     return outcome
 
 
@@ -135,3 +139,5 @@ def _show(outcome: _Outcome) -> None:
             say(f"  trouble: {trouble}")
     if outcome.replay is not None:
         say(f"  replay: {outcome.replay}")
+    if outcome.chunks is not None:
+        say(f"  chunks: {outcome.chunks}")

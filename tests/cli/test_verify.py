@@ -177,6 +177,9 @@ def test_replay(tvgrad: Called, copied: Path) -> None:
     code, out, _ = tvgrad("verify", copied, "--replay", "--recipe", "digits")
     assert code == 0
     assert out.count("replay: all 4 gradients have the same bits") == 2
+    said = r"chunks: in chunks of \d+ in place of \d+ samples the gradient at epoch 0 differs by \S+ of its norm, "
+    estimate = r"within \S+ \(an estimate: ten times the rounding that is measured against float64\)"
+    assert len(re.findall(said + estimate, out)) == 2
 
 
 def test_a_replay_that_differs_fails_once(tvgrad: Called, traced: Traced, tampered: Tampered) -> None:

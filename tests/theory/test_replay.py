@@ -11,8 +11,12 @@ from torch import nn
 
 from tests.traced_runs import Tampered, Traced
 from tvgrad.errors import TvgradError
+from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.recipes.of_run import objective_of, recipe_of
+from tvgrad.record.options import TraceOptions
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.store.run import Run
+from tvgrad.theory.chunk_rounding import chunk_rounding
 from tvgrad.theory.replay import replay_gradients
 
 RECIPE = """
@@ -53,10 +57,6 @@ def target(tmp_path: Path) -> str:
 
 @pytest.fixture
 def run(target: str, tmp_path: Path) -> Run:
-    from tvgrad.recipes.catalogue import load_recipes
-    from tvgrad.record.options import TraceOptions
-    from tvgrad.record.training_loop import prepare, trace
-
     return trace(prepare(load_recipes(target)[0], TraceOptions(target=target)), tmp_path / "run")
 
 
@@ -67,6 +67,50 @@ def test_the_same_machine_gives_the_same_bits(traced: Traced, dtype: str) -> Non
     assert outcome.gradients == 4
     assert outcome.sentence == "all 4 gradients have the same bits"
     assert (outcome.recorded_error, outcome.replayed_error) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_chunks_of_another_size_differ_by_rounding_alone(traced: Traced, dtype: str) -> None:
+    """The truth: the gradient in float64 and one chunk, of the recipe's own model, by autograd alone."""
+    run = traced("rotated", dtype=dtype)
+    chunks = replay_gradients(run, "digits").chunks
+    assert chunks is not None
+    assert chunks.agrees, chunks.sentence
+    recipe, unit = recipe_of(run, "digits"), torch.finfo(getattr(torch, dtype)).eps / 2
+    assert (chunks.chunk_size, chunks.other) == (len(recipe.train), len(recipe.train) // 2)
+    model = recipe.model.double()
+    model.load_state_dict(run.complete(0))
+    inputs, targets = recipe.train.batch(0, len(recipe.train), torch.device("cpu"))
+    inputs = inputs.to(getattr(torch, dtype)).double()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    truth = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), targets), trained)
+    length = math.sqrt(sum(float(part.square().sum()) for part in truth))
+    far = math.sqrt(
+        sum(float((a - b.double()).square().sum()) for a, b in zip(truth, run.gradient(0).values(), strict=True))
+    )
+    assert 0 < chunks.difference <= chunks.bound
+    assert chunks.bound == pytest.approx(10 * max(far / length, unit), rel=0.01 if dtype != "float64" else 20)
+    if dtype == "float64":  # where the measured error is float32's, scaled
+        assert chunks.bound < 1e-13
+
+
+def test_where_chunks_say_nothing(target: str, tmp_path: Path) -> None:
+    recipe = load_recipes(target)[0]
+    single = trace(prepare(recipe, TraceOptions(target=target, chunk_size=1, epochs=1)), tmp_path / "run")
+    assert replay_gradients(single, target).chunks is None
+    zero = {"w": torch.zeros(2)}
+    assert chunk_rounding((2, 1), (zero, zero), zero, 0.0, 0) is None
+
+
+@pytest.mark.parametrize(("change", "agrees"), [(9e-7, True), (1.1e-6, False)])
+def test_chunks_that_differ_by_more_than_is_stated(change: float, agrees: bool) -> None:
+    one = {"w": torch.ones(4, dtype=torch.float64)}
+    other = {"w": one["w"] * (1 + change)}
+    found = chunk_rounding((2, 1), (one, other), one, 1e-7, 0)
+    assert found is not None
+    assert found.agrees == agrees
+    assert found.difference == pytest.approx(change)
+    assert f"{'within' if agrees else 'more than'} 1e-06 (an estimate" in found.sentence
 
 
 def test_epochs_that_were_dropped_are_left_out(traced: Traced) -> None:

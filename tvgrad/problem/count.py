@@ -66,7 +66,8 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
         device: where to run.
 
     Raises:
-        UnsupportedModel: the count does not add up, or is not the weight of a batch in the mean.
+        UnsupportedModel: the count does not add up, or is not the weight of a batch in the mean, or the gradient is
+            not finite.
     """
     classes = _classes(batch_loss, samples)
     _refuse_unweighed_classes(batch_loss, samples, classes)
@@ -80,6 +81,11 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
         count.check_sum(grouping)
     whole = [[list(range(len(chosen)))]]
     worst = _compared(count, _groupings(len(chosen)), whole, amounts=(0.0, PERTURBATION))
+    if math.isnan(worst):
+        raise UnsupportedModel(
+            "the gradient of a batch is not finite at the pretrained weights, or next to them: look for a root, a "
+            "logarithm or a quotient at 0, and for numbers that overflow, in model, loss and data"
+        )
     if not worst == 0:
         raise UnsupportedModel(
             f"the gradient of a batch is not the mean of the gradients of its parts weighted by "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from tvgrad.errors import TvgradError
+from tvgrad.errors import TvgradError, UnsupportedModel
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import check_problem, fitted
 from tvgrad.problem.crew import Crew
@@ -158,20 +158,32 @@ class Recipe:
 
         Raises:
             TvgradError: the device is not available, or the objective refuses a part.
-        """  # noqa: DOC502 - raised by what it calls
+            UnsupportedModel: the model does not run in `dtype`, because its code names another.
+            RuntimeError: of the model's own code, as it came.
+        """
         model = copy.deepcopy(self.model) if model is None else model
-        return Objective(
-            model.to(dtype=dtype),
-            self.loss,
-            (self.train if samples is None else samples).with_dtype(dtype),
-            chunk_size=chunk_size,
-            device=device,
-            count=self.count,
-            forward=self.forward,
-            allow=self.allow if allow is None else allow,
-            group=group,
-            initial=trainable_parameters(self.model) if shared else None,
-        )
+        formats = {parameter.dtype for parameter in self.model.parameters()}
+        try:
+            return Objective(
+                model.to(dtype=dtype),
+                self.loss,
+                (self.train if samples is None else samples).with_dtype(dtype),
+                chunk_size=chunk_size,
+                device=device,
+                count=self.count,
+                forward=self.forward,
+                allow=self.allow if allow is None else allow,
+                group=group,
+                initial=trainable_parameters(self.model) if shared else None,
+            )
+        except RuntimeError as error:
+            if dtype is None or formats == {dtype} or "dtype" not in str(error):
+                raise
+            name, said = str(dtype).removeprefix("torch."), str(error).splitlines()[0]
+            raise UnsupportedModel(
+                f"the model of {self.name} does not run in {name} ({said}): where its code casts to a format that it "
+                "names, let it cast to that of a weight, as in x.to(self.weight.dtype), or give another --dtype"
+            ) from error
 
 
 def _check_parts(model: Any, loss: Any, optimizer: str) -> None:

@@ -39,7 +39,9 @@ def recipe_of(run: Run, target: str) -> Recipe:
     return found
 
 
-def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, device: str = "auto") -> Objective:
+def objective_of(
+    run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, device: str = "auto", chunk_size: int | None = None
+) -> Objective:
     """Build the objective whose gradients a run recorded.
 
     Args:
@@ -48,6 +50,7 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
         dtype: by default the run's own.
         device: where to compute; `auto` is the device that the run was made on, whose kernels round as it did, where
             there is one here.
+        chunk_size: samples evaluated at once; by default the run's own.
 
     Returns:
         The objective, at the run's pretrained weights.
@@ -60,7 +63,9 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
     samples = recipe.train if _fits(recipe.train.fingerprint(), recorded) else recipe.train.with_dtype(own)
     if not _fits(samples.fingerprint(), recorded):
         raise TvgradError(f"the recipe's training data is not what {run.root} was recorded on: its fingerprint differs")
-    model = copy.deepcopy(recipe.model).to(own)
+    # layers of several formats stay in theirs: a cast of all was recorded as one format
+    mixed = len({one.dtype for one in run.parameters.values()}) > 1
+    model = copy.deepcopy(recipe.model) if mixed else copy.deepcopy(recipe.model).to(own)
     try:
         model.load_state_dict(run.complete(0))
     except RuntimeError:
@@ -68,11 +73,11 @@ def objective_of(run: Run, recipe: Recipe, dtype: torch.dtype | None = None, *, 
             f"the recipe's model holds other frozen parameters or buffers than {run.root}: give the recipe that made it"
         ) from None
     return recipe.objective(
-        dtype or own,
+        dtype or (None if mixed else own),
         _device_of(run) if device == "auto" else device,
-        samples=samples.as_rounded_to(own),
+        samples=samples if mixed else samples.as_rounded_to(own),
         model=model,
-        chunk_size=run.info.get("chunk_size"),
+        chunk_size=chunk_size or run.info.get("chunk_size"),
         allow=run.info.get("allowed", ()),
     )
 

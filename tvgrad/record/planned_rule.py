@@ -45,6 +45,27 @@ def planned_rule(recipe: Recipe, options: TraceOptions, epochs: int, batch_size:
     return rule.with_lr(recipe.schedule.rates(lr, steps))
 
 
+def require_representable(rule: UpdateRule, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse a rate or a decay that overflows in the format of a parameter, in which PyTorch multiplies with it.
+
+    Args:
+        rule: of the training.
+        parameters: name -> parameter.
+
+    Raises:
+        TvgradError: it overflows.
+    """
+    rates = rule.lr if isinstance(rule.lr, tuple) else (rule.lr,)
+    given = {"--lr": max(rates), "--weight-decay": max(rule.coupled_decay, rule.decoupled_decay)}
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters.values()):
+        for option, value in given.items():
+            if value > torch.finfo(dtype).max:
+                name = str(dtype).removeprefix("torch.")
+                raise TvgradError(
+                    f"{option} {value:g} is beyond the largest {name} number: lower it, or give --dtype float32"
+                )
+
+
 def rule_of_groups(recipe: Recipe, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]) -> AnyRule:
     """Leave the decay of biases and norms out, where a recipe does.
 

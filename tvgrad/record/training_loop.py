@@ -23,7 +23,7 @@ from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.record.batch_order import batches_of, epoch_seed
 from tvgrad.record.options import DTYPES, TraceOptions
-from tvgrad.record.planned_rule import optimizer_of, planned_rule, rule_of_groups
+from tvgrad.record.planned_rule import optimizer_of, planned_rule, require_representable, rule_of_groups
 from tvgrad.record.recorder import Recorder
 from tvgrad.record.running_cosine import RunningCosine
 from tvgrad.store.layout import MANIFEST, require_free
@@ -111,6 +111,7 @@ def prepare(recipe: Recipe, options: TraceOptions, crew: Crew | None = None) -> 
         group=crew,
         shared=True,
     )
+    require_representable(rule, trainable_parameters(objective.model))
     return Prepared(recipe, objective.model, objective.samples, objective, rule, epochs, batch_size, options)
 
 

@@ -355,7 +355,8 @@ def _coefficients(
         image = summed @ a
         return float(linear @ a + a @ image / 2) / size, (linear + image) / size
 
-    wanted = minimize(value, even, jac=True, method="L-BFGS-B", bounds=[(0.0, WIDEST * common)] * count).x
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is not below the common one's loss
+        wanted = minimize(value, even, jac=True, method="L-BFGS-B", bounds=[(0.0, WIDEST * common)] * count).x
     reached = float(line.at(common).sum())
     for part in (1.0, 0.5):
         tried = even + part * (wanted - even)
