@@ -19,6 +19,7 @@ from . import options
 @options.model
 @options.patience
 @click.option("--curvature/--no-curvature", default=True, show_default=True, help="Estimate it, by two more starts.")
+@click.option("--one-sided", is_flag=True, help="Estimate the curvature by one more start, whose error is not known.")
 @click.pass_context
 def explain_script(
     ctx: click.Context,
@@ -28,14 +29,15 @@ def explain_script(
     model: str | None,
     patience: float | None,
     curvature: bool,
+    one_sided: bool,
 ) -> None:
     """Explain RUN, a script's, by starting COMMAND again: why its task vectors are not exactly the gradient.
 
     COMMAND is the one that was traced. It is started twice, up to the end of the last epoch explained: once it trains
     as it did, and once it goes through the same batches at the pretrained weights. Two more starts for each epoch
-    explained, of one epoch, estimate the curvature; without them it is one row with others. Where the full-batch
-    gradient at the pretrained weights was not measured before, the second of these starts measures it too, with up to
-    two more that confirm it. Everything is kept in RUN/results, where `tvgrad report` finds it.
+    explained, of one epoch, estimate the curvature (one with --one-sided); without them it is one row with others.
+    Where the full-batch gradient at the pretrained weights was not measured before, the second of these starts measures
+    it too, with up to two more that confirm it. Everything is kept in RUN/results, where `tvgrad report` finds it.
 
     \b
     Examples:
@@ -58,6 +60,8 @@ def explain_script(
 
     command: tuple[str, ...] = tuple(ctx.obj or ())
     check_command(command)
+    if one_sided and not curvature:
+        raise TvgradError("--one-sided is how the curvature is estimated, which --no-curvature leaves out: give one")
     try:
         wanted = [int(part) for part in epochs.split(",")]
     except ValueError:
@@ -66,7 +70,8 @@ def explain_script(
     plan = step_plan(opened, wanted, curvature)
     unmeasured = 0 not in opened.having("gradient")
     last = len(plan.ends) - 1
-    more = f", and up to {2 * len(plan.weights)} more of one epoch" if curvature else ""
+    starts_an_epoch = 1 if one_sided else 2
+    more = f", and up to {starts_an_epoch * len(plan.weights)} more of one epoch" if curvature else ""
     first = "; the gradient at the pretrained weights takes up to two more" if unmeasured else ""
     say(f"explaining: two starts of the command, each of {counted(last, 'epoch')} of forward and backward{more}{first}")
     with folder_of_passes() as folder:
@@ -74,7 +79,7 @@ def explain_script(
         found = explain_passes(starts, plan, on_measured=lambda made: say(f"gradient at epoch 0: {made.sentence}"))
         opened = Run.open(run)
         followed = followed_epochs(opened, found.trained, found.same_batches) if curvature else []
-        bent = curvature_passes(replace(starts, run=opened), plan, found, followed)
+        bent = curvature_passes(replace(starts, run=opened), plan, found, followed, one_sided=one_sided)
         sums = found.trained, found.at_start, found.same_batches
         budget = script_budget(opened, plan, *sums, products=bent.products, said=bent.sentences)
     made = Explanation((), budget, Evaluations(), Evaluations(), budget.sentences)

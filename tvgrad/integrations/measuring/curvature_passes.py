@@ -1,7 +1,8 @@
 """curvature_passes: Hessian-vector products of a script's loss, by central differences of measured gradients.
 
 The Hessian at theta_0 times a vector v is `(g(theta_0 + h v) - g(theta_0 - h v)) / 2h` up to third order in h: two
-measuring passes, with the same random numbers, so that noise of the script's own (dropout) is the same in both.
+measuring passes, with the same random numbers, so that noise of the script's own (dropout) is the same in both. Half as
+dear, and right up to second order only, is `(g(theta_0 + h v) - g(theta_0)) / h` with the gradient that was measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from tvgrad.wording import percent
 
 Vector = Mapping[str, torch.Tensor]
 
+ONE_SIDED = (
+    "by the difference of one pass at theta_0 + h v to g_0; how far it is off is not known: without --one-sided a pass "
+    "on the other side tells"
+)
+
 
 @dataclass(frozen=True)
 class Curvatures:
@@ -39,14 +45,17 @@ class Curvatures:
     sentences: tuple[str, ...]
 
 
-def curvature_passes(starts: Starts, plan: StepPlan, found: ScriptSums, epochs: Sequence[int]) -> Curvatures:
-    """Start a script twice for each epoch, at weights on both sides of theta_0.
+def curvature_passes(
+    starts: Starts, plan: StepPlan, found: ScriptSums, epochs: Sequence[int], *, one_sided: bool = False
+) -> Curvatures:
+    """Start a script twice for each epoch, at weights on both sides of theta_0; or once, on one side.
 
     Args:
         starts: of the command, for the run, with the full-batch gradient at theta_0.
         plan: which sums were wanted.
         found: those sums.
         epochs: for which a product is wanted.
+        one_sided: leave the pass at theta_0 - h v out.
 
     Returns:
         The products.
@@ -68,25 +77,30 @@ def curvature_passes(starts: Starts, plan: StepPlan, found: ScriptSums, epochs: 
         if not length:  # one step: no gradient was taken anywhere but at theta_0
             products[epoch] = LazyCombination((1.0, vector))
             continue
-        step = _step(size, length, plan.total(epoch), getattr(torch, found.dtype))
+        step = _step(size, length, plan.total(epoch), getattr(torch, found.dtype), 1 / 2 if one_sided else 1 / 3)
         where = str(vector.path)
-        after, before = (
+        after, *before = (
             starts.pass_at(0, weighing=how["weighing"], counter=how["counter"], shift=where, along=along).gradient
-            for along in (step, -step)
+            for along in ((step,) if one_sided else (step, -step))
         )
-        products[epoch] = LazyCombination((0.5 / step, after), (-0.5 / step, before))
-        sentences.append(_sentence(epoch, after, before, run.gradient(0)))
+        if before:
+            products[epoch] = LazyCombination((0.5 / step, after), (-0.5 / step, before[0]))
+            sentences.append(_sentence(epoch, after, before[0], run.gradient(0)))
+        else:
+            products[epoch] = LazyCombination((1 / step, after), (-1 / step, run.gradient(0)))
+            sentences.append(f"curvature of epoch {epoch} is an estimate, {ONE_SIDED}")
     return Curvatures(products, tuple(sentences))
 
 
-def _step(size: float, length: float, total: float, dtype: torch.dtype) -> float:
+def _step(size: float, length: float, total: float, dtype: torch.dtype, power: float) -> float:
     """Choose how far to go along a displacement of that length, from weights of that size."""
     # The error of a central difference grows with h^2 and its rounding with u / h, so that h of the cube root of u, on
-    # the scale of the weights, keeps both small. Where gradients are computed in a narrow format that is far: then the
-    # mean displacement of the training itself, vector / total, says what a small step is.
+    # the scale of the weights, keeps both small; that of a one-sided one grows with h, which takes the square root.
+    # Where gradients are computed in a narrow format that is far: then the mean displacement of the training itself,
+    # vector / total, says what a small step is.
     if dtype.itemsize < 4 or not size:
         return 1.0 / total
-    step: float = unit_roundoff(dtype) ** (1 / 3) * size / length
+    step: float = unit_roundoff(dtype) ** power * size / length
     return step
 
 
