@@ -109,7 +109,10 @@ def upper_norm(rows: torch.Tensor, margin: float = SUM_MARGIN) -> torch.Tensor:
         Upper bounds, (n,); zero for zeros.
     """
     norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return round_up(norms, margin) + TINY * (rows != 0).any(dim=1)
+    positive = norms != 0
+    if not bool(positive.all()):  # else, as mostly, no row needs to be looked at again
+        positive = (rows != 0).any(dim=1)
+    return round_up(norms, margin) + TINY * positive
 
 
 def own_copy(tensor: torch.Tensor) -> torch.Tensor:

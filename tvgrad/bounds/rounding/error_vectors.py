@@ -13,6 +13,7 @@ The distance is Euclidean, one for each sample. The rules, with u the unit round
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,7 +86,7 @@ class ErrorVectors:
         """
         product = self.value * other.value
         error = self.largest * other.error + other.largest * self.error + self.error * other.error
-        return ErrorVectors(product, error + 2 * UNIT_ROUNDOFF * upper_norm(product) + TINY)
+        return _measured(product, lambda size: error + 2 * UNIT_ROUNDOFF * size + TINY)
 
 
 def applied(function: Elementwise, z: ErrorVectors, lipschitz: float, bound: float) -> ErrorVectors:
@@ -101,8 +102,16 @@ def applied(function: Elementwise, z: ErrorVectors, lipschitz: float, bound: flo
         The values.
     """
     value = function(z.value)
-    evaluation = 64 * UNIT_ROUNDOFF * (bound * value.shape[1] ** 0.5 + lipschitz * z.size + upper_norm(value)) + TINY
-    return ErrorVectors(value, lipschitz * z.error + evaluation)
+    fixed = bound * value.shape[1] ** 0.5 + lipschitz * z.size
+    return _measured(value, lambda size: lipschitz * z.error + 64 * UNIT_ROUNDOFF * (fixed + size) + TINY)
+
+
+def _measured(value: torch.Tensor, error_of: Callable[[torch.Tensor], torch.Tensor]) -> ErrorVectors:
+    """Vectors whose error grows with their own size, which is measured once."""
+    size = upper_norm(value)
+    found = ErrorVectors(value, error_of(size))
+    found.__dict__["size"] = size
+    return found
 
 
 def nothing_like(like: ErrorVectors) -> ErrorVectors:
