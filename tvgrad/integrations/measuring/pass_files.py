@@ -80,7 +80,7 @@ def read_gradient(folder: Path) -> LazyWeights:
 
 
 def read_sums(folder: Path) -> dict[int, dict[ScriptSum, LazyWeights]]:
-    """Open what `write_sums` left.
+    """Open what `write_sum` left.
 
     Args:
         folder: of the pass.
