@@ -56,6 +56,18 @@ def test_merge(tvgrad: Tvgrad, models: Path) -> None:
     assert load_file(narrow / "model.safetensors")["head.bias"].dtype == torch.bfloat16
 
 
+def test_a_bit_that_flipped_in_what_is_no_run_is_not_noticed(tvgrad: Tvgrad, models: Path) -> None:
+    """As docs/concepts/trust.md says: these files hold no checksum. The result has the changed number."""
+    path, words = models / "a" / "model.safetensors", ["merge", "--pretrained", models / "base", models / "a"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x80  # the sign of the last number
+    for name in ("plain", "flipped"):
+        assert tvgrad(*words, "--method", "mean", "--out", models / name).code == 0
+        path.write_bytes(content)
+    plain, flipped = (load_file(models / name / "model.safetensors") for name in ("plain", "flipped"))
+    assert sum(int((plain[name] != flipped[name]).sum()) for name in plain) == 1
+
+
 def test_relate(tvgrad: Tvgrad, models: Path) -> None:
     outcome = tvgrad("relate", "--pretrained", models / "base", models / "a", models / "b", "--out", models / "t.csv")
     assert outcome.code == 0
