@@ -166,7 +166,8 @@ def test_refusals_are_one_sentence() -> None:
         (lambda: disentanglement_error([regression] * 2, [one] * 2), r"(12, 1) are no classes"),
         (lambda: least_sensitive({"a": torch.ones(3)}, 0.1), "a share of 0.1 of 3 weights is none"),
         (lambda: least_sensitive({"a": torch.tensor([float("nan"), 1.0])}, 0.5), "holds a NaN"),
-        (lambda: least_sensitive({"a": torch.ones(3)}, 0), "share must be a number above 0"),
+        (lambda: least_sensitive({"a": torch.ones(3)}, 0), "share must be a positive number, not 0"),
+        (lambda: least_sensitive({"a": torch.ones(3)}, 1.5), "share must be at most 1, not 1.5"),
         (lambda: keep_off_mask(torch.optim.SGD([weight]), {"w": weight}, {}), "'w' has no boolean mask of its shape"),
     ]
     for run, said in cases:

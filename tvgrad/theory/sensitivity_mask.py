@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.method import checked_share
 from tvgrad.problem.objective import Objective
+from tvgrad.problem.recipe import positive
 from tvgrad.vectors.algebra import flatten
 from tvgrad.vectors.parameters import Weights
 
@@ -43,7 +43,9 @@ def least_sensitive(sensitivity: Mapping[str, torch.Tensor], share: float = TUNE
         {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
     values = flatten(sensitivity)
-    count = int(checked_share(share, "share") * values.size)
+    if positive(share, "share") > 1:
+        raise TvgradError(f"share must be at most 1, not {share!r}")
+    count = int(share * values.size)
     if count < 1:
         raise TvgradError(f"a share of {share:g} of {values.size} weights is none: give a larger one")
     if not np.isfinite(values).all():
