@@ -212,7 +212,8 @@ class Tube:
         """`sum_e c[s,e] (h_e X_e + gamma_e)`."""
         widths = zip(self.hessian_norms, self.deviations, self.gradients, strict=False)
         each: Array = np.array([h * x + g.error for h, x, g in itertools.islice(widths, step)])
-        return round_up(float(self.coefficients.matrix[step, :step] @ each))
+        with np.errstate(over="ignore"):  # a tube that grows beyond all bounds is refused by who asks
+            return round_up(float(self.coefficients.matrix[step, :step] @ each))
 
     def _enter(self, centre: torch.Tensor, deviation: float) -> None:
         """Evaluate gradients and Hessian bounds at a new centre."""
