@@ -75,7 +75,8 @@ def test_sums_are_those_of_the_formulas(
                     narrow = dtype == torch.float32 and (part.name != "sgd" or what is ScriptSum.DISPLACEMENT)
                     rounding = 2 * adds.get(what, FOLD) * 2.0**-24 if narrow else 2.0**-46
                     assert_near(found[epoch][what][name], terms, rounding)
-                if not part.coupled_decay:
+                assert (ScriptSum.WITHOUT_DECAY in found[epoch]) == rule.decays
+                if rule.decays and not part.coupled_decay:
                     without = found[epoch][ScriptSum.WITHOUT_DECAY][name] - found[epoch][ScriptSum.RULE][name]
                     start = drawn(0, dtype)[name].double()
                     decay = [part.rate(s) * part.decoupled_decay for s in range(count)]

@@ -44,7 +44,8 @@ class StepSums:
 
     Attributes:
         sums: epoch that is explained -> what -> the sum, float64, as it was kept; displacements of float32 weights in
-            float32.
+            float32. What would be the same as another is not there: WITHOUT_DECAY of a rule that has none, and
+            UNCLIPPED where nothing was clipped.
         steps: steps that were added.
     """
 
@@ -125,14 +126,10 @@ class StepSums:
             plain: Vector = (self._without_decay or full).task_vector
             if self._decayed:
                 plain = LazyCombination((1.0, plain), (self._decay, self._start), (1.0, self._decayed))
-            if plain is not full.task_vector:
+            if self._rule.decays:
                 self._complete(epoch, ScriptSum.WITHOUT_DECAY, plain)
-            else:
-                self.sums[epoch][ScriptSum.WITHOUT_DECAY] = self.sums[epoch][ScriptSum.RULE]
             self._complete(epoch, ScriptSum.AFTER, after)
             self._complete_grown(epoch)
-            if not self._clipped(epoch):
-                self.sums[epoch][ScriptSum.UNCLIPPED] = self.sums[epoch][ScriptSum.CONSUMED]
 
     @torch.no_grad()
     def add_batch(self, gradient: Vector) -> bool:

@@ -156,7 +156,7 @@ def _epoch_budget(
     absent |= (set() if rule.decays else {Row.WEIGHT_DECAY}) | ({Row.PRECONDITIONER} if linear else set())
     if followed:
         nodes[Row.UPDATE_ROUNDING] = trained[ScriptSum.RULE]
-        nodes[Row.WEIGHT_DECAY] = trained[ScriptSum.WITHOUT_DECAY]
+        nodes[Row.WEIGHT_DECAY] = trained[ScriptSum.WITHOUT_DECAY if rule.decays else ScriptSum.RULE]
         if _mismatch(run, epoch, trained[ScriptSum.AFTER]):
             absent -= {Row.REPLAY_MISMATCH}
             nodes[Row.REPLAY_MISMATCH] = LazyCombination((1.0, trained[ScriptSum.AFTER]), (-1.0, run.weights(0)))

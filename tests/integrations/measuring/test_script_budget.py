@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tvgrad
 from tests.integrations.script.script_runs import TRACE, run, warm, warm_tvgrad
 from tvgrad import Run
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.pass_files import read_sums, write_sum
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.record.step_sums import StepSums
 from tvgrad.store.writer import RunWriter
@@ -170,8 +172,16 @@ def recorded(folder: Path, make: Any, **noted: float) -> Run:
 
 
 def sums_of(run: Run, plan: StepPlan) -> tuple[Any, Any]:
-    """The sums of the run's own steps, and those of a pass at theta_0 whose gradient is 1.5 times the run's."""
-    trained, frozen = StepSums(plan, run.weights(0)), StepSums(plan, run.weights(0))
+    """The sums of the run's own steps, and those of a pass at theta_0 whose gradient is 1.5 times the run's.
+
+    They come from files, as those of a script that was started again do.
+    """
+    folders = [run.root.with_name(f"{run.root.name}-{name}") for name in ("trained", "frozen")]
+    for folder in folders:
+        folder.mkdir()
+    trained, frozen = (
+        StepSums(plan, run.weights(0), keep=partial(write_sum, str(folder)), folder=folder) for folder in folders
+    )
     for epoch in range(1, len(plan.ends)):
         trained.add_training_step(run.epoch_gradient(epoch), run.weights(epoch - 1))
         trained.end_training_step(run.weights(epoch))
@@ -180,7 +190,8 @@ def sums_of(run: Run, plan: StepPlan) -> tuple[Any, Any]:
         frozen.add_epoch(other)
     assert trained.complete
     assert frozen.complete
-    return trained.sums, frozen.sums
+    trained_sums, frozen_sums = map(read_sums, folders)
+    return trained_sums, frozen_sums
 
 
 def test_without_a_seed_only_coverage_has_a_row(descent: Run) -> None:
@@ -209,6 +220,16 @@ def test_a_preconditioner_takes_the_same_training(tmp_path: Path) -> None:
     plan = step_plan(run, [1])
     with pytest.raises(TvgradError, match="fix its seeds"):
         script_budget(run, plan, *sums_of(run, plan), same_batches=False)
+
+
+def test_adam_without_decay_is_explained(tmp_path: Path) -> None:
+    run = recorded(tmp_path, lambda parameters: torch.optim.Adam(parameters, lr=0.1))
+    plan = step_plan(run, [1, 2])
+    budget = script_budget(run, plan, *sums_of(run, plan), same_batches=True)
+    rows = {row.term: row.norm for row in budget.rows if row.epoch == 2}
+    assert rows["preconditioner"] < 1e-12, "every coordinate has the same gradient: a multiple of it"
+    assert rows["weight decay"] == 0
+    assert budget.closure < 1e-12
 
 
 def test_clipping_by_several_factors_is_part_of_the_next_row(tmp_path: Path) -> None:
