@@ -109,6 +109,7 @@ NOT_SHOWN = {
     "BatchPrediction", "RecordedStep", "Schedule", "StepPlan",  # tensors that are moved on, step by step
     "EpochBudget", "BudgetPlan", "Costs", "Evaluations",  # parts of results, which show them
     "LayerBounds", "LocalLoss", "LossBounds", "PointBounds",  # numbers that bounds are made of
+    "Sparsifier", "RandomEntries", "Given",  # parts of methods
     "Activation", "Method", "Point", "BoundedVector",  # what was given, what lies in files, a vector with its rounding
 }  # fmt: skip
 """What public functions return besides results."""

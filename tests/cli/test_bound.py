@@ -240,7 +240,7 @@ def test_adam_is_compared_with_its_own_steps_along_the_gradient(mine: Path, tvgr
         ("recipe", ["--lr", "0"], "--lr must be a positive number"),
         ("recipe", ["--lr", "nan"], "--lr must be a positive number"),
         ("recipe", ["--epochs", "0"], "--epochs must be a whole number of at least 1"),
-        ("recipe", ["--optimizer", "adam"], "is not one of 'gd', 'sgd', 'momentum', 'nesterov'"),
+        ("recipe", ["--optimizer", "adagrad"], "is not one of 'gd', 'sgd', 'momentum', 'nesterov', 'adam', 'adamw'"),
         ("recipe", ["--momentum", "0.9"], "takes no momentum"),
         ("tasks", ["--tasks", "three"], "no task called"),
     ],

@@ -119,7 +119,7 @@ def test_json_carries_the_fields_of_the_report(tvgrad: Called, copied: Path, tmp
     code, out, err = tvgrad("verify", copied, "--json")
     found = json.loads(out, parse_constant=pytest.fail)
     assert (code, err) == (0, "")
-    whole = {"points": 4, "problems": [], "replay": None, "passed": True}
+    whole = {"points": 4, "problems": [], "replay": None, "chunks": None, "passed": True}
     assert found["runs"] == [{"run": name, **whole} for name in ("low", "rotated")]
     assert tvgrad("report", copied, "--out", tmp_path / "report", "--format", "json")[0] == 0
     assert found["equivalence"] == json.loads((tmp_path / "report/equivalence.json").read_text())

@@ -41,6 +41,16 @@ class AdaMerging(ObjectiveMethod):
     Objectives are of `mean_entropy` on unlabelled inputs, each with its task's own head. The derivative of entropy by
     $a_t$ is its gradient's inner product with $\tau_t$: a gradient a task for each step. As published it is stopped
     after some steps and not at a minimum, which there often is none of; batches are the whole data here.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import AdaMerging, merge_vectors
+        >>> from tvgrad.merging.ada_merging import mean_entropy
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> objective = tvgrad.Objective(model, mean_entropy, (torch.eye(2), torch.zeros(2)))
+        >>> method = AdaMerging((objective,), start=0.5, steps=1, rate=0.0)
+        >>> merge_vectors(method, [{"weight": torch.tensor([[2.0, 0.0], [0.0, 4.0]])}])["weight"].diagonal().tolist()
+        [1.0, 2.0]
     """
 
     start: float = 0.3

@@ -19,6 +19,12 @@ class FedNova(PreparedMethod):
     r"""$\bar{s} \cdot \frac{1}{T} \sum_t \tau_t / s_t$: with $s_t$ the steps of task t, $\bar{s}$ their mean.
 
     Without `steps` all tasks count alike, and the result is the mean.
+
+    Examples:
+        >>> import torch
+        >>> from tvgrad.merging import FedNova
+        >>> FedNova(steps=[1, 3]).steps
+        (1, 3)
     """
 
     steps: tuple[int, ...] = ()

@@ -81,15 +81,16 @@ def check_count(batch_loss: BatchLoss, samples: Samples, device: torch.device) -
         count.check_sum(grouping)
     whole = [[list(range(len(chosen)))]]
     worst = _compared(count, _groupings(len(chosen)), whole, amounts=(0.0, PERTURBATION))
-    if math.isnan(worst):
+    if math.isnan(worst) and math.isnan(_compared(count, whole, whole, amounts=(0.0, PERTURBATION))):
         raise UnsupportedModel(
             "the gradient of a batch is not finite at the pretrained weights, or next to them: look for a root, a "
             "logarithm or a quotient at 0, and for numbers that overflow, in model, loss and data"
         )
-    if not worst == 0:
+    if worst != 0:
+        size = "that of a part is not finite" if math.isnan(worst) else f"off by {worst:.2g} of their size"
         raise UnsupportedModel(
             f"the gradient of a batch is not the mean of the gradients of its parts weighted by "
-            f"{'count' if batch_loss.count else 'samples'} (off by {worst:.2g} of their size): {_remedy(batch_loss)}"
+            f"{'count' if batch_loss.count else 'samples'} ({size}): {_remedy(batch_loss)}"
         )
 
 
