@@ -30,6 +30,10 @@ COMMANDS = {
 }
 
 
+MOST_LETTERS = 24_000
+"""Letters of the longest sentence that is shown whole: it may quote two names of 10,000."""
+
+
 class LazyGroup(click.Group):
     """Loads a command's module when the command is used, so that `--help` does not wait for torch."""
 
@@ -144,6 +148,8 @@ def _complain(sentence: str) -> None:
 
     from tvgrad.wording import printable
 
+    if len(sentence) > MOST_LETTERS:  # a name of a stranger's may have millions, and what to do stands at the end
+        sentence = f"{sentence[: MOST_LETTERS - MOST_LETTERS // 4]} ... {sentence[-(MOST_LETTERS // 4) :]}"
     complain(printable(sentence))
 
 

@@ -42,7 +42,7 @@ def console(err: bool = False) -> Console:
 def _columns() -> int:
     """The width that COLUMNS asks for, 0 where it asks for none."""
     asked = os.environ.get("COLUMNS", "")
-    return int(asked) if asked.isdigit() else 0
+    return int(asked) if asked.isdecimal() and len(asked) < 6 else 0
 
 
 def say(text: str, verdict: str = "", *, colour: str = "", err: bool = False) -> None:

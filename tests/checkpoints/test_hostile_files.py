@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tvgrad.checkpoints.adapter_config import scale_of
 from tvgrad.checkpoints.carried import carried_files
 from tvgrad.checkpoints.opening import read_checkpoint
 from tvgrad.checkpoints.torch_files import load_tensors
 from tvgrad.errors import TvgradError
+from tvgrad.vectors.parameters import group_names
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -33,6 +36,40 @@ def test_a_tensor_larger_than_its_file(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1).expand(1 << 40)}, tmp_path / "x.pt")
     with pytest.raises(TvgradError, match="has a tensor 'w' that is larger than the file"):
         load_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.eye(2).to_sparse(), "a sparse_coo one"),
+        (lambda: torch.eye(2).to_sparse_csr(), "a sparse_csr one"),
+        (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "a nested one"),
+        (lambda: torch.empty(2, device="meta"), r"an empty one \(on the meta device\)"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), r"quantised \(qint8\)"),
+    ],
+)
+def test_a_tensor_without_plain_values(tmp_path: Path, make: Callable[[], torch.Tensor], what: str) -> None:
+    torch.save({"b": torch.ones(1), "w": make()}, tmp_path / "x.pt")
+    with pytest.raises(TvgradError, match=rf"x\.pt has a tensor 'w' that is {what}: write dense tensors"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_many_tensors_that_are_larger_together_than_their_file(tmp_path: Path) -> None:
+    one = torch.zeros(1 << 10)
+    torch.save({f"w{i}": one.expand(1 << 13, -1) for i in range(4)}, tmp_path / "x.pt")  # 32 MB each, once copied
+    with pytest.raises(TvgradError, match="larger than the file"):
+        load_tensors(tmp_path / "x.pt")
+    torch.save({"w": torch.arange(6.0).reshape(2, 3).t(), "v": one.expand(8, -1)}, tmp_path / "y.pt")
+    assert read_checkpoint(tmp_path / "y.pt")["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999999999999}", "(" * 5000 + ")" * 5000])
+def test_a_pattern_that_cannot_be_compiled(pattern: str) -> None:
+    with pytest.raises(TvgradError, match="alpha_pattern of the adapter cannot be read"):
+        scale_of({"alpha_pattern": {pattern: 8}}, "q_proj", 2)
+    with pytest.raises(TvgradError, match="is not a regular expression"):
+        group_names(["q_proj"], pattern)
 
 
 def test_shards_that_are_no_files(tmp_path: Path) -> None:

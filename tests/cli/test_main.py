@@ -98,6 +98,11 @@ def test_no_command_shows_the_help(tvgrad: Tvgrad) -> None:
     [
         (TvgradError("it is wrong: do it right"), 2, "Error: it is wrong: do it right\n"),
         (DamagedRun("it is damaged"), 2, "Error: it is damaged\n"),
+        (
+            TvgradError(f"tensor {'n' * 5_000_000}: do it right"),
+            2,
+            f"Error: tensor {'n' * 17_993} ... {'n' * 5_987}: do it right\n",
+        ),
         (CheckFailed("1 of 2 did not pass"), 1, "Error: 1 of 2 did not pass\n"),
         (KeyboardInterrupt(), 130, "tvgrad: stopped; finished epochs are recorded\n"),
         (

@@ -231,3 +231,12 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "notes").touch()
     assert "is not an empty folder" in refused(good, out="full")
     assert "is a file" in refused(good, out="good/config.json")
+
+
+def test_a_dtype_that_no_file_holds_is_named(tmp_path: Path) -> None:
+    for name in ("base", "tuned"):
+        torch.save({"w": torch.ones(2), "c": torch.ones(2, dtype=torch.complex128)}, tmp_path / f"{name}.pt")
+    with pytest.raises(TvgradError, match="tensor 'c' is of dtype complex128, which no safetensors file holds"):
+        merge_checkpoints(
+            METHODS["mean"](), tmp_path / "base.pt", [tmp_path / "tuned.pt"], alpha=1.0, out=tmp_path / "o"
+        )

@@ -178,6 +178,8 @@ TABLES = [
     ("step,lr\n1e400,0.1\n", ""),
     ('step,lr\n1,"' + "9" * 140_000 + '"\n', "field larger than field limit"),
     ("step" + "," * 4_000_001 + "\n", "more than 4,000,000 cells"),
+    ("step\n" + "1\n" * 4_000_001, "more than 4,000,000 cells"),
+    ("step" + ",a" * 10_000 + "\n", "10,001 columns, and at most 10,000 are read"),
     ("", "step"),
 ]
 

@@ -105,7 +105,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 alpha = value
                 break
-    except (re.error, AttributeError) as error:
+    except (re.error, AttributeError, OverflowError, RecursionError) as error:
         raise TvgradError(
             f"alpha_pattern of the adapter cannot be read ({reason_of(error)}): save the adapter again"
         ) from None

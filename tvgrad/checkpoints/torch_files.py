@@ -56,12 +56,26 @@ def _state_dict(file: Path) -> Weights:
         {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if hasattr(content, "items") else {}
     )
     most = file.stat().st_size + SLACK
+    copied = 0
     for name, tensor in tensors.items():
-        if tensor.numel() * tensor.element_size() > most:
+        what = _not_dense(tensor)
+        if what is not None:
+            raise TvgradError(f"{file} has a tensor {name!r} that is {what}: write dense tensors with their values")
+        copied += 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
+        if max(copied, tensor.numel() * tensor.element_size()) > most:
             raise TvgradError(f"{file} has a tensor {name!r} that is larger than the file: write its own values")
     if not tensors:
         raise TvgradError(f"{file} holds no state_dict: write model.state_dict() with torch.save, or as safetensors")
     return tensors
+
+
+def _not_dense(tensor: torch.Tensor) -> str | None:
+    """What a tensor is that has no plain values in memory, with an article; None where it has."""
+    if tensor.is_meta:
+        return "an empty one (on the meta device)"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "a nested one" if tensor.is_nested else f"a {str(tensor.layout).removeprefix('torch.')} one"
+    return f"quantised ({str(tensor.dtype).removeprefix('torch.')})" if tensor.is_quantized else None
 
 
 def _require_stored(file: Path) -> None:

@@ -220,6 +220,9 @@ def _save_stream(
     position = 0
     for name in names:
         shape, dtype = stream.places[name]
+        if dtype not in KINDS:
+            kind = str(dtype).removeprefix("torch.")
+            raise TvgradError(f"tensor {name!r} is of dtype {kind}, which no safetensors file holds: convert it first")
         table[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [position, position + sizes[name]]}
         position += sizes[name]
     header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()

@@ -105,9 +105,9 @@ def _damage(run: Run) -> list[str]:
     """Test metrics, of which higher is better, that end below those of the pretrained weights by more than chance."""
     first = next((point.metrics for point in run.points if point.number == 0), {})
     fell = []
+    measured = {name: (point.number, value) for point in run.points for name, value in point.metrics.items()}
     for name in first.keys() - {*LOSSES, "seconds"}:
-        measured = [(point.number, point.metrics[name]) for point in run.points if name in point.metrics]
-        when, last = measured[-1]
+        when, last = measured[name]
         if _higher_is_better(run, name) and last < first[name] and not _by_chance(run, name, first[name], last):
             fell.append(f"{name} {last:.4g} after {run.unit} {when}, {first[name]:.4g} before")
     return [f"{WORSE} ({'; '.join(sorted(fell))})"] if fell else []
@@ -122,7 +122,7 @@ def _by_chance(run: Run, name: str, before: float, after: float) -> bool:
     """Whether so few test samples can give such a fall by chance; False where their number is not known."""
     # Fisher's exact test takes the two shares as of independent samples; both are of the same ones: it is cautious.
     samples = run.info.get("test_samples") if name == run.info.get("metric") else None
-    if not samples:
+    if not samples or not (math.isfinite(before) and math.isfinite(after)):
         return False
     right = [round(score * samples) for score in (before, after)]
     if any(

@@ -131,7 +131,7 @@ def group_names(names: Iterable[str], pattern: str | None = None) -> dict[str, s
         return {name: _group_of(name) for name in names}
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # a count too large, parts nested too deeply
         raise TvgradError(f"--groups {pattern!r} is not a regular expression: {error}") from None
     groups = {}
     for name in names:

@@ -51,7 +51,7 @@ def check(options: ScriptOptions) -> None:
     if options.groups is not None:
         try:
             re.compile(options.groups)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise TvgradError(f"--groups {options.groups!r} is not a regular expression: {error}") from None
     for kind in options.record:
         if kind not in RECORDABLE:
