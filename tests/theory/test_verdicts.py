@@ -325,6 +325,10 @@ def test_a_fall_within_the_sampling_error_is_no_damage(tmp_path: Path) -> None:
         assert bool(troubles_of(run)) == damage
     one = traced_metrics(tmp_path / "mean", {"accuracy": 0.9042}, {"accuracy": 0.9041}, info=facts)
     assert troubles_of(one)  # a mean of something else: its sampling error is not known
+    for number, (before, after) in enumerate([(math.inf, 0.5), (0.5, -math.inf), (1e308, -1e308)]):
+        assert troubles_of(
+            traced_metrics(tmp_path / f"far{number}", {"accuracy": before}, {"accuracy": after}, info=facts)
+        )
 
 
 def test_losses_that_grew(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def _divergence(run: Run) -> list[str]:
 
 def _runaway_gradients(run: Run) -> list[str]:
     """What the norms of the batch gradients tell of a divergence, where no loss does."""
-    norms = [(point.number, batch_norms(run, point.number).before_clipping) for point in run.points[1:]]
+    recorded = [point.number for point in run.points[1:] if "steps" in point.files]
+    norms = [(number, batch_norms(run, number).before_clipping) for number in recorded]
     if not norms or not math.isfinite(norms[0][1]):  # not recorded
         return []
     lost = [number for number, norm in norms if not math.isfinite(norm)]
@@ -122,7 +123,7 @@ def _by_chance(run: Run, name: str, before: float, after: float) -> bool:
     """Whether so few test samples can give such a fall by chance; False where their number is not known."""
     # Fisher's exact test takes the two shares as of independent samples; both are of the same ones: it is cautious.
     samples = run.info.get("test_samples") if name == run.info.get("metric") else None
-    if not samples or not (math.isfinite(before) and math.isfinite(after)):
+    if not samples or not all(-1 < score < 2 for score in (before, after)):  # no shares; their product may overflow
         return False
     right = [round(score * samples) for score in (before, after)]
     if any(
