@@ -72,6 +72,20 @@ def test_a_pattern_that_cannot_be_compiled(pattern: str) -> None:
         group_names(["q_proj"], pattern)
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(.*a+)+b", "a?" * 40 + "a" * 40, "(a|a)" * 40, ".*.*.*.*.*.*b", "(a|b|ab)*c", "(a{1,9}){1,9}b"]
+)
+def test_a_pattern_that_may_never_end(pattern: str) -> None:
+    with pytest.raises(TvgradError, match="may take too long to compare with a name of 40 letters"):
+        scale_of({"alpha_pattern": {pattern: 8}}, "a" * 40, 2)
+
+
+@pytest.mark.parametrize("pattern", ["q_proj", r"layers\.(0|1|2|3)\.(q|k|v)_proj", r".*layers.\d+.q_proj", "^.*q_proj"])
+def test_patterns_of_names_are_compared(pattern: str) -> None:
+    found = scale_of({"alpha_pattern": {pattern: 6}}, "model.layers.3.q_proj", 2)
+    assert found == 3
+
+
 def test_shards_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.bin")
     os.mkfifo(tmp_path / "pipe.safetensors")

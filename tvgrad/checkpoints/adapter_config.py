@@ -22,6 +22,9 @@ from tvgrad.files.regular import read_json, reason_of
 OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of initialisations that change the base weights, so that the base on disk is not the one adapted."""
 
+MOST_TRIES = 1e8
+"""Ways of comparing a pattern with a name: some seconds at most."""
+
 NOT_PLAIN = (
     "use_dora",
     "use_qalora",
@@ -102,6 +105,11 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     alpha = config.get("lora_alpha", 8)
     try:
         for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if _tries(pattern, len(module)) > MOST_TRIES:
+                raise TvgradError(
+                    f"alpha_pattern of the adapter has {pattern!r}, which may take too long to compare with a name of "
+                    f"{len(module)} letters: write names of modules"
+                )
             if re.match(rf"(.*\.)?({pattern})$", module):
                 alpha = value
                 break
@@ -143,3 +151,13 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     inner = getattr(value, "value", value)  # enumerations
     return inner if inner is None or isinstance(inner, (str, int, float, bool)) else str(inner)
+
+
+def _tries(pattern: str, letters: int) -> float:
+    """How many ways a pattern of a stranger's may be compared with a name in, at most: some never end otherwise."""
+    if re.search(r"\)[*+{]", pattern):
+        return math.inf  # a repeated part that repeats: the number doubles with each letter
+    ways = 2.0 ** min(pattern.count("?"), 1000)
+    for part in pattern.split("("):
+        ways *= 1 + part.count("|")
+    return ways * float(max(letters, 2)) ** min(1 + len(re.findall(r"[*+{]", pattern)), 50)
