@@ -44,6 +44,13 @@ class _Plan:
         """Steps of the training."""
         return self.epochs if self.batches is None else sum(map(len, self.batches))
 
+    @property
+    def theta(self) -> Tensor:
+        """The pretrained weights, flat."""
+        from tvgrad.bounds import Program
+
+        return self.problem.flat if isinstance(self.problem, Program) else self.problem.network.flat
+
 
 @click.command()
 @click.argument("target")
@@ -173,7 +180,7 @@ def _certify(planned: list[_Plan], simulate: bool) -> tuple[list[_Row], list[_Ro
         except NoCertificate as reason:
             without.append({"task": task, "reason": str(reason)})
             continue
-        size, least = first_order_norms(plan.problem.gradient, plan.rule, plan.steps)
+        size, least = first_order_norms(plan.problem.gradient, plan.theta, plan.rule, plan.steps)
         shares[task] = found.error_bound / least if least else math.inf
         rows.append(plan.row | {name: getattr(found, name) for name in COLUMNS} | {"first_order_norm": size})
         details += [

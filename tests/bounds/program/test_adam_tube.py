@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 import torch
-from mpmath import mp
+from mpmath import mp, mpf
 from torch import nn
 
 from tests.bounds.digits_50 import (
@@ -144,10 +145,12 @@ def test_the_length_of_the_prediction() -> None:
     program = Program(model, "cross_entropy", inputs, targets)
     with mp.workdps(DIGITS):
         start = start_of(model)
-        first = constant(gradient_of(inputs, targets)(start, range(SAMPLES)))
-        for rule in (Adam(0.1), SGD(0.1)):
-            size, least = first_order_norms(program.gradient, rule, 4)
-            true = distance(followed(rule, start, [[0]] * 4, first)[-1], start)
+        gradient, nowhere = gradient_of(inputs, targets)(start, range(SAMPLES)), [mp.zero] * len(start)
+        for kind, decay in itertools.product((Adam, AdamW, SGD), (0.0, 2.0)):
+            rule = kind(0.1, weight_decay=decay)
+            size, least = first_order_norms(program.gradient, program.flat, rule, 4)
+            own = [g + mpf(rule.coupled_decay) * t for g, t in zip(gradient, start, strict=True)]
+            true = distance(followed(rule, nowhere, [[0]] * 4, constant(own))[-1], nowhere)
             assert least <= true
             assert size == pytest.approx(float(true), rel=1e-12)
             assert least == pytest.approx(float(true), rel=1e-6)

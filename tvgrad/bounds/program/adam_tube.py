@@ -32,6 +32,7 @@ from functools import cached_property
 import torch
 
 from tvgrad.bounds.certificates.coefficients import NoCertificate
+from tvgrad.bounds.certificates.first_order import kept_rates
 from tvgrad.bounds.certificates.form import Form
 from tvgrad.bounds.program.point import PointBounds
 from tvgrad.bounds.program.tube import NAME, Measurable, measured, minus, norm_of, times
@@ -152,12 +153,9 @@ class AdamTube:
         Raises:
             NoCertificate: they are not finite.
         """
-        first, kept, weights = self._first, Fraction(1), list[Fraction]()
-        for rate in reversed(self._rates[:steps]):
-            weights.append(kept * Fraction(rate))
-            kept *= 1 - Fraction(rate) * Fraction(self._rule.decoupled_decay)
+        first, weights = self._first, kept_rates(self._rule, self._steps if steps is None else steps)
         total, rest = times(self._theta, 0.0), 0.0
-        for weight, one in zip(reversed(weights), self.directions, strict=False):
+        for weight, one in zip(weights, self.directions, strict=False):
             if one is first:
                 continue
             term = multiply(add(one.value, minus(first.value)), _number(weight))
