@@ -2,7 +2,8 @@
 
 For every training of `trainings` all tasks are tuned and forecast; of merges of two, three and all tasks, the summed
 training loss is then searched for the best coefficient, and the coefficients that `tvgrad.plan` tells before and after
-training are held against it. On test samples the told coefficient is held against one that validation samples choose.
+training are held against it. On test samples coefficients that are told for the training loss, for the loss and for the
+accuracy on validation samples are held against one that is searched on validation samples (`merge_regret`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.evaluation import search_alpha, shifted
+from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive_integer
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.theory.forecast import Forecast, forecast
@@ -32,15 +33,14 @@ from tvgrad.vectors.algebra import combination, difference
 from tvgrad.vectors.parameters import Weights, cosine
 
 from .analysis_result import AnalysisResult, outcome_of
-from .intervals import crossed_mean
-from .task_training import Task, tasks_of, train_alone
+from .merge_regret import FURTHEST, LOSS, SCORE, TRAINING, TRIED, Lost, measure_regrets, no_losses, regret_sentences
+from .task_training import CHUNK, Task, tasks_of, train_alone
 
 TRAININGS = ("gd:0.03:5", "sgd:0.01:4", "adam:0.0003:2")
 FIXED = 0.3
 WITHIN, ATTAINED = 0.1, 0.95
 SIZES = (2, 3)  # and all tasks
 MOST_MERGES = 15  # of each size
-FURTHEST, TRIED = 15.0, 60
 
 Progress = Callable[[int, int], None]
 
@@ -54,6 +54,7 @@ class _Tuned:
     start: Weights
     vectors: Sequence[Weights]
     told: Sequence[Forecast]
+    validation: Sequence[Objective]
 
 
 def analyse(
@@ -83,7 +84,7 @@ def analyse(
     positive_integer(seeds, "seeds")
     rules = [_read(text) for text in trainings]
     rows: list[dict[str, object]] = []
-    regrets: dict[str, list[list[NDArray[np.float64]]]] = {text: [] for text in trainings}
+    regrets: dict[str, list[Lost]] = {text: [] for text in trainings}
     recipes = load_recipes(target)
     if len(recipes) < 2:
         raise TvgradError(f"{target} is one task, and a merge takes two: give a recipe of several")
@@ -97,11 +98,14 @@ def analyse(
             difference(train_alone(task, rule, start, [epochs], size, seed).weights[epochs], start) for task in tasks
         ]
         told = [forecast(task.objective, rule, epochs, size) for task in tasks]
-        tuned = _Tuned(trainings[place], tasks, start, vectors, told)
-        lost: list[list[NDArray[np.float64]]] = [[] for _ in tasks]
+        validation = [
+            recipe.objective(samples=task.for_alpha, chunk_size=CHUNK)
+            for recipe, task in zip(recipes, tasks, strict=True)
+        ]
+        tuned, lost = _Tuned(trainings[place], tasks, start, vectors, told, validation), no_losses(len(tasks))
         for chosen in _merges(len(tasks)):
             rows.append({"training": trainings[place], "seed": seed, **_merge(tuned, chosen, lost)})
-        regrets[trainings[place]].append([np.mean(one, axis=0) for one in lost])
+        regrets[trainings[place]].append(lost)
         if progress is not None:
             progress(done + 1, seeds * len(rules))
     table = pd.DataFrame(rows)
@@ -136,7 +140,7 @@ def _merges(tasks: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.islice(itertools.combinations(range(tasks), size), MOST_MERGES)
 
 
-def _merge(tuned: _Tuned, chosen: Sequence[int], lost: list[list[NDArray[np.float64]]]) -> dict[str, object]:
+def _merge(tuned: _Tuned, chosen: Sequence[int], lost: Lost) -> dict[str, object]:
     """One merge: coefficients, shares of the attainable drop, changes of losses, and accuracy lost on test samples."""
     tasks, vectors = [tuned.tasks[place] for place in chosen], [tuned.vectors[place] for place in chosen]
     objectives, merged = [task.objective for task in tasks], combination(*((1.0, vector) for vector in vectors))
@@ -150,6 +154,13 @@ def _merge(tuned: _Tuned, chosen: Sequence[int], lost: list[list[NDArray[np.floa
         f"share_{name}": (float(at_start.sum()) - float(losses(a).sum())) / attainable
         for name, a in (("told", before.coefficient), ("after", after.coefficient), ("fixed", FIXED))
     }
+    forecast_sum = combination(*((1.0, vector) for vector in before.task_vectors))
+    found, missed = measure_regrets(
+        tasks, [tuned.validation[place] for place in chosen], merged, forecast_sum, before.coefficient
+    )
+    for way, samples in missed.items():
+        for place, one in zip(chosen, samples, strict=True):
+            lost[way][place].append(one)
     row: dict[str, object] = {
         "tasks": "+".join(task.name for task in tasks),
         "size": len(tasks),
@@ -158,7 +169,12 @@ def _merge(tuned: _Tuned, chosen: Sequence[int], lost: list[list[NDArray[np.floa
         "coefficient_after": after.coefficient,
         "coefficient_best": best,
         **shares,
-        "regret_points": 100 * _regret(tuned, chosen, merged, before.coefficient, lost),
+        "coefficient_searched": found["searched"],
+        "coefficient_validation_loss": found[LOSS],
+        "coefficient_validation_score": found[SCORE],
+        "regret_points": _points(missed[TRAINING]),
+        "regret_validation_loss_points": _points(missed[LOSS]),
+        "regret_validation_score_points": _points(missed[SCORE]),
     }
     if len(chosen) == 2:
         row["cos_task_vectors"] = cosine(*vectors)
@@ -166,6 +182,10 @@ def _merge(tuned: _Tuned, chosen: Sequence[int], lost: list[list[NDArray[np.floa
             row[f"told_change_of_{letter}"] = before.predicted_losses[place] - before.rows[place].loss
             row[f"change_of_{letter}"] = float(at_told[place] - at_start[place])
     return row
+
+
+def _points(lost: Sequence[NDArray[np.float64]]) -> float:
+    return 100 * float(np.mean([one.mean() for one in lost]))
 
 
 def _best(total: Callable[[float], float]) -> tuple[float, float]:
@@ -178,26 +198,7 @@ def _best(total: Callable[[float], float]) -> tuple[float, float]:
     return (float(found.x), float(found.fun)) if found.fun < values[place] else (float(grid[place]), values[place])
 
 
-def _regret(
-    tuned: _Tuned, chosen: Sequence[int], merged: Weights, told: float, lost: list[list[NDArray[np.float64]]]
-) -> float:
-    """Test accuracy with the coefficient that validation samples choose, minus that with the one that was told."""
-    tasks = [tuned.tasks[place] for place in chosen]
-
-    def validation(a: float) -> float:
-        weights = shifted(tuned.start, merged, a)
-        return sum(task.scorer.score(weights, task.for_alpha) for task in tasks) / len(tasks)
-
-    searched, _ = search_alpha(validation, [FURTHEST * step / TRIED for step in range(TRIED + 1)])
-    regrets = []
-    for place, task in zip(chosen, tasks, strict=True):
-        right = [np.array(task.scorer.sample_scores(shifted(tuned.start, merged, a))) for a in (searched, told)]
-        lost[place].append(right[0] - right[1])
-        regrets.append(float(np.mean(right[0] - right[1])))
-    return float(np.mean(regrets))
-
-
-def _verdicts(table: pd.DataFrame, text: str, regrets: list[list[NDArray[np.float64]]]) -> Iterator[str]:
+def _verdicts(table: pd.DataFrame, text: str, regrets: Sequence[Lost]) -> Iterator[str]:
     """What became of one training: shares, regret, and losses told for pairs."""
     part = table[table["training"] == text]
     error = part["relative_second_order_error"]
@@ -207,13 +208,8 @@ def _verdicts(table: pd.DataFrame, text: str, regrets: list[list[NDArray[np.floa
         f"told before training {told.median():.3f} in the median, {told.min():.3f} at worst; planned after it "
         f"{after.min():.3f} at worst; at {FIXED} for all {fixed.median():.3f}"
     )
-    regret = "of one seed, without an interval"
-    mean = float(np.mean([np.mean(one) for seed in regrets for one in seed]))
-    if len(regrets) > 1:
-        values = [np.stack([seed[task] for seed in regrets]) for task in range(len(regrets[0]))]
-        found = crossed_mean(values).interval(-1.0, 1.0)
-        regret = f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-    yield f"{text}: test accuracy lost against a search on validation samples {100 * mean:+.2f} points {regret}"
+    for sentence in regret_sentences(regrets):
+        yield f"{text}: {sentence}"
     pairs = part[part["size"] == 2]
     foretold = np.concatenate([pairs["told_change_of_a"], pairs["told_change_of_b"]])
     true = np.concatenate([pairs["change_of_a"], pairs["change_of_b"]])

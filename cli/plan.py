@@ -14,6 +14,9 @@ from tvgrad.wording import counted
 from . import options, table_formats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvgrad.theory.held_out import HeldOutCurve
     from tvgrad.theory.merge_plan import Plan
 
 OF_TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "epochs", "batch_size", "dtype", "tasks")
@@ -29,6 +32,13 @@ OF_TRAINING = ("optimizer", "lr", "momentum", "weight_decay", "epochs", "batch_s
 @click.option("--epochs", type=int, help="Of the training to come.")
 @click.option("--batch-size", type=int, help="Samples in a mini-batch of the training to come.")
 @click.option("--pairs", is_flag=True, help="Measure all pairs: one Hessian-vector product more for each.")
+@click.option(
+    "--on",
+    type=click.Choice(["training", "validation"]),
+    default="training",
+    show_default=True,
+    help="What the coefficient is best for: the training loss, or the metric on one half of the test samples.",
+)
 @click.option("--recipe", "target", help="TARGET of the recipe that made RUNs: plan with their task vectors.")
 @click.option("--epoch", type=int, help="Epoch of RUNs (default: the last that all keep).")
 @options.dtype
@@ -48,6 +58,7 @@ def plan(
     target: str | None,
     epoch: int | None,
     pairs: bool,
+    on: str,
     cost: bool,
     save: Path | None,
     as_json: bool,
@@ -60,11 +71,16 @@ def plan(
     Adam included, and how far to go along their sum is told. After training, --recipe takes the true task vectors of
     RUNs. All numbers are estimates, of losses on the training samples.
 
+    The coefficient that is best for the training loss goes further than is good for other samples. --on validation
+    measures the recipe's metric along the same merge, on the half of the test samples that --alpha search takes, and
+    chooses by it; report on the other half alone.
+
     \b
     Examples:
       tvgrad plan digits
       tvgrad plan digits --tasks low,parity --optimizer adam --lr 1e-3 \\
         --epochs 1 --batch-size 50 --pairs
+      tvgrad plan digits --tasks low,parity --on validation
       tvgrad plan runs/digits --recipe digits --epoch 1 --save plan.json
       tvgrad plan runs/digits --recipe digits --save measured.safetensors
     """
@@ -74,27 +90,35 @@ def plan(
     if save is not None and not save.absolute().parent.is_dir():
         raise TvgradError(f"{save.absolute().parent} is no folder: choose another --save")
     measures = save is not None and save.suffix == ".safetensors"
+    if measures and on != "training":
+        raise TvgradError(
+            "a file of measurements tells the coefficient that is best for the training losses: leave --on out, or "
+            "give --save a name that ends in .json"
+        )
     pairs, weights = pairs or measures, None
     if target is None:
         if epoch is not None:
             raise TvgradError("--epoch is for trained RUNs: give their --recipe, or leave it out")
         prepared = _prepared(things, **given)
         if cost:
-            click.echo(_cost([one.objective for one in prepared], pairs))
+            click.echo(_cost([one.objective for one in prepared], pairs, on))
             return
         first, objectives = prepared[0], [one.objective for one in prepared]
         names = [one.recipe.name for one in prepared]
-        made = planned(objectives, first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs)
+        scores = _scores([one.recipe for one in prepared]) if on == "validation" else None
+        made = planned(objectives, first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs, scores=scores)
         title = f"Merging after {counted(first.epochs, 'epoch')} of {first.rule.name} {first.rule.rate(0):g}"
     else:
         for name in OF_TRAINING:
             if given[name] is not None:
                 raise TvgradError(f"--{name.replace('_', '-')} is for a training to come: leave it out with --recipe")
-        names, objectives, vectors, chosen = _trained(things, target, epoch, str(given["device"]))
+        runs, recipes, objectives, chosen = _trained(things, target, epoch, str(given["device"]))
         if cost:
-            click.echo(_cost(objectives, pairs))
+            click.echo(_cost(objectives, pairs, on))
             return
-        made = planned(objectives, task_vectors=vectors, pairs=pairs)
+        names, vectors = [run.name for run in runs], [run.task_vector(chosen) for run in runs]
+        scores = _scores(recipes, runs) if on == "validation" else None
+        made = planned(objectives, task_vectors=vectors, pairs=pairs, scores=scores)
         weights = [combination((1.0, objectives[0].initial), (1.0, vector)) for vector in vectors]
         title = f"Merging runs after epoch {chosen}"
     if save is not None and measures:
@@ -142,26 +166,40 @@ def _built_in() -> Any:
 
 def _trained(
     things: tuple[str, ...], target: str, epoch: int | None, device: str
-) -> tuple[list[str], list[Any], list[Any], int]:
+) -> tuple[list[Any], list[Any], list[Any], int]:
     from tvgrad.merging.runs import common_epoch
     from tvgrad.recipes.of_run import objective_of, recipe_of
     from tvgrad.store.run import open_runs
 
     opened = open_runs([Path(thing) for thing in things])
     chosen = common_epoch(opened) if epoch is None else epoch
-    objectives = [objective_of(run, recipe_of(run, target), device=device) for run in opened]
-    return [run.name for run in opened], objectives, [run.task_vector(chosen) for run in opened], chosen
+    recipes = [recipe_of(run, target) for run in opened]
+    objectives = [objective_of(run, recipe, device=device) for run, recipe in zip(opened, recipes, strict=True)]
+    return opened, recipes, objectives, chosen
 
 
-def _cost(objectives: list[Any], pairs: bool) -> str:
+def _scores(recipes: list[Any], runs: list[Any] | None = None) -> list[Callable[[Any], float]]:
+    """Each task's metric on the half of its test samples that alpha is searched on, with the run's own heads."""
+    from functools import partial
+
+    from tvgrad.merging.evaluation import Scorer, halves
+
+    states = [None] * len(recipes) if runs is None else [run.complete(0) for run in runs]
+    scorers = [Scorer(recipe, state) for recipe, state in zip(recipes, states, strict=True)]
+    return [partial(one.score, samples=halves(one.test)[0]) for one in scorers]
+
+
+def _cost(objectives: list[Any], pairs: bool, on: str) -> str:
     """What a plan takes, in one sentence."""
     from tvgrad.theory.budget_plan import measured_costs
+    from tvgrad.theory.held_out import STEPS
 
     products = len(objectives) + 2 if pairs else 3
     seconds = sum((2 + 5 / 3) * one.gradient + products * one.hvp for one in map(measured_costs, objectives))
     return (
         f"2 gradients, {products} Hessian-vector products and up to 5 losses for each of "
         f"{counted(len(objectives), 'task')}, about {seconds:.2g} s"
+        + (f", and {STEPS + 1} passes over its validation samples" if on == "validation" else "")
     )
 
 
@@ -177,6 +215,7 @@ def _text(made: Plan, names: list[str]) -> str:
         "slopes": made.slopes.tolist(),
         "pairs": None if made.pairs is None else made.pairs.tolist(),
         "sentences": made.sentences,
+        "held_out": made.held_out and {"coefficients": made.held_out.coefficients, "scores": made.held_out.scores},
         "kind": "estimate",
     })
 
@@ -213,6 +252,8 @@ def _changes(made: Plan, names: list[str]) -> Any:
 
 def _in_words(made: Plan, names: list[str]) -> str:
     """The plan in one sentence."""
+    if made.held_out is not None:
+        return _by_score(made, made.held_out)
     if made.coefficient == 0:
         return "no merge is told to lower the summed training loss of these tasks: leave their task vectors apart"
     before = sum(row.loss for row in made.rows)
@@ -232,3 +273,15 @@ def _in_words(made: Plan, names: list[str]) -> str:
         else f"; but a task vector is predicted to be {error:.0%} away from first order, where this is a rough guess"
     )
     return what + harm + trust
+
+
+def _by_score(made: Plan, curve: HeldOutCurve) -> str:
+    """The plan in one sentence, where it was chosen on validation samples."""
+    tried = f"of {len(curve.coefficients)} tried up to {curve.coefficients[-1]:.3g}"
+    if made.coefficient == 0:
+        return f"no coefficient {tried} scores better on the validation samples than the pretrained weights: leave them"
+    return (
+        f"merge with coefficient {made.coefficient:.3g}, the best on the validation samples {tried}: their mean score "
+        f"is {curve.scores[0]:.4g} at the pretrained weights and about {curve.best:.4g} after merging; losses above "
+        "are of the training samples"
+    )

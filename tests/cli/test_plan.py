@@ -14,6 +14,8 @@ import torch
 from tvgrad.cli.plan import _in_words
 
 import tvgrad as package
+from tvgrad.merging.evaluation import halves
+from tvgrad.recipes.catalogue import load_recipes
 
 WORDS = ("digits", "--tasks", "low,parity", "--chunk-size", "900", "--lr", "0.01", "--epochs", "3")
 
@@ -72,6 +74,33 @@ def test_after_training_and_in_a_merge(tvgrad: Callable[..., Any], refused: Call
     assert "leave it out with --recipe" in refused("plan", runs, "--recipe", "digits", "--lr", "0.1")
     assert "say which --recipe made them" in refused("plan", runs)
     assert "--recipe" in refused("merge", runs, "--alpha", "plan", "--out", tmp_path / "n.safetensors")
+
+
+def test_on_validation_samples(tvgrad: Callable[..., Any], refused: Callable[..., str], tmp_path: Path) -> None:
+    """The command's coefficient is the best of those it tried, by metrics of its own on the validation half."""
+    words = ("plan", "digits", "--tasks", "low,permuted", "--chunk-size", "900", "--lr", "0.1", "--epochs", "5")
+    done = tvgrad(*words, "--on", "validation", "--json")
+    said = json.loads(done.out)
+    recipes = [one for one in load_recipes("digits") if one.name in {"low", "permuted"}]
+    made = package.plan([one.objective() for one in recipes], package.update_rules.GD(0.1), 5)
+    start = recipes[0].objective().initial
+    merged = {name: sum(vector[name] for vector in made.task_vectors) for name in start}
+    scores = []
+    for a in said["held_out"]["coefficients"]:
+        weights = {name: (tensor.double() + a * merged[name]).to(tensor.dtype) for name, tensor in start.items()}
+        right = []
+        for recipe in recipes:
+            inputs, targets = halves(recipe.test)[0].batch(0, 10_000)
+            outputs = torch.func.functional_call(recipe.model, weights, (inputs,), strict=False)
+            right.append(float((outputs.argmax(1) == targets).double().mean()))
+        scores.append(sum(right) / len(right))
+    assert said["held_out"]["scores"] == pytest.approx(scores, abs=1e-9)
+    best = max(range(16), key=lambda place: (scores[place], -place))
+    assert said["coefficient"] == said["held_out"]["coefficients"][best] > 0
+    assert 0 < said["coefficient"] < made.coefficient  # for samples that were not trained on, less far
+    assert "the best on the validation samples of 16 tried" in tvgrad(*words, "--on", "validation").out
+    assert "16 passes over its validation samples" in tvgrad(*words, "--on", "validation", "--cost").out
+    assert "leave --on out" in refused(*words, "--on", "validation", "--save", tmp_path / "m.safetensors")
 
 
 def test_refusals(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -286,6 +287,42 @@ def test_zero_gradients_are_planned_with() -> None:
     found = tvgrad.plan([still], GD(0.1), 3)
     assert found.coefficient == 0
     assert norm(found.task_vectors[0]) == 0
+
+
+def test_scores_choose_the_coefficient_along_the_forecast(regressions: Regressions) -> None:
+    """Scores with a known maximum: the nearest of the coefficients tried, by numpy along numpy's task vectors."""
+    merged = sum(regressions.descent(task, 0.2, 2) for task in range(TASKS))
+    plain = tvgrad.plan(regressions.objectives, GD(0.2), 2)
+    peaks = (0.3, 0.5, 0.55)  # of scores that fall linearly on both sides: the mean is best at the median
+
+    def score(peak: float, weights: Weights) -> float:
+        moved = flatten(weights) - regressions.start
+        assert np.linalg.norm(moved - (moved @ merged) / (merged @ merged) * merged) < 1e-9
+        return -abs(float(moved @ merged / (merged @ merged)) / plain.coefficient - peak)
+
+    found = tvgrad.plan(regressions.objectives, GD(0.2), 2, scores=[partial(score, peak) for peak in peaks])
+    assert found.coefficient == pytest.approx(0.5 * plain.coefficient, rel=1e-9)
+    assert found.coefficients == (found.coefficient,) * TASKS
+    moved = found.coefficient * merged
+    assert found.predicted_losses == pytest.approx([regressions.loss(t, moved) for t in range(TASKS)], rel=1e-9)
+    assert found.held_out is not None
+    assert found.held_out.coefficients == pytest.approx(np.linspace(0, 1.5, 16) * plain.coefficient)
+    assert found.held_out.best == pytest.approx(-(0.2 + 0 + 0.05) / 3, abs=1e-9)
+    assert plain.held_out is None
+    assert found.counts == plain.counts
+    constant = tvgrad.plan(regressions.objectives, GD(0.2), 2, scores=[lambda weights: 1.0] * TASKS)
+    assert constant.coefficient == 0  # of equal scores the smallest
+    broken = tvgrad.plan(
+        regressions.objectives[:1],
+        GD(0.2),
+        2,
+        scores=[lambda at: 0.0 if (flatten(at) == regressions.start).all() else np.nan],
+    )
+    assert broken.coefficient == 0
+    with pytest.raises(TvgradError, match="1 scores are given for 3 tasks"):
+        tvgrad.plan(regressions.objectives, GD(0.2), 2, scores=[lambda weights: 1.0])
+    with pytest.raises(TvgradError, match="not finite at the pretrained weights"):
+        tvgrad.plan(regressions.objectives[:1], GD(0.2), 2, scores=[lambda weights: np.nan])
 
 
 def test_refusals() -> None:

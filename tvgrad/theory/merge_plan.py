@@ -29,10 +29,12 @@ from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.results import Result, Shown
 from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
+from tvgrad.theory.held_out import HeldOutCurve, Score, held_out_curve
+from tvgrad.theory.merge_curvatures import Curvatures, curvatures
 from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
 from tvgrad.update_rules.given import Given
-from tvgrad.vectors.algebra import combination, to_float64, zeros_like
+from tvgrad.vectors.algebra import combination, to_float64
 from tvgrad.vectors.parameters import Weights, inner_product, same_names_and_shapes
 from tvgrad.wording import counted
 
@@ -92,6 +94,7 @@ class Plan(Shown):
         task_vectors: that were forecast or given.
         counts: passes over the data.
         sentences: what the user should know.
+        held_out: the scores that `coefficient` was chosen by, where scores were given; else it is of least loss.
     """
 
     coefficient: float
@@ -105,6 +108,7 @@ class Plan(Shown):
     task_vectors: tuple[Weights, ...]
     counts: Evaluations
     sentences: tuple[str, ...]
+    held_out: HeldOutCurve | None = None
 
 
 def plan(
@@ -116,6 +120,7 @@ def plan(
     task_vectors: Sequence[Mapping[str, torch.Tensor]] | None = None,
     forecasts: Sequence[Forecast] | None = None,
     pairs: bool = False,
+    scores: Sequence[Score] | None = None,
 ) -> Plan:
     """Plan a merge of tasks, before or after their training.
 
@@ -131,6 +136,8 @@ def plan(
         forecasts: of the task vectors, where they were made already: those of several merges of the same tasks, say.
         pairs: measure how every task's loss is curved along every pair of task vectors, which makes `coefficients`
             exact in the quadratic model.
+        scores: one a task, weights -> how good they are on samples that were not trained on, higher is better: the
+            coefficient is then the one, of 16 along the same vector, whose mean score is best, and all tasks have it.
 
     Returns:
         The plan.
@@ -155,11 +162,16 @@ def plan(
     told, vectors = start.told, start.vectors
     merged = combination(*((1.0, vector) for vector in vectors))
     slopes = np.array([[inner_product(gradient, vector) for vector in vectors] for gradient in start.gradients])
-    known = _curvatures(objectives, vectors, told, slopes, all_pairs=pairs)
+    known = curvatures(objectives, vectors, told, slopes, all_pairs=pairs)
     own, curved = np.diag(known.own), known.merged.sum(axis=1)
     line = MergeLine(np.array(start.losses), slopes.sum(axis=1), curved, np.zeros(len(vectors)))
     coefficient, line, sentences = best_coefficient(line, measured_losses(objectives, merged))
-    coefficients = _coefficients(objectives, vectors, coefficient, line, known)
+    coefficients, curve = _coefficients(objectives, vectors, coefficient, line, known), None
+    if scores is not None:
+        if len(scores) != len(objectives):
+            raise TvgradError(f"{len(scores)} scores are given for {len(objectives)} tasks: give one for each")
+        curve = held_out_curve(scores, to_float64(objectives[0].initial), merged, coefficient)
+        coefficient, coefficients = curve.coefficient, (curve.coefficient,) * len(vectors)
     errors = [one.relative_second_order_error for one in told] or [math.nan]
     rows = _rows(coefficient, coefficients, line, own, told)
     return Plan(
@@ -174,6 +186,7 @@ def plan(
         tuple(vectors),
         total_evaluations(objectives) - before,
         sentences + _doubts(told),
+        curve,
     )
 
 
@@ -213,10 +226,10 @@ def _rows(
         PlanRow(
             task=number,
             loss=float(line.losses[number]),
-            slope=coefficient * float(line.slopes[number]),
+            slope=coefficient * float(line.slopes[number]) + 0.0,  # no -0 in tables
             own_curvature=coefficient**2 / 2 * float(own[number]),
             interference=coefficient**2 / 2 * float(line.curvatures[number] - own[number]),
-            higher_order=coefficient**3 * float(line.cubes[number]),
+            higher_order=coefficient**3 * float(line.cubes[number]) + 0.0,
             predicted_loss=float(line.at(coefficient)[number]),
             coefficient=coefficients[number],
             relative_second_order_error=told[number].relative_second_order_error if told else math.nan,
@@ -276,74 +289,8 @@ def _given(objectives: Sequence[Objective], vectors: Sequence[Mapping[str, torch
     return [to_float64(vector, objectives[0].home) for vector in vectors]
 
 
-@dataclass(frozen=True)
-class _Curvatures:
-    """What is known of the losses to second order.
-
-    Attributes:
-        slopes: `<g_s, tau_u>`.
-        pairs: `<tau_t, H_s tau_u>`, or None.
-        own: `<tau_t, H_s tau_s>`, shape (tasks s, tasks t).
-        merged: `<tau_t, H_s T>`, likewise.
-    """
-
-    slopes: NDArray[np.float64]
-    pairs: NDArray[np.float64] | None
-    own: NDArray[np.float64]
-    merged: NDArray[np.float64]
-
-    @property
-    def summed(self) -> NDArray[np.float64]:
-        """`sum_s <tau_t, H_s tau_u>`.
-
-        Without all pairs, what two other tasks do to each other in a task's loss is put on the diagonal, so that the
-        sums over u are right.
-        """
-        if self.pairs is not None:
-            return np.asarray(self.pairs.sum(axis=0))
-        count = len(self.own)
-        total = np.zeros((count, count))
-        for task in range(count):
-            part = np.diag(self.merged[task] - self.own[task])
-            part[task, :] = part[:, task] = self.own[task]
-            total += part
-        return total
-
-
-def _curvatures(
-    objectives: Sequence[Objective],
-    vectors: Sequence[Weights],
-    told: Sequence[Forecast],
-    slopes: NDArray[np.float64],
-    *,
-    all_pairs: bool,
-) -> _Curvatures:
-    def against(products: Sequence[Weights]) -> NDArray[np.float64]:
-        return np.array([[inner_product(vector, product) for vector in vectors] for product in products])
-
-    if all_pairs:
-        found = []
-        for objective in objectives:
-            matrix = against([to_float64(one, objective.home) for one in objective.hvps(vectors)])
-            found.append((matrix + matrix.T) / 2)
-        pairs = np.array(found)
-        return _Curvatures(slopes, pairs, np.array([matrix[s] for s, matrix in enumerate(pairs)]), pairs.sum(axis=2))
-    merged, own, along = [], [], combination(*((1.0, vector) for vector in vectors))
-    for task, objective in enumerate(objectives):
-        if told:
-            model = told[task].model
-            pairs_of = list(zip(model.coordinates(vectors[task]), model.products, strict=True))
-            mine = combination(*pairs_of) if pairs_of else zeros_like(along)
-            [product] = objective.hvps([along])
-        else:
-            product, mine = objective.hvps([along, vectors[task]])
-        merged.append(to_float64(product, objective.home))
-        own.append(to_float64(mine, objective.home))
-    return _Curvatures(slopes, None, against(own), against(merged))
-
-
 def _coefficients(
-    objectives: Sequence[Objective], vectors: Sequence[Weights], common: float, line: MergeLine, known: _Curvatures
+    objectives: Sequence[Objective], vectors: Sequence[Weights], common: float, line: MergeLine, known: Curvatures
 ) -> tuple[float, ...]:
     """One coefficient a task: the quadratic model's, as far as losses measured there are below the common one's."""
     linear, summed, count = known.slopes.sum(axis=0), known.summed, len(vectors)
