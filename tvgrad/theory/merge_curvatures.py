@@ -1,4 +1,4 @@
-"""Curvatures: what Hessian-vector products tell of the losses of all tasks along all task vectors."""
+"""MergeCurvatures: what Hessian-vector products tell of the losses of all tasks along all task vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvgrad.vectors.parameters import Weights, inner_product
 
 
 @dataclass(frozen=True)
-class Curvatures:
+class MergeCurvatures:
     """What is known of the losses to second order.
 
     Attributes:
@@ -55,7 +55,7 @@ def curvatures(
     slopes: NDArray[np.float64],
     *,
     all_pairs: bool,
-) -> Curvatures:
+) -> MergeCurvatures:
     """Measure how the losses are curved along the task vectors: one product a task, or one for each pair.
 
     Args:
@@ -78,7 +78,9 @@ def curvatures(
             matrix = against([to_float64(one, objective.home) for one in objective.hvps(vectors)])
             found.append((matrix + matrix.T) / 2)
         pairs = np.array(found)
-        return Curvatures(slopes, pairs, np.array([matrix[s] for s, matrix in enumerate(pairs)]), pairs.sum(axis=2))
+        return MergeCurvatures(
+            slopes, pairs, np.array([matrix[s] for s, matrix in enumerate(pairs)]), pairs.sum(axis=2)
+        )
     merged, own, along = [], [], combination(*((1.0, vector) for vector in vectors))
     for task, objective in enumerate(objectives):
         if told:
@@ -90,4 +92,4 @@ def curvatures(
             product, mine = objective.hvps([along, vectors[task]])
         merged.append(to_float64(product, objective.home))
         own.append(to_float64(mine, objective.home))
-    return Curvatures(slopes, None, against(own), against(merged))
+    return MergeCurvatures(slopes, None, against(own), against(merged))

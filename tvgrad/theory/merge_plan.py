@@ -30,7 +30,7 @@ from tvgrad.problem.objective import Objective
 from tvgrad.results import Result, Shown
 from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
 from tvgrad.theory.held_out import HeldOutCurve, Score, held_out_curve
-from tvgrad.theory.merge_curvatures import Curvatures, curvatures
+from tvgrad.theory.merge_curvatures import MergeCurvatures, curvatures
 from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
 from tvgrad.update_rules.given import Given
@@ -290,7 +290,7 @@ def _given(objectives: Sequence[Objective], vectors: Sequence[Mapping[str, torch
 
 
 def _coefficients(
-    objectives: Sequence[Objective], vectors: Sequence[Weights], common: float, line: MergeLine, known: Curvatures
+    objectives: Sequence[Objective], vectors: Sequence[Weights], common: float, line: MergeLine, known: MergeCurvatures
 ) -> tuple[float, ...]:
     """One coefficient a task: the quadratic model's, as far as losses measured there are below the common one's."""
     linear, summed, count = known.slopes.sum(axis=0), known.summed, len(vectors)
