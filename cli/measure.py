@@ -37,9 +37,9 @@ def measure(
 ) -> None:
     """Measure the full-batch gradient at points of RUN, by passes of COMMAND at the weights recorded there.
 
-    COMMAND is the one that was traced, as it stands. For each point it is started twice: the recorded weights are put
-    into its model, its optimizer changes nothing, and it is ended after one epoch. What it writes before that, it
-    writes again.
+    COMMAND is the one that was traced, as it stands. It is started twice at the first point, and once at each later one
+    where that gave the exact full batch's gradient: the recorded weights are put into its model, its optimizer changes
+    nothing, and it is ended after one epoch. What it writes before that, it writes again.
 
     \b
     Examples:

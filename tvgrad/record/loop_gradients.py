@@ -28,7 +28,7 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.record.batch_items import BatchItems, items_of, sum_of_fingerprints, tensors_of
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.draws import Draws, NotedSampler
-from tvgrad.record.measurement import Measurement, compared
+from tvgrad.record.measurement import AS_BEFORE, Measurement, compared
 from tvgrad.record.reseed import reseed
 from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights, Weighing
@@ -93,7 +93,7 @@ class LoopGradients:
                 self._weights = self._probed()
             first = self._passed()
             if self._first is not None and self._first.kind == EXACT and first[0]["samples"] == self._first.samples:
-                made = replace(self._first, reason="exact as at the first point, where two passes were compared")
+                made = replace(self._first, reason=AS_BEFORE)
             else:
                 made = compared(self._weights, first, self._passed(SEED))
         self._first = self._first or made

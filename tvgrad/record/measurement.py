@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from tvgrad.wording import percent
 Pass = tuple[dict[str, Any], Mapping[str, torch.Tensor]]
 """Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data,
 drawn_again, batches, steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
+
+AS_BEFORE = "exact as at the first point, where two passes were compared"
+"""The reason of a gradient that one pass has measured."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,23 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     )
     settled = EXACT, 0.0, facts["samples"], facts["data"], facts["steps"], _weights_in_words(weights, facts)
     return Measurement(*settled, reason, weights.weighing.value, weights.counter, passes=1)
+
+
+def known_as_before(earlier: Measurement, facts: dict[str, Any], recorded: Sequence[int]) -> Measurement | None:
+    """Tell what one pass has measured, where two were compared at another point of the same training.
+
+    Args:
+        earlier: what was measured there.
+        facts: of the pass.
+        recorded: the fingerprint of all samples of each epoch that the training went through, where it is known.
+
+    Returns:
+        What its gradient is, with the deviation seen there; None where a second pass is needed.
+    """
+    same = facts["samples"] == earlier.samples and facts.get("own_content", facts["content"]) in recorded
+    if earlier.kind != EXACT or not same or facts["epochs_repeated"] or facts.get("drawn_again"):
+        return None
+    return replace(earlier, steps=facts["steps"], reason=AS_BEFORE, passes=1)
 
 
 def _rounding(one: Pass, dtype: torch.dtype) -> float:

@@ -20,7 +20,7 @@ from tvgrad.integrations.measuring import starts as starting
 from tvgrad.integrations.measuring.measure import cost_sentence, measure, points_of
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome
-from tvgrad.record.measurement import Measurement, known_from_one
+from tvgrad.record.measurement import Measurement, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
@@ -217,6 +217,50 @@ def test_anything_that_is_not_known_takes_a_second_pass(
     facts: dict[str, Any], weights: dict[str, Any], recorded: list[int]
 ) -> None:
     assert known_from_one(replace(SEEN, **weights), {**FACTS, **facts}, recorded) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "recorded", "passes"),
+    [
+        (EXACT, {}, [11], 1),
+        (EXACT, {"content": 12}, [11, 12], 1),
+        (EXACT, {"content": 12}, [11], None),
+        (EXACT, {"content": None}, [11], None),
+        (EXACT, {}, [], None),
+        (EXACT, {"samples": 3}, [11], None),
+        (EXACT, {"epochs_repeated": 1}, [11], None),
+        (EXACT, {"drawn_again": 2}, [11], None),
+        (ESTIMATE, {}, [11], None),
+    ],
+)
+def test_a_later_point_takes_one_pass_where_the_first_was_exact(
+    kind: str, facts: dict[str, Any], recorded: list[int], passes: int | None
+) -> None:
+    settled = known_from_one(SEEN, FACTS, [11, 11])
+    assert settled is not None
+    made = known_as_before(replace(settled, kind=kind, passes=2, deviation=1e-7), {**FACTS, **facts}, recorded)
+    assert (made and (made.passes, made.kind, made.deviation)) == (passes and (passes, EXACT, 1e-7))
+
+
+def test_passes_at_later_points_are_left_out_and_said(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = cost_sentence(recorded, [0, 1, 2])
+    assert "3 points, 6 passes" in said
+    assert "4 passes where the first point's two agree" in said
+    assert "where the first" not in cost_sentence(recorded, [0])
+    starts: list[tuple[int, int | None]] = []
+
+    def run_pass(options: Any, plan: PassOptions, patience: float, keep: Path) -> PassOutcome:  # noqa: ARG001
+        if plan.probe:
+            return PassOutcome(PROBED, {})
+        starts.append((plan.number, plan.reseed))
+        return PassOutcome(FACTS, {name: tensor.double() for name, tensor in recorded.epoch_gradient(1).items()})
+
+    monkeypatch.setattr(starting, "run_pass", run_pass)
+    found: list[Measurement] = []
+    measure(recorded.root, ["python"], [0, 1, 2], on_point=lambda _, made: found.append(made))
+    assert [number for number, _ in starts] == [0, 0, 1, 2]
+    assert [made.passes for made in found] == [2, 1, 1]
+    assert "as at the first point" in found[2].sentence
 
 
 def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:

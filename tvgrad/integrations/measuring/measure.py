@@ -1,8 +1,9 @@
 """Measure: full-batch gradients of an unchanged script at the recorded weights of its run.
 
-Each point takes two passes: one with the script's own random numbers, and one with others, which draws order,
+The first point takes two passes: one with the script's own random numbers, and one with others, which draws order,
 augmentation and dropout anew. Where both agree to rounding, and every sample was used, the gradient is the full
-batch's. Where they do not, it is one epoch's estimate of it, and their distance says how good that is.
+batch's, and later points take one pass each. Where they do not, it is one epoch's estimate of it, each point takes two,
+and their distance says how good that is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tvgrad.integrations.measuring.check_points import check_points
 from tvgrad.integrations.measuring.passes import PassOutcome, folder_of_passes
 from tvgrad.integrations.measuring.starts import Starts
 from tvgrad.record.batch_items import MODULUS
-from tvgrad.record.measurement import Measurement, compared, known_from_one
+from tvgrad.record.measurement import Measurement, compared, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.measured import EXACT, MEASURED
@@ -78,9 +79,11 @@ def cost_sentence(run: Run, points: Sequence[int]) -> str:
     known = run.unit == "epoch" and bool(seconds)
     each = f"up to {max(seconds):.2g} s, as an epoch of the run" if known else "one epoch of forward and backward"
     total = f", {passes * max(seconds):.2g} s in all" if known else ""
+    least = len(points) + 1
+    fewer = f"; {least} passes where the first point's two agree" if least < passes else ""
     return (
         f"{counted(len(points), 'point')}, {passes} passes of one epoch of forward and backward ({each}{total}), and "
-        f"{counted(passes + (not _one_batch_an_epoch(run)), 'start')} of the command"
+        f"{counted(passes + (not _one_batch_an_epoch(run)), 'start')} of the command{fewer}"
     )
 
 
@@ -116,8 +119,10 @@ def measure(
     with folder_of_passes() as folder:
         starts = Starts(run, command, folder, model, steps_per_epoch, patience)
         weights = batch_weights(starts, points[0])
+        first: Measurement | None = None
         for number in points:
-            made, weights = measure_point(starts, number, weights)
+            made, weights = measure_point(starts, number, weights, earlier=first)
+            first = first or made
             on_point(number, made)
     return Run.open(run.root)
 
@@ -138,7 +143,13 @@ def batch_weights(starts: Starts, number: int) -> BatchWeights:
 
 
 def measure_point(
-    starts: Starts, number: int, weights: BatchWeights, first: PassOutcome | None = None, *, frugal: bool = False
+    starts: Starts,
+    number: int,
+    weights: BatchWeights,
+    first: PassOutcome | None = None,
+    *,
+    frugal: bool = False,
+    earlier: Measurement | None = None,
 ) -> tuple[Measurement, BatchWeights]:
     """Measure the full-batch gradient at one point, and keep it in the run.
 
@@ -148,6 +159,7 @@ def measure_point(
         weights: how batches are weighted.
         first: a pass there with the script's own random numbers, where one was made already.
         frugal: leave the second pass out where it could only repeat the first: see `known_from_one`.
+        earlier: what was measured at another point of the same command, by two passes; see `known_as_before`.
 
     Returns:
         What was measured; and the weights, which may be known better now.
@@ -157,7 +169,10 @@ def measure_point(
     _require_same_size(run, first.facts)
     if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
         weights = _probed(starts.pass_at(number, probe=True))  # whether it is exact depends on its noise
-    made = known_from_one(weights, first.facts, _recorded_contents(run, first.facts)) if frugal else None
+    recorded = _recorded_contents(run, first.facts)
+    made = known_from_one(weights, first.facts, recorded) if frugal else None
+    if earlier is not None:
+        made = known_as_before(earlier, first.facts, recorded)
     if made is None:
         second = starts.pass_at(number, reseed=RESEED, **given)
         _require_same_samples(run, first.facts, second.facts)
