@@ -21,6 +21,7 @@ ANALYSES = {
     "practical_optimizers": "Momentum and Adam leave a residual that no small rate removes, and the budget names it.",
     "merge_epochs": "Merging models tuned for one epoch is as good as merging converged ones.",
     "merge_coefficients": "How far to go along a merge is told from the pretrained weights, before any training.",
+    "merge_methods": "With a coefficient searched for each, no merging method beats the plain sum by two points.",
     "leave_out": "What training without some samples would have made is told without training.",
     "task_addition": "Conceptual tasks of overlap rho are both solved from lambda = 1 - rho on, opposed ones never.",
     "task_negation": "Subtracting a conceptual task's vector forgets it and keeps an unrelated or opposed task.",
