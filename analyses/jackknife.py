@@ -40,6 +40,7 @@ def jackknife(
     most: float = math.inf,
     *,
     of_one_pair: float = 0.0,
+    without: Callable[[pd.DataFrame, str], pd.DataFrame] = without_task,
 ) -> Interval:
     """Estimate a statistic of pairs and its interval over new tasks.
 
@@ -50,6 +51,7 @@ def jackknife(
         least: the statistic cannot be lower.
         most: the statistic cannot be higher.
         of_one_pair: how much of the statistic one pair decides where it is a share of all pairs; 0 where it is none.
+        without: leaves the rows of a task out of a table, where its columns are others.
 
     Returns:
         The statistic with Student's 95 % interval; its ends are the bounds where a statistic is not defined.
@@ -57,7 +59,7 @@ def jackknife(
     estimate = statistic(table)
     variance, freedom = PSEUDO_SAMPLES * of_one_pair**2, 0
     for tasks in groups.values():
-        left = np.array([statistic(without_task(table, task)) for task in tasks])
+        left = np.array([statistic(without(table, task)) for task in tasks])
         variance += (len(tasks) - 1) / len(tasks) * float(((left - left.mean()) ** 2).sum())
         freedom += len(tasks) - 1
     if not math.isfinite(variance) or not freedom:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,36 +24,20 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import positive_integer
 from tvgrad.recipes.catalogue import load_recipes
-from tvgrad.theory.forecast import Forecast, forecast
 from tvgrad.theory.merge_line import measured_losses
 from tvgrad.theory.merge_plan import plan
-from tvgrad.update_rules.rules import make_rule
-from tvgrad.vectors.algebra import combination, difference
-from tvgrad.vectors.parameters import Weights, cosine
+from tvgrad.vectors.algebra import combination
+from tvgrad.vectors.parameters import cosine
 
 from .analysis_result import AnalysisResult, outcome_of
 from .merge_regret import FURTHEST, LOSS, SCORE, TRAINING, TRIED, Lost, measure_regrets, no_losses, regret_sentences
-from .task_training import CHUNK, Task, tasks_of, train_alone
+from .task_training import CHUNK
+from .tuned_tasks import TRAININGS, TunedTasks, merges_of, read_training, tune
 
-TRAININGS = ("gd:0.03:5", "sgd:0.01:4", "adam:0.0003:2")
 FIXED = 0.3
 WITHIN, ATTAINED = 0.1, 0.95
-SIZES = (2, 3)  # and all tasks
-MOST_MERGES = 15  # of each size
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Tuned:
-    """All tasks of a seed after one training, and what was told of it."""
-
-    name: str
-    tasks: Sequence[Task]
-    start: Weights
-    vectors: Sequence[Weights]
-    told: Sequence[Forecast]
-    validation: Sequence[Objective]
 
 
 def analyse(
@@ -82,32 +65,25 @@ def analyse(
         TvgradError: a training is none, or there is one task.
     """
     positive_integer(seeds, "seeds")
-    rules = [_read(text) for text in trainings]
+    for text in trainings:
+        read_training(text)
     rows: list[dict[str, object]] = []
     regrets: dict[str, list[Lost]] = {text: [] for text in trainings}
     recipes = load_recipes(target)
     if len(recipes) < 2:
         raise TvgradError(f"{target} is one task, and a merge takes two: give a recipe of several")
-    for done, (seed, place) in enumerate(itertools.product(range(seeds), range(len(rules)))):
-        tasks = tasks_of(recipes, seed, images)
-        name, rate, epochs = rules[place]
-        size = None if name == "gd" else batch_size
-        start = tasks[0].objective.initial
-        rule = make_rule(name, rate)
-        vectors = [
-            difference(train_alone(task, rule, start, [epochs], size, seed).weights[epochs], start) for task in tasks
-        ]
-        told = [forecast(task.objective, rule, epochs, size) for task in tasks]
+    for done, (seed, place) in enumerate(itertools.product(range(seeds), range(len(trainings)))):
+        tuned = tune(recipes, trainings[place], seed, images, batch_size)
         validation = [
             recipe.objective(samples=task.for_alpha, chunk_size=CHUNK)
-            for recipe, task in zip(recipes, tasks, strict=True)
+            for recipe, task in zip(recipes, tuned.tasks, strict=True)
         ]
-        tuned, lost = _Tuned(trainings[place], tasks, start, vectors, told, validation), no_losses(len(tasks))
-        for chosen in _merges(len(tasks)):
-            rows.append({"training": trainings[place], "seed": seed, **_merge(tuned, chosen, lost)})
+        lost = no_losses(len(recipes))
+        for chosen in merges_of(len(recipes)):
+            rows.append({"training": trainings[place], "seed": seed, **_merge(tuned, validation, chosen, lost)})
         regrets[trainings[place]].append(lost)
         if progress is not None:
-            progress(done + 1, seeds * len(rules))
+            progress(done + 1, seeds * len(trainings))
     table = pd.DataFrame(rows)
     within = table[table["relative_second_order_error"] < WITHIN]
     held = bool(len(within)) and bool((within["share_told"] >= ATTAINED).all())
@@ -125,22 +101,7 @@ def analyse(
     )
 
 
-def _read(text: str) -> tuple[str, float, int]:
-    try:
-        name, rate, epochs = text.split(":")
-        made = name, float(rate), positive_integer(int(epochs), "epochs")
-    except ValueError:
-        raise TvgradError(f"{text!r} is no training: give optimizer:rate:epochs, as in gd:0.03:5") from None
-    make_rule(*made[:2])
-    return made
-
-
-def _merges(tasks: int) -> Iterator[tuple[int, ...]]:
-    for size in sorted({*(size for size in SIZES if size < tasks), tasks}):
-        yield from itertools.islice(itertools.combinations(range(tasks), size), MOST_MERGES)
-
-
-def _merge(tuned: _Tuned, chosen: Sequence[int], lost: Lost) -> dict[str, object]:
+def _merge(tuned: TunedTasks, validation: Sequence[Objective], chosen: Sequence[int], lost: Lost) -> dict[str, object]:
     """One merge: coefficients, shares of the attainable drop, changes of losses, and accuracy lost on test samples."""
     tasks, vectors = [tuned.tasks[place] for place in chosen], [tuned.vectors[place] for place in chosen]
     objectives, merged = [task.objective for task in tasks], combination(*((1.0, vector) for vector in vectors))
@@ -156,7 +117,7 @@ def _merge(tuned: _Tuned, chosen: Sequence[int], lost: Lost) -> dict[str, object
     }
     forecast_sum = combination(*((1.0, vector) for vector in before.task_vectors))
     found, missed = measure_regrets(
-        tasks, [tuned.validation[place] for place in chosen], merged, forecast_sum, before.coefficient
+        tasks, [validation[place] for place in chosen], merged, forecast_sum, before.coefficient
     )
     for way, samples in missed.items():
         for place, one in zip(chosen, samples, strict=True):
