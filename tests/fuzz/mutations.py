@@ -49,6 +49,9 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 def _json(content: bytes, chance: random.Random) -> bytes:
     """Change a value of JSON, also where it is the header of a safetensors file."""
+    first, end, rest = content.partition(b"\n")
+    if first[:1] != b"{" and rest[:1] == b"{":  # a line before it says what it is
+        return first + end + _json(rest, chance)
     length = int.from_bytes(content[:8], "little") if len(content) > 8 else 0
     if 8 + length <= len(content) and content[8:9] == b"{":
         header = _changed(content[8 : 8 + length], chance)
