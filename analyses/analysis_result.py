@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tvgrad.report.figure_files import write_figure
 from tvgrad.report.style import HEIGHT, STYLE, WIDTH, new_axes
 from tvgrad.results import Shown
 
@@ -77,4 +78,4 @@ class AnalysisResult(Shown):
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(width, height), layout="constrained")
             self.draw(figure.subplots())
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+            write_figure(figure, path)

@@ -12,6 +12,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.writable import make_folder
 from tvgrad.results import json_text
 
 Rows = list[dict[str, Any]]
@@ -36,10 +37,7 @@ class ResumableCache:
         self._folder = Path(folder) if folder else None
         self._settings = dict(settings, torch=torch.__version__)
         if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise TvgradError(f"cells: {folder} cannot be made a folder: {error.strerror}") from None
+            make_folder(self._folder, option="cells=FOLDER")
 
     @property
     def keeps(self) -> bool:
@@ -67,10 +65,7 @@ class ResumableCache:
             return _read(path, settings)
         tables = make()
         content = json_text({"settings": settings, "tables": tables}, indent=None)
-        try:
-            write_text_atomically(path, content)
-        except OSError as error:
-            raise TvgradError(f"cells: {path} cannot be written: {error.strerror}") from None
+        write_text_atomically(path, content, option="cells=FOLDER")
         return tables
 
 

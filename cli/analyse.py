@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tvgrad.errors import CheckFailed, TvgradError
+from tvgrad.files.writable import make_folder, require_folder
 from tvgrad.wording import near
 
 from . import options
@@ -83,10 +84,8 @@ def analyse(name: str | None, target: str | None, out: Path, given: tuple[str, .
 
     from tvgrad.report.documents import write_tables
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TvgradError(f"{out} cannot be made a folder: {error.strerror}") from None
+    require_folder(out)
+    make_folder(out)
     run = importlib.import_module(f"tvgrad.analyses.{chosen}").analyse
     known = inspect.signature(run).parameters
     own = known["target"].default

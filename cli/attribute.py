@@ -63,11 +63,10 @@ def attribute(
     from tvgrad.store.run import Run
     from tvgrad.theory.attribution import attribution
 
-    for path, name in ((figure, "--figure"), (save, "--save")):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise TvgradError(f"{path.absolute().parent} is no folder: choose another {name}")
+    save = options.file_to_write(save, "--save")
     if figure is not None and figure.suffix not in {".png", ".svg", ".pdf"}:
         raise TvgradError(f"{figure.name} is no picture: give --figure a name that ends in .png, .svg or .pdf")
+    figure = options.file_to_write(figure, "--figure")
     opened = Run.open(run)
     objective = objective_of(opened, recipe_of(opened, target), torch.float64, device=device)
     gone = _left_out(samples, label, objective)
@@ -78,16 +77,17 @@ def attribute(
 
         row = Without(opened, objective, found.epoch).tell(gone).row
     if save is not None:
-        from tvgrad.files.atomic import write_atomically
+        from tvgrad.files.atomic import write_text_atomically
 
-        text = found.samples_frame().to_csv(index=False)
-        write_atomically(save, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text_atomically(save, found.samples_frame().to_csv(index=False), option="--save")
     if figure is not None:
         from matplotlib.figure import Figure
 
+        from tvgrad.report.figure_files import write_figure
+
         drawn = Figure(layout="constrained")
         found.plot(drawn.subplots())
-        drawn.savefig(figure, metadata={"Date": None} if figure.suffix == ".svg" else None)
+        write_figure(drawn, figure, option="--figure")
     if as_json:
         click.echo(_text(found, top, row))
         return

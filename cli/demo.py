@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tvgrad.errors import CheckFailed, TvgradError
+from tvgrad.files.writable import refusal, require_folder
 
 from . import options
 
@@ -36,9 +37,9 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
     from tvgrad.wording import printable
 
     mark = out / "made-by-tvgrad-demo"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.exists())):
-        what = "holds other files" if out.is_dir() else "is a file"
-        raise TvgradError(f"{out} {what}: choose an empty or new folder for --out")
+    require_folder(out)
+    if out.is_dir() and any(out.iterdir()) and not mark.exists():
+        raise TvgradError(f"{out} holds other files: choose an empty or new folder for --out")
     ready = [prepare(recipe, TraceOptions(epochs=epochs, target="digits")) for recipe in load_recipes("digits")]
     try:
         for own in ("runs", "report"):  # what else the user keeps in the folder stays
@@ -47,7 +48,7 @@ def demo(out: Path, epochs: int, quiet: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError as error:
-        raise TvgradError(f"{out} cannot be written ({error.strerror}): choose another folder for --out") from None
+        raise refusal(error, out) from None
     runs: list[Run] = []
     for prepared in ready:
         name = prepared.recipe.name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import io
 import sys
 
 import click
+from tvgrad.cli.streams import make_streams_safe, why_output_fails
 
 COMMANDS = {
     "recipes": "List the built-in recipes.",
@@ -115,31 +115,49 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after `tvgrad`; by default the process's.
     """
+    make_streams_safe()
+    code = _done(sys.argv[1:] if arguments is None else arguments)
+    failed = why_output_fails()
+    if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
+        _complain(_of_output(failed))
+        code = 2
+    if code:
+        sys.exit(code)
+
+
+def _done(words: list[str]) -> int:
+    """Run a command; its exit code."""
     from tvgrad.errors import TvgradError
 
-    words = sys.argv[1:] if arguments is None else arguments
-    _give_streams()
-    _let_any_text_through()
     try:
         command, prog_name, before, after = _entry(words)
         command.main(args=before, prog_name=prog_name, standalone_mode=False, obj=after)
     except click.ClickException as error:
         _show(error)
-        sys.exit(2)  # click's own codes are 1 for some, which means that a check failed
+        return 2  # click's own codes are 1 for some, which means that a check failed
     except (click.Abort, KeyboardInterrupt):
         click.echo("tvgrad: stopped; finished epochs are recorded", err=True)
-        sys.exit(130)
+        return 130
     except TvgradError as error:
         _complain(str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except BrokenPipeError:
-        sys.exit(0)
+        return 0
     except OSError as error:
-        _complain(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
-        sys.exit(2)
+        failed = why_output_fails() if error.filename is None else None
+        if failed is None:
+            _complain(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+        else:
+            _complain(_of_output(failed))
+        return 2
     except MemoryError:
         _complain("the memory of this machine is not enough for that: give smaller files, or a smaller --chunk-size")
-        sys.exit(2)
+        return 2
+    return 0
+
+
+def _of_output(error: OSError) -> str:
+    return f"standard output cannot be written ({error.strerror or error}): free some space, or send it elsewhere"
 
 
 def _complain(sentence: str) -> None:
@@ -165,42 +183,6 @@ def _show(error: click.ClickException) -> None:
     click.echo(whole.getvalue().removesuffix(f"Error: {sentence}\n"), err=True, nl=False)
     # click lists choices on lines of their own only where a word is missing, which then quotes nothing
     complain(sentence if isinstance(error, click.MissingParameter) else printable(sentence))
-
-
-class _Nowhere(io.TextIOBase):
-    """A stream in the place of one that is closed. It has no descriptor, whose number would be a standard stream's."""
-
-    encoding = "utf-8"
-
-    def writable(self) -> bool:
-        """Tell that it can be written to."""
-        return True
-
-    def write(self, text: str) -> int:
-        """Drop text.
-
-        Args:
-            text: any text.
-
-        Returns:
-            How many letters it has.
-        """
-        return len(text)
-
-
-def _give_streams() -> None:
-    """Where a standard stream is closed, Python has none: the command is done all the same, and says nothing."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, _Nowhere())
-
-
-def _let_any_text_through() -> None:
-    """Under a locale without some letter, write its code in its place; nothing may fail for it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError, ValueError):  # a stream that cannot be flushed stays as it is
-                stream.reconfigure(errors="backslashreplace")
 
 
 def _entry(words: list[str]) -> tuple[click.Command, str, list[str], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,8 +232,9 @@ def _check_out(out: Path) -> None:
     if not out.parent.is_dir():
         raise TvgradError(f"{out.parent} is no folder: make it, or choose another --out")
     for path in (out, out.with_name(f"{out.name}.index.json")):  # a model above the largest file has an index
-        if path.exists():
+        if os.path.lexists(path):
             raise TvgradError(f"{path} exists: delete it, or choose another --out")
+    options.file_to_write(out)
 
 
 def _check_different(runs: list[Run]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tvgrad.files.writable import require_file
 from tvgrad.store.layout import MANIFEST
 
 PATH = click.Path(path_type=Path)
@@ -54,6 +55,19 @@ allow = click.option(
     "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; numbers that are not finite are null.")
+
+
+def file_to_write(path: Path | None, option: str = "--out") -> Path | None:
+    """Refuse, before long work, a path where no file can be written.
+
+    Args:
+        path: the option's value; None where it was not given.
+        option: its name.
+
+    Returns:
+        Where the file goes: what the path leads to, where it is a link.
+    """
+    return None if path is None else require_file(path, option)
 
 
 def names_in(text: str | None) -> tuple[str, ...]:

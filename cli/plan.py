@@ -87,8 +87,7 @@ def plan(
     from tvgrad.theory.merge_plan import plan as planned
     from tvgrad.vectors.algebra import combination
 
-    if save is not None and not save.absolute().parent.is_dir():
-        raise TvgradError(f"{save.absolute().parent} is no folder: choose another --save")
+    save = options.file_to_write(save, "--save")
     measures = save is not None and save.suffix == ".safetensors"
     if measures and on != "training":
         raise TvgradError(
@@ -126,9 +125,9 @@ def plan(
 
         measure(names, objectives, weights, slopes=made.slopes, pairs=made.pairs).save(save)
     elif save is not None:
-        from tvgrad.files.atomic import write_atomically
+        from tvgrad.files.atomic import write_text_atomically
 
-        write_atomically(save, lambda temporary: temporary.write_text(_text(made, names), encoding="utf-8"))
+        write_text_atomically(save, _text(made, names), option="--save")
     if as_json:
         click.echo(_text(made, names))
         return

@@ -75,8 +75,7 @@ def relate(
       tvgrad relate --pretrained base tuned-a adapter-b
       tvgrad relate adapter-a adapter-b
     """
-    if out is not None and not out.absolute().parent.is_dir():
-        raise TvgradError(f"{out.absolute().parent} is no folder: choose another --out")
+    out = options.file_to_write(out)
     if not _are_targets(things, pretrained):
         _relate_runs(context, tuple(map(Path, things)), pretrained, groups, out=out, quiet=quiet)
         return

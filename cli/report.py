@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.writable import require_folder
 from tvgrad.wording import near, printable
 
 from . import options, table_formats
@@ -74,8 +75,8 @@ def report(
         _to_standard_output(context, formats)
     elif only:
         raise TvgradError("--table is for the terminal: files hold all tables; leave it out")
-    if out is not None and out.exists() and not out.is_dir():
-        raise TvgradError(f"{out} is a file: choose a folder for --out")
+    if out is not None:
+        require_folder(out, "choose a folder for --out")
     if pretrained is None:
         _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only)
     elif skip_damaged:

@@ -17,7 +17,31 @@ class DamagedRun(TvgradError):
     """A run directory, or a file in it, cannot be read as what it claims to be."""
 
 
-class DiskFull(TvgradError):
+class Unwritable(TvgradError):
+    """A file or folder cannot be written.
+
+    Attributes:
+        what: which, and why, in words.
+        reason: why alone.
+        path: which alone.
+        remedy: what can be done, in words that can follow "do".
+    """
+
+    def __init__(self, sentence: str, *, what: str = "", reason: str = "", path: str = "", remedy: str = "") -> None:
+        """Make the error.
+
+        Args:
+            sentence: all of it.
+            what: which file, and why.
+            reason: why.
+            path: which.
+            remedy: what can be done.
+        """
+        super().__init__(sentence)
+        self.what, self.reason, self.path, self.remedy = what, reason, path, remedy
+
+
+class DiskFull(Unwritable):
     """There is no room for what is to be written; all finished epochs stay whole."""
 
 

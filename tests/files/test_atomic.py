@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tvgrad.errors import Unwritable
 from tvgrad.files.atomic import sha256_of, write_atomically
 
 
@@ -22,9 +24,15 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     assert sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), RuntimeError("other"), KeyboardInterrupt()])
+OF_ANOTHER_FILE = PermissionError(errno.EACCES, "no", "/another/file")
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OF_ANOTHER_FILE, RuntimeError("other"),
+                                   KeyboardInterrupt()])  # fmt: skip
 @pytest.mark.parametrize("when", ["write", "meanwhile"])
 def test_other_errors_stay_what_they_are_and_leave_nothing(tmp_path: Path, error: BaseException, when: str) -> None:
+    """But for what the system says of this file, which becomes a sentence that names it."""
+
     def write(temporary: Path) -> None:
         temporary.write_text("half")
         if when == "write":
@@ -33,7 +41,9 @@ def test_other_errors_stay_what_they_are_and_leave_nothing(tmp_path: Path, error
     def read(temporary: Path) -> None:
         raise error
 
-    with pytest.raises(type(error)):
+    of_this = isinstance(error, OSError) and error.filename is None
+    expected = f"{tmp_path / 'x'} cannot be written (no): choose another --out" if of_this else str(error)
+    with pytest.raises(Unwritable if of_this else type(error), match=re.escape(expected)):
         write_atomically(tmp_path / "x", write, read)
     assert list(tmp_path.iterdir()) == []
 

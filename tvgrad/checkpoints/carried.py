@@ -13,6 +13,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_atomically, write_text_atomically
 from tvgrad.files.regular import read_json, reason_of
+from tvgrad.files.writable import make_folder
 
 ENDINGS = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
 NOT_CARRIED = (
@@ -75,7 +76,7 @@ def carry(files: Iterable[str], source: Path, target: Path, *, dtype: torch.dtyp
         TvgradError: the configuration is not to be read.
     """
     for name in files:
-        (target / name).parent.mkdir(exist_ok=True)
+        make_folder((target / name).parent)
         if name == "config.json" and dtype is not None:
             write_text_atomically(target / name, _with_dtype(source / name, dtype))
         else:

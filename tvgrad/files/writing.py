@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import torch
 
-from tvgrad.errors import DiskFull, TvgradError
+from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import sha256_of, write_atomically
 from tvgrad.files.tensors import DTYPES
 
@@ -142,7 +142,7 @@ def write_stream(
     Raises:
         TvgradError: the folder does not exist.
         DiskFull: there is no room.
-    """
+    """  # noqa: DOC502 - raised by write_atomically
     if not path.parent.is_dir():
         raise TvgradError(f"{path.parent} is no folder: make it, or choose another --out")
     stream = Stream(places, blocks)
@@ -152,10 +152,7 @@ def write_stream(
         _save_stream(stream, sizes, metadata, names, temporary)
         confirm()
 
-    try:
-        return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
-    except DiskFull:
-        raise DiskFull(f"no room on the disk for {path}: free some space and type the command again") from None
+    return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
 
 
 def _write_shards(

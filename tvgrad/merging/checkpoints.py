@@ -21,6 +21,7 @@ from tvgrad.checkpoints.carried import carried_files, carry
 from tvgrad.checkpoints.family import Family, open_family
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.writable import make_folder
 from tvgrad.files.writing import KINDS, MAX_SHARD_BYTES, write_stream
 from tvgrad.merging.merge import merged_blocks, stored_blocks
 from tvgrad.merging.method import Method, checked_alpha
@@ -199,8 +200,5 @@ def _prepare(folder: Path, request: dict[str, object]) -> None:
                 f"{folder} holds another merge (see {RECORD} there), or a model changed since: choose another --out"
             )
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TvgradError(f"{folder} cannot be made ({error.strerror}): choose another --out") from None
+    make_folder(folder)
     write_text_atomically(record, text)

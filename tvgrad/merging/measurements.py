@@ -214,7 +214,8 @@ class Measurements(Shown):
         told = {PLAN + name: torch.from_numpy(part) for name in PLANNED if (part := getattr(self, name)) is not None}
         write_tensors({key: self.read(key) for key in self.places} | told, target)
         fields = {name: getattr(self, name) for name in ("tasks", "fisher", "at", "norms")}
-        write_text_atomically(target.with_suffix(".json"), json_text({**fields, "sha256": sha256_of(target)}))
+        content = json_text({**fields, "sha256": sha256_of(target)})
+        write_text_atomically(target.with_suffix(".json"), content, option="--save")
 
 
 def measure(

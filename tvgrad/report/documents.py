@@ -12,6 +12,7 @@ import pandas as pd
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.writable import make_folder
 from tvgrad.report.empty_columns import COMPUTED_BY
 from tvgrad.report.latex import latex_table
 from tvgrad.results import json_text
@@ -120,10 +121,7 @@ def write_tables(
         TvgradError: a format is unknown, or the directory cannot be made.
     """
     wanted = [name for name in check_formats(formats) if name != PAGE]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TvgradError(f"{directory} cannot be made a folder for the report: {error.strerror}") from None
+    make_folder(directory, "a folder for the report")
     written = []
     for name, table in tables.items():
         for ending in wanted:

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from tvgrad.files.writable import make_folder
 from tvgrad.report.budget_figure import budget_shares
 from tvgrad.report.empty_columns import whole_model
+from tvgrad.report.figure_files import write_figure
 from tvgrad.report.first_epochs import PUBLISHED
 from tvgrad.report.first_epochs_figure import first_epoch_dominance
 from tvgrad.report.heatmap import cosine_scale, heatmap
@@ -303,7 +305,7 @@ def captioned_figures(
     Returns:
         The files with their captions, PNG before SVG and PDF.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     tables = {
         name: _with_short_names(table.assign(task=table["run"].map(tasks)) if tasks and "run" in table else table)
         for name, table in tables.items()
@@ -387,7 +389,5 @@ def _saved(ax: Axes, stem: Path) -> list[Path]:
         )
         box = None if inside else drawn.padded(mpl.rcParams["savefig.pad_inches"])
         for path in paths:
-            # Without a date, the same runs make the same bytes.
-            undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, metadata=undated, bbox_inches=box)
+            write_figure(figure, path, bbox_inches=box)
     return paths

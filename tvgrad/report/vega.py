@@ -6,6 +6,7 @@ import importlib.metadata
 from contextlib import suppress
 from functools import cache
 
+from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.recipes.pretraining import cache_folder
 
@@ -27,7 +28,7 @@ def vega_script() -> str:
     import vl_convert  # a library of 84 MB, for which a page from the cache does not wait
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
-    with suppress(OSError):  # a cache that cannot be written only costs the time to bundle again
+    with suppress(OSError, TvgradError):  # a cache that cannot be written only costs the time to bundle again
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, script)
     return script

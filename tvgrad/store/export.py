@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.writable import make_folder, require_folder
 from tvgrad.files.writing import write_tensors
 from tvgrad.store.lora import is_lora, lora_config, merged_weights, saved_names
 from tvgrad.store.manifest import FileEntry
@@ -54,26 +56,31 @@ def export_checkpoint(
         raise TvgradError(
             f"{run.root} has no Hugging Face configuration, so there is no mergekit file: leave out --base"
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    require_folder(directory)
+    if directory.is_dir() and any(directory.iterdir()):
         raise TvgradError(f"{directory} is not an empty folder: choose another --out")
     weights.close()
     for entry in _needed(run, epoch):
         for problem in entry.problems(run.root):
             raise DamagedRun(f"{run.root} cannot be exported: {problem}; restore it or trace the run again")
     content = merged_weights(run, epoch) if merged else run.weights(epoch) if lora else run.complete(epoch)
+    make_folder(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TvgradError(f"{directory} cannot be made ({error.strerror}): choose another --out") from None
-    if lora and not merged:
-        return _write_adapter(run, content, adapter, directory, base=base)
-    written = [write_tensors(content, directory / "model.safetensors", metadata=FORMAT)]
-    if config:
-        text = json.dumps(config, indent=2, sort_keys=True)
-        write_text_atomically(directory / "config.json", text)
-        merge = _merge_file(run, config, directory, base)
-        write_text_atomically(directory / "mergekit.yaml", merge)
-        written += [directory / "config.json", directory / "mergekit.yaml"]
+        if lora and not merged:
+            return _write_adapter(run, content, adapter, directory, base=base)
+        written = [write_tensors(content, directory / "model.safetensors", metadata=FORMAT)]
+        if config:
+            text = json.dumps(config, indent=2, sort_keys=True)
+            write_text_atomically(directory / "config.json", text)
+            merge = _merge_file(run, config, directory, base)
+            write_text_atomically(directory / "mergekit.yaml", merge)
+            written += [directory / "config.json", directory / "mergekit.yaml"]
+    except BaseException:
+        # It was empty: half a checkpoint is of no use, and would be in the way of the next try.
+        for left in directory.iterdir():
+            with suppress(OSError):
+                left.unlink()
+        raise
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 
-from tvgrad.errors import DamagedRun, DiskFull, TvgradError
+from tvgrad.errors import DamagedRun, DiskFull, TvgradError, Unwritable
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
+from tvgrad.files.writable import refusal
 from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors, write_tensors
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
 from tvgrad.store.layout import CONTENTS, JOURNAL, files_in, is_own, require_free, require_no_links
@@ -340,11 +342,20 @@ def in_words(root: Path) -> Generator[None]:
 
     Raises:
         DiskFull: something could not be written.
-    """
+    """  # noqa: DOC501 - what was said in words already leaves as it is
     try:
         yield
     except OSError as error:
-        raise DiskFull(f"{root} cannot be written ({reason_of(error)}): finished epochs are whole") from None
+        told = refusal(error, root if error.filename is None else Path(os.fsdecode(error.filename)))
+    except Unwritable as error:
+        if not error.path:  # said in words already
+            raise
+        told = error
+    else:
+        return
+    if told.remedy:
+        raise DiskFull(f"{told.what}; {told.remedy} and go on with --resume: finished epochs are whole")
+    raise DiskFull(f"{root} cannot be written ({told.path}: {told.reason}): finished epochs are whole")
 
 
 def require_space(directory: Path, nbytes: int) -> None:

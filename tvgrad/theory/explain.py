@@ -13,6 +13,7 @@ from pathlib import Path
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import read_text, reason_of
+from tvgrad.files.writable import make_folder
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.recipes.of_run import check_data
@@ -268,12 +269,9 @@ def write_results(run: Run, explanation: Explanation) -> list[Path]:
     }
     if folder.is_symlink():
         raise TvgradError(f"{folder} is a link, and nothing of a run is written through a link: remove it")
-    try:
-        folder.mkdir(exist_ok=True)
-        for name, text in texts.items():
-            write_text_atomically(folder / name, text)
-    except OSError as error:
-        raise TvgradError(f"{folder} cannot be written: {error.strerror}") from None
+    make_folder(folder, option="RUN, or a copy of it")
+    for name, text in texts.items():
+        write_text_atomically(folder / name, text, option="RUN, or a copy of it")
     return [folder / name for name in texts]
 
 
