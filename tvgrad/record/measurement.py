@@ -159,9 +159,11 @@ def known_as_before(earlier: Measurement, facts: dict[str, Any], recorded: Seque
         recorded: the fingerprint of all samples of each epoch that the training went through, where it is known.
 
     Returns:
-        What its gradient is, with the deviation seen there; None where a second pass is needed.
+        What its gradient is, with the deviation seen there; None where a second pass is needed, as where a format as
+        narrow as bfloat16 makes that deviation large, and another one at other weights.
     """
-    same = facts["samples"] == earlier.samples and facts.get("own_content", facts["content"]) in recorded
+    wide = getattr(torch, facts["dtype"]).itemsize >= 4
+    same = wide and facts["samples"] == earlier.samples and facts.get("own_content", facts["content"]) in recorded
     if earlier.kind != EXACT or not same or facts["epochs_repeated"] or facts.get("drawn_again"):
         return None
     return replace(earlier, steps=facts["steps"], reason=AS_BEFORE, passes=1)

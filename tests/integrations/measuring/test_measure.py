@@ -230,6 +230,7 @@ def test_anything_that_is_not_known_takes_a_second_pass(
         (EXACT, {"samples": 3}, [11], None),
         (EXACT, {"epochs_repeated": 1}, [11], None),
         (EXACT, {"drawn_again": 2}, [11], None),
+        (EXACT, {"dtype": "bfloat16"}, [11], None),
         (ESTIMATE, {}, [11], None),
     ],
 )

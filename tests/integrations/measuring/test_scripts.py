@@ -119,6 +119,39 @@ def test_a_script_without_a_seed_has_a_row_of_coverage_alone(tmp_path: Path, mon
     assert [row.term for row in rows] == ["unexplained", "coverage"]
 
 
+TWO = """
+import sys
+torch.manual_seed(1)
+def train(one, two, optimizer):
+    for a, b in DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(two(one(a)), b).backward()
+        optimizer.step()
+encoder, head = nn.Sequential(nn.Linear(5, 8), nn.Tanh()), nn.Linear(8, 2)
+optimizer = torch.optim.SGD([*head.parameters(), *encoder.parameters()], lr=0.1)
+for epoch in range(2):
+    train(encoder, head, optimizer)
+parts = {"encoder": encoder, "head": head}
+torch.save({f"{p}.{name}": t for p, part in parts.items() for name, t in part.state_dict().items()}, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_modules_that_no_module_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = traced(tmp_path, monkeypatch, DATA + TWO, "torch")
+    scope: dict[str, Any] = {}
+    exec(DATA, scope)
+    net = nn.Sequential(nn.Sequential(nn.Linear(5, 8), nn.Tanh()), nn.Linear(8, 2)).double()
+    for epoch in (0, 2):
+        weights = {name: record.weights(epoch)[name] for name in ("encoder.0.weight", "encoder.0.bias")}
+        net[0].load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
+        net[1].load_state_dict({name: record.weights(epoch)[f"head.{name}"] for name in ("weight", "bias")})
+        found = gradient_of(lambda: nn.functional.cross_entropy(net(scope["x"].double()), scope["y"]), net)
+        names = {"0.0": "encoder.0", "1": "head"}
+        truth = {names[name.rpartition(".")[0]] + "." + name.rpartition(".")[2]: g for name, g in found.items()}
+        assert apart(record, epoch, truth) < 1e-6  # float32 batches
+
+
 @pytest.mark.slow
 def test_a_lightning_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")

@@ -76,7 +76,31 @@ def test_an_optimizer_that_wraps_another_counts_once() -> None:
     assert not [one for one in found_for(outer)[1:] if one.optimizer is base]
 
 
+def test_modules_that_no_module_holds_are_joined() -> None:
+    head, keys = nn.Linear(4, 2), nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    around = nn.DataParallel(head)
+    idle = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD([*keys.parameters(), *around.parameters()], lr=0.1)
+    later = torch.optim.Adam(head.parameters())
+    found = [one for one in found_for(optimizer) if one.optimizer in {optimizer, later}]
+    whole = choose(found, None)
+    assert whole is not None
+    names = ["head.weight", "head.bias", "keys_2.0.weight", "keys_2.0.bias"]
+    assert list(found[0].parameters) == names
+    assert found[0].parameters["head.weight"] is head.weight
+    assert (whole.label, whole.optimizers) == ("head+keys_2", (optimizer, later))
+    assert not any(one is idle for one in whole.root.modules())
+
+    def trains(part: nn.Module) -> list[str]:
+        assert part is head
+        return list(found_for(torch.optim.SGD([*keys.parameters(), *part.parameters()], lr=0.1))[0].parameters)
+
+    assert trains(head) == names
+
+
 def test_tensors_without_a_module() -> None:
     loose = torch.zeros(3, requires_grad=True)
     with pytest.raises(TvgradError, match=r"belong to no torch.nn.Module"):
         found_for(torch.optim.SGD([loose], lr=0.1))
+    with pytest.raises(TvgradError, match=r"belong to no torch.nn.Module"):
+        found_for(torch.optim.SGD([loose, *nn.Linear(2, 1).parameters()], lr=0.1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.joined_modules import joined_modules
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
 
@@ -28,7 +29,8 @@ class TrainedModule:
 
     Attributes:
         optimizer: the optimizer.
-        root: the outermost module of the script that owns all its parameters; wrappers of torch are taken off.
+        root: the outermost module of the script that owns all its parameters; wrappers of torch are taken off. Where
+            no module does, one that holds those which own them by the script's names.
         parameters: name in the root -> parameter, for those that require a gradient, in the root's order; all of an
             optimizer's where none does.
         label: the name that `--model` picks it by: that of the variable or attribute that holds the module.
@@ -190,7 +192,7 @@ def _contents(modules: Iterable[nn.Module]) -> dict[int, set[int]]:
 def _trained(
     optimizer: torch.optim.Optimizer,
     modules: list[nn.Module],
-    contents: Mapping[int, set[int]],
+    contents: dict[int, set[int]],
     frame: FrameType | None,
 ) -> TrainedModule | None:
     all_of_it = held_by(optimizer)
@@ -201,36 +203,72 @@ def _trained(
         return None
     owning = [module for module in modules if held <= {id(tensor) for tensor in module.parameters()}]
     if not owning:
-        return None
+        return _of_several(optimizer, modules, contents, held, frame)
     outermost = [one for one in owning if not any(id(one) in contents[id(o)] for o in owning if o is not one)]
     # Two wrappers round one model, neither in the other: what both contain is the model.
     shared = [one for one in owning if all(id(one) in contents[id(outer)] for outer in outermost)] or outermost
     root = max(shared, key=lambda one: len(contents[id(one)]))
-    while type(root).__name__ in WRAPPERS:
-        root = getattr(root, WRAPPERS[type(root).__name__])
+    root = _unwrapped(root)
     nearest = min(owning, key=lambda one: len(contents[id(one)]))
     parameters = {name: tensor for name, tensor in root.named_parameters() if id(tensor) in held}
     whole = _label(root, owning, frame)
     return TrainedModule(optimizer, root, parameters, whole, whole, _label(nearest, owning, frame))
 
 
-def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None) -> str:
+def _of_several(
+    optimizer: torch.optim.Optimizer,
+    modules: list[nn.Module],
+    contents: dict[int, set[int]],
+    held: set[int],
+    frame: FrameType | None,
+) -> TrainedModule | None:
+    """What an optimizer trains whose tensors are of several modules, which are put into one."""
+
+    def name_of(module: nn.Module) -> str:
+        # The outermost name: a function that trains may call the modules otherwise than the script does.
+        return _label(module, [one for one in modules if _unwrapped(one) is module], frame, outermost=True)
+
+    bare = [module for module in modules if type(module).__name__ not in WRAPPERS]
+    root = joined_modules(bare, contents, held, name_of)
+    if root is None:
+        return None
+    # Where another optimizer trains a part of it, they are found to share it.
+    contents[id(root)] = {id(inner) for inner in root.modules()}
+    contents[id(root)] |= {id(one) for one in modules if id(_unwrapped(one)) in contents[id(root)]}
+    modules.append(root)
+    parameters = {name: tensor for name, tensor in root.named_parameters() if id(tensor) in held}
+    label = "+".join(root)
+    return TrainedModule(optimizer, root, parameters, label, label, label)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while type(module).__name__ in WRAPPERS:
+        module = getattr(module, WRAPPERS[type(module).__name__])
+    return module
+
+
+def _label(module: nn.Module, owning: list[nn.Module], frame: FrameType | None, *, outermost: bool = False) -> str:
     """The shortest of the script's names for a module or a wrapper of it, or its class."""
     for wanted in (module, *(one for one in owning if type(one).__name__ in WRAPPERS)):
         names = []
         walked = frame
         while walked is not None:
-            scope: dict[str, Any] = dict(walked.f_locals)
-            names += [n for n, value in scope.items() if value is wanted and n != "self" and not n.startswith("_")]
-            for value in scope.values():
-                inside = getattr(value, "__dict__", None) if not isinstance(value, type(sys)) else None
-                if isinstance(inside, dict):
-                    attributes = {**inside, **(inside.get("_modules") or {})}
-                    names += [n for n, v in attributes.items() if v is wanted and not n.startswith("_")]
+            names += _names_in(dict(walked.f_locals), wanted)[:1]
             walked = walked.f_back
         if names:
-            return names[0]
+            return names[-1 if outermost else 0]
     return type(module).__name__
+
+
+def _names_in(scope: dict[str, Any], wanted: nn.Module) -> list[str]:
+    """A module's names in a scope: those of variables first, then of attributes of what they hold."""
+    names = [n for n, value in scope.items() if value is wanted and n != "self" and not n.startswith("_")]
+    for value in scope.values():
+        inside = getattr(value, "__dict__", None) if not isinstance(value, type(sys)) else None
+        if isinstance(inside, dict):
+            attributes = {**inside, **(inside.get("_modules") or {})}
+            names += [n for n, v in attributes.items() if v is wanted and not n.startswith("_")]
+    return names
 
 
 def _with_own_labels(found: list[TrainedModule]) -> list[TrainedModule]:
