@@ -162,6 +162,7 @@ _INFO = record({
     "epoch_endings": list_of(text),
     "stopped": optional(_words),
     "resumed_at": list_of(_count),
+    "trial_steps": _count,
     "moved_outside_steps": either(boolean, _count),
     "steps_unrecorded": optional(_count),
     "final_weights_differ": optional(boolean),

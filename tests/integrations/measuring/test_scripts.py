@@ -119,6 +119,47 @@ def test_a_script_without_a_seed_has_a_row_of_coverage_alone(tmp_path: Path, mon
     assert [row.term for row in rows] == ["unexplained", "coverage"]
 
 
+FINDER = """
+import itertools, sys
+torch.manual_seed(1)
+model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def step(a, b):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(a), b).backward()
+    optimizer.step()
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+few = DataLoader(TensorDataset(x[:12], y[:12]), batch_size=4, shuffle=True)
+for (a, b), _ in zip(itertools.cycle(few), range(8)):
+    step(a, b)
+    optimizer.param_groups[0]["lr"] *= 1.5
+model.load_state_dict(kept)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(2):
+    for a, b in DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True): step(a, b)
+torch.save(model.state_dict(), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_search_for_a_rate_on_other_batches_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = traced(tmp_path, monkeypatch, DATA + FINDER, "torch")
+    scope: dict[str, Any] = {}
+    exec(DATA, scope)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    for epoch in (0, 2):
+        net.load_state_dict(record.weights(epoch))
+        truth = gradient_of(lambda: nn.functional.cross_entropy(net(scope["x"].double()), scope["y"]), net)
+        assert apart(record, epoch, truth) < 1e-6  # float32 batches
+        assert record.info["measured_gradients"][str(epoch)]["samples"] == 44
+    told = run(warm_tvgrad("explain", "run", "--no-curvature", "--", *warm("script.py", "again.pt")), starts=3)
+    assert told.returncode == 0, told.stderr
+    assert "trained on other batches" not in told.stdout
+    rows = read_results(Run.open("run"))[1]
+    assert "unexplained" not in {row.term for row in rows}
+    assert sum(row.share for row in rows) == pytest.approx(1, abs=1e-9)
+
+
 TWO = """
 import sys
 torch.manual_seed(1)

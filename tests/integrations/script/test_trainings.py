@@ -84,6 +84,9 @@ model, optimizer = real, torch.optim.SGD(real.parameters(), lr=0.05)
 }
 
 
+STEPS = {"a search for a rate in a cycle": 6, "a search for a rate that is cut off": 3}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TRIALS)
 def test_a_trial_is_no_epoch(case: str, write: Write, tmp_path: Path) -> None:
@@ -97,6 +100,7 @@ def test_a_trial_is_no_epoch(case: str, write: Write, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, truth[name]) for name, tensor in record.weights(2).items())
     assert record.manifest.finished
     assert not record.info["final_weights_differ"]
+    assert record.info.get("trial_steps") == STEPS.get(case)
 
 
 FOLDS = """

@@ -22,9 +22,11 @@ from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.pass_sums import begun_sums
 from tvgrad.integrations.measuring.placement import Placement
 from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
+from tvgrad.integrations.measuring.silenced_dropout import SilencedDropout
 from tvgrad.integrations.measuring.waiting import wait_to_be_ended
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
-from tvgrad.integrations.script.epochs import Epochs, Held
+from tvgrad.integrations.measuring.why_ended import why_ended
+from tvgrad.integrations.script.epochs import CannotTell, Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
@@ -58,22 +60,19 @@ class MeasuringSession:
         """
         self.options, self.plan = options, plan
         self.epochs = Epochs(self, options.steps_per_epoch)
-        parts = Parts if plan.probe else None
-        self.loaders = LoaderWatch(self.epochs, self.guard, tokens=True, parts=parts)
+        self.loaders = LoaderWatch(self.epochs, self.guard, tokens=True, parts=Parts if plan.probe else None)
         self.forward_hook: RemovableHandle | None = None
         self._placement: Placement | None = None
         self._total: GradientTotal | WeightsProbe | None = None
-        self._process = os.getpid()
-        self.class_weights = ClassWeights()
-        self._batch, self._items = 0, list[BatchItems]()
-        self._scale = 1.0
+        self._process, self.class_weights = os.getpid(), ClassWeights()
+        self._batch, self._items, self._scale = 0, list[BatchItems](), 1.0
         self._stepped, self._overflowed, self._done = False, False, False
         self._depth, self._repeated, self._reseeded = 0, 0, 0
         self._dtype: torch.dtype | None = None
         self._fingerprints: list[int | None] = []
-        self._dropouts: list[tuple[Any, float]] = []
+        self._dropout = SilencedDropout()
         self._sums: StepSums | None = None
-        self._first = dict[str, Any]()
+        self._first, self._trial = dict[str, Any](), plan.trial
 
     def guard(self, action: Callable[[], None], may_exit: bool = True) -> None:  # noqa: ARG002
         """Run something of tvgrad's; what it raises ends the pass.
@@ -87,6 +86,8 @@ class MeasuringSession:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - it is handed on to the process that waits
+            if self._trial and isinstance(error, CannotTell):
+                return
             sentence = str(error) if isinstance(error, TvgradError) else f"{type(error).__name__}: {error}"
             leave_note(self.options.notes, event="failed", reason=sentence)
             self._wait_for_the_end()
@@ -166,12 +167,27 @@ class MeasuringSession:
         if total is None or not placement.ends_step(optimizer):
             return
         found = getattr(optimizer, "found_inf", None)
-        if found is not None and float(found) > 0:
-            self._overflowed = True
+        self._overflowed |= found is not None and float(found) > 0
         if self.epochs.backwards == 0:
             self._consume_batch()
-        self.epochs.before_step()
+        if not self._trial:
+            self.epochs.before_step()
+        elif isinstance(total, GradientTotal):  # a probe makes do with a trial's batches
+            total.clear()
+            self.pass_over_trial()
+            return
         self._end_step(total, optimizer)
+
+    def pass_over_trial(self) -> None:
+        """A step of a trial is over: batches and epochs count from its last one on."""
+        self._trial -= 1
+        self.epochs.forget_batches()
+        self.epochs.restart()
+        self._items, self._fingerprints, self._batch = [], [], 0
+
+    @property
+    def _in_trial(self) -> bool:
+        return self._trial > 0 and not self.plan.probe
 
     def scaled(self, scale: float) -> None:
         """A loss was scaled.
@@ -213,7 +229,7 @@ class MeasuringSession:
         held = self.epochs.state
         if self.plan.coefficients is not None or not isinstance(held, Held) or not held.iteration.exhausted:
             return
-        if held.iteration.lead <= 1 or not held.iteration.waiting:
+        if not self._in_trial and (held.iteration.lead <= 1 or not held.iteration.waiting):
             self._end_epoch()
 
     def end(self, how: str) -> None:  # noqa: ARG002
@@ -222,7 +238,7 @@ class MeasuringSession:
         Args:
             how: loader, break, steps or exit.
         """
-        if self.plan.coefficients is None:
+        if self.plan.coefficients is None and not self._in_trial:
             self._end_epoch()
 
     def close(self) -> None:
@@ -232,18 +248,8 @@ class MeasuringSession:
         self.guard(lambda: self.epochs.exit(True, True))
         if isinstance(self._total, WeightsProbe):
             self.guard(self._finish)
-        placement = self._placement
-        if placement is None or (placement.trained is None and placement.misfit is None):
-            reason = (
-                "it made no optimizer of torch.optim" if placement is None else "it has none of the run's parameters"
-            )
-        elif placement.trained is None:
-            reason = f"it {placement.misfit}"
-        elif self._total is None or not self._total.steps:
-            reason = "its optimizer took no step"
-        else:
-            reason = "its epoch did not end"
-        leave_note(self.options.notes, event="ended", reason=reason)
+        stepped = self._total is not None and self._total.steps > 0
+        leave_note(self.options.notes, event="ended", reason=why_ended(self._placement, stepped))
         self._done = True
 
     def _placed(self) -> Placement:
@@ -257,10 +263,7 @@ class MeasuringSession:
         if placement is not None and placement.place() and first and self.plan.reseed is not None:
             self._reseed(None)
         if first and placement is not None and placement.trained is not None and self.plan.probe:
-            for module in placement.trained.root.modules():  # its noise would hide how batches are weighted
-                if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-                    self._dropouts.append((module, module.p))
-                    module.p = 0.0
+            self._dropout.silence(placement.trained.root)
 
     def _summed(self, placement: Placement) -> GradientTotal | WeightsProbe:
         assert placement.trained is not None
@@ -294,10 +297,8 @@ class MeasuringSession:
         if isinstance(total, WeightsProbe):
             total.end_step()
             self.epochs.after_step()
-            if total.compared and self._dropouts:
-                for module, probability in self._dropouts:
-                    module.p = probability
-                self._dropouts = []
+            if total.compared:
+                self._dropout.give_back()
             if total.ready:
                 self._finish()
             return

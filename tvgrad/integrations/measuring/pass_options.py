@@ -24,6 +24,7 @@ class PassOptions:
         train: train as the script does, instead of staying at the weights.
         shift: a file with a vector that is added to the weights, or None.
         along: times this.
+        trial: so many steps, before the pretrained weights were put back, are no part of the training.
     """
 
     run: str
@@ -38,3 +39,4 @@ class PassOptions:
     train: bool = False
     shift: str | None = None
     along: float = 1.0
+    trial: int = 0

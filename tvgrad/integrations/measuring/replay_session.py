@@ -54,6 +54,8 @@ class ReplaySession(MeasuringSession):
         if callable(closure):
             raise TvgradError("its optimizer takes a closure, whose steps have no update rule here")
         assert placement.trained is not None
+        if self._trial:
+            return
         parameters = placement.trained.parameters
         if self._steps is None:
             self._steps = begun_sums(self.plan, self.options.notes, placement)
@@ -69,9 +71,11 @@ class ReplaySession(MeasuringSession):
             optimizer: any of the script's.
         """
         placement, steps = self._placed(), self._steps
-        if steps is None or placement.trained is None or not placement.moves(optimizer):
+        if placement.trained is None or not placement.moves(optimizer) or not placement.ends_step(optimizer):
             return
-        if not placement.ends_step(optimizer):
+        if self._trial:
+            self.pass_over_trial()
+        if steps is None:
             return
         steps.end_training_step(placement.trained.parameters)
         self.epochs.after_step()

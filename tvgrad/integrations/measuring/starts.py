@@ -50,6 +50,7 @@ class Starts:
         steps, out = self.steps_per_epoch or self.run.info.get("steps_per_epoch"), str(self.run.root.absolute())
         options = ScriptOptions(out=out, notes="", command=tuple(self.command), steps_per_epoch=steps)
         model = self.model or self.run.info.get("model")
-        told = PassOptions(run=out, number=number, parent=os.getpid(), model=model, **plan)
+        trial = int(self.run.info.get("trial_steps", 0))
+        told = PassOptions(run=out, number=number, parent=os.getpid(), model=model, trial=trial, **plan)
         longest = max((point.metrics.get("seconds", 0.0) for point in self.run.points), default=0.0)
         return run_pass(options, told, self.patience or max(PATIENCE, longest), self.folder)

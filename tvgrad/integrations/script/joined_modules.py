@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from torch import nn
 def joined_modules(
     modules: Sequence[nn.Module],
     contents: Mapping[int, set[int]],
-    held: Collection[int],
+    held: set[int],
     name_of: Callable[[nn.Module], str],
 ) -> nn.ModuleDict | None:
     """Put the outermost modules that own an optimizer's tensors into one.
@@ -34,7 +34,7 @@ def joined_modules(
         if not owned[id(module)] & covered:
             parts.append(module)
             covered |= owned[id(module)]
-    if covered != set(held):
+    if covered != held:
         return None
     named: dict[str, nn.Module] = {}
     for module in sorted(parts, key=name_of):

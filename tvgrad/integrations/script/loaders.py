@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import dataloader
 
-from tvgrad.integrations.script.epochs import Epochs
+from tvgrad.integrations.script.epochs import CannotTell, Epochs
 from tvgrad.integrations.script.iteration import Iteration
 from tvgrad.record.batch_items import items_of, tensors_of
 from tvgrad.record.draws import Draws
@@ -21,11 +21,7 @@ Substitute = Callable[[Callable[[], Any]], Any]
 
 
 class LoaderWatch:
-    """Wraps what the iterators of DataLoaders do, without a change to what they return.
-
-    Attributes:
-        fetcher: the thread that fetched the last batch.
-    """
+    """Wraps what the iterators of DataLoaders do, without a change to what they return."""
 
     def __init__(
         self, epochs: Epochs, guard: Guard, tokens: bool = False, parts: Callable[[Any], Substitute] | None = None
@@ -38,7 +34,7 @@ class LoaderWatch:
             tokens: count the tokens of batches too, and samples that are drawn twice.
             parts: makes, for each pass over a loader, what gives the script other batches than those fetched.
         """
-        self.fetcher: int | None = None
+        self._fetcher: int | None = None  # the thread that fetched the last batch
         self._tokens = tokens
         self._parts = parts
         self._substitutes: weakref.WeakKeyDictionary[Any, Substitute] = weakref.WeakKeyDictionary()
@@ -92,6 +88,15 @@ class LoaderWatch:
         setattr(base, "_reset", _reset)  # noqa: B010
         setattr(base, "__next__", __next__)  # noqa: B010
 
+    def require_own_thread(self) -> None:
+        """Refuse batches that another thread fetches, where loaders tell epochs.
+
+        Raises:
+            CannotTell: one does.
+        """
+        if self._epochs.telling and self._fetcher is not None and self._fetcher != threading.get_ident():
+            raise CannotTell("another thread fetches the batches ahead of the steps")
+
     def _next(self, iterator: Any, fetched: Callable[[Any], Any]) -> Any:
         substitute = self._substitutes.get(iterator)
         return fetched(iterator) if substitute is None else substitute(lambda: fetched(iterator))
@@ -119,7 +124,7 @@ class LoaderWatch:
         iteration = self._passes.get(iterator)
         if iteration is None:
             return
-        self.fetcher = threading.get_ident()
+        self._fetcher = threading.get_ident()
         tensors, items = tensors_of(batch), items_of(batch, self._tokens)
         if not tensors:
             self._epochs.fetch(iteration, 0, lambda: False)

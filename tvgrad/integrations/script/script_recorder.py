@@ -34,7 +34,9 @@ class ScriptRecorder:
     It keeps no state to resume from: a script that goes on loads its own checkpoint.
     """
 
-    def __init__(self, trained: TrainedModule, options: ScriptOptions, guard: Guard, losses: Losses) -> None:
+    def __init__(
+        self, trained: TrainedModule, options: ScriptOptions, guard: Guard, losses: Losses, *, trial_steps: int = 0
+    ) -> None:
         """Record the weights before the first step.
 
         Args:
@@ -42,6 +44,7 @@ class ScriptRecorder:
             options: what to record, and where.
             guard: runs a function so that its errors do not reach the script.
             losses: those of the script.
+            trial_steps: how many were taken before the pretrained weights were put back.
 
         Raises:
             TvgradError: the run cannot be made.
@@ -49,8 +52,7 @@ class ScriptRecorder:
         self._model, self._parameters = trained.root, trained.parameters
         self._out = Path(options.out)
         self._clock = Clock(options.record_at)
-        self._keep = options.keep
-        self._losses = losses
+        self._keep, self._losses = options.keep, losses
         self._logged: dict[str, float] = {}
         describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
         launch = {"command": list(options.command), "launch": launch_of(options)}
@@ -70,6 +72,7 @@ class ScriptRecorder:
             info={
                 **launch,
                 **began,
+                **({"trial_steps": trial_steps} if trial_steps else {}),
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
                 "config": dict(describe()) if callable(describe) else None,
@@ -96,8 +99,7 @@ class ScriptRecorder:
         self._held: Moment | None = None
         self._endings: list[str] = []
         self._copies: Weights = {}  # those collected last: when the script ends cleanly, those recorded last
-        self._recorded_steps = 0
-        self._points = -1
+        self._recorded_steps, self._points = 0, -1
         self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
         self._moved_before = 0

@@ -51,11 +51,10 @@ class Session:
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._trained: TrainedModule | None = None
         self._step_open = self._stepped = False
-        self._facts = StepFacts(self.epochs)
-        self.losses = Losses()
+        self._facts, self.losses = StepFacts(self.epochs), Losses()
         self._dormant: ScriptRecorder | None = None
         self._past: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._trainings = 1
+        self._trainings, self._trial_steps = 1, 0
         self._gradients: list[tuple[int, int]] | None = None
         self._held: dict[int, torch.Tensor] = {}
         self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
@@ -146,6 +145,7 @@ class Session:
         recorder = self._recorder
         if self._dormant is not None:
             self.epochs.forget_batches()
+            self._trial_steps += optimizer is self._optimizers[0]
         if recorder is None or optimizer is not self._stepping:
             return
         self._stepping = None
@@ -319,7 +319,7 @@ class Session:
         if self.epochs.backwards == 0:
             self.epochs.backward()
         self._check_epochs()
-        self._recorder = ScriptRecorder(trained, self.options, self.guard, self.losses)
+        self._recorder = ScriptRecorder(trained, self.options, self.guard, self.losses, trial_steps=self._trial_steps)
         watch_trainer_logs(lambda metrics: self.guard(lambda: self._log(metrics)))
         if self._failed:
             say(f"another training begins, and is recorded in {self.options.out}")
@@ -371,6 +371,7 @@ class Session:
             followed.close(finished=whole)
         begins = f"{why} after step {followed.steps}, and a new training begins"
         self._trainings += 1
+        self._trial_steps = self._trial_steps + followed.steps if followed.returned else 0
         if whole:
             self._past.update(one for one in self._optimizers if one is not optimizer)
             out = sibling(self._first_out, self._trainings, self.options.overwrite)
@@ -394,7 +395,5 @@ class Session:
         return stepping not in {None, optimizer} and held_by(optimizer).keys() <= held_by(stepping).keys()
 
     def _check_epochs(self) -> None:
-        fetcher = self.loaders.fetcher
-        if self.epochs.telling and fetcher is not None and fetcher != threading.get_ident():
-            raise CannotTell("another thread fetches the batches ahead of the steps")
+        self.loaders.require_own_thread()
         self.epochs.before_step()
