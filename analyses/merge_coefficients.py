@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
-from tvgrad.problem.recipe import positive_integer
+from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.theory.merge_line import measured_losses
 from tvgrad.theory.merge_plan import plan
@@ -30,7 +30,19 @@ from tvgrad.vectors.algebra import combination
 from tvgrad.vectors.parameters import cosine
 
 from .analysis_result import AnalysisResult, outcome_of
-from .merge_regret import FURTHEST, LOSS, SCORE, TRAINING, TRIED, Lost, measure_regrets, no_losses, regret_sentences
+from .merge_regret import (
+    FURTHEST,
+    LOSS,
+    SCORE,
+    TRAINING,
+    TRIED,
+    Lost,
+    measure_regrets,
+    no_losses,
+    regret_sentences,
+    rows_of,
+)
+from .resumable_cache import ResumableCache, Rows
 from .task_training import CHUNK
 from .tuned_tasks import TRAININGS, TunedTasks, merges_of, read_training, tune
 
@@ -46,6 +58,7 @@ def analyse(
     seeds: int = 3,
     images: int = 200,
     batch_size: int = 50,
+    cells: str = "",
     progress: Progress | None = None,
 ) -> AnalysisResult:
     """Train, plan before and after, and search.
@@ -56,6 +69,7 @@ def analyse(
         seeds: of the training samples and the order of mini-batches.
         images: training samples of each task.
         batch_size: samples in a mini-batch, but for gd.
+        cells: a folder that keeps finished trainings, for a study that may be stopped; empty keeps nothing.
         progress: called with how many trainings are done, and of how many.
 
     Returns:
@@ -65,22 +79,17 @@ def analyse(
         TvgradError: a training is none, or there is one task.
     """
     positive_integer(seeds, "seeds")
-    for text in trainings:
-        read_training(text)
-    rows: list[dict[str, object]] = []
-    regrets: dict[str, list[Lost]] = {text: [] for text in trainings}
+    keys = [dict(zip(("optimizer", "lr", "epochs"), read_training(text), strict=True)) for text in trainings]
+    store = ResumableCache(cells, {"target": target, "images": images, "batch_size": batch_size})
+    rows: Rows = []
+    regrets: dict[str, list[Rows]] = {text: [] for text in trainings}
     recipes = load_recipes(target)
     if len(recipes) < 2:
         raise TvgradError(f"{target} is one task, and a merge takes two: give a recipe of several")
     for done, (seed, place) in enumerate(itertools.product(range(seeds), range(len(trainings)))):
-        tuned = tune(recipes, trainings[place], seed, images, batch_size)
-        validation = [
-            recipe.objective(samples=task.for_alpha, chunk_size=CHUNK)
-            for recipe, task in zip(recipes, tuned.tasks, strict=True)
-        ]
-        lost = no_losses(len(recipes))
-        for chosen in merges_of(len(recipes)):
-            rows.append({"training": trainings[place], "seed": seed, **_merge(tuned, validation, chosen, lost)})
+        make = partial(_of_seed, recipes, trainings[place], seed, images, batch_size)
+        merges, lost = store.rows({**keys[place], "seed": seed}, make)
+        rows += merges
         regrets[trainings[place]].append(lost)
         if progress is not None:
             progress(done + 1, seeds * len(trainings))
@@ -99,6 +108,20 @@ def analyse(
     return AnalysisResult(
         claim, outcome_of(held, fails=bool(len(within))), evidence, table, partial(_draw, table, target), verdicts=said
     )
+
+
+def _of_seed(recipes: Sequence[Recipe], training: str, seed: int, images: int, batch_size: int) -> tuple[Rows, Rows]:
+    """All merges of one training and seed, and what is lost on test samples."""
+    tuned, lost = tune(recipes, training, seed, images, batch_size), no_losses(len(recipes))
+    validation = [
+        recipe.objective(samples=task.for_alpha, chunk_size=CHUNK)
+        for recipe, task in zip(recipes, tuned.tasks, strict=True)
+    ]
+    rows = [
+        {"training": training, "seed": seed, **_merge(tuned, validation, chosen, lost)}
+        for chosen in merges_of(len(recipes))
+    ]
+    return rows, rows_of(lost)
 
 
 def _merge(tuned: TunedTasks, validation: Sequence[Objective], chosen: Sequence[int], lost: Lost) -> dict[str, object]:
@@ -159,7 +182,7 @@ def _best(total: Callable[[float], float]) -> tuple[float, float]:
     return (float(found.x), float(found.fun)) if found.fun < values[place] else (float(grid[place]), values[place])
 
 
-def _verdicts(table: pd.DataFrame, text: str, regrets: Sequence[Lost]) -> Iterator[str]:
+def _verdicts(table: pd.DataFrame, text: str, regrets: Sequence[Rows]) -> Iterator[str]:
     """What became of one training: shares, regret, and losses told for pairs."""
     part = table[table["training"] == text]
     error = part["relative_second_order_error"]

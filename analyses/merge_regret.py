@@ -21,6 +21,7 @@ from tvgrad.vectors.parameters import Weights
 
 from .analysis_result import outcome_of
 from .intervals import crossed_mean
+from .resumable_cache import Rows
 from .task_training import Task
 
 FURTHEST, TRIED = 15.0, 60
@@ -52,6 +53,22 @@ def no_losses(tasks: int) -> Lost:
         It, empty.
     """
     return {way: [[] for _ in range(tasks)] for way in WAYS}
+
+
+def rows_of(lost: Lost) -> Rows:
+    """Average a collection over merges.
+
+    Args:
+        lost: of one seed.
+
+    Returns:
+        One row for each way and task, with what is lost of every test sample.
+    """
+    return [
+        {"way": way, "task": place, "lost": np.mean(merges, axis=0).tolist()}
+        for way, tasks in lost.items()
+        for place, merges in enumerate(tasks)
+    ]
 
 
 def measure_regrets(
@@ -100,18 +117,18 @@ def measure_regrets(
     return {**chosen, "searched": searched}, lost
 
 
-def regret_sentences(seeds: Sequence[Lost], ways: Mapping[str, str] = WAYS) -> Iterator[str]:
+def regret_sentences(seeds: Sequence[Rows], ways: Mapping[str, str] = WAYS) -> Iterator[str]:
     """Say what every way loses, with its interval over seeds and test samples.
 
     Args:
-        seeds: one collection a seed.
+        seeds: of each, the rows of `rows_of`.
         ways: which, and what they are called.
 
     Yields:
         A sentence a way; of those that are told, whether they lose at most half a point.
     """
     for way, words in ways.items():
-        means = [[np.mean(merges, axis=0) for merges in seed[way]] for seed in seeds]
+        means = [[np.array(row["lost"]) for row in seed if row["way"] == way] for seed in seeds]
         mean = 100 * float(np.mean([np.mean(task) for seed in means for task in seed]))
         said = f"test accuracy lost against a search on validation samples, {words}: {mean:+.2f} points"
         if len(seeds) < 2:

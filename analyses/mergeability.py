@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging.evaluation import shifted
-from tvgrad.problem.recipe import positive_integer
+from tvgrad.problem.recipe import Recipe, positive_integer
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.theory.merge_plan import Plan, plan
 from tvgrad.vectors.algebra import add_scaled, combination
@@ -29,6 +29,7 @@ from tvgrad.vectors.parameters import Weights, cosine
 from .analysis_result import AnalysisResult, outcome_of
 from .intervals import Interval
 from .jackknife import jackknife
+from .resumable_cache import ResumableCache, Rows
 from .tuned_tasks import TRAININGS, TunedTasks, merges_of, read_training, tune
 
 GOAL = 0.9
@@ -45,6 +46,7 @@ def analyse(
     seeds: int = 3,
     images: int = 200,
     batch_size: int = 50,
+    cells: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> AnalysisResult:
     """Tell, train, merge and measure.
@@ -55,6 +57,7 @@ def analyse(
         seeds: of the training samples and the order of mini-batches.
         images: training samples of each task.
         batch_size: samples in a mini-batch, but for gd.
+        cells: a folder that keeps finished trainings, for a study that may be stopped; empty keeps nothing.
         progress: called with how many trainings are done, and of how many.
 
     Returns:
@@ -64,17 +67,17 @@ def analyse(
         TvgradError: a training is none, or there are fewer than four tasks.
     """
     positive_integer(seeds, "seeds")
-    for text in trainings:
-        read_training(text)
+    keys = {text: dict(zip(("optimizer", "lr", "epochs"), read_training(text), strict=True)) for text in trainings}
+    store = ResumableCache(cells, {"target": target, "images": images, "batch_size": batch_size})
     recipes = load_recipes(target)
     if len(recipes) < 4:
         raise TvgradError(
             f"{target} has {len(recipes)} tasks, and a correlation over pairs of tasks takes four or more"
         )
-    rows: list[dict[str, object]] = []
+    rows: Rows = []
     for done, (seed, text) in enumerate(itertools.product(range(seeds), trainings)):
-        tuned = tune(recipes, text, seed, images, batch_size)
-        rows += [{"training": text, "seed": seed, **row} for row in _rows(tuned)]
+        make = partial(_of_seed, recipes, text, seed, images, batch_size)
+        rows += [{"training": text, "seed": seed, **row} for row in store.rows({**keys[text], "seed": seed}, make)[0]]
         if progress is not None:
             progress(done + 1, seeds * len(trainings))
     table = pd.DataFrame(rows)
@@ -94,6 +97,10 @@ def analyse(
             sentence for text in trainings for sentence in _verdicts(table[table["training"] == text], text)
         ),
     )
+
+
+def _of_seed(recipes: Sequence[Recipe], training: str, seed: int, images: int, batch_size: int) -> tuple[Rows]:
+    return (list(_rows(tune(recipes, training, seed, images, batch_size))),)
 
 
 def _rows(tuned: TunedTasks) -> Iterator[dict[str, object]]:
