@@ -25,6 +25,7 @@ ANALYSES = {
     "merge_methods": "With a coefficient searched for each, no merging method beats the plain sum by two points.",
     "mergeability": "What merging changes in every task's loss is told before training; cosines do not tell it.",
     "fairness": "Merging task vectors of two groups is fairer than tuning one model on both.",
+    "tangent_space": "Linearised models get less in each other's way than ordinary ones of equal accuracy.",
     "leave_out": "What training without some samples would have made is told without training.",
     "task_addition": "Conceptual tasks of overlap rho are both solved from lambda = 1 - rho on, opposed ones never.",
     "task_negation": "Subtracting a conceptual task's vector forgets it and keeps an unrelated or opposed task.",
