@@ -55,6 +55,9 @@ def report(
     Tables: norms, directions, equivalence, cross_task, second_order, error_budget. Group `all` is the whole model.
     The default formats are csv and html; html is one self-contained page with all tables and figures.
 
+    Inner products are kept in the user's cache folder ($TVGRAD_CACHE): a report on a run that has grown reads what is
+    new and what that is compared with. On the terminal, without figures, that is the same few files for each epoch.
+
     With --pretrained, RUNS are checkpoints: safetensors (one file or shards with their index), files of torch.save that
     hold tensors only, or folders with one of them. Norms, directions and cross_task are then made of their weights.
 
@@ -142,9 +145,12 @@ def _report_model(
     from tvgrad.report.lora_relation import IN_FACTORS
     from tvgrad.report.summary import summary_of
     from tvgrad.report.tables import run_tables
+    from tvgrad.report.wanted_products import Extent, kept_products
 
     with percent_bar("reading") as progress:
-        made = run_tables(runs, groups, progress)
+        # On the terminal there are no figures, which take the products of every two epochs.
+        extent: Extent = "tables" if out is None else "figures"
+        made = run_tables(runs, groups, progress, extent=extent, kept=kept_products(runs))
     said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
     say(said[0])
     if "weight_change_norm" in made.tables["norms"]:

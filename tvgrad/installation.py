@@ -19,8 +19,8 @@ import torch
 from packaging.requirements import Requirement
 from torch.nn.functional import scaled_dot_product_attention
 
+from tvgrad.files.user_cache import cache_folder
 from tvgrad.numerics.precision import full_precision
-from tvgrad.recipes.pretraining import cache_folder
 from tvgrad.results import Result
 from tvgrad.update_rules.rounding import gradient_step_rounding_bound
 from tvgrad.wording import bytes_in_words

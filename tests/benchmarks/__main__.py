@@ -38,6 +38,7 @@ BENCHES = {
     "recording": ("bench_recording", "figures", 7),
     "report_pass": ("bench_report_pass", "figures", 3),
     "drawing": ("bench_drawing", "figures", 1),
+    "incremental": ("bench_incremental", "figures", 1),
     "spectral": ("goal_figures", "spectral", 5),
     "certificate": ("goal_figures", "certificate", 3),
     "script_trace": ("goal_figures", "script_trace", 5),

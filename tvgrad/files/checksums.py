@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
@@ -18,8 +19,16 @@ WORKERS = 2  # more would make a disk seek
 
 _Work: TypeAlias = "tuple[Path, Path, str, Future[str | None]]"
 _queues: dict[int, queue.SimpleQueue[_Work]] = {}
-_known: dict[tuple[int, int, int, int], str] = {}
-"""(device, inode, time of change, size) -> the checksum that this process has found."""
+State: TypeAlias = tuple[int, int, int, int, int]
+"""Device, inode, time of the content's change, time of any change, and size: what tells that a file was changed."""
+
+_known: dict[State, str] = {}
+"""The checksums that this process has found, or that `recall` was told."""
+
+_settled: set[State] = set()
+"""Those of `_known` whose last change lay so far back that a later one cannot have the same time."""
+
+SETTLED_AFTER = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 
 
 class Checksums:
@@ -42,6 +51,17 @@ class Checksums:
             parts: (relative path, sha256, bytes) of each.
         """
         self._expected |= {self._root / relative: digest for relative, digest, _ in parts}
+
+    def expected(self, path: Path) -> str | None:
+        """What a file is expected to hold.
+
+        Args:
+            path: it.
+
+        Returns:
+            64 hexadecimal digits; None where nothing is expected.
+        """
+        return self._expected.get(path)
 
     def begin(self, path: Path) -> None:
         """Begin to compare a file, where something is expected of it and that has not begun.
@@ -91,16 +111,43 @@ def checksum_of(path: Path, under: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    before = _state(path)
+    before, now = _state(path), time.time_ns()
     digest = sha256_of(path, under)
     if before == _state(path):
         _known[before] = digest
+        if max(before[2:4]) + SETTLED_AFTER < now:
+            _settled.add(before)
     return digest
 
 
-def _state(path: Path) -> tuple[int, int, int, int]:
+def recall(found: Mapping[State, str]) -> None:
+    """Take over checksums that an earlier process found.
+
+    Args:
+        found: settled states of files, and what they held.
+    """
+    for state, digest in found.items():
+        _known.setdefault(state, digest)
+        _settled.add(state)
+
+
+def settled_state(path: Path) -> tuple[State, str] | None:
+    """What a later process may take over of a file's checksum.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its state and checksum; None where it was not read, or changed so shortly before that one more change could
+        have the same time.
+    """
+    state = _state(path)
+    return (state, _known[state]) if state in _settled else None
+
+
+def _state(path: Path) -> State:
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _submit(work: _Work) -> None:

@@ -129,6 +129,29 @@ class TensorFile:
         """Names of the tensors, sorted."""
         return sorted(self.places)
 
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return tuple(self._shards)
+
+    @property
+    def digests(self) -> tuple[str, ...] | None:
+        """The sha256 that each shard is expected to have; None where nothing is expected of one."""
+        found = [None if self._checksums is None else self._checksums.expected(shard) for shard in self._shards]
+        known = tuple(digest for digest in found if digest is not None)
+        return known if len(known) == len(found) else None
+
+    def attest(self) -> None:
+        """Wait until each shard has been compared with its checksum, whether or not anything was read of it.
+
+        Raises:
+            DamagedRun: a file does not hold what it was written with.
+        """  # noqa: DOC502 - raised by Checksums.require
+        if self._checksums is not None:
+            for shard in self._shards:
+                self._checksums.begin(shard)
+            self._checksums.require(self._shards)
+
     def read_into(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
         """Read `out.numel()` consecutive elements of a flattened tensor into an existing buffer.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
+from tvgrad.files.user_cache import cache_folder
 from tvgrad.files.writing import write_tensors
 from tvgrad.problem.recipe import Recipe, accuracy
 
@@ -22,16 +21,6 @@ Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 BATCH, PASSES = 64, 12  # of pretraining on classes
 SHARPNESS = 1.0  # of a head of class means
-
-
-def cache_folder() -> Path:
-    """Tell where pretrained encoders are kept.
-
-    Returns:
-        `$TVGRAD_CACHE`, or `tvgrad` in the user's cache folder.
-    """
-    given = os.environ.get("TVGRAD_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tvgrad"
 
 
 def cached_encoder(

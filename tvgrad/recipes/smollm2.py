@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.user_cache import cache_folder
 from tvgrad.problem.recipe import Recipe
 from tvgrad.recipes.language_models import Lora, language_recipes
-from tvgrad.recipes.pretraining import cache_folder
 from tvgrad.recipes.suite_data import package_file
 from tvgrad.recipes.texts import TEXTS, read_text
 
@@ -60,7 +60,7 @@ def smollm2_folder() -> Path:
     """Find the dequantised model, and make it the first time, which takes half a minute and 540 MB.
 
     Returns:
-        A folder that `from_pretrained` opens, in `tvgrad.recipes.pretraining.cache_folder()`.
+        A folder that `from_pretrained` opens, in `tvgrad.files.user_cache.cache_folder()`.
 
     Raises:
         TvgradError: a package is missing, or the cache cannot be written.

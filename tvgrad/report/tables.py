@@ -21,12 +21,14 @@ from tvgrad.errors import TvgradError
 from tvgrad.report.columns import COLUMNS
 from tvgrad.report.lora_relation import weight_change_norms
 from tvgrad.report.shown_tables import ShownTables
+from tvgrad.report.wanted_products import Extent, wanted_products
 from tvgrad.results import Result, frame_of
 from tvgrad.store.batch_norms import BatchNorms, batch_norms
 from tvgrad.store.lora import is_lora
 from tvgrad.store.measured import error_bar
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
+from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.streaming.rows import Vector
 from tvgrad.streaming.run_vectors import RunVectors, vectors_of
 from tvgrad.streaming.vector_key import VectorKey
@@ -46,7 +48,7 @@ class RunTables(ShownTables):
 
     Attributes:
         tables: name -> table, with the columns of `COLUMNS`.
-        gram: all inner products.
+        gram: the inner products, NaN where one was not computed.
         tasks: name of a run -> its task: runs of one task differ in seed, rule or format.
         refused: name of a run that was not explained -> why it cannot be.
         scripts: names of the runs that were traced from scripts.
@@ -93,7 +95,12 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def run_tables(
-    runs: Sequence[Run], groups: str | None = None, progress: Callable[[int, int], None] | None = None
+    runs: Sequence[Run],
+    groups: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    extent: Extent = "all",
+    kept: KeptProducts | None = None,
 ) -> RunTables:
     """Make the tables of runs of one model.
 
@@ -101,6 +108,9 @@ def run_tables(
         runs: recorded runs whose trainable parameters have the same names and shapes.
         groups: a regular expression for groups of parameters; by default those of the first run.
         progress: called with the bytes done and the bytes in all.
+        extent: which inner products are computed: those of the `tables`, those of `figures` too, or `all`. The numbers
+            of the tables are the same.
+        kept: products of earlier reports (`tvgrad.report.wanted_products.kept_products`); none by default.
 
     Returns:
         norms, directions, equivalence and cross_task, and the Gram matrix; second_order and error_budget, empty for
@@ -123,6 +133,8 @@ def run_tables(
                 runs[0].groups(groups),
                 projections=[pair for one in found for pair in one.projections],
                 signs=_task_pairs(found),
+                pairs=wanted_products(found, extent),
+                kept=kept,
                 progress=progress,
             )
             if vectors

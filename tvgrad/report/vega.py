@@ -8,7 +8,7 @@ from functools import cache
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.recipes.pretraining import cache_folder
+from tvgrad.files.user_cache import cache_folder
 
 VEGA_LITE = "6.4"
 """The version that the specifications of `tvgrad.report.charts` are written for."""

@@ -1,15 +1,20 @@
-"""Sums over blocks of parameters: inner products, residuals of projections, and agreement in sign.
+"""Sums over units of parameters: inner products, residuals of projections, and agreement in sign.
 
-Residuals. For `v` and `g` cut into blocks `b`, with `w_b = <g,g>_b`, `c_b = <v,g>_b / w_b` and
-`r_b = ||v - c_b g||_b`, two blocks merge (Chan's update) into
+Units. A group of parameters is cut into units of 16,384 coordinates, whatever else is computed. What is said of a pair
+of vectors depends on these two alone, to the last bit: a product over 1024 elements is one dot product, whichever
+others are taken beside it; products are added up in a unit, and units one after the other. So a pair may be computed
+today and its neighbours tomorrow.
+
+Residuals. For `v` and `g` cut into units `b`, with `w_b = <g,g>_b`, `c_b = <v,g>_b / w_b` and
+`r_b = ||v - c_b g||_b`, two units merge (Chan's update) into
 
     w = w_1 + w_2,   c = (w_1 c_1 + w_2 c_2) / w,   r^2 = r_1^2 + r_2^2 + (c_1 - c_2)^2 w_1 w_2 / w.
 
-Proof: `v - c_b g` is orthogonal to `g` on block b, so `||v - c g||_b^2 = r_b^2 + (c_b - c)^2 w_b` for every c. The sum
-over both blocks is smallest at the weighted mean c of the c_b, where `sum w_b (c_b - c)^2 = (c_1 - c_2)^2 w_1 w_2 / w`.
+Proof: `v - c_b g` is orthogonal to `g` on unit b, so `||v - c g||_b^2 = r_b^2 + (c_b - c)^2 w_b` for every c. The sum
+over both units is smallest at the weighted mean c of the c_b, where `sum w_b (c_b - c)^2 = (c_1 - c_2)^2 w_1 w_2 / w`.
 That minimum is the squared residual on the union, all its terms are non-negative, and so nothing cancels; the same
-update takes blocks to groups and groups to the whole model. A block with `w_b = 0` adds `r_b^2 = ||v||_b^2` and leaves
-c alone. Inside a block, `R = v - a g` is formed in float64 with an `a` that the Gram matrix gives only roughly; with
+update takes units to groups and groups to the whole model. A unit with `w_b = 0` adds `r_b^2 = ||v||_b^2` and leaves
+c alone. Inside a unit, `R = v - a g` is formed in float64 with an `a` that the Gram matrix gives only roughly; with
 `d = <R,g>_b / w_b`, exactly `c_b = a + d` and `r_b^2 = ||R||^2 - d^2 w_b`, where d is no more than the error of `a`.
 """
 
@@ -25,22 +30,23 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.streaming.blocks import Block, BlockReader
-from tvgrad.streaming.rows import TILE, MatrixPlan, RowSpan, spans_of
+from tvgrad.streaming.rows import PRODUCT, TILE, MatrixPlan, RowSpan, spans_of
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
+Numbers: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-PRODUCT = 1024  # elements in one float32 product; 16,384 are 8 % faster and 20 times less precise
+PIECES = TILE // PRODUCT  # products in a unit
 TINY_SQUARE = 1e-24  # under this, a float32 sum of squares may have lost terms that underflowed
-STRIP, WIDE_STRIP = 3, 16  # rows of the Gram matrix computed together, for fewer than 16 rows and for more
+WIDE_PIECES = 4  # products in float64 that are taken at a time
 FEW_PAIRS = 6  # up to so many pairs of rows, their signs are counted quicker than multiplied
 BATCH = 8  # residual vectors formed at a time
 
 
 @dataclass
-class BlockSums:
+class Sums:
     """Sums over some coordinates, which merge with the sums over other coordinates."""
 
-    gram: Matrix
+    products: Matrix  # of each pair of rows
     weights: Matrix  # <g,g> of each projection
     coefficients: Matrix
     squares: Matrix  # squared residuals
@@ -48,26 +54,26 @@ class BlockSums:
     nonzero: Matrix  # coordinates where neither vector is zero
 
     @classmethod
-    def zero(cls, plan: MatrixPlan) -> BlockSums:
+    def zero(cls, pairs: int, projections: int, signs: int) -> Sums:
         """Sums over no coordinates.
 
         Args:
-            plan: says how many rows and pairs there are.
+            pairs: number of pairs of rows.
+            projections: number of projections.
+            signs: number of pairs whose signs are compared.
 
         Returns:
             New arrays of zeros.
         """
-        weights, coefficients, squares = np.zeros((3, len(plan.projections)))
-        equal, nonzero = np.zeros((2, len(plan.signs)))
-        return cls(np.zeros((plan.count, plan.count)), weights, coefficients, squares, equal, nonzero)
+        return cls(np.zeros(pairs), *np.zeros((3, projections)), *np.zeros((2, signs)))
 
-    def add(self, other: BlockSums) -> None:
+    def add(self, other: Sums) -> None:
         """Merge the sums over other coordinates; the module's docstring says why this is right.
 
         Args:
-            other: sums of the same plan.
+            other: sums of the same pairs.
         """
-        self.gram += other.gram
+        self.products += other.products
         self.equal += other.equal
         self.nonzero += other.nonzero
         if self.weights.size:
@@ -104,6 +110,7 @@ class BlockWorker:
         self._reader = BlockReader(plan.files, [self._matrix[place] for place in plan.place])
         self._differences = spans_of(plan.sources[plan.plain :])
         self._all_rows = spans_of(plan.sources)
+        self._diagonal = [plan.pair_of[row, row] for row in range(plan.count)]
         # Projections on the same vector share its row.
         onto: dict[int, list[int]] = {}
         for place, (_, target) in enumerate(plan.projections):
@@ -111,26 +118,26 @@ class BlockWorker:
         self._batches = [
             (row, pairs[first : first + BATCH]) for row, pairs in onto.items() for first in range(0, len(pairs), BATCH)
         ]
-        width = min(TILE, plan.capacity)
-        self._residual = _staggered(min(BATCH, len(plan.projections)), width, torch.float64)
-        self._target = torch.empty(1, width, dtype=torch.float64)
-        self._subtrahend = torch.empty(width, dtype=torch.float64)
-        self._subtrahend_is: tuple[int, int] | None = None  # its row, and where in the block it starts
+        self._products = np.empty((len(plan.pairs), plan.capacity // PRODUCT), _NUMPY[plan.dtype])
+        self._residual = torch.zeros(min(BATCH, len(plan.projections)), TILE, dtype=torch.float64)
+        self._target = torch.zeros(1, TILE, dtype=torch.float64)
+        self._subtrahend = torch.empty(TILE, dtype=torch.float64)
+        self._subtrahend_is: tuple[int, int, int] | None = None  # its row, and where in the block it starts and ends
         self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
         slots = {row: slot for slot, row in enumerate(self._signed)}
         self._sign_pairs = [(slots[plan.row_of[left]], slots[plan.row_of[right]]) for left, right in plan.signs]
         few = len(self._sign_pairs) <= FEW_PAIRS
-        self._sign = torch.empty(len(self._signed), 0 if few else width, dtype=plan.dtype)
+        self._sign = torch.empty(len(self._signed), 0 if few else TILE, dtype=plan.dtype)
         self._truth = np.empty((2 * len(self._signed) + 2, plan.capacity if few else 0), dtype=np.bool_)
 
-    def run(self, block: Block) -> BlockSums:
-        """Read a block and sum over it.
+    def run(self, block: Block) -> list[Sums]:
+        """Read a block and sum over its units.
 
         Args:
             block: one of the plan's blocks.
 
         Returns:
-            The sums over its coordinates.
+            The sums over the coordinates of each unit, in their order.
 
         Raises:
             TvgradError: a value is infinite or NaN.
@@ -138,59 +145,80 @@ class BlockWorker:
         """  # ruff: ignore[docstring-extraneous-exception] - raised by the methods it calls
         self._reader.fill(block)
         self._subtrahend_is = None
-        result = BlockSums.zero(self._plan)
-        result.gram = self._gram(block)
-        if self._plan.projections:
-            self._residuals(block.length, result)
-        if self._plan.signs:
-            self._signs(block.length, result)
-        return result
+        plan = self._plan
+        units = [
+            Sums.zero(len(plan.pairs), len(plan.projections), len(plan.signs)) for _ in range(-(-block.length // TILE))
+        ]
+        if not units:
+            return []
+        for unit, products in zip(units, self._gram(block), strict=True):
+            unit.products = products
+        if plan.projections:
+            self._residuals(block.length, units)
+        if plan.signs:
+            self._signs(block.length, units[0])  # counts are exact, wherever they are added
+        return units
 
     def _gram(self, block: Block) -> Matrix:
+        """The products of each unit: units x pairs."""
         plan, length = self._plan, block.length
         for span in self._differences:
             minus = 0 if span.minus is None else span.minus
             subtrahend = self._matrix[minus : minus + span.length] if span.step else self._matrix[minus]
             target = self._matrix[plan.plain + span.first : plan.plain + span.first + span.length, :length]
             torch.sub(self._matrix[span.file : span.file + span.length, :length], subtrahend[..., :length], out=target)
-        narrow = plan.dtype == torch.float32
-        total = None if narrow and block.group in plan.small else self._products(length)
-        if total is None or (narrow and self._out_of_range(length, total.diagonal())):
-            total = self._exact_products(length)
-        if not bool(torch.isfinite(total.diagonal()).all()):
+        pieces = -(-length // PRODUCT)
+        self._matrix[:, length : pieces * PRODUCT] = 0
+        # Whole units: behind the last piece there is nothing to add.
+        found = np.zeros((len(plan.pairs), -(-pieces // PIECES) * PIECES))
+        if plan.dtype == torch.float32 and block.group in plan.small:
+            for first in range(0, pieces, WIDE_PIECES):
+                stop = min(first + WIDE_PIECES, pieces)
+                found[:, first:stop] = self._exact_products(first, stop)
+        else:
+            rows = self._matrix[: plan.count, : pieces * PRODUCT].view(plan.count, pieces, PRODUCT).numpy()
+            with np.errstate(over="ignore", invalid="ignore"):  # what left the range is looked for
+                found[:, :pieces] = self._multiply(rows, self._products[:, :pieces])
+            if plan.dtype == torch.float32:
+                self._mend(found[:, :pieces], rows)
+        parts = found.reshape(len(plan.pairs), -1, PIECES)
+        total = parts[:, :, 0].copy()
+        for piece in range(1, PIECES):
+            total += parts[:, :, piece]
+        if not bool(np.isfinite(total[self._diagonal]).all()):
             self._refuse(block)
-        return np.asarray((total.triu() + total.triu(1).T).numpy())
+        return np.ascontiguousarray(total.T)
 
-    def _products(self, length: int) -> torch.Tensor:
-        """Upper triangle of the products, piece by piece in strips: half the work, and quicker kernels."""
+    def _multiply(self, rows: Numbers, out: Numbers) -> Numbers:
+        """Dot products of pieces, pair by pair: one vector's with those of neighbours that lie side by side."""
+        for row, first, stop, place in self._plan.calls:
+            np.matmul(
+                rows[first:stop, :, None, :],
+                rows[row, :, :, None],
+                out=out[place : place + stop - first, :, None, None],
+            )
+        return out
+
+    def _mend(self, found: Matrix, rows: Numbers) -> None:
+        """Replace products with rows whose squares left the range of float32 (those of a piece of zeros did not)."""
+        squares = found[self._diagonal]
+        beyond = ~np.isfinite(squares)
+        for row, piece in np.argwhere(squares < TINY_SQUARE):
+            beyond[row, piece] = bool(rows[row, piece].any())
+        left, right = np.asarray(self._plan.pairs).T
+        for piece in np.flatnonzero(beyond.any(axis=0)):
+            concerned = beyond[left, piece] | beyond[right, piece]
+            found[concerned, piece] = self._exact_products(int(piece), int(piece) + 1)[concerned, 0]
+
+    def _exact_products(self, first: int, stop: int) -> Matrix:
+        """The products over some pieces of rows that are formed in float64."""
         count = self._plan.count
-        width = min(PRODUCT, length)
-        pieces = -(-length // width)
-        self._matrix[:count, length : pieces * width] = 0
-        rows = self._matrix[:count, : pieces * width].view(count, pieces, width).transpose(0, 1)
-        total = torch.zeros(count, count, dtype=torch.float64)
-        height = STRIP if count < WIDE_STRIP else WIDE_STRIP
-        for top in range(0, count, height):
-            strip = torch.bmm(rows[:, top : top + height], rows[:, top:].transpose(1, 2))
-            total[top : top + height, top:] = strip.sum(0, dtype=torch.float64)
-        return total
-
-    def _out_of_range(self, length: int, squares: torch.Tensor) -> bool:
-        """Whether squares left the range of float32 (those of a row of zeros did not)."""
-        small = (squares < TINY_SQUARE).nonzero().flatten().tolist()
-        return not bool(torch.isfinite(squares).all()) or any(bool(self._matrix[row, :length].any()) for row in small)
-
-    def _exact_products(self, length: int) -> torch.Tensor:
-        """The products of rows that are formed in float64."""
-        count = self._plan.count
-        total = torch.zeros(count, count, dtype=torch.float64)
-        step = min(TILE // 4, length)
-        wide = torch.empty(count, step, dtype=torch.float64)
-        for first in range(0, length, step):
-            rows = wide[:, : min(step, length - first)]
-            self._form(self._all_rows, first, rows)
-            total += rows @ rows.T
-        return total
+        wide = torch.empty(count, (stop - first) * PRODUCT, dtype=torch.float64)
+        self._form(self._all_rows, first * PRODUCT, wide)
+        out = np.empty((len(self._plan.pairs), stop - first))
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._multiply(wide.view(count, stop - first, PRODUCT).numpy(), out)
+        return out
 
     def _form(self, spans: list[RowSpan], first: int, out: torch.Tensor) -> None:
         """Write vectors' elements from `first` on to `out` in float64, differences as differences of stored values."""
@@ -204,34 +232,37 @@ class BlockWorker:
                 part.sub_(self._matrix[span.minus : span.minus + span.length, first:stop])
                 continue
             subtrahend = self._subtrahend[: stop - first]
-            if self._subtrahend_is != (span.minus, first):
+            if self._subtrahend_is != (span.minus, first, stop):
                 subtrahend.copy_(self._matrix[span.minus, first:stop])
-                self._subtrahend_is = (span.minus, first)
+                self._subtrahend_is = (span.minus, first, stop)
             part.sub_(subtrahend)
 
-    def _residuals(self, length: int, result: BlockSums) -> None:
-        """Fill in weight, coefficient and squared residual of each projection on this block."""
+    def _residuals(self, length: int, units: list[Sums]) -> None:
+        """Fill in weight, coefficient and squared residual of each projection on each unit."""
         plan = self._plan
         for row, pairs in self._batches:
             sources = [plan.row_of[plan.projections[k][0]] for k in pairs]
             spans, onto = spans_of([plan.sources[source] for source in sources]), spans_of([plan.sources[row]])
-            weight = float(result.gram[row, row])
-            rough = torch.from_numpy(result.gram[sources, row] / weight if weight else np.zeros(len(pairs)))
-            squares, along = torch.zeros(2, len(pairs), dtype=torch.float64)
-            for first in range(0, length, TILE):
+            along_row = [plan.pair_of[min(row, source), max(row, source)] for source in sources]
+            for unit, first in zip(units, range(0, length, TILE), strict=True):
                 width = min(TILE, length - first)
                 target, residual = self._target[:, :width], self._residual[: len(pairs), :width]
+                self._target[:, width:], self._residual[:, width:] = 0, 0
                 self._form(onto, first, target)
                 self._form(spans, first, residual)
-                residual.addcmul_(rough[:, None], target, value=-1)
-                squares += torch.linalg.vector_norm(residual, dim=1).square_()
-                along += residual @ target[0]
-            shift = along / weight if weight else torch.zeros(len(pairs), dtype=torch.float64)
-            result.weights[pairs] = weight
-            result.coefficients[pairs] = (rough + shift).numpy()
-            result.squares[pairs] = (squares - shift * along).clamp_min_(0).numpy()
+                weight = float(unit.products[plan.pair_of[row, row]])
+                rough = unit.products[along_row] / weight if weight else np.zeros(len(pairs))
+                residual.addcmul_(torch.from_numpy(rough)[:, None], target, value=-1)
+                wide = self._residual[: len(pairs)].numpy().reshape(len(pairs), PIECES, PRODUCT)
+                squares = np.matmul(wide[:, :, None, :], wide[:, :, :, None]).reshape(-1, PIECES).sum(axis=1)
+                pieces = self._target.numpy().reshape(PIECES, PRODUCT, 1)
+                along = np.matmul(wide[:, :, None, :], pieces).reshape(-1, PIECES).sum(axis=1)
+                shift = along / weight if weight else np.zeros(len(pairs))
+                unit.weights[pairs] = weight
+                unit.coefficients[pairs] = rough + shift
+                unit.squares[pairs] = np.maximum(squares - shift * along, 0)
 
-    def _signs(self, length: int, result: BlockSums) -> None:
+    def _signs(self, length: int, result: Sums) -> None:
         """Count coordinates where neither vector of a pair is zero, and those among them where the signs agree."""
         if len(self._sign_pairs) <= FEW_PAIRS:
             self._count_signs(length, result)
@@ -239,7 +270,7 @@ class BlockWorker:
         for first in range(0, length, TILE):
             self._multiply_signs(first, min(first + TILE, length), result)
 
-    def _count_signs(self, length: int, result: BlockSums) -> None:
+    def _count_signs(self, length: int, result: Sums) -> None:
         """Count pair by pair in rows of truth values, a byte a coordinate: so short that a block needs no tiles."""
         truth, signed = self._truth[:, :length], len(self._signed)
         above, other = truth[:signed], truth[signed : 2 * signed]  # above zero; other than zero
@@ -256,7 +287,7 @@ class BlockWorker:
             result.nonzero[pair] = nonzero
             result.equal[pair] = nonzero - np.count_nonzero(apart)
 
-    def _multiply_signs(self, first: int, stop: int, result: BlockSums) -> None:
+    def _multiply_signs(self, first: int, stop: int, result: Sums) -> None:
         """Add the counts of a tile for all pairs at once, as products of matrices."""
         left, right = (list(side) for side in zip(*self._sign_pairs, strict=True))
         sign = self._sign[:, : stop - first]
@@ -277,6 +308,9 @@ class BlockWorker:
         raise TvgradError(
             f"values in group {block.group!r} are too large for inner products in float64: scale them down"
         )
+
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def _staggered(count: int, length: int, dtype: torch.dtype) -> torch.Tensor:

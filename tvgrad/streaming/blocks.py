@@ -15,7 +15,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorSource
 
-NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16})
+NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2})
 """Stored types whose values float32 holds exactly."""
 
 COMPARED = 1 << 20

@@ -7,7 +7,8 @@ product is taken, and the residual of a projection is a vector in its own right.
 Numbers. Where every file holds float32 or narrower values, a difference is one correctly rounded float32 subtraction,
 products are taken in float32 over 1024 elements at a time and summed in float64: a single float32 product over a long
 vector is wrong in the third digit. Groups too small for the rounding of these products to average out, and values whose
-squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64.
+squares leave the range of float32, are multiplied in float64. One float64 tensor makes everything float64. Narrower
+formats, float8 included, are converted block by block.
 
 Residuals of projections are merged from those of blocks: `tvgrad.streaming.accumulate` says how, and why that is exact.
 """
@@ -15,28 +16,24 @@ Residuals of projections are merged from those of blocks: `tvgrad.streaming.accu
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.results import Plotted, Shown
-from tvgrad.streaming.accumulate import BlockSums, BlockWorker, Matrix
+from tvgrad.streaming.accumulate import Matrix, Sums
+from tvgrad.streaming.block_pass import cores, sums_of_groups
+from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.streaming.rows import MatrixPlan, Pair, Vector, plan_matrix
 from tvgrad.streaming.vector_key import Reference, VectorKey
 from tvgrad.vectors.parameters import ALL, cosine_from
 
 if TYPE_CHECKING:
     import pandas as pd  # imported where a table is made
-
-MOST_WORKERS = 4  # beyond this, reading is the limit
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +47,7 @@ class GramResult(Plotted, Shown):
 
     Attributes:
         keys: what each row is: a run's vector, or the name of a file.
-        matrix: n x n, over the whole model.
+        matrix: n x n, over the whole model; NaN where a product was not wanted.
         groups: group -> n x n matrix.
         residuals: pair of rows -> group -> norm.
         sign_agreement: pair of rows -> group -> share.
@@ -160,13 +157,16 @@ def gram_of(
     projections: Sequence[tuple[Reference, Reference]] = (),
     signs: Sequence[tuple[Reference, Reference]] = (),
     names: Iterable[str] | None = None,
+    pairs: Sequence[tuple[Reference, Reference]] | None = None,
+    kept: KeptProducts | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> GramResult:
-    """Compute all inner products of vectors that lie in files of the same model, reading each file once.
+    """Compute inner products of vectors that lie in files of the same model, reading each file once.
 
-    Memory depends neither on the number of parameters nor, but for the n x n matrices themselves, on the number of
-    vectors. Results do not depend on the number of threads, to the last bit.
+    Memory does not depend on the number of parameters; nor, but for the n x n matrices themselves, on the number of
+    vectors up to 192, beyond which each takes another 64 kB a thread. Results depend neither on the number of threads
+    nor on which other products are taken beside them, to the last bit.
 
     Args:
         vectors: the vectors, with different labels.
@@ -175,6 +175,9 @@ def gram_of(
             by its row, its key or its label.
         signs: pairs (i, j) whose agreement in sign is wanted.
         names: the tensors that make up the vectors; by default all, which must then be the same in every file.
+        pairs: pairs (i, j) whose inner products are wanted; the others are NaN, but for squares and what projections
+            need. All by default, which takes time in proportion to the square of the number of vectors.
+        kept: products of earlier passes; what it lacks is computed and added to it.
         progress: called now and then with the bytes done and the bytes in all.
         workers: number of threads; by default one a core, at most four.
 
@@ -185,17 +188,17 @@ def gram_of(
         TvgradError: the files do not fit together, a tensor has no group, or a value is infinite or NaN.
         DamagedRun: a file ends before its tensors do.
     """  # ruff: ignore[docstring-extraneous-exception] - DamagedRun is raised by TensorFile.read_into
-    plan = plan_matrix(vectors, groups, projections=projections, signs=signs, names=names)
-    sums = _sums_of_groups(plan, workers or _cores(), progress)
-    whole = BlockSums.zero(plan)
+    plan = plan_matrix(vectors, groups, projections=projections, signs=signs, names=names, pairs=pairs)
+    compute = partial(sums_of_groups, workers=workers or cores(), progress=progress)
+    sums = compute(plan) if kept is None else kept.complete(vectors, plan, compute)
+    whole = Sums.zero(len(plan.pairs), len(plan.projections), len(plan.signs))
     for part in sums.values():
         whole.add(part)
     every = {**sums, ALL: whole}
-    expand = np.ix_(plan.row_of, plan.row_of)
     return GramResult(
         keys=tuple(vector.key for vector in vectors),
-        matrix=whole.gram[expand],
-        groups={group: part.gram[expand] for group, part in sums.items()},
+        matrix=_matrix(plan, whole),
+        groups={group: _matrix(plan, part) for group, part in sums.items()},
         residuals={
             pair: {group: math.sqrt(part.squares[k]) for group, part in every.items()}
             for k, pair in enumerate(plan.projections)
@@ -206,38 +209,10 @@ def gram_of(
     )
 
 
-def _sums_of_groups(
-    plan: MatrixPlan, workers: int, progress: Callable[[int, int], None] | None
-) -> dict[str, BlockSums]:
-    sums = {group: BlockSums.zero(plan) for group in dict.fromkeys(plan.groups.values())}
-    local = threading.local()
-
-    # One thread works on one block and calls single-threaded kernels: with threads inside the kernels too, the two
-    # would compete for cores, and the order of summation would depend on how many there are.
-    def prepare() -> None:
-        torch.set_num_threads(1)
-        local.worker = BlockWorker(plan)
-
-    threads_before = torch.get_num_threads()
-    sizes = [plan.bytes_of(block) for block in plan.blocks]
-    done, total = 0, sum(sizes)
-    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
-        try:
-            results = pool.map(lambda block: local.worker.run(block), plan.blocks)
-            # In the order of blocks, whichever is first.
-            for block, part, size in zip(plan.blocks, results, sizes, strict=True):
-                sums[block.group].add(part)
-                done += size
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads_before)  # the setting of new threads, too, was changed
-    return sums
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(MOST_WORKERS, (len(affinity(0)) if affinity else os.cpu_count()) or 1)
+def _matrix(plan: MatrixPlan, sums: Sums) -> Matrix:
+    """Products as a matrix with a row for each vector, NaN where none was wanted."""
+    rows = np.full((plan.count, plan.count), np.nan)
+    left, right = np.asarray(plan.pairs).T
+    rows[left, right] = rows[right, left] = sums.products
+    expanded: Matrix = rows[np.ix_(plan.row_of, plan.row_of)]
+    return expanded
