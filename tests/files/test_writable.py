@@ -26,6 +26,7 @@ WRITERS = {
     "cli/relate.py", "cli/relate_targets.py",
     # errors told where they are caught: the demo's folder, a cache that is nobody's result, and one that is
     "cli/demo.py", "tvgrad/recipes/pretraining.py", "tvgrad/report/vega.py", "tvgrad/recipes/smollm2.py",
+    "tvgrad/streaming/products_file.py",
     # between two processes, in a folder of their own
     "tvgrad/integrations/measuring/explain_passes.py", "tvgrad/integrations/measuring/pass_files.py",
 }  # fmt: skip
