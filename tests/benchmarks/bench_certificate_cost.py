@@ -21,8 +21,6 @@ from tests.bounds.program.programs import LanguageModel, Transformer
 from tests.bounds.reference import reference_tasks
 from tests.bounds.residual_cases import Block
 from tvgrad.bounds import FeedForward, NoCertificate, Program
-from tvgrad.bounds.certificates.coefficients import coefficients_of
-from tvgrad.bounds.certificates.tubes import Tube
 from tvgrad.recipes.catalogue import load_recipes
 
 EPOCHS = 5
@@ -61,8 +59,7 @@ class Problem:
 
     def tube(self) -> None:
         """The tube of a network alone."""
-        problem = FeedForward(self.model, self.inputs, self.targets)
-        Tube([problem], coefficients_of(self.lr, EPOCHS)).follow().error(EPOCHS)
+        FeedForward(self.model, self.inputs, self.targets).certificate(self.lr, EPOCHS, forms=["tube"])
 
 
 def chain(widths: list[int], samples: int, lr: float, seed: int = 0) -> Problem:

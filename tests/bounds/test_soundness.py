@@ -117,7 +117,8 @@ def check_training(case: Case, rate: float, epochs: int = 4) -> None:
         assert rate * epochs * problem.hessian_norm(2 * rate * epochs * problem.gradient_norm()) > EXPECTED, case.label
         return
     slack = 1e-12 * rate + 1e-9 * error  # rounding of the measured error
-    for form in certificate.forms:
+    # the tube alone measures less, and more roughly
+    for form in (*certificate.forms, *problem_of(case).certificate(rate, epochs, forms=["tube"]).forms):
         assert form.lower - slack <= error <= form.upper + slack, (form, case.label)
 
 

@@ -17,6 +17,7 @@ from tvgrad.bounds.certificates.certificate import FORMS
 from tvgrad.bounds.certificates.coefficients import coefficients_of
 from tvgrad.bounds.certificates.multitask_gap import GAP_FORMS
 from tvgrad.bounds.certificates.tubes import Tube, certify_steps
+from tvgrad.bounds.derivatives import derivative_bounds
 from tvgrad.errors import TvgradError
 from tvgrad.update_rules.linear import LinearRule
 from tvgrad.update_rules.rules import GD, SGD, Adam, Momentum, Nesterov
@@ -95,6 +96,31 @@ def test_forms_at_the_start_alone_converge_to_the_truth(rate: float) -> None:
     assert certificate.lower_bound >= error * (1 - 400 * rate - 1e-5)
     cubic = next(form for form in certificate.forms if form.name == "cubic")
     assert (cubic.upper, cubic.lower) == (certificate.error_bound, certificate.lower_bound)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 3e-2])
+def test_the_tube_alone_is_as_tight_and_measures_no_jacobian_where_norms_will_do(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task()
+    whole = problem_of(task).certificate(rate, EPOCHS)
+    measured: list[int] = []
+    plain = derivative_bounds.measure
+    monkeypatch.setattr(derivative_bounds, "measure", lambda *given: measured.append(1) or plain(*given))
+    alone = problem_of(task).certificate(rate, EPOCHS, forms=["tube"])
+    assert [form.name for form in alone.forms] == ["closed, uniform", "tube"]
+    assert alone.method == "tube"
+    assert alone.from_start == alone.closed_form_bound
+    assert alone.error_bound <= 1.0001 * whole.error_bound
+    assert alone.lower_bound >= 0.9999 * whole.lower_bound
+    assert alone.lower_bound <= whole.error_bound
+    assert whole.lower_bound <= alone.error_bound
+    assert not measured
+
+
+def test_a_form_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TvgradError, match="choose of closed, uniform, closed, worst case"):
+        problem_of(small_task()).certificate(1e-3, 2, forms=["tubes"])
 
 
 def test_one_epoch_is_exact() -> None:

@@ -8,6 +8,7 @@ method `attempt`, and one line here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvgrad.bounds.certificates.ball_forms import LocalForm, RemainderForm, UniformForm, WorstCaseForm
@@ -18,6 +19,7 @@ from tvgrad.bounds.certificates.form import CertificateForm, Form, ResultOfForms
 from tvgrad.bounds.certificates.taylor_models import TaylorForm
 from tvgrad.bounds.certificates.tubes import TubeForm
 from tvgrad.bounds.derivatives.derivative_bounds import DerivativeBounds
+from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import round_up
 from tvgrad.update_rules.base import UpdateRule
 
@@ -85,6 +87,7 @@ def certify(
     *,
     simulate: bool = True,
     batches: Batches | None = None,
+    forms: Sequence[str] | None = None,
 ) -> Certificate:
     """Bound the error of the first-order prediction before training.
 
@@ -96,25 +99,40 @@ def certify(
             without it all forms use theta_0 alone.
         batches: for each epoch the positions of the samples of each step; None: one step on all samples. With batches
             there is the tube alone.
+        forms: names of those to try; None: all.
 
     Returns:
         The best bounds.
 
     Raises:
         NoCertificate: no form gives a bound; the message says why, form by form.
-        TvgradError: the batches do not fit.
+        TvgradError: the batches do not fit, or a form is not known.
     """
+    chosen = _named(forms)
     used = None if batches is None else tuple(steps_of(batches, epochs, problem.samples))
     start = ExpansionPoint(problem, coefficients_of(rule, epochs if used is None else len(used)))
     rule_of = start.coefficients
-    scale = float(rule_of.totals[-1]) * problem.gradient_norm()
+    steepest = problem.gradient.upper if problem.has_data else problem.gradient_norm()
+    scale = float(rule_of.totals[-1]) * steepest
     scale = round_up(
         scale + (float(rule_of.shrunk[-1]) + float(rule_of.totals[-1]) * rule_of.coupled) * start.theta_norm
     )
-    tried = FORMS if used is None else (TubeForm(TUBE.name, used),)
+    tried = chosen if used is None else (TubeForm(TUBE.name, used),)
     if used is not None and not (simulate and problem.has_data):
         raise NoCertificate("mini-batches have the tube alone, which follows the training on given samples")
-    forms = attempt_all(tried, start, totals=rule_of.totals, has_data=problem.has_data, simulate=simulate, scale=scale)
-    best, lower = best_of(forms)
-    uniform = next((form.upper for form in forms if form.name == UNIFORM.name), math.inf)
-    return Certificate(best.radius, best.upper, lower, best.name, uniform, forms)
+    found = attempt_all(tried, start, totals=rule_of.totals, has_data=problem.has_data, simulate=simulate, scale=scale)
+    best, lower = best_of(found)
+    uniform = next((form.upper for form in found if form.name == UNIFORM.name), math.inf)
+    return Certificate(best.radius, best.upper, lower, best.name, uniform, found)
+
+
+def _named(forms: Sequence[str] | None) -> tuple[CertificateForm[TaskExpansion], ...]:
+    """The forms of these names; the uniform closed form, which takes no time, is always among them."""
+    if forms is None:
+        return FORMS
+    wanted = {forms} if isinstance(forms, str) else set(forms)
+    for name in sorted(wanted - {form.name for form in FORMS}):
+        raise TvgradError(
+            f"there is no form {name!r} of a certificate: choose of {', '.join(one.name for one in FORMS)}"
+        )
+    return tuple(form for form in FORMS if form.name in wanted or form is UNIFORM)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -52,9 +52,12 @@ if TYPE_CHECKING:
 TUBE_STEPS = 1000  # a gradient each
 
 # A Hessian bound measured at an old centre serves as long as all that it lets the tube grow is this factor, or this
-# small a share of the distance from theta_0: measuring at a new centre costs as much as dozens of gradients.
+# small a share of the distance from theta_0: measuring at a new centre costs as much as dozens of gradients. One from
+# norms alone, which costs next to nothing, serves as long as all that it will leave unknown of the gradients is this
+# small a share of what has changed in them.
 EASY_GROWTH = 0.1
 EASY_SHARE = 1e-5
+NEGLIGIBLE_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class TubeForm(CertificateForm[TaskExpansion]):
         Returns:
             The bounds, from both sides.
         """
-        tube = Tube([case.problem], case.coefficients, batches=self.batches).follow()
+        tube = Tube([case.problem], case.coefficients, batches=self.batches, rough=True).follow()
         return Form.of_error(self.name, *tube.error(case.coefficients.steps), radius=tube.furthest)
 
 
@@ -105,6 +108,7 @@ class Tube:
         factor: float | None = None,
         *,
         batches: Sequence[torch.Tensor] | None = None,
+        rough: bool = False,
     ) -> None:
         """Begin at theta_0.
 
@@ -113,6 +117,7 @@ class Tube:
             coefficients: of the rule's steps, without decay where there is a factor.
             factor: of the sum; None for one loss as it is.
             batches: positions of the samples of each step; None: all of them.
+            rough: whether it may be wider than necessary where that hardly shows in the error: quicker constants do.
         """
         self.coefficients = coefficients
         self.gradients: list[BoundedVector] = []
@@ -124,7 +129,8 @@ class Tube:
         self._size = 1.0 if factor is None else abs(factor)
         self._batches = batches
         self._theta = problems[0].network.flat
-        self._anchors, self._anchor_at = list(problems), self._theta
+        self._rough = rough
+        self._anchors, self._anchor_at = [one.rough() for one in problems] if rough else list(problems), self._theta
 
     def follow(self, recorded: Sequence[torch.Tensor] | None = None) -> Self:
         """Follow the path.
@@ -218,39 +224,67 @@ class Tube:
     def _enter(self, centre: torch.Tensor, deviation: float) -> None:
         """Evaluate gradients and Hessian bounds at a new centre."""
         used = None if self._batches is None else self._batches[len(self.gradients)]
-        parts = self._problems if used is None else [one.on(used) for one in self._problems]
+        # what was measured of each sample at theta_0 serves all batches
+        parts = self._problems if used is None else [one.on(used) for one in self._anchors]
         here = [one.at(centre) if self.gradients else one for one in parts]
         try:
             found = [one.gradient for one in here]
             anchors = self._anchors if used is None else parts
-            bounds = self._hessian_norms_round(here, anchors, centre, deviation) if deviation else [0.0 for _ in here]
+            gradient, bounds = decayed(self._total(found), centre, self.coefficients.coupled), [0.0 for _ in here]
+            if deviation:
+                change = float((gradient.value - self._reference.value).norm())
+                bounds = self._hessian_norms_round(here, anchors, centre, deviation, change)
         except UnknownLoss:  # the targets were checked: it is the logits that are not finite
             reason = f"the training itself runs away: its logits are not finite at step {len(self.gradients)}"
             raise NoCertificate(reason) from None
         except OutsideValidity as why:
             raise NoCertificate(f"at step {len(self.gradients)} {why}") from None
-        coupled = self.coefficients.coupled
         self.parts.append(list(zip(found, bounds, strict=True)))
         self.deviations.append(deviation)
-        self.gradients.append(decayed(self._total(found), centre, coupled))
-        self.hessian_norms.append(round_up(self._size * sum(bounds), FEW_OPERATIONS_MARGIN) + coupled)
+        self.gradients.append(gradient)
+        total = round_up(self._size * sum(bounds), FEW_OPERATIONS_MARGIN)
+        self.hessian_norms.append(total + self.coefficients.coupled)
 
     def _hessian_norms_round(
-        self, here: list[DerivativeBounds], anchors: Sequence[DerivativeBounds], centre: torch.Tensor, deviation: float
+        self,
+        here: list[DerivativeBounds],
+        anchors: Sequence[DerivativeBounds],
+        centre: torch.Tensor,
+        deviation: float,
+        change: float,
     ) -> list[float]:
         """Bounds on the ball round the centre, from the last place where constants were measured if that will do."""
         distance = float((centre - self._anchor_at).norm()) * (1 + gamma(len(centre)) + SUM_MARGIN) + deviation
-        try:
-            bounds = [one.hessian_norm(distance) for one in anchors]
-        except OutsideValidity:  # the ball round the old centre is the larger one
-            bounds = [math.inf for _ in here]
-        growth = self._size * sum(bounds) * float(self.coefficients.totals[-1])
-        share = EASY_SHARE * float((centre - self._theta).norm())
+        if self._rough:
+            bounds = _each(anchors, lambda one: one.worst_case(distance, third=False).hessian_norm)
+            if self._left_unknown(bounds, deviation) <= NEGLIGIBLE_SHARE * change:
+                return bounds
+        bounds = _each(anchors, lambda one: one.hessian_norm(distance))
+        growth, share = self._growth(bounds), EASY_SHARE * float((centre - self._theta).norm())
         if not (growth <= EASY_GROWTH or growth * deviation <= share):
             if self._batches is None:  # the next batch is of other samples
                 self._anchors, self._anchor_at = here, centre
             bounds = [min(bound, one.hessian_norm(deviation)) for bound, one in zip(bounds, here, strict=True)]
         return bounds
+
+    def _left_unknown(self, bounds: list[float], deviation: float) -> float:
+        """About how far the last gradient is from the computed one, if Hessians of these norms serve to the end."""
+        rule, norm = self.coefficients, self._size * sum(bounds)
+        each_step = 1 + norm * float(rule.totals[-1]) / rule.steps
+        with np.errstate(over="ignore"):
+            return float(norm * deviation * np.float64(each_step) ** (rule.steps - len(self.gradients)))
+
+    def _growth(self, bounds: list[float]) -> float:
+        """How much of a deviation Hessians of these norms let come back over all steps."""
+        return self._size * sum(bounds) * float(self.coefficients.totals[-1])
+
+
+def _each(problems: Sequence[DerivativeBounds], bound: Callable[[DerivativeBounds], float]) -> list[float]:
+    """Bounds round an old centre, where the ball is a larger one: infinite where an activation leaves its range."""
+    try:
+        return [bound(one) for one in problems]
+    except OutsideValidity:
+        return [math.inf for _ in problems]
 
 
 def _difference(one: BoundedVector, start: BoundedVector) -> BoundedVector:

@@ -35,7 +35,7 @@ from tvgrad.numerics.floats import FEW_OPERATIONS_MARGIN, gamma, own_copy, round
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-QUICK_SQUARINGS = 0  # away from theta_0, where a larger bound only widens a thin tube
+QUICK_SQUARINGS = 0  # round a path, where a larger bound only widens a thin tube
 
 
 _OWN = ("network", "loss", "inputs", "input_norms", "targets", "_chunk_size", "_target_norm", "_squarings")
@@ -190,6 +190,18 @@ class DerivativeBounds:
         moved = self._copy()
         moved.network, moved._squarings, moved._whole = self.network.at(flat), QUICK_SQUARINGS, None
         return moved
+
+    def rough(self) -> Self:
+        """The same problem, to be measured more quickly and less tightly, unless it is measured already.
+
+        Returns:
+            This problem, or a new one.
+        """
+        if "_measured" in self.__dict__:
+            return self
+        made = self._copy()
+        made._squarings = QUICK_SQUARINGS
+        return made
 
     def on(self, positions: torch.Tensor) -> Self:
         """The loss of some of the samples; what was measured of each of them is not measured again.

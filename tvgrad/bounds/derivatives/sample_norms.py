@@ -25,7 +25,7 @@ from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.network.network import Network
 from tvgrad.bounds.network.spectral_norm import spectral_norms
 from tvgrad.bounds.rounding.passes import CHUNK_NUMBERS
-from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, upper_norm
+from tvgrad.numerics.floats import TINY, UNIT_ROUNDOFF, gamma, round_up, upper_norm
 
 TOGETHER = 2048  # samples whose layer constants are assembled at once
 SQUARINGS = 3  # within 32^(1/32) = 11 % for equal singular values, 0.2 % for most Jacobians
@@ -90,15 +90,16 @@ def measure(
         inputs: (n, features), float64.
         targets: checked targets.
         chunk_size: samples at once; None: as many as keep the largest tensor at some 8 MB.
-        squarings: of the Gram matrices; fewer are faster and give larger bounds.
+        squarings: of the Gram matrices; fewer are faster and give larger bounds. With none, what an activation does to
+            a Jacobian is bounded by its largest derivative.
 
     Yields:
         The numbers of one chunk.
     """
     if chunk_size is None:
-        # J_{m,l} has at most (largest hidden width) x (widest) numbers, one such matrix a sample.
+        # J_{j,l} has as many numbers as two layers' widths let it, one such matrix a sample
         rows = max(layer.width for layer in network.layers)
-        chunk_size = max(1, min(4096, CHUNK_NUMBERS // (rows * network.widest)))
+        chunk_size = max(1, min(4096, CHUNK_NUMBERS // rows**2))
     rounding = [4 * gamma(network.widest + 64) * network.widest**0.5 * layer.frobenius_norm for layer in network.layers]
     for start in range(0, len(inputs), chunk_size):
         yield _measure_chunk(
@@ -206,7 +207,8 @@ def _measure_jacobians(network: Network, found: SampleNorms, derivatives: Deriva
         kinds: list[tuple[Any, torch.Tensor | None, float]] = [(of_z, None, 1.0)]
         if end < depth - 1:
             found.h_jacobian[end, end] = found.maxima[1, end]
-            kinds.append((of_h, derivatives[end][0][:, :, None], layers[end].activation.b1))
+            if squarings:
+                kinds.append((of_h, derivatives[end][0][:, :, None], layers[end].activation.b1))
         back = _BackwardProducts(network, end)
         for k in range(end, 0, -1):
             s, (first, second, _) = layers[k - 1].activation, derivatives[k - 1]
@@ -219,6 +221,10 @@ def _measure_jacobians(network: Network, found: SampleNorms, derivatives: Deriva
                 columns_second[k, end] = (norms * second.abs()).amax(1) + error * (s.b1 + s.b2)
                 measured = spectral_norms(product if rows is None else rows * product, squarings)
                 jacobian[k - 1, end] = measured + relative * (reach * s.b1) * bound
+            if end < depth - 1 and not squarings:  # a diagonal factor of the rows: at most its largest entry times
+                for wide, plain in zip(of_h, of_z, strict=True):
+                    pair = (k, end) if plain is not found.z_jacobian else (k - 1, end)
+                    wide[pair] = round_up(found.maxima[1, end] * plain[pair], 4 * UNIT_ROUNDOFF)
             back.send(k - 1, product, reach * s.b1)
 
 

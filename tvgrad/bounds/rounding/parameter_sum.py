@@ -30,7 +30,9 @@ class BoundedVector:
     @property
     def norm(self) -> float:
         """The computed norm, and what underflow can take from it."""
-        return float(self.value.norm()) + TINY * bool(self.value.any())
+        norm = float(self.value.norm())
+        # one that is not zero needs no second look
+        return norm + TINY * (norm > 0 or bool(self.value.any()))
 
     @property
     def upper(self) -> float:
