@@ -23,7 +23,7 @@ from tvgrad.bounds.derivatives.worst_case import LayerBounds, worst_case
 from tvgrad.bounds.losses.base import Loss
 from tvgrad.bounds.losses.registry import loss_of
 from tvgrad.bounds.network.network import Network, UnsupportedNetwork
-from tvgrad.bounds.reading.arguments import check_norms, check_samples
+from tvgrad.bounds.reading.arguments import check_norms, check_radius, check_samples
 from tvgrad.bounds.reading.matrix_reader import read_matrices
 from tvgrad.bounds.reading.module_reader import read_module
 from tvgrad.bounds.rounding import passes
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 QUICK_SQUARINGS = 0  # round a path, where a larger bound only widens a thin tube
-
-
-_OWN = ("network", "loss", "inputs", "input_norms", "targets", "_chunk_size", "_target_norm", "_squarings")
+_OWN = ("network", "loss", "inputs", "input_norms", "targets", "_chunk_size", "_target_norm")
 
 
 class DerivativeBounds:
@@ -187,21 +185,17 @@ class DerivativeBounds:
         Returns:
             A new problem.
         """
-        moved = self._copy()
-        moved.network, moved._squarings, moved._whole = self.network.at(flat), QUICK_SQUARINGS, None
+        moved = self._copy(QUICK_SQUARINGS)
+        moved.network = self.network.at(flat)
         return moved
 
     def rough(self) -> Self:
-        """The same problem, to be measured more quickly and less tightly, unless it is measured already.
+        """The same problem, to be measured quickly and less tightly, or this one where it is measured already.
 
         Returns:
-            This problem, or a new one.
+            A problem.
         """
-        if "_measured" in self.__dict__:
-            return self
-        made = self._copy()
-        made._squarings = QUICK_SQUARINGS
-        return made
+        return self if "_measured" in self.__dict__ else self._copy(QUICK_SQUARINGS)
 
     def on(self, positions: torch.Tensor) -> Self:
         """The loss of some of the samples; what was measured of each of them is not measured again.
@@ -213,14 +207,15 @@ class DerivativeBounds:
             A new problem.
         """
         inputs, targets = self.data()
-        part = self._copy()
+        part = self._copy(self._squarings)
         part.inputs, part.input_norms, part.targets = inputs[positions], self.input_norms[positions], targets[positions]
         part._whole = self, positions
         return part
 
-    def _copy(self) -> Self:
+    def _copy(self, squarings: int) -> Self:
         made = type(self).__new__(type(self))
         made.__dict__ |= {name: self.__dict__[name] for name in _OWN} | {"_known": {}, "_kept": None, "_whole": None}
+        made._squarings = squarings
         return made
 
     def worst_case(self, radius: float = 0.0, third: bool = True) -> LayerBounds:
@@ -251,7 +246,7 @@ class DerivativeBounds:
         return self._remembered("local", radius, third, lambda ball: self._local_bounds.over(ball, third))
 
     def _remembered(self, kind: str, radius: float, third: bool, make: Callable[[float], LayerBounds]) -> LayerBounds:
-        radius = _checked_radius(radius)
+        radius = check_radius(radius)
         found = self._known.get((kind, radius, True)) or self._known.get((kind, radius, third))
         if found is None:
             found = self._known[kind, radius, third] = make(radius)
@@ -402,11 +397,4 @@ class DerivativeBounds:
             Three upper bounds.
         """
         known = self.input_norms, self.targets, self._target_norm
-        return uniform_bounds(self.network, self.loss, *known, _checked_radius(radius))
-
-
-def _checked_radius(radius: float) -> float:
-    radius = float(radius)
-    if not 0 <= radius < float("inf"):
-        raise TvgradError(f"a ball's radius must be a finite number of at least 0, not {radius!r}")
-    return radius
+        return uniform_bounds(self.network, self.loss, *known, check_radius(radius))

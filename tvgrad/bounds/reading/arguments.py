@@ -48,3 +48,21 @@ def check_norms(norms: torch.Tensor | None, chunk_size: int | None) -> torch.Ten
     if chunk_size is not None and chunk_size < 1:
         raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")
     return norms
+
+
+def check_radius(radius: float) -> float:
+    """Refuse what is no radius of a ball.
+
+    Args:
+        radius: of the ball.
+
+    Returns:
+        The number.
+
+    Raises:
+        TvgradError: it is negative or not finite.
+    """
+    radius = float(radius)
+    if not 0 <= radius < float("inf"):
+        raise TvgradError(f"a ball's radius must be a finite number of at least 0, not {radius!r}")
+    return radius
