@@ -122,9 +122,9 @@ def _show(outcome: _Outcome) -> None:
 
     from tvgrad.theory.equivalence import APPLIES_NOT
     from tvgrad.theory.verdicts import UNKNOWN
-    from tvgrad.wording import printable
+    from tvgrad.wording import counted, printable
 
-    say(f"{outcome.run}: {'damaged' if outcome.problems else f'{outcome.points} points whole'}")
+    say(f"{outcome.run}: {'damaged' if outcome.problems else counted(outcome.points, 'point') + ' whole'}")
     for problem in outcome.problems:
         say(f"  {printable(problem)}")
     for verdict in outcome.verdicts:

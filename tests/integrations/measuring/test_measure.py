@@ -264,6 +264,19 @@ def test_passes_at_later_points_are_left_out_and_said(recorded: Run, monkeypatch
     assert "as at the first point" in found[2].sentence
 
 
+def test_other_data_is_refused_after_one_pass(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int | None] = []
+
+    def run_pass(options: Any, plan: PassOptions, patience: float, keep: Path) -> PassOutcome:  # noqa: ARG001
+        starts.append(plan.reseed)
+        return PassOutcome(PROBED if plan.probe else {**FACTS, "content": 12}, {})
+
+    monkeypatch.setattr(starting, "run_pass", run_pass)
+    with pytest.raises(TvgradError, match="its samples have another fingerprint"):
+        measure(recorded.root, ["python"], [0])
+    assert starts == [None, None]
+
+
 def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "both passes drew the same noise" in measured(monkeypatch, recorded, noise=True).sentence
     assert "both passes drew" not in measured(monkeypatch, recorded, noise=True, apart=0.01).sentence

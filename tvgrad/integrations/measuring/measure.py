@@ -167,9 +167,11 @@ def measure_point(
     run, given = starts.run, {"weighing": weights.weighing.value, "counter": weights.counter}
     first = first or starts.pass_at(number, **given)
     _require_same_size(run, first.facts)
+    recorded = _recorded_contents(run, first.facts)
+    if len(recorded) > 1 and len(set(recorded)) == 1:  # no augmentation, which gives other samples in each epoch
+        _require_same_samples(run, first.facts, first.facts)
     if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
         weights = _probed(starts.pass_at(number, probe=True))  # whether it is exact depends on its noise
-    recorded = _recorded_contents(run, first.facts)
     made = known_from_one(weights, first.facts, recorded) if frugal else None
     if earlier is not None:
         made = known_as_before(earlier, first.facts, recorded)

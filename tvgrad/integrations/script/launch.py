@@ -25,6 +25,7 @@ from tvgrad.store.journal import read_content
 from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.lock import LOCK, WriterLock
 from tvgrad.store.overwrite import require_replaceable
+from tvgrad.wording import counted
 
 GO_ON = "go on with it by --resume where the script loads its own checkpoint"
 RECORDABLE = ("epoch-gradients", "gradient-norms")
@@ -204,7 +205,7 @@ def _say_points(out: str, points: Sequence[int], options: ScriptOptions, stopped
     unit = "step" if options.record_at != "epochs" else "epoch"
     short = " (recording stopped before the script did)" if stopped else ""
     if points and (short or not options.quiet):
-        say(f"{out}: {len(points)} points, the last at {unit} {points[-1]}{short}")
+        say(f"{out}: {counted(len(points), 'point')}, the last at {unit} {points[-1]}{short}")
 
 
 def _ended(status: int) -> str:
