@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvgrad.bounds.certificates.ball_forms import LocalForm, RemainderForm, UniformForm, WorstCaseForm
 from tvgrad.bounds.certificates.batches import Batches, steps_of
@@ -127,7 +127,7 @@ def certify(
 
 
 def _named(forms: Sequence[str] | None) -> tuple[CertificateForm[TaskExpansion], ...]:
-    """The forms of these names; the uniform closed form, which takes no time, is always among them."""
+    """The forms of these names, quick tubes among them, and the uniform closed form, which takes no time."""
     if forms is None:
         return FORMS
     wanted = {forms} if isinstance(forms, str) else set(forms)
@@ -135,4 +135,5 @@ def _named(forms: Sequence[str] | None) -> tuple[CertificateForm[TaskExpansion],
         raise TvgradError(
             f"there is no form {name!r} of a certificate: choose of {', '.join(one.name for one in FORMS)}"
         )
-    return tuple(form for form in FORMS if form.name in wanted or form is UNIFORM)
+    chosen = [form for form in FORMS if form.name in wanted or form is UNIFORM]
+    return tuple(replace(TUBE, rough=True) if form is TUBE else form for form in chosen)

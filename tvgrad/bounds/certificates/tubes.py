@@ -66,9 +66,11 @@ class TubeForm(CertificateForm[TaskExpansion]):
 
     Attributes:
         batches: positions of the samples of each step; None: all of them.
+        rough: whether quick constants do, where they hardly show in the error.
     """
 
     batches: tuple[torch.Tensor, ...] | None = None
+    rough: bool = False
 
     simulates: ClassVar[bool] = True
     cost: ClassVar[str] = "a gradient"
@@ -83,7 +85,7 @@ class TubeForm(CertificateForm[TaskExpansion]):
         Returns:
             The bounds, from both sides.
         """
-        tube = Tube([case.problem], case.coefficients, batches=self.batches, rough=True).follow()
+        tube = Tube([case.problem], case.coefficients, batches=self.batches, rough=self.rough).follow()
         return Form.of_error(self.name, *tube.error(case.coefficients.steps), radius=tube.furthest)
 
 
