@@ -75,6 +75,14 @@ CASES = {
         {},
         {"weight": 0.5, "density": DENSITY, "gamma": GAMMA},
     ),
+    # mergekit sums the entries of the elected sign unless it is told to take their mean, which TIES is
+    "breadcrumbs_ties": (
+        METHODS["breadcrumbs_ties"](density=DENSITY + GAMMA, outliers=GAMMA),
+        0.7,
+        {"lambda": 0.7, "normalize": True},
+        {"weight": 1.0, "density": DENSITY, "gamma": GAMMA},
+    ),
+    "dare_ties": (METHODS["dare_ties"](density=1.0), 0.7, {"lambda": 0.7, "normalize": True}, {"weight": 1.0}),
 }
 
 
@@ -108,3 +116,55 @@ def test_dare_of_both_keeps_a_share_and_scales_differently(folders: dict[str, Pa
         assert abs(float(away) - 1) < 0.15
         assert abs(float((change == 0).double().mean()) - 0.125) < 0.03  # dropped by all three tasks
     assert not torch.equal(*changes)
+
+
+def test_dare_ties_of_both_keeps_the_same_shares(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Other random numbers: an entry is 0 where all three tasks dropped it, and of the elected sign elsewhere."""
+    shared, own = {"normalize": True, "rescale": True}, {"weight": 1.0, "density": 0.5}
+    theirs = by_mergekit(folders, tmp_path / "theirs", "dare_ties", shared, own)
+    ours = by_tvgrad(folders, tmp_path / "ours", METHODS["dare_ties"](density=0.5), 1.0)
+    base = load_file(folders["base"] / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    sizes = []
+    for made in (theirs, ours):
+        change = made[name].double() - base[name].double()
+        assert abs(float((change == 0).double().mean()) - 0.125) < 0.03
+        sizes.append(float(change.abs().mean()))
+    assert abs(sizes[0] / sizes[1] - 1) < 0.1
+
+
+def test_slerp_of_both_is_the_same_arc(tmp_path: Path) -> None:
+    """mergekit turns one model into the other; here the arc is between task vectors: the same from a model of zeros.
+
+    mergekit works in float32: the cosine of n entries is off by at most log2(n) units when it is summed in pairs, and
+    its angle, sines and products by a few more.
+    """
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=1.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name in ("a", "b", "base"):
+        model = transformers.LlamaForCausalLM(config)
+        if name == "base":
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.zero_()
+        model.save_pretrained(tmp_path / name)
+    models = [{"model": str(tmp_path / name)} for name in ("a", "b")]
+    told = {"merge_method": "slerp", "models": models, "base_model": str(tmp_path / "a"), "dtype": "float32"}
+    settings = MergeConfiguration.model_validate({**told, "parameters": {"t": 0.3}})
+    run_merge(settings, str(tmp_path / "theirs"), MergeOptions(copy_tokenizer=False, quiet=True))
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    made = merge_checkpoints(
+        METHODS["slerp"](toward=0.3), tmp_path / "base", [tmp_path / "a", tmp_path / "b"], alpha=1.0, out=tmp_path / "o"
+    )
+    ours, parts = load_file(made.path), [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b")]
+    assert set(theirs) == set(ours)
+    for key, tensor in ours.items():
+        size = sum(part[key].double().abs() for part in parts)
+        units = float(torch.tensor(float(tensor.numel())).log2()) + 8
+        away = (tensor.double() - theirs[key].double()).abs()
+        assert bool((away <= units * torch.finfo(torch.float32).eps * size).all()), key
+    straight = 0.7 * parts[0]["lm_head.weight"] + 0.3 * parts[1]["lm_head.weight"]
+    assert float((ours["lm_head.weight"] - straight).abs().max()) > 0.1
