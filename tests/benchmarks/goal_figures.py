@@ -79,6 +79,29 @@ def script_trace(rounds: int, quick: bool) -> Iterator[Figure]:
         yield Figure(what, "raw write, flushed", [end / raw for end in ends], 0.15)
 
 
+def every_merge(rounds: int, quick: bool) -> Iterator[Figure]:
+    """Every method that needs no data, on models of few enough parameters for those that decompose matrices.
+
+    Yields:
+        Processor time over that of reading and writing as many bytes.
+    """
+    models, parameters = (4, 200_000) if quick else (4, 5_000_000)
+    with tempfile.TemporaryDirectory() as name:
+        words = ["--models", str(models), "--parameters", str(parameters), "--case", "write", "--folder", name]
+        subprocess.run([sys.executable, "-m", bench_merging.__name__, *words], check=True)
+        chosen = bench_merging.every_method(models)
+        cases = ["copy", *chosen]
+        runs = [{case: bench_merging.measure(case, Path(name)) for case in cases} for _ in range(rounds)]
+    for method in chosen:
+        values = [run[method]["cpu"] / run["copy"]["cpu"] for run in runs]
+        print(f"{method:20} {statistics.median(run[method]['cpu'] for run in runs):7.2f} s of processors", flush=True)
+        yield Figure(
+            f"merge by {method}, {models} models of {parameters / 1e6:.2g} M float32",
+            "processor time of reading and writing the bytes",
+            values,
+        )
+
+
 def merging(rounds: int, quick: bool) -> Iterator[Figure]:
     """Merging ten models, beside reading and writing as many bytes.
 
