@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Generator
 from typing import Any, TextIO
 
 
@@ -30,14 +31,18 @@ class _Nowhere(io.TextIOBase):
         return len(text)
 
 
-class _Lenient:
-    """The error stream, whose disk may be full: what it cannot take is lost, and nothing fails for it."""
+class _Watched:
+    """A standard stream that knows whether it could be written.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Nothing fails for the error stream, whose disk may be full, say: what it cannot take is lost.
+    """
+
+    def __init__(self, stream: TextIO, lenient: bool) -> None:
+        self.failed: OSError | None = None
+        self._stream, self._lenient = stream, lenient
 
     def write(self, text: str) -> int:
-        """Write text, or lose it.
+        """Write text.
 
         Args:
             text: any text.
@@ -45,18 +50,24 @@ class _Lenient:
         Returns:
             How many letters it has.
         """
-        try:
+        with self._watching():
             return self._stream.write(text)
-        except OSError:
-            _silence(self._stream)
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
-        """Flush what was written, or lose it."""
-        try:
+        """Flush what was written."""
+        with self._watching():
             self._stream.flush()
-        except OSError:
+
+    @contextlib.contextmanager
+    def _watching(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failed = error
             _silence(self._stream)
+            if not self._lenient:
+                raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -76,24 +87,21 @@ def make_streams_safe() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):  # a stream that cannot be flushed stays as it is
                 stream.reconfigure(errors="backslashreplace")
-    if not isinstance(sys.stderr, _Lenient):
-        sys.stderr = _Lenient(sys.stderr)  # type: ignore[assignment]
+    if not isinstance(sys.stdout, _Watched):
+        sys.stdout = _Watched(sys.stdout, lenient=False)  # type: ignore[assignment]
+    if not isinstance(sys.stderr, _Watched):
+        sys.stderr = _Watched(sys.stderr, lenient=True)  # type: ignore[assignment]
 
 
 def why_output_fails() -> OSError | None:
     """Flush standard output; one that takes nothing is left alone from then on, also by the interpreter as it ends.
 
     Returns:
-        What the system says of it; None where all is well.
+        What the system said of it; None where all is well.
     """
-    try:
+    with contextlib.suppress(OSError, ValueError):  # it may be closed
         sys.stdout.flush()
-    except OSError as error:
-        _silence(sys.stdout)
-        return error
-    except ValueError:  # it was closed
-        pass
-    return None
+    return getattr(sys.stdout, "failed", None)
 
 
 def _silence(stream: TextIO) -> None:
