@@ -99,6 +99,8 @@ def gradient_is_no_number(): return of(nn.MSELoss(), Affine(0.0, lambda w, x: to
 def half_overflows(): return usual(Net(dtype=torch.float16), lr=1e6)
 def long_names(): return usual(Net(**{"n" * 10_000: torch.zeros(2), "m" * 10_000: torch.ones(3)}))
 def complex_parameter(): return usual(Net(beside=torch.zeros(3, dtype=torch.complex64)))
+def infinite(): return usual(Net(beside=torch.tensor([1.0, float("inf")])))
+def no_number(): return usual(Net(beside=torch.tensor(float("nan"))))
 def many(): return usual(Net(**{f"p{i}": torch.full((2,), i / 2000) for i in range(2000)}))
 '''
 
@@ -107,6 +109,8 @@ FINE += ["integer", "zero_gradients", "denormal", "huge", "long_names", "many"]
 REFUSED = {
     "complex_parameter": "beside is a complex parameter",
     "half_overflows": "--lr 1e+06 is beyond the largest float16 number: lower it",
+    "infinite": "beside of the pretrained weights is not finite: check how they are made or loaded",
+    "no_number": "beside of the pretrained weights is not finite: check how they are made or loaded",
     "gradient_is_no_number": "the gradient of a batch is not finite at the pretrained weights",
 }
 STOPPED = {
@@ -252,6 +256,21 @@ for epoch in range(2):
         optimizer.step()
 torch.save(one.model.state_dict(), {saved!r})
 """
+
+
+def test_a_script_that_begins_with_no_numbers(tmp_path: Path) -> None:
+    """It trains as without a recorder; what is said of it is which of its weights are none."""
+    out, script = tmp_path / "run", tmp_path / "script.py"
+    script.write_text(
+        "import torch\nmodel = torch.nn.Linear(3, 2)\nmodel.bias.data[1] = float('inf')\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for inputs in torch.utils.data.DataLoader(torch.ones(6, 3), 3):\n"
+        "    optimizer.zero_grad()\n    model(inputs).square().mean().backward()\n    optimizer.step()\n"
+    )
+    done = run([*TRACE, "--out", str(out), "--", *warm(str(script))], starts=4)
+    assert done.returncode == 0, done.stderr
+    assert "tvgrad: bias of the weights that the training begins with is not finite" in done.stderr
+    assert Run.open(out).epochs == [0, 1]
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.stack import Stack, all_finite
+from tvgrad.merging.stack import Stack
 from tvgrad.merging.workers import in_order
+from tvgrad.vectors.parameters import all_finite
 
 READ = 1 << 16
 """Coordinates of one task that are ranked at once."""

@@ -12,9 +12,9 @@ from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorSource
 from tvgrad.files.writing import write_stream
 from tvgrad.merging.method import Method, checked_alpha
-from tvgrad.merging.stack import FileStack, Stack, VectorStack, all_finite
+from tvgrad.merging.stack import FileStack, Stack, VectorStack
 from tvgrad.merging.workers import in_order
-from tvgrad.vectors.parameters import Weights
+from tvgrad.vectors.parameters import Weights, all_finite
 
 BLOCK = 1 << 16
 """Elements of each task in a block: large enough for a thread, small enough for the cache.

@@ -13,7 +13,7 @@ from typing_extensions import override
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorSource
 from tvgrad.streaming.blocks import at_least, matching_names
-from tvgrad.vectors.parameters import same_names_and_shapes
+from tvgrad.vectors.parameters import all_finite, same_names_and_shapes
 
 
 class _Buffers(threading.local):
@@ -266,16 +266,3 @@ def first_difference(left: TensorSource, right: TensorSource) -> str | None:
     """
     names = dict.fromkeys([*left.places, *right.places])
     return next((name for name in names if not same_tensor(left, right, name)), None)
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Say whether no value is a NaN or an infinity.
-
-    Args:
-        tensor: any shape.
-
-    Returns:
-        True where all values are finite.
-    """
-    # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())

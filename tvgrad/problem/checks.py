@@ -17,7 +17,8 @@ from tvgrad.numerics.precision import full_precision, preserved_randomness, seed
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.count import check_count
 from tvgrad.problem.samples import LIST_OF_BATCHES, Batch, Samples, map_tensors, tensors_in
-from tvgrad.wording import near
+from tvgrad.vectors.parameters import first_not_finite, trainable_parameters
+from tvgrad.wording import near, printable
 
 ALLOWABLE = {
     "dropout": "noise in the forward pass (dropout): gradients belong to one fixed draw of it",
@@ -71,7 +72,7 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
         allow: names of `ALLOWABLE` that are not to be refused.
 
     Raises:
-        TvgradError: an unknown name in `allow`, or a loss that is not finite.
+        TvgradError: an unknown name in `allow`, or weights or a loss that are not finite.
         UnsupportedModel: the loss is random, depends on batch statistics, or is no weighted mean over its samples.
     """
     unknown = sorted(set(allow) - set(ALLOWABLE))
@@ -79,6 +80,11 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
         raise TvgradError(
             f"nothing called {unknown[0]!r} can be allowed: "
             f"choose from {', '.join(ALLOWABLE)}{near(unknown[0], ALLOWABLE)}"
+        )
+    lost = first_not_finite(trainable_parameters(batch_loss.model))
+    if lost is not None:
+        raise TvgradError(
+            f"{printable(lost)} of the pretrained weights is not finite: check how they are made or loaded"
         )
     with full_precision(device):
         _check_samples(batch_loss, _spread(samples), device, allow)

@@ -34,7 +34,7 @@ from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.measured import EXACT
 from tvgrad.vectors.algebra import add_scaled, combination, to_float64, zeros_like
-from tvgrad.vectors.parameters import Weights, norm
+from tvgrad.vectors.parameters import Weights, first_not_finite, norm
 
 SEED = 20_261
 """Where the random numbers of second passes begin."""
@@ -126,7 +126,12 @@ class LoopGradients:
             raise TvgradError("full-batch gradients need batches, and the data has none")
         gradient = combination((1.0 if added else 1.0 / (summed or 1.0), total))
         if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.values()):
-            raise TvgradError("the full-batch gradient is not finite at these weights: lower the rate")
+            lost = first_not_finite(self._parameters)
+            if lost is not None:
+                raise TvgradError(f"{lost} is not finite: check how the weights are loaded, or lower the rate")
+            raise TvgradError(
+                "the full-batch gradient is not finite at these weights, which are: check the data and the loss"
+            )
         return {
             "samples": sum(items.samples for items in found),
             "data": _size_of_data(loader),

@@ -32,7 +32,7 @@ from tvgrad.store.measured import MEASURED
 from tvgrad.store.run import Run
 from tvgrad.store.writer import Content, RunWriter
 from tvgrad.update_rules.grouped import AnyRule
-from tvgrad.vectors.parameters import Weights, group_names, trainable_parameters
+from tvgrad.vectors.parameters import Weights, first_not_finite, group_names, trainable_parameters
 
 
 class Recorder:
@@ -335,13 +335,14 @@ class Recorder:
 
     def _require_finite(self) -> None:
         """Refuse to record what training has lost; the points before stay."""
-        name = self._header.name
+        name, lost = self._header.name, first_not_finite(self._parameters)
         where = f"after {self._header.unit} {self._clock.number}: lower --lr; all before is recorded"
+        if self._clock.number == 0:
+            where = "at the pretrained weights: check how they are made or loaded"
         if self.loss is not None and not math.isfinite(self.loss):
             raise TvgradError(f"the loss of {name} is {self.loss} {where}")
-        for parameter, tensor in self._parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise TvgradError(f"{parameter} of {name} is not finite {where}")
+        if lost is not None:
+            raise TvgradError(f"{lost} of {name} is not finite {where}")
 
     def _refuse_changes(self, manifest: Manifest) -> None:
         """Refuse to resume another model, or with different options."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,11 @@ class Manifest:
     state: FileEntry | None = None
     finished: bool = False
     journal: str | None = None
+
+    @cached_property
+    def by_number(self) -> Mapping[int, Point]:
+        """The points by their numbers: whoever walks through a long run asks for each."""
+        return {point.number: point for point in reversed(self.points)}
 
     def to_json(self) -> str:
         """Render run.json; NaN is null and infinities are words, which JSON of other languages can read."""

@@ -142,9 +142,9 @@ class Run(RunText):
         Raises:
             TvgradError: nothing was recorded there.
         """
-        for point in self.points:
-            if point.number == number:
-                return point
+        found = self.manifest.by_number.get(number)
+        if found is not None:
+            return found
         known = ranges_in_words(point.number for point in self.points)
         raise TvgradError(f"{self.root} has no {self.unit} {number}: it has {known or 'none yet'}")
 

@@ -31,6 +31,32 @@ ONE_PART = (
 )
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether no value is a NaN or an infinity.
+
+    Args:
+        tensor: any shape.
+
+    Returns:
+        True where all values are finite.
+    """
+    plain = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # float8 has no sum
+    # One sum is not finite where any value is not; the reverse (an overflow) is settled by the second look.
+    return math.isfinite(float(plain.sum())) or bool(torch.isfinite(plain).all())
+
+
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Find a tensor that holds an infinity or NaN.
+
+    Args:
+        tensors: name -> tensor.
+
+    Returns:
+        The name of the first; None where all are finite.
+    """
+    return next((name for name, tensor in tensors.items() if not all_finite(tensor.detach())), None)
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """List the parameters that fine-tuning moves, each once.
 

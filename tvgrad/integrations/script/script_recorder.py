@@ -16,6 +16,7 @@ from tvgrad.integrations.script.clipping import CLIP_FACTS
 from tvgrad.integrations.script.continuation import Continuation, announce_begun, begun_before
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by
 from tvgrad.integrations.script.losses import Losses
+from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.options import ScriptOptions, launch_of
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
@@ -23,7 +24,8 @@ from tvgrad.record.collector import Collector, Moment, StepWatch
 from tvgrad.record.run_header import RunHeader, read_rule
 from tvgrad.store.background import BackgroundWriter
 from tvgrad.store.layout import MANIFEST
-from tvgrad.vectors.parameters import Weights, group_names
+from tvgrad.vectors.parameters import Weights, first_not_finite, group_names
+from tvgrad.wording import printable
 
 Guard = Callable[[Callable[[], None]], None]
 
@@ -103,6 +105,12 @@ class ScriptRecorder:
         self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
         self._moved_before = 0
+        lost = None if earlier is not None else first_not_finite(trained.parameters)
+        if lost is not None:
+            say(
+                f"{printable(lost)} of the weights that the training begins with is not finite, so that no task vector "
+                "and no gradient of this run will be a number: check what the script loads"
+            )
         created = header.creation(self._out, options.overwrite) if earlier is None else earlier.writer
         self._writer = BackgroundWriter(created)
         try:
