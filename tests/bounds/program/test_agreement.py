@@ -107,3 +107,12 @@ def test_a_loss_that_is_not_finite_is_refused_as_such() -> None:
     model = Odd(lambda s, x: torch.rsqrt(s.first(x))).double()
     with pytest.raises(UnsupportedProgram, match=r"is nan .* bounds need finite numbers"):
         Program(model, "cross_entropy", INPUTS, LABELS)
+
+
+def test_a_program_of_too_many_pairs_is_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvgrad.bounds.program.program.MOST_PAIRS", 5)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    with pytest.raises(
+        UnsupportedProgram, match=r"4 operations and 4 trainable tensors, .* of these 16 pairs; at most 5"
+    ):
+        Program(model, "cross_entropy", torch.eye(2, dtype=torch.float64), torch.tensor([0, 1]))

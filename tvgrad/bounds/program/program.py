@@ -37,6 +37,10 @@ from tvgrad.update_rules.rules import Adam
 CHUNK_NUMBERS = 100_000  # in the largest tensor of a chunk, which then stays in the cache with its parts
 
 
+MOST_PAIRS = 1_000_000
+"""Pairs of an operation and a trainable tensor, of which each takes 2.3 kB for a few samples."""
+
+
 class Program:
     """A model with its loss and data, as one program of real numbers: bounds on derivatives and on training.
 
@@ -92,6 +96,13 @@ class Program:
         self._graph = captured.graph
         if not self._graph.trainable:
             raise UnsupportedProgram("no parameter of the program requires a gradient")
+        pairs = len(self._graph.steps) * len(self._graph.trainable)
+        if pairs > MOST_PAIRS:
+            raise UnsupportedProgram(
+                f"the model has {len(self._graph.steps):,} operations and {len(self._graph.trainable):,} trainable "
+                f"tensors, and bounds keep numbers of each of these {pairs:,} pairs; at most {MOST_PAIRS:,} fit into "
+                "memory: freeze tensors"
+            )
         places = self._graph.names
         own = [places[place] for place in self._graph.trainable if places[place].startswith("loss.")]
         if own:

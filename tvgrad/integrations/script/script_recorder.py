@@ -105,23 +105,27 @@ class ScriptRecorder:
         self._unrecorded: dict[int, tuple[int, list[torch.Tensor]]] = {}
         self._collector.restart()
         self._moved_before = 0
-        lost = None if earlier is not None else first_not_finite(trained.parameters)
-        if lost is not None:
-            say(
-                f"{printable(lost)} of the weights that the training begins with is not finite, so that no task vector "
-                "and no gradient of this run will be a number: check what the script loads"
-            )
         created = header.creation(self._out, options.overwrite) if earlier is None else earlier.writer
         self._writer = BackgroundWriter(created)
         try:
             if earlier is None:
-                self._write(self._collected())
+                self._begin()
             else:
                 self._go_on(earlier, launch | earlier.facts(trained.optimizers, trained.parameters))
         except BaseException:
             self._writer.close()
             raise
         self._collector.attach(trained.optimizers, None if earlier is None else earlier.groups)
+
+    def _begin(self) -> None:
+        """Record the pretrained weights."""
+        lost = first_not_finite(self._parameters)
+        if lost is not None:
+            say(
+                f"{printable(lost)} of the weights that the training begins with is not finite, so that no task vector "
+                "and no gradient of this run will be a number: check what the script loads"
+            )
+        self._write(self._collected())
 
     def _go_on(self, earlier: Continuation, facts: Mapping[str, Any]) -> None:
         """Begin where an earlier part of the training ended."""
