@@ -26,6 +26,7 @@ from tvgrad.report.summary import summary_of
 from tvgrad.report.tables import run_tables
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.measured import ESTIMATE, EXACT
+from tvgrad.store.writer import RunWriter
 from tvgrad.theory.verdicts import NO, UNKNOWN, YES, headline, verdict_rows
 from tvgrad.vectors.algebra import difference
 from tvgrad.vectors.parameters import norm
@@ -275,6 +276,11 @@ def test_other_data_is_refused_after_one_pass(recorded: Run, monkeypatch: pytest
     with pytest.raises(TvgradError, match="its samples have another fingerprint"):
         measure(recorded.root, ["python"], [0])
     assert starts == [None, None]
+    writer = RunWriter.resume(recorded.root)
+    writer.update_info(training=2)
+    writer.close()
+    with pytest.raises(TvgradError, match="fingerprint; the run is of training 2 of its command, and a measuring pass"):
+        measure(recorded.root, ["python"], [0])
 
 
 def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ def test_each_fold_has_a_run(fresh: str, write: Write, tmp_path: Path) -> None:
         assert all(torch.equal(tensor, truth[key]) for key, tensor in record.weights(2).items())
         assert record.manifest.finished
         assert f"{name}: 3 points" in done.stderr
+        assert record.info.get("training", 1) == fold + 1
 
 
 PART = """

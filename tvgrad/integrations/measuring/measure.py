@@ -217,10 +217,7 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
     left_over = samples - max(sizes)
     if _most_accumulated(tables) > 1 and 0 < left_over < max(float(table["batch_size"].max()) for table in tables):
         return
-    raise TvgradError(
-        f"the command's data is not what {run.root} was recorded with: an epoch has {samples:,} samples, "
-        f"and had {max(sizes):,}"
-    )
+    raise _other_data(run, f"an epoch has {samples:,} samples, and had {max(sizes):,}")
 
 
 def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -231,9 +228,18 @@ def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any
         return
     # Augmentation gives other samples in every epoch: then neither the epochs nor the passes agree with one another.
     if len(measured) == 1 or (len(sums) > 1 and len(set(sums)) == 1):
-        raise TvgradError(
-            f"the command's data is not what {run.root} was recorded with: its samples have another fingerprint"
+        raise _other_data(run, "its samples have another fingerprint")
+
+
+def _other_data(run: Run, how: str) -> TvgradError:
+    said = f"the command's data is not what {run.root} was recorded with: {how}"
+    number = run.info.get("training", 1)
+    if number > 1:
+        said += (
+            f"; the run is of training {number} of its command, and a measuring pass goes through the first: give a "
+            "command that begins with this one (a fold of its own, say)"
         )
+    return TvgradError(said)
 
 
 def _recorded_contents(run: Run, measured: dict[str, Any]) -> list[int]:

@@ -48,6 +48,7 @@ class ScriptOptions:
         strict: end the script where recording fails.
         quiet: say nothing where all is well.
         measure: what a pass at recorded weights does, where nothing is to be recorded.
+        training: counts those of the command that have runs: folds, say.
     """
 
     out: str
@@ -66,6 +67,7 @@ class ScriptOptions:
     strict: bool = False
     quiet: bool = False
     measure: PassOptions | None = None
+    training: int = 1
 
     def __post_init__(self) -> None:
         """Check the values that come as text from a command line or the environment."""

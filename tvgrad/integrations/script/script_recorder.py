@@ -74,7 +74,7 @@ class ScriptRecorder:
             info={
                 **launch,
                 **began,
-                **({"trial_steps": trial_steps} if trial_steps else {}),
+                **_trainings_before(options.training, trial_steps),
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
                 "config": dict(describe()) if callable(describe) else None,
@@ -325,3 +325,9 @@ def begins_to_train(model: nn.Module, tensor: torch.Tensor, steps: int) -> str:
         f"{names.get(id(tensor), 'a parameter')} was frozen at the first step and is trained from step {steps + 1} on, "
         "and a run has the same parameters from its start: --frozen records frozen parameters too"
     )
+
+
+def _trainings_before(training: int, trial_steps: int) -> dict[str, int]:
+    """What a run says of the trainings before it in one command; nothing where there was none."""
+    said = {"trial_steps": (trial_steps, 0), "training": (training, 1)}
+    return {name: value for name, (value, usual) in said.items() if value != usual}

@@ -376,7 +376,7 @@ class Session:
             self._past.update(one for one in self._optimizers if one is not optimizer)
             out = sibling(self._first_out, self._trainings, self.options.overwrite)
             say(f"{begins}: it is recorded in {out}, and {self.options.out} holds the one before")
-            self.options = replace(self.options, out=out)
+            self.options = replace(self.options, out=out, training=self.options.training + 1)
         else:
             say(f"{begins}: what was recorded of the trial before it is replaced")
             self.options = replace(self.options, overwrite=True)
