@@ -35,6 +35,7 @@ ROUNDING = 1e-12
 )
 @click.option("--bounds/--no-bounds", default=True, show_default=True, help="Certify the second-order error too.")
 @options.device
+@options.cost
 @table_formats.option
 def explain(
     runs: tuple[Path, ...],
@@ -45,6 +46,7 @@ def explain(
     dtype: str,
     bounds: bool,
     device: str,
+    cost: bool,
 ) -> None:
     """Explain RUNS: how well their task vectors were predicted, and why they are not exactly the gradient.
 
@@ -55,6 +57,7 @@ def explain(
     \b
     Examples:
       tvgrad explain runs/digits
+      tvgrad explain runs/digits --cost
       tvgrad explain runs/mine --recipe my_recipe.py --budget-seconds 60
       tvgrad explain runs/digits/low --epochs 1,5 --remainder
 
@@ -72,6 +75,7 @@ def explain(
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
     from tvgrad.theory.explain import with_bounds, write_results
+    from tvgrad.theory.explain_cost import explain_cost
     from tvgrad.theory.explainable import why_not_explained
 
     try:
@@ -88,6 +92,9 @@ def explain(
     for run, from_where in zip(opened, targets, strict=True):
         recipe = recipe_of(run, from_where)
         objective = objective_of(run, recipe, getattr(torch, dtype), device=device)
+        if cost:
+            click.echo(explain_cost(run, objective, wanted, remainder=remainder).sentence)
+            continue
         begin = time.perf_counter()
         made = explained(run, objective, wanted, seconds=budget_seconds, remainder=remainder)
         if bounds and made.second_order:
@@ -99,6 +106,8 @@ def explain(
         write_results(run, made)
         show(run.name, made)
         found.append((run.name, made))
+    if cost:
+        return
     say(f"kept in {', '.join(str(run.root / 'results') for run in opened)}")
     for name, made in found:
         close(name, made)

@@ -63,6 +63,7 @@ SEARCH, PLAN = "search", "plan"
 @click.option("--dtype", help="With --pretrained: float32, bfloat16 or float16 (default: as the pretrained model).")
 @click.option("--evaluate", is_flag=True, help="Evaluate every task on its test samples; needs --recipe.")
 @click.option("--recipe", "target", help="TARGET of the recipe that made the runs.")
+@options.cost
 def merge(
     runs: tuple[Path, ...],
     pretrained: Path | None,
@@ -77,6 +78,7 @@ def merge(
     dtype: str | None,
     evaluate: bool,
     target: str | None,
+    cost: bool,
 ) -> None:
     """Merge the trainable weights of RUNS (or directories of runs) after an epoch into one safetensors file.
 
@@ -117,6 +119,8 @@ def merge(
     found = None if measurements is None else _measured(measurements, runs)
     given = {"density": density, "seed": seed, **parsed_options(extra)}
     choice = chosen_method(name, found, {key: one for key, one in given.items() if one is not None})
+    if cost and (pretrained is not None or target is not None):
+        raise TvgradError("--cost is told of merging recorded runs without data: leave out --pretrained and --recipe")
     if pretrained is not None:
         if epoch is not None or evaluate or target is not None or alpha in (SEARCH, PLAN):
             raise TvgradError(
@@ -131,7 +135,7 @@ def merge(
         raise TvgradError("--dtype is about checkpoints: give --pretrained, or leave it out")
     if found is not None and (choice.name in METHODS or choice.needs_data) and (alpha != PLAN or target is not None):
         raise TvgradError(f"{name} takes no measurements: leave --measurements out, or give --alpha plan")
-    _merge_recorded(runs, epoch, choice, alpha=alpha, out=out, target=target, evaluate=evaluate)
+    _merge_recorded(runs, epoch, choice, alpha=alpha, out=out, target=target, evaluate=evaluate, cost=cost)
 
 
 def _merge_recorded(
@@ -143,9 +147,11 @@ def _merge_recorded(
     out: Path,
     target: str | None,
     evaluate: bool,
+    cost: bool,
 ) -> None:
     from tvgrad.cli.terminal import say
 
+    from tvgrad.merging.merge_cost import merge_cost
     from tvgrad.merging.runs import common_epoch, merge_runs
     from tvgrad.store.lora import is_lora
     from tvgrad.store.run import open_runs
@@ -170,6 +176,9 @@ def _merge_recorded(
     chosen = common_epoch(opened) if epoch is None else epoch
     method = choice.made_for(opened, chosen, target)
     method.check_tasks(len(opened))
+    if cost:
+        click.echo(merge_cost(opened, chosen, method, out).sentence)
+        return
     if target is not None and alpha == PLAN:
         factor = _planned(opened, chosen, method, target)
     if target is not None and (evaluate or factor is None):

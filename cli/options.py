@@ -54,6 +54,7 @@ patience = click.option(
 allow = click.option(
     "--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count; reports repeat them."
 )
+cost = click.option("--cost", is_flag=True, help="Tell what it takes of time, memory and disk, and stop.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; numbers that are not finite are null.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tvgrad.problem.recipe import OPTIMIZERS
-from tvgrad.wording import counted, percent
+from tvgrad.wording import bytes_in_words, counted, percent
 
 from . import options, table_formats
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options.device
 @options.chunk_size
 @click.option("--allow", help="Checks to switch off: dropout, batchnorm, augmentation, count.")
-@click.option("--cost", is_flag=True, help="Tell what it takes, and stop.")
+@options.cost
 @options.as_json
 @table_formats.option
 def predict(
@@ -97,8 +97,10 @@ def predict(
 
 def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
     """What a prediction takes, in one sentence."""
+    from tvgrad.cost import held_bytes
     from tvgrad.problem.evaluations import Evaluations
     from tvgrad.theory.budget_plan import measured_costs
+    from tvgrad.theory.explain_cost import VECTORS
     from tvgrad.theory.kinks import kinks_of
     from tvgrad.theory.second_order import planned_cost
 
@@ -106,9 +108,12 @@ def _cost(one: Prepared, quadratic: bool, curvature: bool) -> str:
     if kinks_of(one.objective):  # whether gates flip is looked at
         counts += Evaluations(gradients=1, hvps=1)
     total = counts.gradients * seconds.gradient + counts.hvps * seconds.hvp
+    size = sum(tensor.numel() for tensor in one.objective.initial.values())
+    memory = held_bytes() + VECTORS * 8 * size
     return (
         f"{one.recipe.name}: {counted(counts.gradients, 'gradient')} and "
         f"{counted(counts.hvps, 'Hessian-vector product')} over {len(one.samples)} samples, about {total:.2g} s"
+        f", about {bytes_in_words(memory)} of memory at the peak, nothing on the disk"
         + (f"; lambda_max takes 40 to 400 products more, {seconds.hvp:.2g} s each" if curvature else "")
     )
 

@@ -38,6 +38,7 @@ DEFAULT_FORMATS = ("csv", "html")
 )
 @click.option("--table", "only", multiple=True, help="Only this table: norms, directions, equivalence, cross_task ...")
 @options.groups
+@options.cost
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged runs out, with a warning.")
 @click.pass_context
 def report(
@@ -49,6 +50,7 @@ def report(
     only: tuple[str, ...],
     groups: str | None,
     skip_damaged: bool,
+    cost: bool,
 ) -> None:
     """Make tables and figures of RUNS (run directories, or directories of runs).
 
@@ -81,7 +83,9 @@ def report(
     if out is not None:
         require_folder(out, "choose a folder for --out")
     if pretrained is None:
-        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only)
+        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only, cost=cost)
+    elif cost:
+        raise TvgradError("--cost is told of recorded runs: leave it out with --pretrained")
     elif skip_damaged:
         raise TvgradError("--skip-damaged is about runs: leave it out with --pretrained")
     else:
@@ -104,6 +108,7 @@ def _report_runs(
     skip_damaged: bool,
     *,
     only: tuple[str, ...],
+    cost: bool,
 ) -> None:
     from tvgrad.cli.open_runs import whole_runs
 
@@ -119,6 +124,12 @@ def _report_runs(
     if not whole:
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     models = runs_of_each_model(whole)
+    if cost:
+        from tvgrad.report.report_cost import report_cost
+
+        for one in models:
+            click.echo(report_cost(one, groups, "tables" if out is None else "figures").sentence)
+        return
     if len(models) > 1:
         click.echo(f"The runs are of {len(models)} different models: a report on each follows.")
     for one, place in zip(models, _places(out, models), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -14,6 +14,9 @@ from tvgrad.problem.recipe import OPTIMIZERS
 from tvgrad.wording import printable
 
 from . import options
+
+if TYPE_CHECKING:
+    from tvgrad.record.training_loop import Prepared
 
 
 @click.command()
@@ -39,6 +42,7 @@ from . import options
 @options.allow
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; options not given again are as they were.")
 @options.overwrite
+@options.cost
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
 def trace(
@@ -50,6 +54,7 @@ def trace(
     record: str,
     allow: str | None,
     overwrite: bool,
+    cost: bool,
     **given: Any,
 ) -> None:
     """Fine-tune TARGET and record weights and full-batch gradients after every epoch.
@@ -64,6 +69,7 @@ def trace(
         --batch-size 64 --record gradients,epoch-gradients
       tvgrad trace my_recipe.py --out runs/mine --epochs 5 --dtype float64
       tvgrad trace digits --out runs/digits --resume
+      tvgrad trace digits --out runs/digits --cost
 
     \b
     Several processes share every pass over the data:
@@ -106,6 +112,9 @@ def trace(
         if crew is not None and not crew.leads:
             crew.serve([one.objective for one in prepared])
             return
+        if cost:
+            _tell_costs(prepared)
+            return
         check_space([(one, places[one.recipe.name]) for one in prepared])
         for one in prepared:
             place = places[one.recipe.name]
@@ -121,3 +130,12 @@ def trace(
     if not quiet:
         shown = printable(shlex.quote(str(out)))
         click.echo(f"Next: `tvgrad verify {shown}` checks it, `tvgrad report {shown} --out report` shows it.")
+
+
+def _tell_costs(prepared: list[Prepared]) -> None:
+    """A sentence for each task."""
+    from tvgrad.record.trace_cost import trace_cost
+    from tvgrad.theory.budget_plan import gradient_seconds
+
+    for one in prepared:
+        click.echo(trace_cost(one, gradient_seconds(one.objective)).sentence)

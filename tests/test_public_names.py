@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     "errors fields system wording",
-    "numerics files vectors results",
+    "numerics files vectors results cost",
     "problem update_rules checkpoints",
     "store bounds",
     "record recipes streaming",

@@ -155,6 +155,47 @@ def write_stream(
     return _write_shards(sizes, save, path, max_shard_bytes, resume=resume)[0]
 
 
+def bytes_on_disk(places: Places, stem: str, *, as_given: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+    """Tell how many bytes the files take that `write_tensors` would make, or `write_stream`.
+
+    Args:
+        places: name -> shape and dtype.
+        stem: name of the file, without its ending: an index names its shards.
+        as_given: tensors lie in the order of `places`, as `write_stream` writes them.
+        max_shard_bytes: largest number of tensor bytes in one file.
+
+    Returns:
+        The exact sum of the files' sizes, an index included.
+
+    Raises:
+        TvgradError: no safetensors file holds a dtype.
+    """  # noqa: DOC502 - raised by _header
+    sizes = Stream(places, lambda name: ()).sizes
+    shards = _split(sizes, max_shard_bytes)
+    orders = shards if as_given else [_order(places, shard) for shard in shards]
+    index = 0
+    if len(shards) > 1:
+        index = len(_index(sizes, shards, _shard_names(stem, len(shards))).encode())
+    return index + sum(
+        8 + len(_header(places, sizes, None, names)) + sum(sizes[name] for name in names) for names in orders
+    )
+
+
+def _shard_names(stem: str, count: int) -> list[str]:
+    return [f"{stem}-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
+
+
+def _index(sizes: Mapping[str, int], shards: Sequence[Sequence[str]], files: Sequence[str]) -> str:
+    """What says in which file each tensor stands."""
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    return json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}, indent=1)
+
+
+def _order(places: Places, names: Sequence[str]) -> list[str]:
+    """Names in the order, and so in the bytes, of the safetensors library."""
+    return sorted(names, key=lambda name: (FIRST.index(KINDS[places[name][1]]), name.encode()))
+
+
 def _write_shards(
     sizes: Mapping[str, int],
     save: Callable[[Sequence[str], Path], object],
@@ -171,9 +212,8 @@ def _write_shards(
             return path, {}
         return path, {path: write_atomically(path, partial(save, shards[0]), checksum)}
     stem, index_path = path.name.removesuffix(".safetensors"), path.parent / f"{path.name}.index.json"
-    files = [path.parent / f"{stem}-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)]
-    weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
-    index = json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}, indent=1)
+    names = _shard_names(stem, len(shards))
+    files, index = [path.parent / name for name in names], _index(sizes, shards, names)
     try:
         checksums = {
             file: write_atomically(file, partial(save, shard), checksum)
@@ -206,24 +246,30 @@ def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 def _save(stream: Stream, metadata: Mapping[str, str] | None, names: Sequence[str], path: Path) -> None:
     """Save tensors in the order, and so in the bytes, of the safetensors library."""
-    order = sorted(names, key=lambda name: (FIRST.index(KINDS[stream.places[name][1]]), name.encode()))
-    _save_stream(stream, stream.sizes, metadata, order, path)
+    _save_stream(stream, stream.sizes, metadata, _order(stream.places, names), path)
 
 
-def _save_stream(
-    stream: Stream, sizes: Mapping[str, int], metadata: Mapping[str, str] | None, names: Sequence[str], path: Path
-) -> None:
+def _header(
+    places: Places, sizes: Mapping[str, int], metadata: Mapping[str, str] | None, names: Sequence[str]
+) -> bytes:
+    """The table of a file that holds these tensors in this order, without the eight bytes of its length."""
     table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     position = 0
     for name in names:
-        shape, dtype = stream.places[name]
+        shape, dtype = places[name]
         if dtype not in KINDS:
             kind = str(dtype).removeprefix("torch.")
             raise TvgradError(f"tensor {name!r} is of dtype {kind}, which no safetensors file holds: convert it first")
         table[name] = {"dtype": KINDS[dtype], "shape": list(shape), "data_offsets": [position, position + sizes[name]]}
         position += sizes[name]
     header = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)  # the format aligns data to eight bytes
+    return header + b" " * (-len(header) % 8)  # the format aligns data to eight bytes
+
+
+def _save_stream(
+    stream: Stream, sizes: Mapping[str, int], metadata: Mapping[str, str] | None, names: Sequence[str], path: Path
+) -> None:
+    header, position = _header(stream.places, sizes, metadata, names), sum(sizes[name] for name in names)
     with open(path, "wb") as handle:
         handle.write(len(header).to_bytes(8, "little"))
         handle.write(header)

@@ -86,7 +86,7 @@ def merge_runs(
     if any(is_lora(run) for run in runs):
         return merge_lora_runs(runs, epoch, method, alpha=alpha, out=out)
     stack = stack_of(runs, epoch)
-    shared, own = _frozen(runs, epoch)
+    shared, own = frozen_of(runs, epoch)
     path = write_merged(method, stack, out, alpha=alpha, also=shared, confirm=partial(require_checksums, runs))
     return MergedFile(path, tuple(stack.places), tuple(shared), tuple(own))
 
@@ -103,8 +103,16 @@ def _same_start(first: Run, other: Run, file: TensorFile) -> None:
         )
 
 
-def _frozen(runs: Sequence[Run], epoch: int) -> tuple[dict[str, TensorFile], list[str]]:
-    """Frozen tensors and buffers at an epoch: those that all runs have alike, and the others' names."""
+def frozen_of(runs: Sequence[Run], epoch: int) -> tuple[dict[str, TensorFile], list[str]]:
+    """Find the frozen tensors and buffers at an epoch.
+
+    Args:
+        runs: the runs.
+        epoch: epochs (or steps) done.
+
+    Returns:
+        Name -> file of those that all runs have alike, to the bit; and the others' names.
+    """
     tables = [_frozen_files(run, epoch) for run in runs]
     shared: dict[str, TensorFile] = {}
     own = []

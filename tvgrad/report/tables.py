@@ -154,7 +154,7 @@ def run_tables(
         tables["norms"] = tables["norms"].assign(
             weight_change_norm=weight_change_norms(dict(zip(names, runs, strict=True)), tables["norms"], gram_groups)
         )
-    verdicts = [row for run, name in zip(runs, names, strict=True) for row in verdict_rows(run, name)]
+    verdicts = [row for run, name in zip(runs, names, strict=True) for row in verdict_rows(run, name, kept)]
     explained = [(name, *read_results(run)) for run, name in zip(runs, names, strict=True)]
     results: dict[str, Sequence[Result]] = {
         "equivalence": verdicts,

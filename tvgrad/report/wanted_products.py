@@ -46,14 +46,12 @@ def wanted_products(found: Sequence[RunVectors], extent: Extent) -> list[Keys] |
 def _of_one_run(found: RunVectors) -> list[Keys]:
     """Each vector with the first ones, and each displacement with the one before it."""
     keys = found.keys
-    first = [keys.get(("gradient", 0)), keys.get(("task_vector", 1)), found.epoch_gradients.get(0)]
+    gradient, vector, summed = keys.get(("gradient", 0)), keys.get(("task_vector", 1)), found.epoch_gradients.get(0)
+    firsts = {"gradient": [gradient], "task_vector": [gradient, vector, summed], "epoch_gradient": [summed]}
     pairs: list[Keys] = []
     for (kind, epoch), key in keys.items():
-        if kind == "displacement":
-            before = keys.get(("displacement", found.before.get(epoch, 0)))
-            pairs += [] if before is None else [(key, before)]
-        else:
-            pairs += [(key, other) for other in first if other is not None]
+        before = keys.get(("displacement", found.before.get(epoch, 0))) if kind == "displacement" else None
+        pairs += [(key, other) for other in [before, *firsts.get(kind, [])] if other is not None]
     return pairs
 
 

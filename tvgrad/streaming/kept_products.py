@@ -92,6 +92,42 @@ class KeptProducts:
                 write_products(path, layout, groups, Products((one, two, three), states))
         return wanted.sums(kept, groups)
 
+    def numbers(
+        self, files: Sequence[TensorFile], about: Sequence[str], compute: Callable[[], Sequence[float]]
+    ) -> list[float]:
+        """Take numbers that an earlier report computed from files, or compute and keep them.
+
+        Args:
+            files: of runs; they are opened, and closed by the caller.
+            about: all that the numbers depend on beside the files.
+            compute: reads the files and computes.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            DamagedRun: a file does not hold what it was written with.
+        """  # noqa: DOC502 - raised by attest
+        digests = [file.digests for file in files]
+        size = sum(place.nbytes for file in files for place in file.places.values())
+        if size < self._least_bytes or None in digests:
+            return list(compute())
+        facts = [FORMAT.decode(), digests, list(about), torch.__version__, torch.backends.cpu.get_cpu_capability()]
+        layout = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        kept = read_products(self._folder / layout, layout, ["numbers"])
+        if kept is not None:
+            recall({state: digest for digest, states in kept.states.items() for state in states})
+        found = list(compute()) if kept is None else kept.columns[0].arrays[0][0].tolist()
+        for file in files:
+            file.attest()
+        if kept is None:
+            names = [(str(place), "") for place in range(len(found))]
+            nothing = [Columns([], [np.zeros((1, 0))] * len(KINDS[kind])) for kind in ("projections", "signs")]
+            columns = Columns(names, [np.asarray([found], dtype=np.float64)])
+            whole = Products((columns, nothing[0], nothing[1]), _states(files))
+            write_products(self._folder / layout, layout, ["numbers"], whole)
+        return found
+
 
 class _Wanted:
     """The pairs of a plan, by names that say what their vectors are made of."""

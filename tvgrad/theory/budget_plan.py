@@ -91,6 +91,23 @@ def measured_costs(objective: Objective) -> Costs:
     return Costs(gradient=(middle - begin) * chunks, hvp=(end - middle) * chunks)
 
 
+def gradient_seconds(objective: Objective) -> float:
+    """Time one chunk's gradient, and scale it to the whole data.
+
+    Args:
+        objective: model, loss and data; its counts of evaluations stay as they are.
+
+    Returns:
+        Estimated seconds of a full-batch gradient.
+    """
+    chunk = min(objective.chunk_size, len(objective.samples))
+    view = batch_view(objective, range(chunk))
+    view.gradient()  # the first call pays for what is set up once
+    begin = time.perf_counter()
+    view.gradient()
+    return (time.perf_counter() - begin) * len(objective.samples) / chunk
+
+
 class _TimeLeft:
     """The time that is left, and sentences on what did not fit into it."""
 

@@ -9,20 +9,19 @@ checked in the same way; where a form does not apply, the assumption that fails 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tvgrad.errors import TvgradError
 from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result, Shown
 from tvgrad.store.given import require_run
 from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
-from tvgrad.streaming.blocks import tensor_blocks
+from tvgrad.streaming.kept_products import KeptProducts
+from tvgrad.theory.first_step import Comparison, Form, compare, gradient_error
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule, parts_of, rule_of
 from tvgrad.update_rules.rounding import (
@@ -38,9 +37,6 @@ EXACT, FAILS, APPLIES_NOT = "exact", "fails", "does not apply"
 GRADIENT_FORM = "tau_1 = -lr g_0"
 UNTRAINED = "the optimizer's fused kernel left"
 """How the reason of a step begins that a defect of PyTorch cut short."""
-
-Form = Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
-"""(theta', theta, g, dtype) -> (predicted task vector, bound on its rounding), all in float64."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +84,12 @@ class OneEpochCheck(Shown):
         return {"holds": repr(self.holds), "verdicts": str(len(self.verdicts))}
 
 
-def check_one_epoch(run: Run) -> OneEpochCheck:
+def check_one_epoch(run: Run, kept: KeptProducts | None = None) -> OneEpochCheck:
     """Check the first epoch of a run against the gradient that its optimizer consumed.
 
     Args:
         run: a recorded run.
+        kept: numbers of earlier reports; by default all is read.
 
     Returns:
         One verdict for the gradient form, and one for the rule's own form where that is another.
@@ -123,15 +120,22 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
         missing = f"the update rule is not known: {run.info.get('rule_reason') or 'none was recorded'}"
         return OneEpochCheck((_verdict(run, GRADIENT_FORM, APPLIES_NOT, missing),))
     steps = run.point(1).steps
-    consumed, error = _consumed(run, steps)
+    consumed, error = _consumed(run, steps, kept)
     rates = first_rates(run, rule)
+    said = [repr(rule), repr(rates), repr(list(run.parameters))]
     plain = all(isinstance(part, GD | SGD | Momentum) and not part.decays for part in parts_of(rule))
     obstacle = _obstacle(run, steps)
     kind = consumed or ("gradient" if 0 in run.having("gradient") else None)
     verdicts = []
     if not plain or obstacle:
         why = obstacle or listed(list(dict.fromkeys(map(_other_form, filter(_moves_otherwise, parts_of(rule))))))
-        measured = None if kind is None else _compare(run, kind, {name: _linear_form(rates[name]) for name in rates})
+        measured = (
+            None
+            if kind is None
+            else compare(
+                run, kind, {name: _linear_form(rates[name]) for name in rates}, about=["linear", *said], kept=kept
+            )
+        )
         verdicts.append(_verdict(run, GRADIENT_FORM, APPLIES_NOT, _with_deviation(why, measured), measured, error))
     if obstacle:
         return OneEpochCheck(tuple(verdicts))
@@ -142,27 +146,19 @@ def check_one_epoch(run: Run) -> OneEpochCheck:
     formula, form = own
     if consumed is None:
         why = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
-        measured = None if kind is None else _compare(run, kind, form)
+        measured = None if kind is None else compare(run, kind, form, about=["own", *said], kept=kept)
         if plain:
             why = _with_deviation(why, measured)
         return OneEpochCheck((*verdicts, _verdict(run, formula, APPLIES_NOT, why, measured)))
-    found = _compare(run, consumed, form)
+    found = compare(run, consumed, form, about=["own", *said], kept=kept)
     exact = found.worst <= 1.0
     reason = _reason(run, exact, found) + _which_gradient(consumed, error, error_bar(run, 0))
     verdicts.append(_verdict(run, formula, EXACT if exact else FAILS, reason, found, error))
     return OneEpochCheck(tuple(verdicts))
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    worst: float
-    worst_moved: float  # the same over the coordinates that the step changed
-    unchanged: float  # share of the coordinates with a gradient
-    relative: float  # || tau - predicted || / || predicted ||
-
-
 def _verdict(
-    run: Run, rule: str, holds: str, reason: str, found: _Comparison | None = None, error: float = math.nan
+    run: Run, rule: str, holds: str, reason: str, found: Comparison | None = None, error: float = math.nan
 ) -> StepVerdict:
     worst, unchanged = (math.nan, math.nan) if found is None else (found.worst, found.unchanged)
     allowed = [ALLOWABLE[name] for name in run.info.get("allowed", ()) if name in ALLOWABLE]
@@ -191,25 +187,14 @@ def first_rates(run: Run, rule: AnyRule) -> dict[str, float]:
     return found
 
 
-def _consumed(run: Run, steps: int) -> tuple[str | None, float]:
+def _consumed(run: Run, steps: int, kept: KeptProducts | None) -> tuple[str | None, float]:
     """Which record holds the gradient that the first step consumed, and how far it is from the full-batch one."""
     full = 0 in run.having("gradient")
     if run.info.get("consumes_recorded_gradient") and full:
         return "gradient", 0.0
     if steps == 1 and 1 in run.having("epoch_gradient"):
-        return "epoch_gradient", _gradient_error(run) if full else math.nan
+        return "epoch_gradient", gradient_error(run, kept) if full else math.nan
     return None, math.nan
-
-
-def _gradient_error(run: Run) -> float:
-    difference = total = 0.0
-    with run.file("epoch_gradient", 1) as consumed, run.file("gradient", 0) as full:
-        for name in run.parameters:
-            for used, exact in tensor_blocks((consumed, full), name):
-                wide = exact.double()
-                difference += float((used.double() - wide).square().sum())
-                total += float(wide.square().sum())
-    return math.sqrt(difference / total) if total else math.nan
 
 
 def _obstacle(run: Run, steps: int) -> str | None:
@@ -305,56 +290,7 @@ def _adam_form(lr: float, rule: Adam) -> Form:
     return form
 
 
-def _compare(run: Run, consumed: str, forms: Mapping[str, Form]) -> _Comparison:
-    worst = worst_moved = difference = length = 0.0
-    unchanged = moving = 0
-    for name, after, before, gradient in first_step_tensors(run, consumed):
-        dtype = after.dtype
-        wide_after, wide_before, wide = after.double(), before.double(), gradient.double()
-        tau = wide_after - wide_before
-        predicted, bound = forms[name](wide_after, wide_before, wide, dtype)
-        deviation = (tau - predicted).abs()
-        still = after == before
-        if deviation.numel():
-            # NaN, from weights that are not finite, must not pass as exact
-            ratio = torch.nan_to_num(deviation / bound, nan=math.inf, posinf=math.inf)
-            worst = max(worst, float(ratio.max()))
-            worst_moved = max(worst_moved, float(ratio.masked_fill(still, 0.0).max()))
-        difference += float(deviation.square().sum())
-        length += float(predicted.square().sum())
-        has_gradient = gradient != 0
-        moving += int(has_gradient.sum())
-        unchanged += int((has_gradient & still).sum())
-    relative = math.sqrt(difference / length) if length else math.nan
-    return _Comparison(worst, worst_moved, unchanged / moving if moving else math.nan, relative)
-
-
-def first_step_tensors(run: Run, consumed: str) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Read theta_1, theta_0 and a gradient, block by block: a float64 copy of a large embedding has no room.
-
-    Args:
-        run: the run.
-        consumed: gradient (the full-batch one at theta_0) or epoch_gradient (what the first epoch consumed).
-
-    Yields:
-        The parameter's name, and the three on the same coordinates, flattened, in the run's dtype; together all, in
-        order.
-
-    Raises:
-        TvgradError: a file lacks a tensor.
-    """
-    with ExitStack() as stack:
-        after = stack.enter_context(run.file("weights", 1))
-        before = stack.enter_context(run.file("weights", 0))
-        gradient = stack.enter_context(run.file(consumed, 0 if consumed == "gradient" else 1))
-        for name in run.parameters:
-            if not all(name in file.places for file in (after, before, gradient)):
-                raise TvgradError(f"{run.root} has no {name!r} in one of its files: run `tvgrad verify {run.root}`")
-            for one, other, third in tensor_blocks((after, before, gradient), name):
-                yield name, one, other, third
-
-
-def _with_deviation(why: str, found: _Comparison | None) -> str:
+def _with_deviation(why: str, found: Comparison | None) -> str:
     if found is None:
         return why
     return f"{why} (measured: the norm of tau_1 + lr g_0 is {found.relative:.2g} that of lr g_0)"
@@ -370,7 +306,7 @@ def _which_gradient(consumed: str, error: float, bar: float | None) -> str:
     return f"; g_0 is the gradient that the step consumed, off {full} by {error:.2g} of its norm"
 
 
-def _reason(run: Run, exact: bool, found: _Comparison) -> str:
+def _reason(run: Run, exact: bool, found: Comparison) -> str:
     dtype = run.info.get("dtype", "its dtype")
     if exact:
         unchanged = f"; {found.unchanged:.1%} of the coordinates are unchanged, their step being under half an ulp"

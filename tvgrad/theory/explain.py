@@ -133,7 +133,7 @@ def explain(
             else f"{name} is not a linear update rule: its task vector has no expansion in the gradients"
         )
     half = None if seconds is None else max(seconds / 2, 1e-9)
-    wanted = _budget_epochs(run, kept, said) if epochs is None else list(epochs)
+    wanted = budget_epochs(run, kept, said) if epochs is None else list(epochs)
     budget = error_budget(run, objective, wanted, seconds=half, remainder=remainder)
     counts = objective.evaluations - before
     return Explanation(tuple(rows), budget, counts, batch_counts + budget.batch_counts, (*said, *budget.sentences))
@@ -232,7 +232,17 @@ def _compared(
     )
 
 
-def _budget_epochs(run: Run, kept: Sequence[int], said: list[str]) -> list[int]:
+def budget_epochs(run: Run, kept: Sequence[int], said: list[str]) -> list[int]:
+    """Choose the epochs whose budgets are made.
+
+    Args:
+        run: the run.
+        kept: epochs with a task vector.
+        said: gets a sentence where not all are.
+
+    Returns:
+        All of them, or the last one where memory is short.
+    """
     size = sum(math.prod(parameter.shape) for parameter in run.parameters.values())
     if len(kept) * VECTORS_AN_EPOCH * size * 8 <= BUDGET_MEMORY:
         return list(kept)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from tvgrad.results import Result
 from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
+from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.theory.budget_rows import UNEXPLAINED
 from tvgrad.theory.equivalence import (
     EXACT,
@@ -26,9 +27,9 @@ from tvgrad.theory.equivalence import (
     OneEpochCheck,
     check_one_epoch,
     first_rates,
-    first_step_tensors,
 )
 from tvgrad.theory.explain import read_results
+from tvgrad.theory.first_step import descent_sums, first_step_files, first_step_tensors
 from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
 from tvgrad.update_rules.grouped import parts_of
 from tvgrad.update_rules.linear import LinearRule
@@ -127,18 +128,19 @@ class EquivalenceRow(Result):
         return f"{percent(self.deviation)} away, {_direction(self.cosine)}{bar}"
 
 
-def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...]:
+def verdict_rows(run: Run, name: str | None = None, kept: KeptProducts | None = None) -> tuple[EquivalenceRow, ...]:
     """Judge the first epoch of a run, and whether its training diverged.
 
     Args:
         run: a recorded run.
         name: what to call it; by default its own name.
+        kept: numbers of earlier reports; by default all is read.
 
     Returns:
         One row for each form of the step that was checked; what is said of the gradient is the same in all.
     """
-    step = check_one_epoch(run)
-    gradient, trouble = gradient_verdict(run, step), "; ".join(troubles_of(run))
+    step = check_one_epoch(run, kept)
+    gradient, trouble = gradient_verdict(run, step, kept), "; ".join(troubles_of(run))
     said = {
         "gradient_holds": gradient.holds,
         "deviation": gradient.deviation,
@@ -150,12 +152,13 @@ def verdict_rows(run: Run, name: str | None = None) -> tuple[EquivalenceRow, ...
     return tuple(EquivalenceRow(**{**vars(one), **said, "run": name or run.name}) for one in step.verdicts)
 
 
-def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
+def gradient_verdict(run: Run, step: OneEpochCheck, kept: KeptProducts | None = None) -> GradientVerdict:
     """Compare the first task vector with minus the rate times the recorded full-batch gradient.
 
     Args:
         run: a recorded run.
         step: the check of its first step.
+        kept: numbers of earlier reports; by default all is read.
 
     Returns:
         The verdict, the deviation measured in float64 and never from inner products of the long vectors.
@@ -166,13 +169,15 @@ def gradient_verdict(run: Run, step: OneEpochCheck) -> GradientVerdict:
         return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks or "")
     rates = sorted({rate for rate in first_rates(run, rule).values() if rate})
     rate = rates[0] if len(rates) == 1 else _nearest_rate(run)
-    apart = length = moved = inner = 0.0
-    for _, after, before, gradient in first_step_tensors(run, "gradient"):
-        tau, descent = after.double() - before.double(), -rate * gradient.double()
-        apart += float((tau - descent).square().sum())
-        length += float(descent.square().sum())
-        moved += float(tau.square().sum())
-        inner += float(tau @ descent)
+
+    def compute() -> tuple[float, ...]:
+        return descent_sums(run, rate)
+
+    if kept is None:
+        apart, length, moved, inner = compute()
+    else:
+        about = ["gradient", repr(rate), repr(list(run.parameters))]
+        apart, length, moved, inner = kept.numbers(first_step_files(run, "gradient"), about, compute)
     if length == 0:
         return GradientVerdict(UNKNOWN, nothing, nothing, nothing, "the full-batch gradient at the start is zero")
     deviation = math.sqrt(apart / length)

@@ -1,0 +1,67 @@
+"""What tracing a recipe takes."""
+
+from __future__ import annotations
+
+import torch
+
+from tvgrad.cost import Cost, held_bytes
+from tvgrad.files.writing import Places, bytes_on_disk
+from tvgrad.problem.count import WIDEST
+from tvgrad.record.training_loop import Prepared
+from tvgrad.update_rules.rules import Adam, Momentum, Nesterov
+from tvgrad.vectors.parameters import frozen_state
+
+
+def trace_cost(prepared: Prepared, gradient_seconds: float) -> Cost:
+    """Tell what a trace of epochs takes.
+
+    Time: a full-batch gradient for each recorded one, and a pass for each epoch of training; with the full batch, a
+    step takes the recorded gradient. Memory: what the process holds after a chunk's gradient, and beside it the larger
+    of a float64 copy and gradient (up to 30 million parameters, in the checks before the training) and of the float64
+    sum of the chunks with the optimizer's state. Disk: weights, gradients and sums of the kept points, and what is
+    frozen.
+
+    Args:
+        prepared: the recipe and options.
+        gradient_seconds: of one full-batch gradient.
+
+    Returns:
+        The cost.
+    """
+    options, weights = prepared.options, prepared.objective.initial
+    by_step = bool(options.record_at.steps)
+    numbers = sorted({0, *options.record_at.steps}) if by_step else list(range(prepared.epochs + 1))
+    measured = len(numbers) if "gradients" in options.record else 0
+    full = prepared.batch_size is None
+    passes = max(measured, prepared.epochs) if full else measured + prepared.epochs
+    size = sum(tensor.numel() for tensor in weights.values())
+    stored = sum(int(tensor.nbytes) for tensor in weights.values())
+    copies = {Adam: 2, Momentum: 1, Nesterov: 1}
+    state = next((number * stored for rule, number in copies.items() if isinstance(prepared.rule, rule)), 0)
+    checked = 16 * size if size <= WIDEST else 0
+    memory = held_bytes() + max(checked - stored, 8 * size + state, 0)
+    return Cost(
+        prepared.recipe.name,
+        passes * gradient_seconds,
+        memory,
+        _disk(prepared, numbers),
+        "tables, and the state that a resume needs (up to two copies of the weights)",
+    )
+
+
+def _disk(prepared: Prepared, numbers: list[int]) -> int:
+    """Bytes of the tensor files that are kept at the end."""
+    options, weights = prepared.options, prepared.objective.initial
+    places: Places = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    wide: Places = {
+        name: (shape, torch.float32 if dtype.itemsize < 4 else dtype) for name, (shape, dtype) in places.items()
+    }
+    frozen = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in frozen_state(prepared.model).items()}
+    total = bytes_on_disk(frozen, "static") if frozen else 0
+    for number in options.keep.kept(numbers):
+        total += bytes_on_disk(places, f"epoch-{number:04d}")
+        if "gradients" in options.record:
+            total += bytes_on_disk(places, f"epoch-{number:04d}")
+        if "epoch-gradients" in options.record and number:
+            total += bytes_on_disk(wide, f"epoch-{number:04d}")
+    return total
