@@ -6,7 +6,6 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from tvgrad.results import Result
 from tvgrad.system import peak_bytes
 from tvgrad.wording import bytes_in_words, printable
 
@@ -17,7 +16,7 @@ HASHED = 1 << 24
 
 
 @dataclass(frozen=True)
-class Cost(Result):
+class Cost:
     """What a piece of work takes.
 
     Attributes:
