@@ -17,6 +17,7 @@ from . import options
 
 if TYPE_CHECKING:
     from tvgrad.record.training_loop import Prepared
+    from tvgrad.store.run import Run
 
 
 @click.command()
@@ -121,15 +122,18 @@ def trace(
             with epochs_bar(one.recipe.name, one.epochs, quiet) as on_epoch:
                 run = run_trace(one, place, on_epoch, overwrite=overwrite)
             if not quiet:
-                last = run.points[-1]
-                numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
-                click.echo(
-                    f"{printable(str(place))}: {len(run.epochs)} points, {run.unit} {last.number}"
-                    f"{': ' + numbers if numbers else ''}"
-                )
+                click.echo(_done(place, run))
     if not quiet:
         shown = printable(shlex.quote(str(out)))
         click.echo(f"Next: `tvgrad verify {shown}` checks it, `tvgrad report {shown} --out report` shows it.")
+
+
+def _done(place: Path, run: Run) -> str:
+    """What was recorded, in one sentence."""
+    last = run.points[-1]
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.metrics.items() if name != "seconds")
+    points = f"{len(run.epochs)} points, {run.unit} {last.number}"
+    return f"{printable(str(place))}: {points}{': ' + numbers if numbers else ''}"
 
 
 def _tell_costs(prepared: list[Prepared]) -> None:
