@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 from rich.console import Console
@@ -35,14 +35,33 @@ PIPE_WIDTH = 200  # columns of a table that no terminal wraps
 
 def console(err: bool = False) -> Console:
     """The terminal, or a wide page where the output goes into a file or a pipe (COLUMNS says otherwise)."""
-    asked = (sys.stderr if err else sys.stdout).isatty() or _columns()
+    stream = sys.stderr if err else sys.stdout
+    if any(os.environ.get(name, "").isdigit() and not _asked(name) for name in ("COLUMNS", "LINES")):
+        # The library would take such a size, and fail for it; it looks for none where both are given.
+        found = _size(stream)
+        return Console(width=_columns() or found.columns, height=found.lines, highlight=False, stderr=err)
+    asked = stream.isatty() or _columns()
     return Console(width=None if asked else PIPE_WIDTH, highlight=False, stderr=err)
 
 
 def _columns() -> int:
     """The width that COLUMNS asks for, 0 where it asks for none."""
-    asked = os.environ.get("COLUMNS", "")
+    return _asked("COLUMNS")
+
+
+def _asked(name: str) -> int:
+    """The size that a variable asks for, 0 where it asks for none: the word may be anything, a superscript say."""
+    asked = os.environ.get(name, "")
     return int(asked) if asked.isdecimal() and len(asked) < 6 else 0
+
+
+def _size(stream: TextIO) -> os.terminal_size:
+    """The size of a terminal as the system tells it, and of a page where there is none."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return os.terminal_size((PIPE_WIDTH, 25))
+    return os.terminal_size((found.columns or 80, found.lines or 25))
 
 
 def say(text: str, verdict: str = "", *, colour: str = "", err: bool = False) -> None:
@@ -156,7 +175,7 @@ def _bar(quiet: bool, *columns: ProgressColumn, transient: bool = False) -> Prog
         BarColumn(bar_width=24),
         *columns,
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(err=True),
         disable=quiet or not sys.stderr.isatty(),
         transient=transient,
     )

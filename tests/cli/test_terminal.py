@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from tvgrad.cli.main import COMMANDS
 from tvgrad.cli.table_layout import text_of
-from tvgrad.cli.terminal import print_table
+from tvgrad.cli.terminal import console, print_table
 
 from tvgrad.report.columns import COLUMNS, FURTHER_COLUMNS
 from tvgrad.report.headings import heading
@@ -98,3 +98,14 @@ def test_recipes_in_every_format(tvgrad: Callable[..., object]) -> None:
         done = tvgrad("recipes", "--format", form)
         assert done.out.startswith(begin)  # type: ignore[attr-defined]
         assert "Begin with" in done.err  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize("size", ["²", "0", "-1", "9" * 31, "x"])
+def test_a_size_of_the_terminal_that_is_none(monkeypatch: pytest.MonkeyPatch, name: str, size: str) -> None:
+    for each in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(each, raising=False)
+    expected = console().width, console(err=True).width
+    monkeypatch.setenv(name, size)
+    assert (console().width, console(err=True).width) == expected
+    console().print("text")
