@@ -205,3 +205,37 @@ def test_no_ascent_leaves_the_bounds_of_a_program(seed: int) -> None:
         bent = ascend(lambda theta: torch.func.jvp(gradient, (theta,), (vector,))[1].norm(), flat, radius, 5, seed)
         assert max(bent) <= program.hessian_norm(radius)
         assert program.hessian_norm() <= program.hessian_norm(radius)
+
+
+CLIMBERS, CLIMBS, PROGRAMS = 60, 14, 30  # twice, for gradient and Hessian, at two radii: 100,800 comparisons
+
+
+def climb(size: Function, start: torch.Tensor, radius: float, seed: int) -> torch.Tensor:
+    """The largest value of a function on paths that climb it within a ball, each from a point of its own."""
+    many = torch.randn(CLIMBERS, len(start), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    away, found = radius * many / many.norm(dim=1, keepdim=True), []
+    both = torch.func.vmap(torch.func.grad_and_value(size))
+    for _ in range(CLIMBS):
+        slopes, values = both(start + away)
+        found.append(values)
+        away = away / radius + slopes / (slopes.norm(dim=1, keepdim=True) + 1e-300)
+        away = radius * away / away.norm(dim=1, keepdim=True).clamp(min=1.0)
+    return torch.stack(found).amax()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 100 + PROGRAMS))
+def test_no_ascent_of_many_leaves_the_bounds_of_a_program(seed: int) -> None:
+    model, inputs, targets = random_program(seed)
+    program = Program(model, "cross_entropy", inputs, targets)
+    loss, flat = loss_of(model, inputs, targets)
+    gradient = torch.func.grad(loss)
+    vector = torch.randn(flat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for _ in range(10):
+        vector = torch.func.jvp(gradient, (flat,), (vector / vector.norm(),))[1]
+    vector = vector / vector.norm()
+    for radius in (1e-3, 0.03):
+        steepest = climb(lambda theta: gradient(theta).norm(), flat, radius, seed)
+        assert float(steepest) <= program.gradient_norm(radius)
+        bent = climb(lambda theta: torch.func.jvp(gradient, (theta,), (vector,))[1].norm(), flat, radius, seed + 1)
+        assert float(bent) <= program.hessian_norm(radius)
