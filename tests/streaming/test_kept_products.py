@@ -117,7 +117,9 @@ def the_file(folder: Path) -> Path:
     return max(folder.iterdir(), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("extent", ["tables", "figures", "all"])
+@pytest.mark.parametrize(
+    "extent", ["tables", pytest.param("figures", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.slow)]
+)
 def test_an_epoch_more_has_the_same_bits_and_reads_what_is_new(
     root: Path, tmp_path: Path, read: list[Path], extent: Extent
 ) -> None:
@@ -224,14 +226,17 @@ def test_what_is_damaged_or_does_not_fit_is_computed_anew(root: Path, tmp_path: 
         forged(good, '"layout":"', '"layout":"0'),
         forged(good, "{", "["),
     ]
+    about = json.loads(body(path))
+    assert products_file.read_products(path, about["layout"], about["groups"]) is not None
     for content in bad:
         path.write_bytes(content)
-        for anew in (True, False):
-            forget()
-            read.clear()
-            run = Run.open(root)
-            same(run_tables([run], kept=keep(run, folder)).tables, expected)
-            assert bool(read) == anew
+        assert products_file.read_products(path, about["layout"], about["groups"]) is None
+    for anew in (True, False):
+        forget()
+        read.clear()
+        run = Run.open(root)
+        same(run_tables([run], kept=keep(run, folder)).tables, expected)
+        assert bool(read) == anew
 
 
 def test_what_another_could_have_written_is_not_believed(root: Path, tmp_path: Path) -> None:

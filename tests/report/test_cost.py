@@ -71,7 +71,15 @@ def test_a_merged_file_takes_what_was_told(traced: Traced, tmp_path: Path, metho
     assert told.seconds > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "batch_size": 100, "record": ("gradients", "batches")}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param(
+            {"optimizer": "sgd", "batch_size": 100, "record": ("gradients", "batches")}, marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_the_passes_of_an_explanation_are_counted(traced: Traced, options) -> None:
     run = traced("low", epochs=4, **options)
     objective = objective_of(run, recipe_of(run, "digits"), torch.float64, device="cpu")

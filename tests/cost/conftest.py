@@ -1,6 +1,0 @@
-"""Runs, and the command line, for the tests of this folder."""
-
-from tests.cli.conftest import tvgrad
-from tests.traced_runs import digits, digits_cache, traced
-
-__all__ = ["digits", "digits_cache", "traced", "tvgrad"]
