@@ -74,7 +74,7 @@ def explain(
     from tvgrad.store.run import open_runs
     from tvgrad.theory.certified import bounds_of_run
     from tvgrad.theory.explain import explain as explained
-    from tvgrad.theory.explain import with_bounds, write_results
+    from tvgrad.theory.explain import require_place_for_results, with_bounds, write_results
     from tvgrad.theory.explain_cost import explain_cost
     from tvgrad.theory.explainable import why_not_explained
 
@@ -87,6 +87,8 @@ def explain(
         why = why_not_explained(run)
         if why is not None:
             raise TvgradError(why)
+        if not cost:
+            require_place_for_results(run)
     targets = [target or _own_target(run.info.get("recipe"), run.root, "command" in run.info) for run in opened]
     found = []
     for run, from_where in zip(opened, targets, strict=True):

@@ -54,7 +54,7 @@ def explain_script(
     from tvgrad.integrations.script.notes import say
     from tvgrad.problem.evaluations import Evaluations
     from tvgrad.store.run import Run
-    from tvgrad.theory.explain import Explanation, write_results
+    from tvgrad.theory.explain import Explanation, require_place_for_results, write_results
     from tvgrad.theory.script_budget import followed_epochs, script_budget, step_plan
     from tvgrad.wording import counted, printable
 
@@ -67,6 +67,7 @@ def explain_script(
     except ValueError:
         raise TvgradError(f"--epochs {epochs!r} is no list of numbers: give --epochs 1,5,10") from None
     opened = Run.open(run)
+    require_place_for_results(opened)
     plan = step_plan(opened, wanted, curvature)
     unmeasured = 0 not in opened.having("gradient")
     last = len(plan.ends) - 1

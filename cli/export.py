@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 from . import options
+
+
+def _name(path: Path) -> str | bytes:
+    """A path for the program that reads it: one that is no text has the bytes of its name on the disk."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path) if hasattr(sys.stdout, "buffer") else str(path)
+    return str(path)
 
 
 @click.command()
@@ -46,7 +56,7 @@ def export(run: Path, epoch: int | None, out: Path, base: str | None, merged: bo
     piped = not sys.stdout.isatty()
     if piped:
         for path in written:
-            click.echo(str(path))
+            click.echo(_name(path))
     places = TensorFile(written[0]).places
     size = bytes_in_words(sum(place.nbytes for place in places.values()))
     done, beside = f"{counted(len(places), 'tensor')} written", listed([path.name for path in written[1:]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,3 +144,26 @@ def test_streams_that_take_nothing(ready: dict[str, str]) -> None:
     full = "Error: standard output cannot be written (No space left on device): free some space, or send it elsewhere\n"
     assert done("recipes > /dev/full") == (2, "", full)
     assert done("verify nosuch 2> /dev/full")[:2] == (2, "")
+
+
+def test_results_in_whose_place_something_stands(tvgrad: Tvgrad, ready: dict[str, str], tmp_path: Path) -> None:
+    """Said before the work of `explain`, and by the report that would read them."""
+    shutil.copytree(ready["ONE"], tmp_path / "run")
+    os.mkfifo(tmp_path / "run" / "results")
+    said = sentence(tvgrad("explain", tmp_path / "run", "--recipe", ready["MINE"]))
+    assert said.endswith("results is a pipe: remove it, or explain a copy of the run")
+    said = sentence(tvgrad("report", tmp_path / "run"))
+    assert said.endswith("results cannot be read (Not a directory): remove it, and run `tvgrad explain` again")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_is_no_text_is_its_bytes_for_the_program_that_reads_it(
+    ready: dict[str, str], tmp_path: Path
+) -> None:
+    out = os.fsencode(tmp_path) + b"/\xff"
+    command = [sys.executable, "-m", "tvgrad", "export", ready["ONE"], "--out", out]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line == out + b"/model.safetensors"
+    assert os.path.isfile(line)

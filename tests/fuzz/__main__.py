@@ -1,7 +1,7 @@
 """Fuzzes every reader and the command line: `python -m tests.fuzz SECONDS [READER ...]`.
 
 Readers take turns, round after round, so that each has its share whenever the program is stopped. A turn of a reader
-that is slow is longer, by the cube root of what a good input takes: with equal times it would get hundreds of times
+that is slow is longer, by the cube root of what its inputs take: with equal times it would get hundreds of times
 fewer inputs, with equal numbers it would take all the time. Half of a turn is guided by coverage where the package
 atheris is installed. What is found is written to tests/fuzz/corpus, where
 `test_corpus.py` tries it for ever after; exit code 1 where there is any.
@@ -171,6 +171,7 @@ def main(seconds: float, chosen: list[str]) -> int:
         turns = Turns(made(Path(folder)), Path(folder))
         names = chosen or list(turns.readers.targets)
         weights = {name: turns.weight(name) for name in names}
+        spent = dict.fromkeys(names, 0.0)
         begun = time.monotonic()
         rounds = max(1, round(seconds / (len(names) * TURN)))
         for number in range(rounds):
@@ -180,7 +181,11 @@ def main(seconds: float, chosen: list[str]) -> int:
                 share = max(0.0, seconds - (time.monotonic() - begun)) * weights[name] / left
                 if server is not None:
                     guided[name] += server.turn(name, share / 2, seed + number)
+                begins, had = time.monotonic(), tried[name]
                 tried[name] += turns.turn(turns.mutating, name, share / 2 if server else share, seed + number)
+                spent[name] += time.monotonic() - begins
+                if tried[name] > had:  # what changed inputs take is known better with every turn
+                    weights[name] = (spent[name] / tried[name]) ** (1 / 3)
             counts = ", ".join(f"{name} {tried[name]}+{guided[name]}" for name in names)
             print(f"round {number + 1} of {rounds}, {time.monotonic() - begun:.0f} s: {counts}", flush=True)
         if server is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import read_text, reason_of
-from tvgrad.files.writable import make_folder
+from tvgrad.files.writable import make_folder, require_folder
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.problem.objective import Objective
 from tvgrad.recipes.of_run import check_data
@@ -250,6 +250,21 @@ def budget_epochs(run: Run, kept: Sequence[int], said: list[str]) -> list[int]:
     return [kept[-1]]
 
 
+def require_place_for_results(run: Run) -> None:
+    """Refuse, before long work, a run beside which no results can be kept.
+
+    Args:
+        run: the run.
+
+    Raises:
+        TvgradError: its folder may not be written to, or something else stands in the place of the results.
+    """  # noqa: DOC502 - raised by require_folder, too
+    folder = run.root / RESULTS
+    if folder.is_symlink():
+        raise TvgradError(f"{folder} is a link, and nothing of a run is written through a link: remove it")
+    require_folder(folder, "remove it, or explain a copy of the run")
+
+
 def write_results(run: Run, explanation: Explanation) -> list[Path]:
     """Keep an explanation beside its run, for reports.
 
@@ -277,8 +292,7 @@ def write_results(run: Run, explanation: Explanation) -> list[Path]:
         ERROR_BUDGET: to_json(explanation.budget.rows),
         NOTES: json_text(notes),
     }
-    if folder.is_symlink():
-        raise TvgradError(f"{folder} is a link, and nothing of a run is written through a link: remove it")
+    require_place_for_results(run)
     make_folder(folder, option="RUN, or a copy of it")
     for name, text in texts.items():
         write_text_atomically(folder / name, text, option="RUN, or a copy of it")
@@ -307,7 +321,10 @@ def _read(kind: type[Kind], path: Path) -> list[Kind]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRun(f"{path} cannot be read ({reason_of(error)}): run `tvgrad explain` again") from None
+        what = path if path.parent.is_dir() else path.parent
+        raise DamagedRun(
+            f"{what} cannot be read ({reason_of(error)}): remove it, and run `tvgrad explain` again"
+        ) from None
     try:
         found = from_json(kind, text)
     except DamagedRun as error:
