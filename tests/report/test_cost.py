@@ -124,7 +124,7 @@ if sys.argv[1] == "wide":
 class Bag(nn.Module):
     def __init__(self):
         super().__init__()
-        self.words, self.out = nn.Embedding(40_000, 1000), nn.Linear(1000, 3)
+        self.words, self.out = nn.Embedding(20_000, 1000), nn.Linear(1000, 3)
 
     def forward(self, words):
         return self.out(self.words(words).mean(1))
