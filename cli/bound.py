@@ -140,7 +140,8 @@ def _planned(recipe: Recipe, given: dict[str, Any]) -> _Plan:
 
     own = recipe.optimizer if recipe.optimizer in LINEAR_RULES else "gd"
     lr = recipe.lr if given["lr"] is None else positive(given["lr"], "--lr")
-    size, samples = given["batch_size"], len(recipe.train)
+    samples = len(recipe.train)
+    size = given["batch_size"] and min(given["batch_size"], samples)
     name = given["optimizer"] or ("sgd" if size and own == "gd" else own)
     rule = make_rule(name, lr, given["momentum"], given["weight_decay"])
     if size and name == "gd":

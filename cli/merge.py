@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.wording import counted, near
 
 from . import options
@@ -247,7 +248,7 @@ def _check_out(out: Path) -> None:
 
 
 def _check_different(runs: list[Run]) -> None:
-    places = [run.root.resolve() for run in runs]
+    places = [real_path(run.root) for run in runs]
     for number, run in enumerate(runs):
         if places[number] in places[:number]:
             raise TvgradError(f"{run.root} is given twice, and would count twice: give each run once")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvgrad.errors import DamagedRun, TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.store.layout import MANIFEST, run_directories
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def open_each(paths: Iterable[Path]) -> list[tuple[Path, Run | None, list[str]]]
         if not below and not (path / MANIFEST).exists():
             open_runs([path])  # says what the path is instead
         for directory in below or [path]:
-            key = directory.resolve()
+            key = real_path(directory)
             if key in found:
                 continue
             try:

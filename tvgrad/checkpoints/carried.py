@@ -12,7 +12,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_atomically, write_text_atomically
-from tvgrad.files.regular import read_json, reason_of
+from tvgrad.files.regular import read_json, real_path, reason_of
 from tvgrad.files.writable import make_folder
 
 ENDINGS = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken")
@@ -52,7 +52,7 @@ def carried_files(folder: Path) -> list[str]:
 def _of_the_model(file: Path, folder: Path) -> bool:
     """Whether a file is the model's own: a stranger's folder must not carry, by a link, what lies elsewhere."""
     # Caches keep files behind links: `snapshots/<revision>/<name>` leads to `blobs/<hash>` of the same model.
-    real, own = file.resolve(), folder.resolve()
+    real, own = real_path(file), real_path(folder)
     return real.is_relative_to(own) or (own.parent.name == "snapshots" and real.parent == own.parents[1] / "blobs")
 
 

@@ -17,6 +17,7 @@ from tvgrad.checkpoints.opening import Checkpoint, aligned_names, open_checkpoin
 from tvgrad.checkpoints.sources import Renamed
 from tvgrad.checkpoints.weight_change import WeightChange
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.files.tensors import TensorSource
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -133,11 +134,11 @@ def member_names(paths: Sequence[Path]) -> list[str]:
         return path.name if path.is_dir() else path.name.removesuffix(".index.json").rsplit(".", 1)[0]
 
     def parts(path: Path, count: int) -> str:
-        whole = path.resolve().with_name(stem(path)).parts
+        whole = real_path(path).with_name(stem(path)).parts
         usual = stem(path) in USUAL_STEMS and len(whole) > 2 and not path.is_dir()
         return "/".join((whole[:-1] if usual else whole)[-count:])
 
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len(set(map(real_path, paths))) < len(paths):
         raise TvgradError("a fine-tuned checkpoint is given twice: give each once")
     for count in (1, 2, 3):
         names = [parts(path, count) for path in paths]

@@ -21,6 +21,18 @@ MOST_BYTES = 64 << 20
 """Bytes of the largest description (JSON or a table of steps) that is read: a run of 40,000 points has no more."""
 
 
+def real_path(path: Path) -> Path:
+    """Follow the links in a path.
+
+    Args:
+        path: any path, which need not exist.
+
+    Returns:
+        The path without links; links that lead round in a circle stay, and fail where they are opened.
+    """
+    return Path(os.path.realpath(path))
+
+
 def why_irregular(path: Path, under: Path | None = None) -> str | None:
     """Say why a path is not opened as a file.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tvgrad.errors import DiskFull, TvgradError, Unwritable
-from tvgrad.files.regular import reason_of, why_irregular
+from tvgrad.files.regular import real_path, reason_of, why_irregular
 
 _FULL = {
     errno.ENOSPC: ("", "free some space"),
@@ -100,7 +100,7 @@ def require_file(path: Path, option: str = "--out") -> Path:
     Raises:
         TvgradError: it is a folder, a pipe, a socket or a device, or its folder is none or may not be written to.
     """
-    place = Path(os.path.realpath(path))
+    place = real_path(path)
     if not place.parent.is_dir():
         raise TvgradError(f"{place.parent} is no folder: choose another {option}")
     try:

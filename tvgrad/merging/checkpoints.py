@@ -21,6 +21,7 @@ from tvgrad.checkpoints.carried import carried_files, carry
 from tvgrad.checkpoints.family import Family, open_family
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.regular import real_path
 from tvgrad.files.writable import make_folder
 from tvgrad.files.writing import KINDS, MAX_SHARD_BYTES, write_stream
 from tvgrad.merging.merge import merged_blocks, stored_blocks
@@ -183,7 +184,7 @@ def _identity(path: Path) -> list[object]:
     whole = path if path.is_dir() else path.parent if path.name.endswith(".index.json") else None
     files = [path] if whole is None else sorted(one for one in whole.iterdir() if one.is_file())
     facts = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return [str(path.resolve()), facts]
+    return [str(real_path(path)), facts]
 
 
 def _prepare(folder: Path, request: dict[str, object]) -> None:

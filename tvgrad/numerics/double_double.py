@@ -159,6 +159,8 @@ def total(x: DoubleDouble) -> tuple[DoubleDouble, int]:
     Returns:
         The sums (...), and the number of additions that a summand went through.
     """
+    if x.hi.shape[-1] == 0:
+        return DoubleDouble(x.hi.sum(-1), x.lo.sum(-1)), 0
     levels = 0
     while x.hi.shape[-1] > 1:
         size, levels = x.hi.shape[-1], levels + 1

@@ -23,6 +23,10 @@ from tvgrad.wording import near
 
 _REAL: type = numbers.Real  # numpy's numbers count too
 _INTEGRAL: type = numbers.Integral
+MOST = 10_000_000
+"""Epochs, rounds or repetitions of which no more can be done."""
+MOST_SAMPLES = 2**62
+"""Samples of which a batch may be asked for; those that there are count."""
 OPTIMIZERS = ("gd", "sgd", "momentum", "nesterov", "adam", "adamw")  # the names of tvgrad.update_rules, on this floor
 
 
@@ -111,7 +115,7 @@ class Recipe:
         self.optimizer = optimizer
         self.lr = positive(lr, "lr")
         self.epochs = positive_integer(epochs, "epochs")
-        self.batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
+        self.batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size", MOST_SAMPLES)
         self.weight_decay, self.decay_vectors, self.schedule = weight_decay, decay_vectors, schedule
         self.allow = tuple(allow)
         self.about = about
@@ -265,12 +269,13 @@ def positive(value: float, name: str) -> float:
     return float(value)
 
 
-def positive_integer(value: int, name: str) -> int:
+def positive_integer(value: int, name: str, most: int = MOST) -> int:
     """Check a positive whole number.
 
     Args:
         value: the number.
         name: what it is called, for the message.
+        most: the largest that it may be.
 
     Returns:
         It.
@@ -280,6 +285,8 @@ def positive_integer(value: int, name: str) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, _INTEGRAL) or value < 1:
         raise TvgradError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if value > most:
+        raise TvgradError(f"{name} {value} is more than can be done: give at most {most:,}")
     return int(value)
 
 

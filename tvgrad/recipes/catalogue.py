@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.problem.recipe import Recipe, check_recipes
 from tvgrad.recipes.module_names import defines_name, looks_like_training
 from tvgrad.wording import loading_error, near
@@ -85,7 +86,7 @@ def load_recipes(target: str, tasks: Collection[str] = ()) -> list[Recipe]:
 def _importing_from(target: str) -> Generator[None]:
     """Let a target import its neighbours, as a script could, at the top of its file and inside its function."""
     place = target.rpartition(":")[0] if ":" in target else target
-    folder = str(Path(place).resolve().parent) if place.endswith(".py") else ""
+    folder = str(real_path(Path(place)).parent) if place.endswith(".py") else ""
     sys.path.insert(0, folder)
     try:
         yield

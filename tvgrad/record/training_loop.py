@@ -19,7 +19,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss, target_of
 from tvgrad.problem.crew import Crew
 from tvgrad.problem.objective import Objective
-from tvgrad.problem.recipe import Recipe, positive_integer
+from tvgrad.problem.recipe import MOST_SAMPLES, Recipe, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.record.batch_order import batches_of, epoch_seed
 from tvgrad.record.options import DTYPES, TraceOptions
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe, options: TraceOptions, crew: Crew | None = None) -> 
         if options.batch_size is not None:
             raise TvgradError("gd is full-batch gradient descent: leave --batch-size out, or use --optimizer sgd")
         batch_size = None
-    if batch_size is not None and positive_integer(batch_size, "--batch-size") >= len(recipe.train):
+    if batch_size is not None and positive_integer(batch_size, "--batch-size", MOST_SAMPLES) >= len(recipe.train):
         batch_size = None
     rule = planned_rule(recipe, options, epochs, batch_size)
     if "batches" in options.record and batch_size is None:

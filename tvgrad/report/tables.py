@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.report.columns import COLUMNS
 from tvgrad.report.lora_relation import weight_change_norms
 from tvgrad.report.shown_tables import ShownTables
@@ -72,7 +73,7 @@ def distinct_runs(runs: Sequence[Run]) -> list[Run]:
     """
     first: dict[Path, Run] = {}
     for run in runs:
-        first.setdefault(run.root.resolve(), run)
+        first.setdefault(real_path(run.root), run)
     return list(first.values())
 
 
@@ -88,7 +89,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
-    parents = [printable(f"{run.root.resolve().parent.name}/{run.root.name}") for run in runs]
+    parents = [printable(f"{real_path(run.root).parent.name}/{run.root.name}") for run in runs]
     if len(set(parents)) == len(parents):
         return parents
     return [printable(str(run.root)) for run in runs]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
+from tvgrad.files.regular import real_path
 from tvgrad.files.writable import make_folder, require_folder
 from tvgrad.files.writing import write_tensors
 from tvgrad.store.lora import is_lora, lora_config, merged_weights, saved_names
@@ -114,7 +115,7 @@ def _merge_file(run: Run, config: dict[str, Any], directory: Path, base: str | N
         "merge_method: task_arithmetic",
         f"base_model: {json.dumps(known)}",
         "models:",
-        f"  - model: {json.dumps(str(directory.resolve()))}",
+        f"  - model: {json.dumps(str(real_path(directory)))}",
         "    parameters:",
         "      weight: 1.0",
     ]

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.files.regular import real_path
 from tvgrad.files.tensors import TensorSource
 from tvgrad.streaming.blocks import Block, blocks_of, matching_names, working_dtype
 from tvgrad.streaming.vector_key import Reference, VectorKey
@@ -172,7 +173,7 @@ def plan_matrix(
     # the order of epochs, and one call forms all differences.
     opened = [vector.minus for vector in vectors if vector.minus] + [vector.file for vector in vectors]
     by_path: dict[str, TensorSource] = {}
-    same = {file: by_path.setdefault(str(file.path.resolve()), file) for file in opened}
+    same = {file: by_path.setdefault(str(real_path(file.path)), file) for file in opened}
     formed = [(same[vector.file], same[vector.minus] if vector.minus else None) for vector in vectors]
     # Differences from one file lie side by side, and so do those of files that follow each other.
     users = Counter(minus for _, minus in dict.fromkeys(formed))

@@ -258,7 +258,7 @@ class _Parts:
             products = torch.zeros(len(indices), dtype=torch.float64, device=self.home)
             for name, rows in gradients.items():
                 factor = weight.get(name, 0.0) if isinstance(weight, Mapping) else weight
-                wide = rows.double().flatten(1)
+                wide = rows.double().reshape(len(rows), math.prod(rows.shape[1:]))  # scalar and empty ones, too
                 products -= factor * (wide @ self.task_vector[name].flatten())
                 self.summed[name] -= factor * (by @ wide).reshape(self.summed[name].shape)
             np.add.at(self.shares, chosen[indices].numpy(), (by * products).cpu().numpy() / self.length)

@@ -43,7 +43,7 @@ def moving_coordinates(
             for number, place in enumerate(step.inputs):
                 if place in moving:
                     args = [known.get(one) for one in step.inputs]
-                    moving[place] |= _touched(step.operation, number, args, len(moving[place]))
+                    moving[place] |= _touched(step.operation, number, args, *moving[place].shape[:1])
     return torch.cat([moving[place].flatten() for place in graph.trainable])
 
 
@@ -67,7 +67,7 @@ def _untrained(
     return known
 
 
-def _touched(operation: object, number: int, args: Sequence[Known | None], rows: int) -> torch.Tensor:
+def _touched(operation: object, number: int, args: Sequence[Known | None], rows: int = 1) -> torch.Tensor:
     """Which entries of a parameter the operation's result can depend on; broadcasts to its shape."""
     if isinstance(operation, Linear) and number == 1 and isinstance(args[0], Ball):
         x = args[0]
