@@ -109,8 +109,8 @@ FINE += ["integer", "zero_gradients", "denormal", "huge", "long_names", "many"]
 REFUSED = {
     "complex_parameter": "beside is a complex parameter",
     "half_overflows": "--lr 1e+06 is beyond the largest float16 number: lower it",
-    "infinite": "beside of the pretrained weights is not finite: check how they are made or loaded",
-    "no_number": "beside of the pretrained weights is not finite: check how they are made or loaded",
+    "infinite": "beside of the pretrained weights is not finite (inf): check how they are made or loaded",
+    "no_number": "beside of the pretrained weights is not finite (nan): check how they are made or loaded",
     "gradient_is_no_number": "the gradient of a batch is not finite at the pretrained weights",
 }
 STOPPED = {

@@ -81,10 +81,12 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
             f"nothing called {unknown[0]!r} can be allowed: "
             f"choose from {', '.join(ALLOWABLE)}{near(unknown[0], ALLOWABLE)}"
         )
-    lost = first_not_finite(trainable_parameters(batch_loss.model))
+    parameters = trainable_parameters(batch_loss.model)
+    lost = first_not_finite(parameters)
     if lost is not None:
+        kind = "nan" if bool(parameters[lost].isnan().any()) else "inf"
         raise TvgradError(
-            f"{printable(lost)} of the pretrained weights is not finite: check how they are made or loaded"
+            f"{printable(lost)} of the pretrained weights is not finite ({kind}): check how they are made or loaded"
         )
     with full_precision(device):
         _check_samples(batch_loss, _spread(samples), device, allow)

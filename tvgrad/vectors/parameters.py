@@ -54,7 +54,8 @@ def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     Returns:
         The name of the first; None where all are finite.
     """
-    return next((name for name, tensor in tensors.items() if not all_finite(tensor.detach())), None)
+    held = ((name, tensor.detach()) for name, tensor in tensors.items() if not tensor.is_meta)
+    return next((name for name, tensor in held if not all_finite(tensor)), None)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
