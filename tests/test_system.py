@@ -172,3 +172,22 @@ def test_types_hold_on_other_systems(platform: str, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+ALONE = """
+import subprocess, sys, time
+program = "import time; print('ready', flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system lists no processes in files")
+def test_workers_in_sessions_of_their_own_are_ended_with_their_launcher() -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", ALONE], stdout=subprocess.PIPE, start_new_session=True)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"ready\n"
+    system.end_group(launcher.pid)
+    # the pipe ends when its last writer has
+    assert launcher.communicate(timeout=30)[0] == b""
+    assert launcher.returncode == -9

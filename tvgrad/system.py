@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -156,17 +157,55 @@ def is_alive(process: int) -> bool:
     return True
 
 
+def is_the_users(path: Path) -> bool:
+    """Say whether a file or folder is the user's, and nobody else may write to it.
+
+    Args:
+        path: the file or the folder; a link is not followed, and nobody's.
+
+    Returns:
+        Whether it is; on Windows, whose owners are not asked for, whether it is no link.
+    """
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return False
+    return sys.platform == "win32" or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+
+
 def end_group(process: int) -> None:
-    """End a process that was started in a session of its own, and all that it has started in there.
+    """End a process that was started in a session of its own, and all that it has started.
+
+    Launchers of distributed training put each worker in a session of its own: on Linux they are ended, too. Nothing
+    is asked to end itself, because what a script does then, saving a checkpoint say, must not happen.
 
     Args:
         process: its number.
     """
+    started = _started_by(process)
     with suppress(ProcessLookupError):
         if sys.platform == "win32":
             os.kill(process, signal.SIGTERM)
         else:
             os.killpg(process, signal.SIGKILL)
+    if sys.platform != "win32":
+        for one in started:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(one, signal.SIGKILL)
+
+
+def _started_by(process: int) -> list[int]:
+    """The processes that a process has started, and theirs; none where the system does not list them in files."""
+    children: dict[int, list[int]] = {}
+    for told in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            # the name, in parentheses, may hold spaces and parentheses
+            parent = int(told.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(told.parent.name))
+    found, waiting = list[int](), [process]
+    while waiting:
+        waiting = [child for one in waiting for child in children.get(one, ())]
+        found += waiting
+    return found
 
 
 def end_by(number: int) -> None:

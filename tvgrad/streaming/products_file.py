@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +23,7 @@ from tvgrad.files.atomic import write_atomically
 from tvgrad.files.checksums import State
 from tvgrad.files.regular import read_bounded
 from tvgrad.streaming.accumulate import Matrix
+from tvgrad.system import is_the_users
 
 FORMAT = b"tvgrad products 1\n"
 START = len(FORMAT) + 65
@@ -113,7 +112,7 @@ def read_products(path: Path, layout: str, groups: list[str]) -> Products | None
         What it holds; None where it is not there, or not to be believed.
     """
     try:
-        if not (_is_own(path.parent) and _is_own(path)):
+        if not (is_the_users(path.parent) and is_the_users(path)):
             return None
         content = read_bounded(path, path.parent, MOST_BYTES)
         body = content[START:]
@@ -161,19 +160,11 @@ def write_products(path: Path, layout: str, groups: list[str], kept: Products) -
     content = FORMAT + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     with contextlib.suppress(OSError, TvgradError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _is_own(path.parent):
+        if is_the_users(path.parent):
             write_atomically(path, lambda temporary: temporary.write_bytes(content))
             path.chmod(0o600)
             _make_room(path)
     return True
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a file or folder is the user's, and nobody else may write to it."""
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode):
-        return False
-    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
 def _body(layout: str, groups: list[str], kept: Products) -> bytes:
