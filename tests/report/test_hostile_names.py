@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -100,11 +101,12 @@ def test_latex_rows_take_no_arguments() -> None:
 
 def test_pictures_show_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
+    save = Figure.savefig
 
-    def kept(figure: Figure, path: Path, **_: object) -> None:
+    def kept(figure: Figure, path: Path, **options: Any) -> None:
         legend = figure.axes[0].get_legend()
         shown.extend(text.get_text() for text in (legend.get_texts() if legend else []))
-        figure.canvas.draw()  # a formula that cannot be set raises here
+        save(figure, path, **options)  # a formula that cannot be set raises here
 
     monkeypatch.setattr(Figure, "savefig", kept)
     long = "y" * 3000

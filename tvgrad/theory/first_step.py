@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorFile
+from tvgrad.results import Result
 from tvgrad.store.run import Run
 from tvgrad.streaming.blocks import tensor_blocks
 from tvgrad.streaming.kept_products import KeptProducts
@@ -24,7 +25,7 @@ Form = Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """How far the first step is from a form of it.
 
     Attributes:

@@ -49,7 +49,7 @@ def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Find a tensor that holds an infinity or NaN.
 
     Args:
-        tensors: name -> tensor.
+        tensors: name -> tensor; those on the meta device hold nothing.
 
     Returns:
         The name of the first; None where all are finite.
