@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,12 @@ def test_workers_in_sessions_of_their_own_are_ended_with_their_launcher() -> Non
     # the pipe ends when its last writer has
     assert launcher.communicate(timeout=30)[0] == b""
     assert launcher.returncode == -9
+
+
+def test_a_descriptor_tells_its_file(tmp_path: Path) -> None:
+    with open(tmp_path / "é\udcff", "wb") as handle:
+        assert system.path_of_descriptor(handle.fileno()) == os.path.realpath(handle.name)
+        number = handle.fileno()
+    assert system.path_of_descriptor(number) is None
+    for none in (-1, 2**70, b"1", None):
+        assert system.path_of_descriptor(none) is None  # type: ignore[arg-type]

@@ -125,6 +125,23 @@ def read_at(descriptor: int, into: memoryview, position: int) -> int:
     return os.preadv(descriptor, [into], position)
 
 
+def path_of_descriptor(descriptor: int) -> str | None:
+    """Tell which file a descriptor of this process is of.
+
+    Args:
+        descriptor: its number.
+
+    Returns:
+        The path by which the system knows it (of a pipe, a name that is no path); None where no file is open under the
+        number, or the system does not tell.
+    """
+    with suppress(OSError, OverflowError, TypeError, ValueError):
+        if sys.platform == "darwin":
+            return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+        return os.readlink(f"/proc/self/fd/{descriptor:d}")
+    return None
+
+
 def free_memory() -> float:
     """Memory that is free.
 

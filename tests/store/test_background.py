@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from tvgrad import Recorder, Run, TvgradError
 from tvgrad.errors import DiskFull
 from tvgrad.files.writing import Stream
-from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.background import BackgroundWriter, may_be_a_writers, writers_at_rest
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.writer import RunWriter
 
@@ -69,6 +71,39 @@ def test_what_makes_tensors_makes_them_in_the_thread(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "run").epoch_gradient(0)["w"].tolist() == [1, 1, 0]
     assert threads
     assert threads[0] is not threading.main_thread()
+
+
+def test_what_closes_files_by_number_waits_for_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it works its files may be any number's, another file's number is nobody's, and a fork has no thread."""
+    begun, go_on, inside, order = threading.Event(), threading.Event(), [], []
+
+    def slow(self: RunWriter, *args: object, **kwargs: object) -> None:
+        with open(self.root / "held", "wb") as held, open(tmp_path / "other", "wb") as other:
+            inside.extend([may_be_a_writers(held.fileno()), held.fileno(), other.fileno()])
+            begun.set()
+            assert go_on.wait(20)
+        order.append("written")
+
+    monkeypatch.setattr(RunWriter, "add", slow)
+    writer = opened(tmp_path / "run")
+    writer.wait()
+    assert not may_be_a_writers(1_000)
+    writer.add(0, 0, {"weights": {"w": torch.ones(3)}}, {})
+    assert begun.wait(20)
+    own, held, other = inside
+    assert (own, may_be_a_writers(held), may_be_a_writers(other), may_be_a_writers(1_000)) == (False, True, False, True)
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        assert not may_be_a_writers(held)
+        with writers_at_rest():
+            order.append("of a fork")
+    threading.Timer(0.2, go_on.set).start()
+    with writers_at_rest():
+        writer.add(1, 1, {"weights": {"w": torch.ones(3)}}, {})
+        time.sleep(0.1)
+        order.append("at rest")
+    writer.close()
+    assert order == ["of a fork", "written", "at rest", "written"]
 
 
 def test_an_error_in_the_thread_comes_out_at_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from tvgrad import system
 from tvgrad.errors import TvgradError
 from tvgrad.store.writer import Content, RunWriter
 from tvgrad.vectors.parameters import Weights
+
+_PRESENT: weakref.WeakSet[BackgroundWriter] = weakref.WeakSet()
 
 
 class BackgroundWriter:
@@ -37,9 +43,11 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self._told = False
         self._buffers: dict[str, Weights] = {}
+        self._process = os.getpid()
         # A daemon, because the interpreter joins other threads before it runs the exit handlers that end this one.
         self._thread = threading.Thread(target=self._work, name="tvgrad writer", daemon=True)
         self._thread.start()
+        _PRESENT.add(self)
         self._submit(self._open)
 
     def copied(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> Weights:
@@ -90,6 +98,40 @@ class BackgroundWriter:
         with self._condition:
             self._condition.wait_for(lambda: not self._tasks and not self._busy)
         self._raise()
+
+    @contextmanager
+    def at_rest(self) -> Generator[None]:
+        """Keep the thread from its work, once all that was asked for is done; what failed is not raised here.
+
+        In a process that was forked, which has no such thread, and in the thread itself, nothing is waited for.
+
+        Yields:
+            None, while no file of the run is open for writing.
+        """
+        if os.getpid() != self._process or threading.current_thread() is self._thread:
+            yield
+            return
+        with self._condition:
+            self._condition.wait_for(lambda: not self._tasks and not self._busy)
+            yield
+
+    def may_hold(self, descriptor: int) -> bool:
+        """Tell whether the thread may have opened a descriptor, or be about to.
+
+        Args:
+            descriptor: its number.
+
+        Returns:
+            False where the thread has nothing to do, and where the number is that of a file outside the run.
+        """
+        if os.getpid() != self._process or not (self._busy or self._tasks):
+            return False
+        if threading.current_thread() is self._thread:
+            return False
+        path = system.path_of_descriptor(descriptor)
+        if path is None or self._inner is None:
+            return True
+        return path.startswith(os.path.realpath(self._inner.root) + os.sep)
 
     def update_info(self, **facts: Any) -> None:
         """Add facts to the run's description, after the points so far.
@@ -177,6 +219,31 @@ class BackgroundWriter:
                 task()
             except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
                 self._error, failed = error, True
+
+
+@contextmanager
+def writers_at_rest() -> Generator[None]:
+    """Keep all writers of this process from their work, once it is done: their threads have no file open.
+
+    Yields:
+        None, while they rest.
+    """
+    with ExitStack() as resting:
+        for writer in list(_PRESENT):
+            resting.enter_context(writer.at_rest())
+        yield
+
+
+def may_be_a_writers(descriptor: int) -> bool:
+    """Tell whether a writer's thread may have opened a descriptor, or be about to.
+
+    Args:
+        descriptor: its number.
+
+    Returns:
+        False where it is certain that closing it by its number takes no file from a writer.
+    """
+    return any(writer.may_hold(descriptor) for writer in list(_PRESENT))
 
 
 def start_writer(opened: Callable[[], RunWriter], background: bool) -> RunWriter | BackgroundWriter:

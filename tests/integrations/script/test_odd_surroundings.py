@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,52 @@ os._exit(5)
     assert recorded.epochs == [0, 1, 2], done.stderr
     assert not recorded.problems()
     assert {path.read_text() for path in tmp_path.glob("mine*")} == {"mine"}
+
+
+CLOSING = {
+    "at once": "os.closerange(3, 64)",
+    "one by one": """
+for number in range(3, 64):
+    try: os.close(number)
+    except OSError: pass
+""",
+}
+
+
+@pytest.mark.parametrize("way", CLOSING)
+def test_descriptors_are_not_closed_under_the_thread_that_writes(write: Write, tmp_path: Path, way: str) -> None:
+    """Each file of the record is open for a while, so that an epoch is being written whenever the script goes on."""
+    content = f"""
+import threading
+flush, seen = os.fsync, []
+def slow(descriptor):
+    seen.append(threading.current_thread().name)
+    time.sleep(0.05)
+    flush(descriptor)
+os.fsync = slow
+mine = []
+def close_all():
+{textwrap.indent(CLOSING[way], "    ")}
+for epoch in range(3):
+    for a, b in loader: step(a, b)
+    while len(seen) < 1 + epoch: time.sleep(0.001)
+    child = os.fork()
+    if child == 0:  # where no thread writes, there is nothing to wait for
+        close_all()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    close_all()
+    mine = [open({str(tmp_path)!r} + f"/mine{{epoch}}-{{i}}", "w") for i in range(20)]
+    time.sleep(0.3)
+    for one in mine: one.write("mine"); one.flush()
+    for one in mine: one.close()
+assert set(seen) == {{"tvgrad writer"}}
+"""
+    done = run([*TRACE, "--out", str(tmp_path / "run"), "--", *write(content, afresh=True)])
+    assert done.returncode == 0, done.stderr
+    assert Run.open(tmp_path / "run").epochs == [0, 1, 2, 3], done.stderr
+    assert not Run.open(tmp_path / "run").problems()
+    assert [path.read_text() for path in tmp_path.glob("mine*")] == 60 * ["mine"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
 from tvgrad.numerics.no_compile import eager
+from tvgrad.store.background import may_be_a_writers, writers_at_rest
 
 if TYPE_CHECKING:
     from tvgrad.integrations.measuring.measuring_session import MeasuringSession
@@ -42,6 +43,7 @@ def install() -> Session | MeasuringSession | None:
         return neutral_hooks.follow(options, options.measure)
     session = Session(options)
     session.guard(lambda: _install(session))
+    _watch_closing()
     atexit.register(session.close)
     _watch_exit(session)
     return session
@@ -58,6 +60,36 @@ def _watch_exit(session: Session) -> None:
         original(status)
 
     os._exit = leave
+
+
+def _watch_closing() -> None:
+    """A script may close descriptors by number: it waits until the thread that writes the record has none open.
+
+    A number that is closed under the thread goes to the file that the script opens next, and the thread would write
+    into it. Closing a file that is not the run's does not wait.
+    """
+    close_range, close_one = os.closerange, os.close
+
+    @functools.wraps(close_range)
+    def closerange(low: int, high: int, /) -> None:
+        with writers_at_rest():
+            close_range(low, high)
+
+    @functools.wraps(close_one)
+    def close(fd: int) -> None:
+        if may_be_a_writers(fd):
+            with writers_at_rest():
+                close_one(fd)
+        else:
+            close_one(fd)
+
+    os.closerange, os.close = closerange, close
+
+    @atexit.register
+    def put_back() -> None:
+        """What is closed when modules have gone has no need of us."""
+        if os.close is close:
+            os.close = close_one
 
 
 def _install(session: Session) -> None:
