@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.outcomes import sentence
+
 Tvgrad = Callable[..., Any]
 RECIPES = """
 import torch, tvgrad
@@ -41,14 +43,6 @@ def empty(): return of(Net(nothing=torch.zeros(0), more=torch.zeros(3, 0, 2)))
 def odd(tmp_path: Path) -> str:
     (tmp_path / "odd.py").write_text(RECIPES)
     return str(tmp_path / "odd.py")
-
-
-def sentence(outcome: Any) -> str:
-    assert outcome.code == 2, outcome
-    assert "Traceback" not in outcome.err
-    found = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
-    assert len(found) == 1, outcome
-    return str(found[0])
 
 
 @pytest.mark.parametrize("kind", ["scalar", "empty"])

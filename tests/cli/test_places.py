@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import tvgrad as package
+from tests.cli.outcomes import sentence
 
 Tvgrad = Callable[..., Any]
 RECIPE = """
@@ -73,14 +74,6 @@ def words(line: str, ready: dict[str, str], *more: object) -> list[object]:
             word = word.replace(name, value)
         parts.append(word)
     return [*parts, *more]
-
-
-def sentence(outcome: Any) -> str:
-    assert outcome.code == 2, outcome
-    assert "Traceback" not in outcome.err
-    found = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
-    assert len(found) == 1, outcome
-    return str(found[0])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -159,16 +160,42 @@ def test_two_runs_share_what_they_are_compared_by(root: Path, tmp_path: Path) ->
 def test_a_flipped_bit_is_found_where_nothing_is_read(root: Path, tmp_path: Path, place: str) -> None:
     run = shortened(root, 5)
     run_tables([run], kept=keep(run, tmp_path / "kept"))
-    path = root / f"{place}.safetensors"
-    before = path.stat()
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had been written
+    flip(root / f"{place}.safetensors")
     forget()
     run = shortened(root, 5)
     with pytest.raises(DamagedRun, match=rf"{place}\.safetensors does not have the checksum"):
         run_tables([run], kept=keep(run, tmp_path / "kept"))
+
+
+def flip(path: Path) -> None:
+    """Change a bit of a file as if nothing had been written."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("place", ["weights/epoch-0000", "weights/epoch-0001", "gradients/epoch-0000"])
+def test_numbers_of_a_first_step_whose_file_has_changed_are_not_given(
+    root: Path, tmp_path: Path, read: list[Path], place: str
+) -> None:
+    def numbers(of: list[float]) -> list[float]:
+        run = shortened(root, 5)
+        kept = keep(run, tmp_path / "kept")
+        kinds = (("weights", 0), ("weights", 1), ("gradient", 0))
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(run.file(kind, number)) for kind, number in kinds]
+            return kept.numbers(files, ["about"], lambda: of)
+
+    assert numbers([1.5, 2.5]) == [1.5, 2.5]
+    forget()
+    assert numbers([]) == [1.5, 2.5]  # what is kept, not what would be computed
+    flip(root / f"{place}.safetensors")
+    forget()
+    with pytest.raises(DamagedRun, match=rf"{place}\.safetensors does not have the checksum"):
+        numbers([])
+    assert not read
 
 
 def test_a_run_that_claims_the_files_of_another_is_found(root: Path, tmp_path: Path) -> None:
