@@ -42,7 +42,8 @@ SEARCH, PLAN = "search", "plan"
     help="task_arithmetic (the sum), mean, ties, dare, median, tsv_m, tsv_c, isotropic, isotropic_subspaces, knots, "
     "wudi, model_stock, breadcrumbs, dare_ties, breadcrumbs_ties, magnitude_prune, lines, meta_gpt, fed_nova, "
     "centred_clip, masked_mean, trust_region, disentangled, vector_bases, slerp, negation or analogy; with "
-    "--measurements fisher, regmean, gradient_matching or measured_meta_gpt; with --recipe ada_merging or "
+    "--measurements fisher, regmean, gradient_matching, measured_meta_gpt or measured_trust_region; with --recipe "
+    "ada_merging or "
     "exact_gradient_matching.",
 )
 @click.option(

@@ -23,6 +23,7 @@ from tvgrad.merging import (
     load_measurements,
     measure,
     measured_meta_gpt,
+    measured_trust_region,
     regmean,
     task_arithmetic,
 )
@@ -233,10 +234,61 @@ def test_meta_gpt_measures_the_curvature_along_each_vector(
 def test_meta_gpt_refuses_negative_curvature_and_no_plan(vectors: list[Weights], measured: Measurements) -> None:
     with pytest.raises(TvgradError, match="hold no plan"):
         measured_meta_gpt(vectors, measured)
+    earlier = {key: shape for key, shape in measured.places.items() if not key.startswith("magnitude")}
+    with pytest.raises(TvgradError, match=r"no magnitudes of gradients of 'conv.weight': measure again"):
+        measured_trust_region(vectors, dataclasses.replace(measured, places=earlier))
     with pytest.raises(TvgradError, match="'b' is curved downwards along its own vector"):
         measured_meta_gpt(
             vectors, dataclasses.replace(measured, pairs=np.array([1.0, -1.0, 1.0])[:, None, None] * np.ones((3, 3, 3)))
         )
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_the_trust_region_leaves_out_what_hurts_other_tasks(
+    share: float,
+    model: nn.Module,
+    data: list[tuple[torch.Tensor, torch.Tensor]],
+    vectors: list[Weights],
+    measured: Measurements,
+) -> None:
+    """Magnitudes are of single samples, at the pretrained weights though the rest is measured at the tuned ones."""
+    start = {name: p.detach() for name, p in model.named_parameters()}
+    magnitudes: list[Weights] = []
+    for x, y in data:
+        rows = []
+        for i in range(len(x)):
+            leaves = {name: part.clone().requires_grad_() for name, part in start.items()}
+            loss = F.cross_entropy(torch.func.functional_call(model, leaves, (x[i : i + 1],)), y[i : i + 1])
+            rows.append(torch.autograd.grad(loss, list(leaves.values())))
+        columns = zip(*rows, strict=True)
+        magnitudes.append({name: torch.stack(parts).abs().mean(0) for name, parts in zip(start, columns, strict=True)})
+    found = measured_trust_region(vectors, measured, share=share)
+    for name, part in found.items():
+        conflict = sum(
+            magnitudes[i][name] * vectors[j][name].abs() for i in range(3) for j in range(3) if i != j
+        ).flatten()
+        left_out = conflict.argsort(descending=True)[: int(share * len(conflict))]
+        truth = sum(one[name] for one in vectors).flatten()
+        truth[left_out] = 0.0
+        assert float((part.flatten() - truth).abs().max()) < 1e-15
+
+
+def test_magnitudes_count_samples_as_the_loss_does() -> None:
+    model = nn.Linear(2, 2, bias=False).double()
+    x, y = torch.randn(3, 2).double(), torch.tensor([0, 1, 1])
+    mean = tvgrad.Objective(model, nn.CrossEntropyLoss(), (x, y), chunk_size=2).gradient_magnitudes()["weight"]
+    weighed = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]).double())
+
+    def count(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+        return float(torch.tensor([1.0, 3.0])[batch[1]].sum())
+
+    found = tvgrad.Objective(model, weighed, (x, y), count=count, chunk_size=2).gradient_magnitudes()["weight"]
+    each = []
+    for i in range(3):
+        (part,) = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), [model.weight])
+        each.append(part.abs())
+    assert float((mean - torch.stack(each).mean(0)).abs().max()) < 1e-15
+    assert float((found - (each[0] + 3 * each[1] + 3 * each[2]) / 7).abs().max()) < 1e-15
 
 
 def planned(slope: float, curvature: float) -> Measurements:

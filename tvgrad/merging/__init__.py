@@ -26,7 +26,14 @@ from tvgrad.merging.functions import (
     wudi,
 )
 from tvgrad.merging.iteration import tune_and_merge
-from tvgrad.merging.measured_functions import MEASURED_METHODS, fisher, gradient_matching, measured_meta_gpt, regmean
+from tvgrad.merging.measured_functions import (
+    MEASURED_METHODS,
+    fisher,
+    gradient_matching,
+    measured_meta_gpt,
+    measured_trust_region,
+    regmean,
+)
 from tvgrad.merging.measurements import Measurements, load_measurements, measure
 from tvgrad.merging.merge import merge_files, merge_vectors
 from tvgrad.merging.method import Method
@@ -77,6 +84,7 @@ __all__ = [
     "mean",
     "measure",
     "measured_meta_gpt",
+    "measured_trust_region",
     "median",
     "merge_checkpoints",
     "merge_files",

@@ -6,6 +6,7 @@ from tvgrad.merging.fisher import Fisher
 from tvgrad.merging.gradient_matching import GradientMatching
 from tvgrad.merging.measured import MeasuredMethod
 from tvgrad.merging.measured_meta_gpt import MeasuredMetaGpt
+from tvgrad.merging.measured_trust_region import MeasuredTrustRegion
 from tvgrad.merging.measurements import Measurements
 from tvgrad.merging.merge import merge_vectors
 from tvgrad.merging.regmean import RegMean
@@ -13,7 +14,7 @@ from tvgrad.merging.vector_lists import Base, Vectors
 from tvgrad.vectors.parameters import Weights
 
 MEASURED_METHODS: dict[str, type[MeasuredMethod]] = {
-    method.name: method for method in (Fisher, RegMean, GradientMatching, MeasuredMetaGpt)
+    method.name: method for method in (Fisher, RegMean, GradientMatching, MeasuredMetaGpt, MeasuredTrustRegion)
 }
 """Name -> method."""
 
@@ -123,3 +124,32 @@ def measured_meta_gpt(
         [[19.0]]
     """
     return merge_vectors(MeasuredMetaGpt(measurements), task_vectors, alpha, base=base)
+
+
+def measured_trust_region(
+    task_vectors: Vectors, measurements: Measurements, alpha: float = 1.0, base: Base = None, *, share: float = 0.01
+) -> Weights:
+    r"""Add task vectors up, but for the coordinates where one task would hurt another most (TATR).
+
+    Args:
+        task_vectors: each name -> tensor.
+        measurements: of these tasks, in their order.
+        alpha: what the merged vector is multiplied with.
+        base: weights to add it to.
+        share: of each tensor's coordinates that are left out, rounded down.
+
+    Returns:
+        Name -> alpha times the sum, 0 where $\sum_{i \ne j} \mathbb{E} |\nabla \ell_i| |\tau_j|$ is largest, or base
+        plus that.
+
+    Examples:
+        >>> import torch, tvgrad
+        >>> from tvgrad.merging import measure, measured_trust_region
+        >>> model, y = torch.nn.Linear(2, 1, bias=False).double(), torch.ones(1, 1).double()
+        >>> inputs = [torch.tensor([row]).double() for row in ([9.0, 1.0], [0.0, 1.0])]
+        >>> tasks = [tvgrad.Objective(model, torch.nn.MSELoss(), (x, y)) for x in inputs]
+        >>> vectors = [{"weight": torch.tensor([row])} for row in ([5.0, 1.0], [4.0, 1.0])]
+        >>> measured_trust_region(vectors, measure(["a", "b"], tasks), share=0.5)["weight"].tolist()
+        [[0.0, 2.0]]
+    """
+    return merge_vectors(MeasuredTrustRegion(measurements, share), task_vectors, alpha, base=base)

@@ -1,7 +1,8 @@
 """Measurements: what tasks' data says of weights, taken where the data is and used where models are merged.
 
-Of every task: the diagonal of its Fisher matrix and the Gram matrices of its layers' inputs. They lie in a safetensors
-file, beside it a JSON file with the same name that says of which tasks and pretrained weights they are.
+Of every task: the diagonal of its Fisher matrix, the Gram matrices of its layers' inputs, and magnitudes of gradients.
+They lie in a safetensors file, beside it a JSON file with the same name that says of which tasks and pretrained weights
+they are.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Measurements(Shown):
     Attributes:
         tasks: their names.
         fisher: of each, which diagonal: `exact`, or `empirical` where its loss is no known likelihood.
-        at: the weights at which they were taken: `tuned` or `pretrained`.
+        at: the weights at which they were taken: `tuned` or `pretrained`; magnitudes of gradients always at the latter.
         norms: tensor -> Euclidean norm of the pretrained one, by which another model is told.
         slopes: `slopes[s, u] = <g_s, tau_u>` of a plan, or None.
         pairs: `pairs[s, t, u] = <tau_t, H_s tau_u>` of a plan, or None.
@@ -93,6 +94,25 @@ class Measurements(Shown):
             TvgradError: they were not measured.
         """
         return self._stacked("fisher", name)
+
+    def magnitudes(self, name: str) -> torch.Tensor:
+        """Read the mean magnitudes of a tensor's gradients at the pretrained weights.
+
+        Args:
+            name: the tensor.
+
+        Returns:
+            float64, shape (tasks, *tensor).
+
+        Raises:
+            TvgradError: they were not measured.
+        """
+        if _key("magnitude", 0, name) not in self.places:
+            raise TvgradError(
+                f"these measurements have no magnitudes of gradients of {name!r}: measure again, with tvgrad plan "
+                "--save FILE.safetensors"
+            )
+        return self._stacked("magnitude", name)
 
     def grams(self, name: str) -> torch.Tensor | None:
         """Read the Gram matrices of a layer's inputs.
@@ -229,7 +249,8 @@ def measure(
     """Measure tasks.
 
     Of each: an exact Fisher diagonal (empirical where the loss is no known likelihood) and the Gram matrices of its
-    layers' inputs, taken at its fine-tuned weights as Fisher merging and RegMean are defined.
+    layers' inputs, taken at its fine-tuned weights as Fisher merging and RegMean are defined; and the mean magnitudes
+    of its gradients at the pretrained weights, which TATR takes.
 
     Args:
         names: of the tasks.
@@ -265,6 +286,7 @@ def measure(
         kinds.append(kind)
         found |= {_key("fisher", task, name): part.cpu() for name, part in diagonal.items()}
         found |= {_key("gram", task, name): part.cpu() for name, part in objective.gram_inputs(at).items()}
+        found |= {_key("magnitude", task, name): part.cpu() for name, part in objective.gradient_magnitudes().items()}
     start = objectives[0].initial
     return Measurements(
         tuple(names),

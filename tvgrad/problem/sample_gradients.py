@@ -147,6 +147,35 @@ class SampleGradients(Outputs):
         divisor = nonzero(weight)
         return {name: sums[name].div_(divisor).to(self.home, tensor.dtype) for name, tensor in weights.items()}
 
+    def gradient_magnitudes(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
+        r"""Compute the mean over samples of the magnitudes of their losses' gradients, coordinate by coordinate.
+
+        It is $\mathbb{E} \lvert \nabla \ell_i \rvert$: what a small step along a coordinate changes in the loss of a
+        sample, whatever the sign. The mean is weighed as the loss is.
+
+        Args:
+            at: weights; by default those at construction.
+
+        Returns:
+            Name -> tensor in the parameter's dtype, accumulated in float64.
+
+        Examples:
+            >>> import torch, tvgrad
+            >>> model = torch.nn.Linear(1, 1, bias=False).double()
+            >>> data = torch.ones(2, 1).double(), torch.tensor([[1.0], [-2.0]]).double()
+            >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), data)
+            >>> float(objective.gradient_magnitudes({"weight": torch.zeros(1, 1)})["weight"])  # of -2 and 4
+            3.0
+        """
+        weights, masses = self._check(at), self.sample_weights()
+        sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
+        for indices, gradients in self.sample_gradients(at):
+            share = masses[indices].to(self.home)
+            for name, rows in gradients.items():
+                sums[name] += torch.tensordot(share, rows.abs().double(), 1).to(self.device)
+        divisor = nonzero(float(masses.sum()))
+        return {name: sums[name].div_(divisor).to(self.home, tensor.dtype) for name, tensor in weights.items()}
+
     def _cotangents(self, kind: Kind, seed: int) -> Callable[[torch.Tensor], Iterable[torch.Tensor]]:
         """Gradients by the outputs whose squares add up to the expectation."""
         likelihood = likelihood_of(self._batch_loss.loss)
