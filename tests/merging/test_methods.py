@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import zlib
@@ -16,9 +15,7 @@ from tvgrad import merging
 from tvgrad.errors import TvgradError
 from tvgrad.merging.combination import IN_CACHE
 from tvgrad.merging.dare import Dare
-from tvgrad.merging.magnitude_ranks import smallest_kept, smallest_kept_of
 from tvgrad.merging.median import median_network
-from tvgrad.merging.stack import VectorStack
 
 SHAPES = {"matrix": (6, 8), "tall": (9, 4), "bias": (5,), "kernel": (2, 3, 2, 2), "scalar": ()}
 
@@ -197,39 +194,6 @@ def test_dares_entries_depend_on_their_place_alone():
     assert np.array_equal(whole[:37], Dare(0.3, seed=2).sparsifier().kept(1, "w", 0, length=37))
     assert whole.mean() == pytest.approx(0.3, abs=5 * (0.21 / 400_000) ** 0.5)
     assert not np.array_equal(whole, Dare(0.3, seed=2).sparsifier().kept(1, "v", 0, length=400_000))
-
-
-@pytest.mark.parametrize(
-    "case", ["any", "few rounded", "alike in float32", "too large for float32", "exact", "subnormal"]
-)
-def test_ranks_of_float32_magnitudes_find_the_float64_one(case):
-    generator = np.random.default_rng(3)
-    values = generator.standard_normal(150_000)
-    if case == "alike in float32":
-        values = 1 + 1e-12 * values
-    elif case == "too large for float32":
-        values *= 1e200
-    elif case == "few rounded":
-        values = np.round(values, 2).astype(np.float32).astype(np.float64)
-        values[::50] *= 1 + 1e-12 * generator.standard_normal(3000)
-    elif case == "exact":
-        values = values.astype(np.float32).astype(np.float64)
-    elif case == "subnormal":
-        values *= 1e-44
-    tensor = torch.from_numpy(values)
-    stack = VectorStack([{"w": tensor}])
-    for density in (1e-6, 0.01, 0.2, 0.5, 0.999, 1.0):
-        expected = np.sort(np.abs(values))[len(values) - max(1, int(density * len(values)))] if density < 1 else 0.0
-        assert smallest_kept_of(stack, 0, "w", density) == expected == smallest_kept(tensor, density)
-
-
-def test_large_tensors_are_ranked_one_task_after_another(monkeypatch):
-    numbers = torch.Generator().manual_seed(1)
-    tasks = [{"w": torch.randn(3, 30_001, generator=numbers, dtype=torch.float64)} for _ in range(3)]
-    side_by_side = merging.ties(tasks)["w"]
-    monkeypatch.setattr(importlib.import_module("tvgrad.merging.magnitude_ranks"), "IN_TURN", 1)
-    assert torch.equal(merging.ties(tasks)["w"], side_by_side)
-    np.testing.assert_allclose(side_by_side.numpy(), naive_ties([task["w"].numpy() for task in tasks]), rtol=1e-12)
 
 
 def test_one_task_merges_to_itself():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
 
-from tvgrad.merging.magnitude_ranks import of_tasks, smallest_kept, smallest_kept_of
+from tvgrad.merging.magnitude_ranks import magnitudes_of_ranks, smallest_kept
 from tvgrad.merging.sparsifier import Sparsifier
 from tvgrad.merging.stack import Stack
 
@@ -23,10 +22,8 @@ class LargestEntries(Sparsifier):
 
     @override
     def for_tensor(self, stack: Stack, name: str) -> Sparsifier:
-        def edge(task: int, mapped: Callable[..., Iterable[Any]] = map) -> float:
-            return smallest_kept_of(stack, task, name, self.density, mapped)
-
-        return EntriesFrom(of_tasks(stack, name, edge))
+        kept = max(1, int(self.density * stack.numel(name)))
+        return EntriesFrom(tuple(edge for (edge,) in magnitudes_of_ranks(stack, name, [kept])))
 
     @override
     def on(self, rows: torch.Tensor) -> Sparsifier:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from typing_extensions import override
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging.magnitude_ranks import magnitudes_of_ranks, of_tasks, smallest_kept
+from tvgrad.merging.magnitude_ranks import magnitudes_of_ranks, smallest_kept
 from tvgrad.merging.sparsifier import Sparsifier
 from tvgrad.merging.stack import Stack
 
@@ -34,13 +33,9 @@ class MiddleEntries(Sparsifier):
     def for_tensor(self, stack: Stack, name: str) -> Sparsifier:
         numel = stack.numel(name)
         kept, left_out = max(1, int(self.density * numel)), int(self.outliers * numel)
-
-        def edges(task: int, mapped: Callable[..., Iterable[Any]] = map) -> tuple[float, float]:
-            ranks = [kept, left_out] if left_out else [kept]  # a tensor too small for one outlier has none
-            low, *high = magnitudes_of_ranks(stack, task, name, ranks, mapped)
-            return low, high[0] if high else math.inf
-
-        return EntriesBetween(of_tasks(stack, name, edges))
+        ranks = [kept, left_out] if left_out else [kept]  # a tensor too small for one outlier has none
+        found = magnitudes_of_ranks(stack, name, ranks)
+        return EntriesBetween(tuple((low, high[0] if high else math.inf) for low, *high in found))
 
     @override
     def on(self, rows: torch.Tensor) -> Sparsifier:
