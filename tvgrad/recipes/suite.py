@@ -38,7 +38,7 @@ def suite() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-mlp", _mlp)
+    return _recipes("suite-mlp", mlp_encoder)
 
 
 def suite_vit() -> list[Recipe]:
@@ -56,7 +56,7 @@ def suite_means() -> list[Recipe]:
     Returns:
         One recipe a data set.
     """
-    return _recipes("suite-mlp", _mlp, fitted=False)
+    return _recipes("suite-mlp", mlp_encoder, fitted=False)
 
 
 def suite_vit_means() -> list[Recipe]:
@@ -68,7 +68,12 @@ def suite_vit_means() -> list[Recipe]:
     return _recipes("suite-vit", VisionTransformer, fitted=False)
 
 
-def _mlp() -> nn.Module:
+def mlp_encoder() -> nn.Module:
+    """Make the encoder of `suite` with random weights.
+
+    Returns:
+        From images (n, 1, 28, 28) to features (n, 96).
+    """
     return nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU())
 
 
