@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors fields system wording",
     "numerics files vectors results cost",
-    "problem update_rules checkpoints",
+    "problem update_rules checkpoints sketching",
     "store bounds",
     "record recipes streaming",
     "theory merging integrations installation",

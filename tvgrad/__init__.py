@@ -19,6 +19,7 @@ _PUBLIC = {
     "Run": "tvgrad.store.run",
     # what the records say
     "gram": "tvgrad.streaming.run_vectors",
+    "sketch": "tvgrad.sketching.sketches",
     "check_one_epoch": "tvgrad.theory.equivalence",
     # what is predicted before training, and explained after it
     "predict": "tvgrad.theory.second_order",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tvgrad.problem.objective import Objective
     from tvgrad.problem.recipe import Recipe
     from tvgrad.record.recorder import Recorder
+    from tvgrad.sketching.sketches import sketch
     from tvgrad.store.run import Run
     from tvgrad.streaming.run_vectors import gram
     from tvgrad.theory.attribution import attribution

@@ -39,6 +39,7 @@ BENCHES = {
     "report_pass": ("bench_report_pass", "figures", 3),
     "drawing": ("bench_drawing", "figures", 1),
     "incremental": ("bench_incremental", "figures", 1),
+    "sketches": ("bench_sketches", "figures", 3),
     "spectral": ("goal_figures", "spectral", 5),
     "certificate": ("goal_figures", "certificate", 3),
     "script_trace": ("goal_figures", "script_trace", 5),

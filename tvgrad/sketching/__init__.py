@@ -1,0 +1,1 @@
+"""Long vectors in few numbers, with intervals."""
