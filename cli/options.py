@@ -40,6 +40,9 @@ record_at = click.option("--record-at", default="epochs", show_default=True, hel
 keep = click.option(
     "--keep", default="all", show_default=True, help="all, last:N or epochs:0,1,5: whose tensors are kept."
 )
+keep_gradients = click.option(
+    "--keep-gradients", default="all", show_default=True, help="all, or sketch:65536: norms and estimates of cosines."
+)
 groups = click.option("--groups", help="Regular expression that groups parameters.")
 chunk_size = click.option("--chunk-size", type=int, help="Samples evaluated at once (default: measured).")
 steps_per_epoch = click.option(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 )
 @options.record_at
 @options.keep
+@options.keep_gradients
 @options.groups
 @options.chunk_size
 @options.allow

@@ -30,6 +30,7 @@ RECORDED = "epoch-gradients"
     help="epoch-gradients, gradient-norms (of each step), or none; weights always, gradients by --recipe.",
 )
 @options.keep
+@options.keep_gradients
 @options.groups
 @options.model
 @click.option("--frozen", is_flag=True, help="Record frozen parameters too: for scripts that train them later.")

@@ -20,7 +20,8 @@ from tvgrad.files import atomic, writing
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.run import Run
-from tvgrad.store.writer import RunWriter, require_space
+from tvgrad.store.space import require_space
+from tvgrad.store.writer import RunWriter
 
 Bits = Callable[[Path], dict[str, bytes]]
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5), "c": torch.zeros(4)}

@@ -88,6 +88,7 @@ def trace_checkpoints(
         objective=prepared.objective,
         overwrite=overwrite,
         keep=prepared.options.keep,
+        keep_gradients=prepared.options.keep_gradients,
         groups=prepared.options.groups,
         name=prepared.recipe.name,
         info={

@@ -10,6 +10,7 @@ import torch
 
 from tvgrad.record.record_at import AT_EPOCHS, RecordAt
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.layout import MANIFEST
 from tvgrad.store.manifest import read_manifest
 
@@ -33,6 +34,7 @@ class TraceOptions:
         record: any of gradients, epoch-gradients, batches.
         record_at: epochs, or steps:1,10,100.
         keep: all, last:N or epochs:0,1,5.
+        keep_gradients: all, or sketch:65536: gradients are kept as sketches of so many numbers.
         groups: a regular expression for groups of parameters.
         chunk_size: samples evaluated at once; None measures.
         allow: checks to switch off besides the recipe's own.
@@ -52,6 +54,7 @@ class TraceOptions:
     record: Sequence[str] = ("gradients",)
     record_at: RecordAt = AT_EPOCHS
     keep: KeepPolicy = KEEP_ALL
+    keep_gradients: KeptGradients = ALL_GRADIENTS
     groups: str | None = None
     chunk_size: int | None = None
     allow: Sequence[str] = ()
@@ -62,6 +65,7 @@ class TraceOptions:
         """Check the values that come as text from a command line or a run.json."""
         object.__setattr__(self, "record_at", RecordAt(self.record_at))
         object.__setattr__(self, "keep", KeepPolicy(self.keep))
+        object.__setattr__(self, "keep_gradients", KeptGradients(self.keep_gradients))
 
 
 def as_started(options: TraceOptions, directory: Path, given: Collection[str]) -> TraceOptions:

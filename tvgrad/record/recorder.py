@@ -26,6 +26,7 @@ from tvgrad.record.resume_state import refuse_changes, restore_state, restore_we
 from tvgrad.record.run_header import RunHeader
 from tvgrad.store.background import BackgroundWriter, start_writer
 from tvgrad.store.keep_policy import KeepPolicy
+from tvgrad.store.kept_gradients import KeptGradients
 from tvgrad.store.layout import MANIFEST
 from tvgrad.store.manifest import Manifest, read_manifest
 from tvgrad.store.measured import MEASURED
@@ -78,6 +79,7 @@ class Recorder:
         record_at: str = "epochs",
         record: Sequence[str] | None = None,
         keep: str = "all",
+        keep_gradients: str = "all",
         groups: str | None = None,
         name: str | None = None,
         rule: AnyRule | None = None,
@@ -107,6 +109,7 @@ class Recorder:
             record: any of gradients, epoch-gradients, batches; by default gradients where there is an objective, and
                 epoch-gradients where there is an optimizer: a check of the first epoch wants what the steps consumed.
             keep: which points keep their tensors: `all`, `last:N` or `epochs:0,1,5`.
+            keep_gradients: `all`, or `sketch:65536`: sketches of so many numbers, for norms and estimated cosines.
             groups: a regular expression for groups of parameters; by default the block that owns each.
             name: the task's name; by default the directory's.
             rule: the update rule; by default read from the optimizer.
@@ -140,19 +143,18 @@ class Recorder:
         self._loop = loop_gradients(model, self._parameters, data, loss)
         self._record = recorded_kinds(record, self._optimizers, objective or self._loop)
         self._clock = Clock(RecordAt(record_at))
-        self._header = self._make_header(name=name, groups=groups, keep=keep, rule=rule, info=info)
+        self._header = self._make_header(name, groups, (keep, keep_gradients), rule, info or {})
         self._collector = self._make_collector()
         self._writer: RunWriter | BackgroundWriter | None = None
         self._recorded = 0
 
     def _make_header(
         self,
-        *,
         name: str | None,
         groups: str | None,
-        keep: str,
+        kept: tuple[str, str],
         rule: AnyRule | None,
-        info: Mapping[str, Any] | None,
+        info: Mapping[str, Any],
     ) -> RunHeader:
         return RunHeader(
             name or self.directory.name,
@@ -161,11 +163,12 @@ class Recorder:
             groups=group_names(self._parameters, groups),
             unit=self._clock.record_at.unit,
             record=self._record,
-            keep=KeepPolicy(keep),
+            keep=KeepPolicy(kept[0]),
+            keep_gradients=KeptGradients(kept[1]),
             optimizers=self._optimizers,
             objective=self.objective,
             rule=rule,
-            info=info or {},
+            info=info,
         )
 
     def _make_collector(self) -> Collector:

@@ -29,6 +29,7 @@ UNCHANGED = {
     "batch_size": "batch size",
     "seed": "seed",
     "record": "choice of what to record",
+    "keep_gradients": "choice of how gradients are kept",
 }
 """Facts of run.json that a resume may not change -> their names in the refusal."""
 
@@ -49,8 +50,8 @@ def refuse_changes(manifest: Manifest, directory: Path, unit: str, facts: Mappin
         ("unit of recording", unit, manifest.unit),
         *((words, facts.get(key), manifest.info.get(key)) for key, words in UNCHANGED.items()),
     ):
-        # Full-batch training has no batch size: there None is a value, elsewhere it is not known.
-        known = (mine is not None and theirs is not None) or what == "batch size"
+        # Full-batch training has no batch size, and who keeps whole gradients does not say so: there None is a value.
+        known = (mine is not None and theirs is not None) or what in {"batch size", UNCHANGED["keep_gradients"]}
         if known and _plain(mine) != _plain(theirs):
             raise TvgradError(
                 f"{directory} was recorded with another {what} ({_words(theirs)}, now {_words(mine)}): "

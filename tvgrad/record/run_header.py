@@ -19,6 +19,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.record.optimizer_options import OptimizerOptions
 from tvgrad.store.keep_policy import KeepPolicy
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.manifest import Manifest, Parameter
 from tvgrad.store.storable import require_storable
 from tvgrad.store.writer import RunWriter, cpu_copies
@@ -41,6 +42,7 @@ class RunHeader:
         unit: what the numbers of points count, epoch or step.
         record: kinds of tensors that are recorded besides weights.
         keep: which points keep their tensors.
+        keep_gradients: whether gradients are kept whole, or as sketches.
         optimizers: those that move the parameters; none where that is not known.
         objective: the full-batch objective, where there is one.
         rule: the update rule; by default read from the optimizer.
@@ -54,6 +56,7 @@ class RunHeader:
     unit: str
     record: Collection[str]
     keep: KeepPolicy
+    keep_gradients: KeptGradients = ALL_GRADIENTS
     optimizers: Sequence[torch.optim.Optimizer] = ()
     objective: Objective | None = None
     rule: AnyRule | None = None
@@ -77,6 +80,7 @@ class RunHeader:
             "threads": torch.get_num_threads(),
             "record": [kind for kind in RECORDABLE if kind in self.record],
             "keep": self.keep,
+            **({} if self.keep_gradients.width is None else {"keep_gradients": self.keep_gradients}),
             "modules": sorted({type(module).__name__ for module in self.model.modules()}),
             "versions": {
                 "tvgrad": metadata.version("tvgrad"),

@@ -60,8 +60,10 @@ def _disk(prepared: Prepared, numbers: list[int]) -> int:
     total = bytes_on_disk(frozen, "static") if frozen else 0
     for number in options.keep.kept(numbers):
         total += bytes_on_disk(places, f"epoch-{number:04d}")
-        if "gradients" in options.record:
+        if "gradients" in options.record and options.keep_gradients.width is None:
             total += bytes_on_disk(places, f"epoch-{number:04d}")
-        if "epoch-gradients" in options.record and number:
+        if "epoch-gradients" in options.record and number and options.keep_gradients.width is None:
             total += bytes_on_disk(wide, f"epoch-{number:04d}")
-    return total
+    full, summed = "gradients" in options.record, "epoch-gradients" in options.record
+    sketches = len(numbers) * full + (len(numbers) - 1) * summed
+    return total + sketches * 8 * (options.keep_gradients.width or 0)

@@ -30,8 +30,8 @@ from tvgrad.store.layout import MANIFEST, require_free
 from tvgrad.store.manifest import read_manifest
 from tvgrad.store.overwrite import require_replaceable
 from tvgrad.store.run import Run
+from tvgrad.store.space import require_space
 from tvgrad.store.storable import require_storable
-from tvgrad.store.writer import require_space
 from tvgrad.update_rules.base import UpdateRule
 from tvgrad.vectors.parameters import trainable_parameters
 from tvgrad.wording import near
@@ -186,6 +186,7 @@ def trace(
         record_at=options.record_at,
         record=options.record,
         keep=options.keep,
+        keep_gradients=options.keep_gradients,
         groups=options.groups,
         name=prepared.recipe.name,
         rule=rule,
@@ -340,7 +341,9 @@ def _estimated_bytes(prepared: Prepared, directory: Path) -> int:
     static = sum(int(tensor.nbytes) for tensor in prepared.model.state_dict().values()) - weights
     # Sums of gradients that are narrower than float32 are kept in float32.
     sums = sum(tensor.numel() * max(4, tensor.dtype.itemsize) for tensor in prepared.objective.initial.values())
-    point = weights * (1 + ("gradients" in options.record)) + sums * ("epoch-gradients" in options.record)
+    width = options.keep_gradients.width
+    gradient, summed = (weights, sums) if width is None else (8 * width, 8 * width)
+    point = weights + gradient * ("gradients" in options.record) + summed * ("epoch-gradients" in options.record)
     numbers = sorted({0, *options.record_at.steps}) if options.record_at.steps else range(prepared.epochs + 1)
     points = len(options.keep.kept(numbers))
     # While one point replaces another, both are on the disk; optimizer state is at most two copies of the weights.

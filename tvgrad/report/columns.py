@@ -233,6 +233,25 @@ TABLES = {
             ),
         ),
     ),
+    "sketches": TableText(
+        "Estimates from sketches of gradients",
+        f"{_STATES}; `G_e`: the recorded sum of the batch gradients of the epoch that begins at `e`",
+        (
+            _RUN,
+            Column("other", "the second run of a cosine between two; else empty"),
+            _EPOCH,
+            Column(
+                "quantity",
+                "the column that is estimated, for the whole model: of norms or directions, of the comparison of tasks "
+                "where there is a second run",
+            ),
+            Column("estimate", "of the quantity, from sketches"),
+            Column("low", "lower end of the interval, which covers the quantity in at least 95 of 100 cases"),
+            Column("high", "upper end"),
+        ),
+        note="Nothing of this table is exact, and nothing of it is in another table; of a run that keeps sketches the "
+        "gradient norms in norms are no estimates",
+    ),
     "second_order": TableText(
         "Second-order error after `k` epochs",
         "`tau_k`: task vector after `k` epochs; `S_k`: sum of the rule's coefficients; order 1: `-S_k g_0`, of the "

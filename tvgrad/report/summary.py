@@ -283,6 +283,8 @@ def _next_step(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str], s
     if KINDS[OTHERS] in kinds:
         return "Next: `tvgrad report --pretrained BASE FINAL` on checkpoints that the script saves: its last weights."
     gradients = f"Next: record full-batch gradients ({_recorded_by(verdicts['run'], scripts)})"
+    if "sketches" in tables and (verdicts["gradient_holds"] == UNKNOWN).all():
+        return "Next: compare the estimates of the table sketches; --keep-gradients all records what is exact."
     if (verdicts["gradient_holds"] == UNKNOWN).all():
         return f"{gradients}: they are what is missing."
     if (verdicts["gradient_holds"] == NO).any():

@@ -7,7 +7,7 @@ whole model; every other group is a block of parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -35,6 +35,7 @@ from tvgrad.streaming.run_vectors import RunVectors, vectors_of
 from tvgrad.streaming.vector_key import VectorKey
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.explainable import why_not_explained
+from tvgrad.theory.sketched import sketched_norms, sketched_rows
 from tvgrad.theory.verdicts import verdict_rows
 from tvgrad.vectors.parameters import ALL, same_names_and_shapes
 from tvgrad.wording import printable
@@ -146,11 +147,12 @@ def run_tables(
     depth = dict.fromkeys(gram_groups.values())
     gram = replace(gram, groups={group: gram.groups[group] for group in depth if group in gram.groups})
     frames = {
-        "norms": [row for run, one in zip(runs, found, strict=True) for row in _norms(run, one, gram)],
+        "norms": [row for run, one in zip(runs, found, strict=True) for row in _norms(run, one, gram, gram_groups)],
         "directions": [row for one in found for row in _directions(one, gram)],
         "cross_task": _cross_task(found, gram),
     }
     tables = {name: pd.DataFrame(rows, columns=list(COLUMNS[name])) for name, rows in frames.items()}
+    estimates = sketched_rows(runs, names)
     if any(is_lora(run) for run in runs):
         tables["norms"] = tables["norms"].assign(
             weight_change_norm=weight_change_norms(dict(zip(names, runs, strict=True)), tables["norms"], gram_groups)
@@ -161,6 +163,7 @@ def run_tables(
         "equivalence": verdicts,
         "second_order": [replace(row, run=name) for name, errors, _ in explained for row in errors],
         "error_budget": [replace(row, run=name) for name, _, terms in explained for row in terms],
+        **({"sketches": estimates} if estimates else {}),
     }
     made = {**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}
     without = [(run, name) for run, (name, *found_in) in zip(runs, explained, strict=True) if not any(found_in)]
@@ -206,20 +209,27 @@ def _batch_norms(run: Run) -> dict[int, BatchNorms]:
     return {epoch - 1: batch_norms(run, epoch) for epoch in run.having("steps")}
 
 
-def _norms(run: Run, found: RunVectors, gram: GramResult) -> list[dict[str, object]]:
+def _norms(run: Run, found: RunVectors, gram: GramResult, groups: Mapping[str, str]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     batch = _batch_norms(run)
     nothing = BatchNorms(math.nan, math.nan)
     batch_total = math.fsum(norms.before_clipping for norms in batch.values())
     bars = {epoch: bar for epoch in run.having("gradient") if (bar := error_bar(run, epoch)) is not None}
-    epochs = sorted({epoch for kind, epoch in found.keys if kind != "epoch_gradient"} | {0, *found.epoch_gradients})
+    sketches = sketched_norms(run, groups)
+    told = {*found.keys, *sketches}
+    epochs = sorted(
+        {epoch for kind, epoch in told if kind != "epoch_gradient"}
+        | {0, *found.epoch_gradients, *(at for _, at in sketches)}
+    )
     # A share is one of the sum over all epochs before the last: a sum with gaps is another quantity.
     counted = range(epochs[-1])
-    complete = all(("gradient", epoch) in found.keys for epoch in counted)
+    complete = all(("gradient", epoch) in told for epoch in counted)
     for group in _groups(gram):
         size = {place: gram.norm(key, group) for place, key in found.keys.items()}
+        size |= {place: norms[group] for place, norms in sketches.items() if place[0] == "gradient"}
         total = math.fsum(size["gradient", epoch] for epoch in counted) if complete else 0.0
         summed = {epoch: gram.norm(key, group) for epoch, key in found.epoch_gradients.items()}
+        summed |= {epoch: norms[group] for (kind, epoch), norms in sketches.items() if kind == "epoch_gradient"}
         sum_total = math.fsum(summed.values())
         for epoch in epochs:
             share = size["gradient", epoch] / total if epoch in counted and total else math.nan

@@ -17,6 +17,8 @@ CONTENTS = {
     "gradient": "gradients",
     "buffers": "buffers",
     "epoch_gradient": "epoch_gradients",
+    "gradient_sketch": "gradient_sketches",
+    "epoch_gradient_sketch": "epoch_gradient_sketches",
     "batches": "batches",
     "steps": "steps",
     "state": "state",

@@ -13,8 +13,12 @@ from tvgrad.checkpoints.find import needs_base
 from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.checksums import Checksums
 from tvgrad.files.tensors import TensorFile
+from tvgrad.sketching.sketches import Sketch
+from tvgrad.store.gradient_sketches import read_sketch
+from tvgrad.store.kept_gradients import SKETCHED
 from tvgrad.store.layout import CONTENTS, MANIFEST, run_directories
 from tvgrad.store.manifest import FileEntry, Manifest, Parameter, Point, read_manifest
+from tvgrad.store.run_problems import run_problems
 from tvgrad.store.run_text import RunText
 from tvgrad.store.step_table import read_steps
 from tvgrad.update_rules.grouped import AnyRule, GroupedRule
@@ -164,6 +168,11 @@ class Run(RunText):
         entry = self.point(number).files.get(kind)
         if entry is None:
             have = ranges_in_words(self.having(kind))
+            if SKETCHED.get(kind) in self.point(number).files:
+                raise TvgradError(
+                    f"{self.root} keeps sketches of its gradients only, which give norms and cosines (`tvgrad report`) "
+                    "and nothing else: trace again with --keep-gradients all"
+                )
             raise TvgradError(
                 f"{self.root} has no {CONTENTS.get(kind, kind)} at {self.unit} {number}"
                 + (f": it has them at {have}" if have else ": they were not recorded (see `tvgrad trace --record`)")
@@ -335,29 +344,19 @@ class Run(RunText):
         Returns:
             One sentence a problem; empty when all is well.
         """
-        entries: list[FileEntry] = [entry for point in self.points for entry in point.files.values()]
-        entries += [entry for entry in (self.manifest.static, self.manifest.state) if entry is not None]
-        found = [problem for entry in entries for problem in entry.problems(self.root, checksums)]
-        found += [problem for entry in entries for problem in entry.unlisted(self.root)]
-        if not self.points:
-            found.append("no epoch was finished")
-        elif 0 not in self.epochs:
-            found.append(f"the pretrained weights ({self.unit} 0) are missing")
-        for point in self.points:
-            for kind in ("weights", "gradient", "epoch_gradient"):
-                entry = point.files.get(kind)
-                if entry is not None and not entry.problems(self.root, checksums):
-                    found += self._misfits(self.root / entry.path)
-        return found
+        return run_problems(self.root, self.manifest, checksums)
 
-    def _misfits(self, path: Path) -> list[str]:
-        try:
-            file = TensorFile(path, self.root)
-        except DamagedRun as error:
-            return [str(error)]
-        expected = {name: parameter.shape for name, parameter in self.parameters.items()}
-        present = {name: place.shape for name, place in file.places.items()}
-        return [] if expected == present else [f"{file.path.relative_to(self.root)} does not hold the run's parameters"]
+    def gradient_sketch(self, number: int, kind: str = "gradient") -> Sketch:
+        """Read the sketch of a gradient, where sketches are kept.
+
+        Args:
+            number: epochs (or steps) done.
+            kind: gradient or epoch_gradient.
+
+        Returns:
+            The sketch.
+        """
+        return read_sketch(self.file(SKETCHED[kind], number), self.parameters)
 
     def _read(self, file: TensorFile, parameters: bool = False) -> Weights:
         with file:

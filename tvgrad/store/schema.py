@@ -29,6 +29,7 @@ from tvgrad.fields import (
 )
 from tvgrad.files.tensors import DTYPES, MAX_DIMENSIONS
 from tvgrad.results import plain_json
+from tvgrad.store.kept_gradients import KeptGradients
 from tvgrad.update_rules.rules import rule_from_dict
 from tvgrad.wording import printable
 
@@ -50,6 +51,13 @@ def _rule(value: Any, place: str) -> Any:
     except (TvgradError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{place} is no update rule: {error}") from None
     return rule
+
+
+def _kept_gradients(value: Any, place: str) -> str:
+    try:
+        return KeptGradients(text(value, place))
+    except TvgradError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def _path(value: Any, place: str) -> str:
@@ -124,6 +132,7 @@ _OPTIONS = record({
     "record": list_of(text),
     "record_at": text,
     "keep": text,
+    "keep_gradients": _kept_gradients,
     "groups": optional(text),
     "chunk_size": optional(_positive),
     "allow": list_of(text),
@@ -140,6 +149,7 @@ _INFO = record({
     "threads": optional(_count),
     "record": list_of(text),
     "keep": text,
+    "keep_gradients": _kept_gradients,
     "modules": list_of(text),
     "versions": mapping_of(text),
     "samples": _count,

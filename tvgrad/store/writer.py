@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,7 +18,9 @@ from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writable import refusal
 from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors, write_tensors
+from tvgrad.store.gradient_sketches import sketch_file
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, SKETCHED, KeptGradients
 from tvgrad.store.layout import CONTENTS, JOURNAL, files_in, is_own, require_free, require_no_links
 from tvgrad.store.ledger import Ledger, csv_text
 from tvgrad.store.lock import WriterLock
@@ -27,7 +28,6 @@ from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.store.overwrite import remove_run
 from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
-from tvgrad.wording import bytes_in_words
 
 Content = Weights | Stream
 """Tensors to write, or what makes them when they are written."""
@@ -53,6 +53,7 @@ class RunWriter:
         self._lock = lock
         self._with_tensors = [point.number for point in manifest.points if _has_tensors(point)]
         self._unclean = False
+        self._sketch_width = KeptGradients(manifest.info.get("keep_gradients", ALL_GRADIENTS)).width
         self._max_shard_bytes = max_shard_bytes
 
     @property
@@ -174,7 +175,7 @@ class RunWriter:
                 self._ledger.fold()
                 self._sweep()
             self._unclean = True
-            files = {kind: self._written(kind, stem, content) for kind, content in tensors.items() if content}
+            files = dict(self._written(kind, stem, content) for kind, content in tensors.items() if content)
             if step_rows:
                 path = self._folder("steps") / f"{stem}.csv"
                 write_text_atomically(path, csv_text(step_rows, STEP_COLUMNS))
@@ -204,7 +205,7 @@ class RunWriter:
             raise TvgradError(f"{self.root} has no {self._ledger.unit} {number} to add to")
         stem = self._ledger.stem(number)
         with in_words(self.root):
-            files = {kind: self._written(kind, stem, content) for kind, content in tensors.items()}
+            files = dict(self._written(kind, stem, content) for kind, content in tensors.items())
         values = {name: float(value) for name, value in metrics.items()}
         self._publish([replace(point, files={**point.files, **files}, metrics={**point.metrics, **values})])
 
@@ -278,9 +279,12 @@ class RunWriter:
         """
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
-    def _written(self, kind: str, stem: str, content: Content) -> FileEntry:
+    def _written(self, kind: str, stem: str, content: Content) -> tuple[str, FileEntry]:
+        """Write tensors, or a sketch of them where the run keeps sketches: what it is, and its file."""
+        if kind in SKETCHED and self._sketch_width is not None:
+            kind, content = SKETCHED[kind], sketch_file(content, self._sketch_width)
         path = self._folder(kind) / f"{stem}.safetensors"
-        return FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
+        return kind, FileEntry.of(self.root, *write_checked_tensors(content, path, self._max_shard_bytes))
 
     def _state(self, stem: str, tensors: Weights, values: dict[str, Any]) -> FileEntry:
         """Tensors and plain values, as two files of one entry."""
@@ -356,27 +360,6 @@ def in_words(root: Path) -> Generator[None]:
     if told.remedy:
         raise DiskFull(f"{told.what}; {told.remedy} and go on with --resume: finished epochs are whole")
     raise DiskFull(f"{root} cannot be written ({told.path}: {told.reason}): finished epochs are whole")
-
-
-def require_space(directory: Path, nbytes: int) -> None:
-    """Refuse to start where what will be written does not fit.
-
-    Args:
-        directory: where the run goes; it need not exist yet.
-        nbytes: estimated bytes of the whole run.
-
-    Raises:
-        TvgradError: there is less room than that.
-    """
-    existing = directory.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if nbytes > free:
-        raise TvgradError(
-            f"the run needs about {bytes_in_words(nbytes)} and {directory} has room for {bytes_in_words(free)}: "
-            "free some space, record fewer epochs (--keep last:2) or choose another --out"
-        )
 
 
 def _without_tensors(point: Point) -> Point:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tvgrad.problem.checks import ALLOWABLE
 from tvgrad.results import Result, Shown
 from tvgrad.store.given import require_run
+from tvgrad.store.kept_gradients import SKETCHED
 from tvgrad.store.measured import as_estimate, error_bar
 from tvgrad.store.run import Run
 from tvgrad.streaming.kept_products import KeptProducts
@@ -146,6 +147,8 @@ def check_one_epoch(run: Run, kept: KeptProducts | None = None) -> OneEpochCheck
     formula, form = own
     if consumed is None:
         why = "the gradient that the step consumed was not recorded: trace with --record gradients or epoch-gradients"
+        if any(SKETCHED[one] in run.point(at).files for one, at in (("gradient", 0), ("epoch_gradient", 1))):
+            why = "of the gradient that the step consumed only a sketch was kept: trace with --keep-gradients all"
         measured = None if kind is None else compare(run, kind, form, about=["own", *said], kept=kept)
         if plain:
             why = _with_deviation(why, measured)

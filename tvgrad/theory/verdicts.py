@@ -30,6 +30,7 @@ from tvgrad.theory.equivalence import (
 )
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.first_step import descent_sums, first_step_files, first_step_tensors
+from tvgrad.theory.sketched import sketched_cause
 from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
 from tvgrad.update_rules.grouped import parts_of
 from tvgrad.update_rules.linear import LinearRule
@@ -223,6 +224,8 @@ def _lacks(run: Run) -> str | None:
     if 0 not in run.epochs or 1 not in run.epochs:
         return f"the weights after {run.unit} 1 were not recorded or not kept"
     if 0 not in run.having("gradient"):
+        if (sketched := sketched_cause(run)) is not None:
+            return sketched
         how = "`--record gradients` with a recipe records it"
         if "command" in run.info:
             how = "`tvgrad measure RUN --at 0 -- COMMAND` measures it"

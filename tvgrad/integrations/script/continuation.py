@@ -14,6 +14,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.record.run_header import read_rule
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter
 
@@ -31,13 +32,16 @@ class Continuation:
     run: Run
 
     @classmethod
-    def find(cls, out: Path, parameters: Mapping[str, nn.Parameter], unit: str) -> Continuation:
+    def find(
+        cls, out: Path, parameters: Mapping[str, nn.Parameter], unit: str, gradients: KeptGradients
+    ) -> Continuation:
         """Compare a script's weights with those that a run ends with.
 
         Args:
             out: the run directory.
             parameters: name -> parameter that the script trains.
             unit: what its points would count, epoch or step.
+            gradients: how they are to be kept.
 
         Returns:
             The run to go on with.
@@ -49,6 +53,12 @@ class Continuation:
         if run.unit != unit:
             raise TvgradError(
                 f"{out} was recorded at {run.unit}s and cannot go on at {unit}s: give --record-at as before"
+            )
+        before = run.info.get("keep_gradients", ALL_GRADIENTS)
+        if before != gradients:
+            raise TvgradError(
+                f"{out} was recorded with --keep-gradients {before} and cannot go on with {gradients}: give "
+                "--keep-gradients as before"
             )
         odd = sorted(run.parameters.keys() ^ parameters.keys())
         if odd:

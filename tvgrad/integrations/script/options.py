@@ -11,6 +11,7 @@ from pathlib import Path
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.record.record_at import AT_EPOCHS, RecordAt
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 
 VARIABLE = "TVGRAD_TRACE"
 
@@ -38,6 +39,7 @@ class ScriptOptions:
         record: any of epoch-gradients, gradient-norms.
         record_at: epochs, or steps:1,10,100.
         keep: all, last:N or epochs:0,1,5.
+        keep_gradients: all, or sketch:65536: sums of gradients are kept as sketches of so many numbers.
         groups: a regular expression for groups of parameters.
         steps_per_epoch: optimizer steps in an epoch; None reads epochs off the script's DataLoaders.
         model: which model to record where there are several.
@@ -57,6 +59,7 @@ class ScriptOptions:
     record: tuple[str, ...] = ("epoch-gradients",)
     record_at: RecordAt = AT_EPOCHS
     keep: KeepPolicy = KEEP_ALL
+    keep_gradients: KeptGradients = ALL_GRADIENTS
     groups: str | None = None
     steps_per_epoch: int | None = None
     model: str | None = None
@@ -73,6 +76,7 @@ class ScriptOptions:
         """Check the values that come as text from a command line or the environment."""
         object.__setattr__(self, "record_at", RecordAt(self.record_at))
         object.__setattr__(self, "keep", KeepPolicy(self.keep))
+        object.__setattr__(self, "keep_gradients", KeptGradients(self.keep_gradients))
 
     def to_environment(self) -> str:
         """Render the value of the environment variable."""

@@ -56,11 +56,10 @@ class ScriptRecorder:
         self._clock = Clock(options.record_at)
         self._keep, self._losses = options.keep, losses
         self._logged: dict[str, float] = {}
-        describe = getattr(getattr(trained.root, "config", None), "to_dict", None)
         launch = {"command": list(options.command), "launch": launch_of(options)}
         earlier: Continuation | None = None
         if options.resume and (self._out / MANIFEST).exists():
-            earlier = Continuation.find(self._out, trained.parameters, options.record_at.unit)
+            earlier = Continuation.find(self._out, trained.parameters, options.record_at.unit, options.keep_gradients)
         began = announce_begun(self._out) if earlier is None and begun_before(trained.optimizers) else {}
         header = RunHeader(
             self._out.name,
@@ -70,6 +69,7 @@ class ScriptRecorder:
             unit=options.record_at.unit,
             record=options.record,
             keep=options.keep,
+            keep_gradients=options.keep_gradients,
             optimizers=trained.optimizers,
             info={
                 **launch,
@@ -77,7 +77,7 @@ class ScriptRecorder:
                 **_trainings_before(options.training, trial_steps),
                 "model": trained.label,
                 "steps_per_epoch": options.steps_per_epoch,
-                "config": dict(describe()) if callable(describe) else None,
+                "config": _config_of(trained.root),
             },
         )
         self._weights = WeightsWatch(list(trained.parameters.values()))
@@ -325,6 +325,12 @@ def begins_to_train(model: nn.Module, tensor: torch.Tensor, steps: int) -> str:
         f"{names.get(id(tensor), 'a parameter')} was frozen at the first step and is trained from step {steps + 1} on, "
         "and a run has the same parameters from its start: --frozen records frozen parameters too"
     )
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    """A Hugging Face model's configuration."""
+    describe = getattr(getattr(model, "config", None), "to_dict", None)
+    return dict(describe()) if callable(describe) else None
 
 
 def _trainings_before(training: int, trial_steps: int) -> dict[str, int]:
