@@ -34,6 +34,11 @@ def crew_of_launcher() -> Generator[Crew | None]:
     import torch
     from torch import distributed
 
+    if not distributed.is_available():
+        raise TvgradError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, and this PyTorch was built without "
+            "torch.distributed: start the command alone, or install a PyTorch that has it"
+        )
     from tvgrad.problem.crew import Crew
 
     local = int(os.environ.get("LOCAL_RANK", "0"))

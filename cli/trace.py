@@ -16,6 +16,8 @@ from tvgrad.wording import printable
 from . import options
 
 if TYPE_CHECKING:
+    from tvgrad.problem.crew import Crew
+    from tvgrad.problem.recipe import Recipe
     from tvgrad.record.training_loop import Prepared
     from tvgrad.store.run import Run
 
@@ -88,7 +90,6 @@ def trace(
     from tvgrad.cli.launcher_ranks import crew_of_launcher
     from tvgrad.cli.terminal import epochs_bar
 
-    from tvgrad.recipes.catalogue import load_recipes
     from tvgrad.record.options import TraceOptions, as_started
     from tvgrad.record.training_loop import check_directory, check_space, prepare
     from tvgrad.record.training_loop import trace as run_trace
@@ -97,14 +98,15 @@ def trace(
     wanted = TraceOptions(target=target, record=options.names_in(record), allow=options.names_in(allow), **given)
     if overwrite and wanted.resume:
         raise TvgradError("a run is either resumed or overwritten: give one of --resume and --overwrite")
-    chosen = load_recipes(target, options.names_in(tasks))
-    if len(chosen) == 1:
-        out = options.free_place(context, out, chosen[0].name, replaced=overwrite or wanted.resume)
-    places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
-    if len(chosen) > 1 and (out / MANIFEST).exists():
-        raise TvgradError(f"{out} holds the run of one task and {target} has several: choose another --out, or --tasks")
     said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     with crew_of_launcher() as crew:
+        chosen = _recipes(target, options.names_in(tasks), crew)
+        if len(chosen) == 1:
+            out = options.free_place(context, out, chosen[0].name, replaced=overwrite or wanted.resume)
+        places = {recipe.name: out if len(chosen) == 1 else out / recipe.name for recipe in chosen}
+        if len(chosen) > 1 and (out / MANIFEST).exists():
+            taken = f"{out} holds the run of one task and {target} has several"
+            raise TvgradError(f"{taken}: choose another --out, or --tasks")
         if crew is None or crew.leads:
             for place in places.values():
                 check_directory(place, wanted.resume, overwrite)
@@ -127,6 +129,21 @@ def trace(
     if not quiet:
         shown = printable(shlex.quote(str(out)))
         click.echo(f"Next: `tvgrad verify {shown}` checks it, `tvgrad report {shown} --out report` shows it.")
+
+
+def _recipes(target: str, tasks: tuple[str, ...], crew: Crew | None) -> list[Recipe]:
+    """The recipes; of several processes all must have the same."""
+    from tvgrad.recipes.catalogue import load_recipes
+
+    if crew is None:
+        return load_recipes(target, tasks)
+    return crew.same(lambda: load_recipes(target, tasks), lambda made: {"recipe": "; ".join(map(_described, made))})
+
+
+def _described(recipe: Recipe) -> str:
+    """What recipes of several processes may differ in before their models and data are compared."""
+    plan = f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.epochs} epochs, batch size {recipe.batch_size or 'all'}"
+    return f"{recipe.name}: {plan}, {len(recipe.train)} samples"
 
 
 def _done(place: Path, run: Run) -> str:

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tvgrad.cli.launcher_ranks import crew_of_launcher
 
 from tvgrad import Run
+from tvgrad.errors import TvgradError
 from tvgrad.recipes.catalogue import load_recipes
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.training_loop import prepare, trace
@@ -217,6 +219,96 @@ def test_a_traced_recipe_is_shared_and_resumed_on_another_number(tmp_path: Path,
             found = read(shared, epoch)
             for name, tensor in read(alone, epoch).items():
                 assert float((found[name] - tensor).norm()) <= 1e-12 * float(tensor.norm())
+
+
+RECIPE = """
+import os
+import torch, tvgrad
+from torch import nn
+rank = os.environ.get("RANK")
+def recipe():
+    torch.manual_seed(0)
+    data = torch.randn(20, 3), torch.randint(0, 2, (20,))
+    {differs}
+    return tvgrad.Recipe(nn.Linear(3, 2), nn.CrossEntropyLoss(), data, name="mine", lr={rate}, epochs={epochs})
+"""
+
+
+def recipe_file(folder: Path, differs: str = "", rate: str = "0.1", epochs: int = 3) -> str:
+    (folder / "mine.py").write_text(RECIPE.format(differs=differs, rate=rate, epochs=epochs))
+    return str(folder / "mine.py")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("differs", "rate", "said"),
+    [
+        (
+            "", "0.1 if rank == '0' else 0.2",
+            "process 1 has another recipe than process 0 (mine: gd, lr 0.2, 3 epochs, batch size all, 20 samples and "
+            "mine: gd, lr 0.1, 3 epochs, batch size all, 20 samples): start all processes with the same files and the "
+            "same installation",
+        ),
+        pytest.param("data = (data[0] + float(rank), data[1])", "0.1", "process 1 has another data set than process 0",
+                     marks=pytest.mark.slow),
+        pytest.param("assert rank == '0', 'no such file here'", "0.1", "process 1 failed: ", marks=pytest.mark.slow),
+        pytest.param("assert rank == '1', 'no such file here'", "0.1", "no such file here", marks=pytest.mark.slow),
+        pytest.param("import importlib.metadata as m; m.version = lambda name: '9.' + rank", "0.1",
+                     "process 1 has another version of tvgrad than process 0 (9.1 and 9.0)", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_processes_that_disagree_end_with_one_sentence(tmp_path: Path, differs: str, rate: str, said: str) -> None:
+    words = ("-m", "tvgrad", "trace", recipe_file(tmp_path, differs, rate), "--out", "run")
+    found = ended(launched(2, *words, folder=tmp_path), seconds=120)
+    assert [code for code, _, _ in found] == [2, 2], found
+    assert said in found[0][2]
+    assert len(found[0][2].strip().splitlines()) == 1
+    assert found[1][1:] == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_full_disk_ends_all_and_leaves_finished_epochs(tmp_path: Path) -> None:
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    begun = ended(launched(2, "-m", "tvgrad", "trace", recipe_file(tmp_path), "--out", "run", folder=tmp_path))
+    assert [code for code, _, _ in begun] == [0, 0], begun
+    more = ("--epochs", "60", "--resume")
+    full = f"import os, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n    if rank == '0': {small}"
+    words = ("-m", "tvgrad", "trace", recipe_file(tmp_path, full), "--out", "run", *more)
+    found = ended(launched(2, *words, folder=tmp_path), seconds=60)
+    assert found[0][0] != 0
+    assert "finished epochs are whole" in found[0][2]
+    assert "Traceback" not in found[0][2] + found[1][2]
+    run = Run.open(tmp_path / "run")
+    assert run.epochs[:4] == [0, 1, 2, 3]
+    assert not run.problems()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Unknown c10d backend type GLOO"), "do not find each other: Unknown c10d backend type GLOO"),
+        (RuntimeError("Distributed package doesn't have gloo built in"), "doesn't have gloo built in"),
+    ],
+)
+def test_an_absent_backend_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.distributed.init_process_group", fails)
+    with pytest.raises(TvgradError, match=said), crew_of_launcher():
+        pass
+
+
+def test_a_torch_without_processes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.distributed.is_available", lambda: False)
+    with pytest.raises(TvgradError, match=r"was built without torch\.distributed"), crew_of_launcher():
+        pass
 
 
 @pytest.mark.slow

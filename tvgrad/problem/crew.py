@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import distributed
 
+from tvgrad.errors import TvgradError
 from tvgrad.problem.ranks import Alone, LostRank, Ranks, connected
 from tvgrad.vectors.parameters import Weights
 
-BEGIN, END = "begin", "end"
+BEGIN, END, FAILED = "begin", "end", "failure"
+
+Made = TypeVar("Made")
 
 
 class Shared(Protocol):
@@ -99,6 +103,45 @@ class Crew:
             for tensor in whole.values():
                 distributed.broadcast(tensor, distributed.get_global_rank(self.group, 0), group=self.group)
         return whole
+
+    def same(self, make: Callable[[], Made], describe: Callable[[Made], Mapping[str, str]]) -> Made:
+        """Let every process make something, and compare what it made; of every process.
+
+        Args:
+            make: what each process makes, from files of its own.
+            describe: what all must have in common: name -> description.
+
+        Returns:
+            What this process made.
+
+        Raises:
+            TvgradError: a process failed to make it, or made another; the same sentence in every process that made it.
+        """
+        failed: Exception | None = None
+        try:
+            made = make()
+            own: dict[str, str] = {"version of tvgrad": metadata.version("tvgrad"), **describe(made)}
+        except Exception as error:  # noqa: BLE001 - raised again when the others know of it
+            failed, own = error, {FAILED: str(error) or type(error).__name__}
+        first, *others = self._gathered(own)
+        if failed is not None:
+            raise failed
+        for rank, found in enumerate([first, *others]):
+            if FAILED in found:
+                raise TvgradError(f"process {rank} failed: {found[FAILED]}")
+            name = next((name for name in first if found[name] != first[name]), None)
+            if name is not None:
+                raise TvgradError(
+                    f"process {rank} has another {name} than process 0 ({found[name]} and {first[name]}): start all "
+                    "processes with the same files and the same installation"
+                )
+        return made
+
+    def _gathered(self, own: dict[str, str]) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = [{}] * distributed.get_world_size(self.group)
+        with connected():
+            distributed.all_gather_object(found, own, group=self.group)
+        return found
 
     def begin(self) -> bool:
         """Wait until the first process has checked what it alone can check; of every process, before any objective.
