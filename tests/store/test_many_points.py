@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tvgrad.errors import TvgradError
+from tvgrad.store import ledger
 from tvgrad.store.ledger import Ledger, csv_text
 from tvgrad.store.manifest import Manifest, Parameter, Point
 from tvgrad.store.run import Run
@@ -75,3 +77,45 @@ def test_many_names_of_metrics_are_gathered_once() -> None:
     assert text.count("\n") == 501
     assert text.splitlines()[0].count(",") == 999
     assert compared <= 20 * 1000
+
+
+def test_metrics_of_ever_new_names_are_written_in_proportion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the epochs write twice the bytes, and a little more for foldings; a table of them all would take four."""
+    written = 0
+
+    def counted(path: Path, text: str) -> None:
+        nonlocal written
+        written += len(text) if path.name == "metrics.csv" else 0
+        path.write_text(text)
+
+    monkeypatch.setattr(ledger, "write_text_atomically", counted)
+    monkeypatch.setattr(ledger, "FREE_CELLS", 2000)
+    bytes_of = []
+    for count in (500, 1000):
+        root, written = tmp_path / str(count), 0
+        tenths = range(100, count, 10)
+        root.mkdir()
+        kept = Ledger(root, Manifest({}, "epoch", {}))
+        for number in range(count):
+            metrics = {"loss": 1.0, f"metric {number}": 0.5, **({"accuracy": 0.25} if number in tenths else {})}
+            kept.publish([Point(number, number, {}, metrics)])
+            if number % 100 == 99:  # whatever has no column, every point has its row, at any moment
+                rows = list(csv.DictReader((root / "metrics.csv").open()))
+                assert [(row["epoch"], row["loss"]) for row in rows] == [(str(n), "1.0") for n in range(number + 1)]
+        kept.finish()
+        bytes_of.append(written)
+        rows = list(csv.DictReader((root / "metrics.csv").open()))
+        assert [row["accuracy"] for row in rows] == ["0.25" if n in tenths else "" for n in range(count)]
+        assert rows[0]["metric 0"] == "0.5"
+        assert (root / "metrics.csv").stat().st_size < 80 * count
+        points = Run.open(root).points
+        assert all(points[n].metrics[f"metric {n}"] == 0.5 for n in range(count))
+    assert bytes_of[1] < 2.5 * bytes_of[0]
+
+
+def test_a_metric_that_begins_late_has_its_column(tmp_path: Path) -> None:
+    kept = Ledger(tmp_path, Manifest({}, "epoch", {}))
+    for number in range(150):
+        kept.publish([Point(number, number, {}, {"loss": 1.0, **({"late": 2.0} if number >= 120 else {})})])
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [row["late"] for row in rows] == ["" if n < 120 else "2.0" for n in range(150)]

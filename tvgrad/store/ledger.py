@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,10 @@ from tvgrad.wording import without_formula
 
 WHOLE = 64
 """A run of so many points is described by run.json alone at any moment."""
+MOST_EARLY = 8
+"""So often metrics.csv is written whole between two foldings, for new names."""
+MOST_EMPTY, FREE_CELLS = 16, 1_000_000
+"""metrics.csv has so many cells for each that is filled, and so many more: a name too many gets no column."""
 
 
 class Ledger:
@@ -169,7 +174,12 @@ def _own(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _MetricsTable:
-    """metrics.csv, made of the points: rows are added to it, and it is written whole where that is not enough."""
+    """metrics.csv, made of the points: rows are added to it, and it is written whole where that is not enough.
+
+    It grows in proportion to what the points hold, and so does all that is ever written of it: names of few points
+    have no column where most of the table would be empty, and a new name waits for the next folding where there have
+    been many. run.json has them all.
+    """
 
     def __init__(self, path: Path, unit: str) -> None:
         self._path, self._unit = path, unit
@@ -177,15 +187,17 @@ class _MetricsTable:
         self._known: set[str] = set()
         self._last = 0  # where the last row begins
         self._rows = 0
+        self._early = 0
 
     def write(self, points: Sequence[Point]) -> None:
+        self._early = 0
         if not points:
             return
-        rows = [self._row(point) for point in points]
-        text = csv_text(rows)
-        write_text_atomically(self._path, text)
-        self._names = list(dict.fromkeys(name for row in rows for name in row))
+        self._names = _columns([self._row(point) for point in points])
         self._known = set(self._names)
+        rows = [self._row(point, self._known) for point in points]
+        text = csv_text(rows, self._names)
+        write_text_atomically(self._path, text)
         self._rows = len(rows)
         self._last = len(text.encode()) - len(csv_text(rows[-1:], self._names, header=False).encode())
 
@@ -199,8 +211,11 @@ class _MetricsTable:
         if not rows:
             return
         added = len(points) - self._rows
-        if len(rows) > 1 or rows[0] is not points[-1] or added not in {0, 1} or not set(rows[0].metrics) <= self._known:
+        early = self._early
+        fits = set(rows[0].metrics) <= self._known or early >= MOST_EARLY
+        if len(rows) > 1 or rows[0] is not points[-1] or added not in {0, 1} or not fits:
             self.write(points)
+            self._early = early + 1
             return
         with suppress(OSError):  # it is made anew when run.json is
             descriptor = os.open(self._path, system.WRITE)
@@ -209,13 +224,22 @@ class _MetricsTable:
                     self._last = os.fstat(descriptor).st_size
                 os.ftruncate(descriptor, self._last)
                 os.lseek(descriptor, self._last, os.SEEK_SET)
-                write_all(descriptor, csv_text([self._row(rows[0])], self._names, header=False).encode())
+                write_all(descriptor, csv_text([self._row(rows[0], self._known)], self._names, header=False).encode())
                 self._rows = len(points)
             finally:
                 os.close(descriptor)
 
-    def _row(self, point: Point) -> dict[str, Any]:
-        return {self._unit: point.number, **point.metrics}
+    def _row(self, point: Point, known: Container[str] | None = None) -> dict[str, Any]:
+        row = {self._unit: point.number, **point.metrics}
+        return row if known is None else {name: value for name, value in row.items() if name in known}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of rows that get a column, in the order in which they come: all, unless nearly all would be empty."""
+    counts = collections.Counter(name for row in rows for name in row)
+    most = (MOST_EMPTY * counts.total() + FREE_CELLS) // len(rows)
+    chosen = {name for name, _ in counts.most_common(max(most, 1))}
+    return [name for name in counts if name in chosen]
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], first: Sequence[str] = (), header: bool = True) -> str:
