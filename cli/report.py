@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tvgrad.errors import TvgradError
+from tvgrad.errors import DamagedRun, NotFinite, TvgradError
 from tvgrad.files.writable import require_folder
 from tvgrad.wording import near, printable
 
@@ -16,6 +16,8 @@ from . import options, table_formats
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tvgrad.report.tables import RunTables
+    from tvgrad.report.wanted_products import Extent
     from tvgrad.store.run import Run
 
 DEFAULT_FORMATS = ("csv", "html")
@@ -121,6 +123,7 @@ def _report_runs(
                 f"{directory} is damaged: {problem}; see `tvgrad verify`, or leave it out by --skip-damaged"
             )
         click.echo(f"{printable(str(directory))} is left out: {printable(problem)}", err=True)
+    whole = [run for run in whole if _has_whole_results(run, skip_damaged)]
     if not whole:
         raise TvgradError("every run is damaged and left out, so there is nothing to report on: trace them again")
     models = runs_of_each_model(whole)
@@ -132,8 +135,29 @@ def _report_runs(
         return
     if len(models) > 1:
         click.echo(f"The runs are of {len(models)} different models: a report on each follows.")
+    left_out: list[NotFinite] = []
     for one, place in zip(models, _places(out, models), strict=True):
-        _report_model(one, place, formats, groups, only=only)
+        try:
+            _report_model(one, place, formats, groups, only=only)
+        except NotFinite as error:  # of all runs of this model
+            left_out.append(error)
+            if len(left_out) == len(models):
+                raise
+            _say_left_out(one, error)
+
+
+def _has_whole_results(run: Run, skip_damaged: bool) -> bool:
+    """Whether what was kept of `tvgrad explain`, if anything, can be read."""
+    from tvgrad.theory.explain import read_results
+
+    try:
+        read_results(run)
+    except DamagedRun as error:
+        if not skip_damaged:
+            raise DamagedRun(f"{error}, or leave the run out by --skip-damaged") from None
+        click.echo(f"{printable(str(run.root))} is left out: {printable(str(error))}", err=True)
+        return False
+    return True
 
 
 def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
@@ -150,18 +174,14 @@ def _report_model(
     runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None, *, only: tuple[str, ...]
 ) -> None:
     """Report on runs of one model."""
-    from tvgrad.cli.terminal import percent_bar, say
+    from tvgrad.cli.terminal import say
 
     from tvgrad.report.empty_columns import missing_results
     from tvgrad.report.lora_relation import IN_FACTORS
     from tvgrad.report.summary import summary_of
-    from tvgrad.report.tables import run_tables
-    from tvgrad.report.wanted_products import Extent, kept_products
 
-    with percent_bar("reading") as progress:
-        # On the terminal there are no figures, which take the products of every two epochs.
-        extent: Extent = "tables" if out is None else "figures"
-        made = run_tables(runs, groups, progress, extent=extent, kept=kept_products(runs))
+    # On the terminal there are no figures, which take the products of every two epochs.
+    made, runs = _tables(runs, groups, "tables" if out is None else "figures")
     said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
     say(said[0])
     if "weight_change_norm" in made.tables["norms"]:
@@ -175,6 +195,33 @@ def _report_model(
 
         _list(publish(made, runs, out, formats), out)
     say(said[-1])
+
+
+def _tables(runs: list[Run], groups: str | None, extent: Extent) -> tuple[RunTables, list[Run]]:
+    """The tables of all runs whose numbers have products, and these runs; the others are named."""
+    from tvgrad.cli.terminal import percent_bar
+
+    from tvgrad.report.tables import run_tables
+    from tvgrad.report.wanted_products import kept_products
+
+    while True:
+        try:
+            with percent_bar("reading") as progress:
+                return run_tables(runs, groups, progress, extent=extent, kept=kept_products(runs)), runs
+        except NotFinite as error:
+            odd = [run for run in runs if any(Path(path).is_relative_to(run.root) for path in error.paths)]
+            left = [run for run in runs if run not in odd]
+            if not odd or not left:
+                raise
+            _say_left_out(odd, error)
+            runs = left
+
+
+def _say_left_out(runs: list[Run], error: NotFinite) -> None:
+    for run in runs:
+        path = next((path for path in error.paths if Path(path).is_relative_to(run.root)), str(run.root))
+        sentence = f"{run.root} is left out: numbers of {path} are not finite, or too large for inner products"
+        click.echo(printable(sentence), err=True)
 
 
 def _report_checkpoints(

@@ -17,6 +17,24 @@ class DamagedRun(TvgradError):
     """A run directory, or a file in it, cannot be read as what it claims to be."""
 
 
+class NotFinite(TvgradError):
+    """Numbers of a file are infinities, NaN, or too large to be squared.
+
+    Attributes:
+        paths: the files that are known to hold such numbers; there may be more.
+    """
+
+    def __init__(self, sentence: str, paths: tuple[str, ...] = ()) -> None:
+        """Make the error.
+
+        Args:
+            sentence: all of it.
+            paths: of the files.
+        """
+        super().__init__(sentence)
+        self.paths = paths
+
+
 class Unwritable(TvgradError):
     """A file or folder cannot be written.
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tvgrad.cli.main import main
 
 from tests.traced_runs import Traced, digits, digits_cache, tampered, traced
+from tvgrad import Recorder
 from tvgrad.report.documents import FORMATS, PAGE
 
 __all__ = ["digits", "digits_cache", "tampered", "traced"]
@@ -173,6 +176,21 @@ def test_damaged_runs(tvgrad: Called, runs: Path, tmp_path: Path, damage: Callab
     assert {row["run"] for row in rows_of(tmp_path / "report/norms.csv")} == {"rotated"}
 
 
+@pytest.mark.parametrize("name", ["second_order.json", "error_budget.json"])
+def test_damaged_results(tvgrad: Called, runs: Path, name: str) -> None:
+    (runs / "low" / "results").mkdir()
+    (runs / "low" / "results" / name).write_text("{")
+    code, out, err = tvgrad("report", runs)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: {runs / 'low' / 'results' / name}: ")
+    assert err.endswith(": compute it again, or leave the run out by --skip-damaged\n")
+    code, out, err = tvgrad("report", runs, "--skip-damaged", "--format", "csv")
+    assert code == 0
+    assert err.startswith(f"{runs / 'low'} is left out: {runs / 'low' / 'results' / name}: ")
+    assert "rotated" in out
+    assert "low" not in out
+
+
 def test_nothing_but_damaged_runs(tvgrad: Called, runs: Path, tmp_path: Path) -> None:
     for run in runs.iterdir():
         DAMAGES[0](run)
@@ -204,3 +222,44 @@ def test_a_directory_without_runs(tvgrad: Called, tmp_path: Path) -> None:
         "give the --out of a `tvgrad trace`\n"
     )
     assert tvgrad("report")[0] == 2
+
+
+def recorded_by_hand(root: Path, *, inputs: int = 3, number: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    """A run of three points, whose last weights hold a number."""
+    model = torch.nn.Linear(inputs, 2, dtype=dtype)
+    with Recorder(root, model) as recorder, torch.no_grad():
+        for value in (1.0, number):
+            model.weight[0, 0] = value
+            recorder.end_epoch({"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(math.nan, torch.float32), (-math.inf, torch.float32), (1e200, torch.float64)]
+)
+def test_a_run_whose_numbers_are_none_hides_no_other(
+    tvgrad: Called, tmp_path: Path, number: float, dtype: torch.dtype
+) -> None:
+    for name in ("first", "last"):
+        recorded_by_hand(tmp_path / name, dtype=dtype)
+    for name in ("odd", "too"):
+        recorded_by_hand(tmp_path / name, number=number, dtype=dtype)
+    recorded_by_hand(tmp_path / "model", inputs=4, number=number, dtype=dtype)
+    first, odd, too, last, model = (tmp_path / name for name in ("first", "odd", "too", "last", "model"))
+    said = [
+        f"{one} is left out: numbers of {one}/weights/epoch-0002.safetensors are not finite, or too large for inner"
+        " products"
+        for one in (odd, too, model)
+    ]
+    assert tvgrad("report", first, last, "--out", tmp_path / "without")[0] == 0
+    code, _, err = tvgrad("report", first, odd, too, last, "--out", tmp_path / "made")
+    assert (code, err.splitlines()) == (0, said[:2])
+    for table in ("norms", "directions", "cross_task"):
+        assert (tmp_path / f"made/{table}.csv").read_text() == (tmp_path / f"without/{table}.csv").read_text()
+    code, out, err = tvgrad("report", model, first, odd)
+    assert code == 0
+    assert "first" in out
+    assert sorted(line for line in err.splitlines() if "left out" in line) == sorted([said[0], said[2]])
+    for alone in ([odd], [odd, too], [odd, model]):
+        code, out, err = tvgrad("report", *alone)
+        assert code == 2
+        assert "so it has no inner products: leave it out" in err.splitlines()[-1]

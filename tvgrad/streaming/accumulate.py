@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tvgrad.errors import TvgradError
+from tvgrad.errors import NotFinite
 from tvgrad.streaming.blocks import Block, BlockReader
 from tvgrad.streaming.rows import PRODUCT, TILE, MatrixPlan, RowSpan, spans_of
 
@@ -301,13 +301,12 @@ class BlockWorker:
         result.equal += ((nonzero + balance) / 2).numpy()
 
     def _refuse(self, block: Block) -> None:
-        found = self._reader.not_finite(block)
-        if found is not None:
-            file, name = found
-            raise TvgradError(f"{file.path}: tensor {name!r} holds an infinity or a NaN, so it has no inner products")
-        raise TvgradError(
-            f"values in group {block.group!r} are too large for inner products in float64: scale them down"
-        )
+        found = self._reader.without_products(block)
+        paths = tuple(str(file.path) for file, _ in found)
+        for file, name in found:
+            what = f"tensor {name!r} holds an infinity, a NaN or numbers that are too large to be squared"
+            raise NotFinite(f"{file.path}: {what}, so it has no inner products: leave it out", paths)
+        raise NotFinite(f"values in group {block.group!r} are too large for inner products in float64: scale them down")
 
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}

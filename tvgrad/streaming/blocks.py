@@ -162,19 +162,23 @@ class BlockReader:
                 stored = self._staging[: segment.length * dtype.itemsize].view(dtype)
                 out.copy_(file.read_into(segment.name, segment.start, stored))
 
-    def not_finite(self, block: Block) -> tuple[TensorSource, str] | None:
-        """Find where the block that was read last holds an infinity or a NaN.
+    def without_products(self, block: Block) -> list[tuple[TensorSource, str]]:
+        """Find where the block that was read last holds an infinity, a NaN, or numbers too large to be squared.
 
         Args:
             block: the block that `fill` read.
 
         Returns:
-            The first such file and tensor, or None.
+            The first such tensor of each file.
         """
+        found: dict[int, tuple[TensorSource, str]] = {}
         for file, segment, values in self._parts(block):
-            if not bool(torch.isfinite(values).all()):
-                return file, segment.name
-        return None
+            # a sum of 1e28 squares of numbers below this, or of differences of two, is a float64 still
+            if not bool(
+                (values.abs() < 1e139).all() if values.dtype == torch.float64 else torch.isfinite(values).all()
+            ):
+                found.setdefault(id(file), (file, segment.name))
+        return list(found.values())
 
     def _parts(self, block: Block) -> Iterator[tuple[TensorSource, Segment, torch.Tensor]]:
         """Each segment of each file, and where its elements stand in the file's row."""
