@@ -139,14 +139,23 @@ def test_streams_that_take_nothing(ready: dict[str, str]) -> None:
     assert done("verify nosuch 2> /dev/full")[:2] == (2, "")
 
 
-def test_results_in_whose_place_something_stands(tvgrad: Tvgrad, ready: dict[str, str], tmp_path: Path) -> None:
+def test_results_in_whose_place_something_stands(
+    tvgrad: Tvgrad, ready: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said before the work of `explain`, and by the report that would read them."""
     shutil.copytree(ready["ONE"], tmp_path / "run")
     os.mkfifo(tmp_path / "run" / "results")
     said = sentence(tvgrad("explain", tmp_path / "run", "--recipe", ready["MINE"]))
     assert said.endswith("results is a pipe: remove it, or explain a copy of the run")
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, "access", lambda path, mode: mode == os.R_OK or Path(path) != tmp_path / "run")
+        (tmp_path / "run" / "results").unlink()
+        said = sentence(tvgrad("explain", tmp_path / "run", "--recipe", ready["MINE"]))
+        assert said.endswith("/run may not be written to: explain a copy of the run")
+    os.mkfifo(tmp_path / "run" / "results")
     said = sentence(tvgrad("report", tmp_path / "run"))
-    assert said.endswith("results cannot be read (Not a directory): remove it, and run `tvgrad explain` again")
+    again = "remove it, and run `tvgrad explain` again, or leave the run out by --skip-damaged"
+    assert said.endswith(f"results cannot be read (Not a directory): {again}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -261,9 +261,7 @@ class Readers:
             except SystemExit as error:
                 code = error.code or 0
             finally:
-                # paths that stand alone on a line of a pipe are for the program at its end, as `find` writes them
-                lines = out.getvalue().replace("\0", "").split("\n")
-                told = "\n".join(line for line in lines if len(line) > 4000 or not os.path.lexists(line))
+                told = _without_paths(out.getvalue())
                 os.chdir(before)
         text = err.getvalue()
         if code not in (0, 1, 2):
@@ -351,3 +349,20 @@ def made(folder: Path) -> Readers:
     """The readers in a new folder; a run has a journal from its second point on."""
     ledger.WHOLE = 1
     return Readers(folder)
+
+
+def _without_paths(text: str) -> str:
+    """Leave out paths that stand alone in a pipe: they are for the program at its end, as `find` writes them.
+
+    A path that holds line breaks stands on as many lines.
+    """
+    lines, kept = text.replace("\0", "").split("\n"), list[str]()
+    while lines:
+        for count in range(1, 6):
+            path = "\n".join(lines[:count])
+            if len(path) <= 4000 and os.path.lexists(path):
+                del lines[:count]
+                break
+        else:
+            kept.append(lines.pop(0))
+    return "\n".join(kept)

@@ -113,12 +113,13 @@ def require_file(path: Path, option: str = "--out") -> Path:
     return place
 
 
-def require_folder(path: Path, remedy: str = "choose another --out") -> None:
+def require_folder(path: Path, remedy: str = "choose another --out", in_the_way: str | None = None) -> None:
     """Refuse, before long work, a path where no folder can be made or written to.
 
     Args:
         path: what the user chose; it need not exist.
         remedy: what can be done.
+        in_the_way: what can be done where something else stands in its place; the same by default.
 
     Raises:
         TvgradError: it is, or lies in, something else than a folder, or may not be written to.
@@ -129,7 +130,7 @@ def require_folder(path: Path, remedy: str = "choose another --out") -> None:
                 _require_access(place, remedy)
                 return
             if os.path.lexists(place):
-                raise TvgradError(f"{place} is {_kind(place)}: {remedy}")
+                raise TvgradError(f"{place} is {_kind(place)}: {in_the_way or remedy}")
     except OSError as error:
         raise refusal(error, path) from None
 

@@ -27,22 +27,23 @@ class WriterLock:
     The file of a killed process stays and names it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remedy: str = "choose another --out") -> None:
         """Take the lock.
 
         Args:
             root: the run directory.
+            remedy: what can be done where it cannot be written to.
 
         Raises:
             TvgradError: another process is writing to the run, or the directory cannot be locked.
         """
         self._path = root / LOCK
         if not root.is_dir():  # the library would make it
-            raise TvgradError(f"{root} cannot be written ({os.strerror(errno.ENOENT)}): choose another --out")
+            raise TvgradError(f"{root} cannot be written ({os.strerror(errno.ENOENT)}): {remedy}")
         why = why_irregular(self._path, root)
         if why is not None:
-            raise TvgradError(f"{self._path} cannot be locked ({why}): remove it, or choose another --out")
-        self._root = root
+            raise TvgradError(f"{self._path} cannot be locked ({why}): remove it, or {remedy}")
+        self._root, self._remedy = root, remedy
         self._folder = _identity(os.stat(root))
         self._handle, self._file = -1, (0, 0)
         # Not thread-local: a background writer takes the lock in its thread, and the main thread gives it back.
@@ -82,7 +83,7 @@ class WriterLock:
             raise TvgradError(f"{root} is being written by {_holder(self._path)}: wait for it or stop it") from None
         except OSError as error:
             what = "locked" if error.filename is None else "written"
-            raise TvgradError(f"{root} cannot be {what} ({error.strerror}): choose another --out") from None
+            raise TvgradError(f"{root} cannot be {what} ({error.strerror}): {self._remedy}") from None
 
     def close(self) -> None:
         """Give the lock back; a second call does nothing."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tvgrad.errors import DamagedRun, DiskFull, TvgradError, Unwritable
+from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.files.atomic import write_text_atomically
 from tvgrad.files.regular import link_below, read_json, reason_of
 from tvgrad.files.tensors import TensorFile
-from tvgrad.files.writable import refusal
 from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors, write_tensors
 from tvgrad.store.gradient_sketches import sketch_file
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
@@ -26,6 +24,7 @@ from tvgrad.store.ledger import Ledger, csv_text
 from tvgrad.store.lock import WriterLock
 from tvgrad.store.manifest import FileEntry, Manifest, Point, read_manifest
 from tvgrad.store.overwrite import remove_run
+from tvgrad.store.refusals import RESUME, in_words
 from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
 
@@ -37,7 +36,12 @@ STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skippe
 
 
 class RunWriter:
-    """The one process that writes to a run directory."""
+    """The one process that writes to a run directory.
+
+    Attributes:
+        root: the run directory.
+        again: what the user can do once there is room, where there was none.
+    """
 
     def __init__(self, root: Path, manifest: Manifest, lock: WriterLock, max_shard_bytes: int) -> None:
         """Hold a locked directory; use `create` or `resume`.
@@ -49,6 +53,7 @@ class RunWriter:
             max_shard_bytes: largest number of tensor bytes in one file.
         """
         self.root = root
+        self.again = RESUME
         self._ledger = Ledger(root, manifest)
         self._lock = lock
         self._with_tensors = [point.number for point in manifest.points if _has_tensors(point)]
@@ -170,7 +175,7 @@ class RunWriter:
         self._lock.require_held()
         stem = self._ledger.stem(number)
         before = self._ledger.state
-        with in_words(self.root):
+        with in_words(self.root, self.again):
             if self._unclean:
                 self._ledger.fold()
                 self._sweep()
@@ -204,7 +209,7 @@ class RunWriter:
         if point is None:
             raise TvgradError(f"{self.root} has no {self._ledger.unit} {number} to add to")
         stem = self._ledger.stem(number)
-        with in_words(self.root):
+        with in_words(self.root, self.again):
             files = dict(self._written(kind, stem, content) for kind, content in tensors.items())
         values = {name: float(value) for name, value in metrics.items()}
         self._publish([replace(point, files={**point.files, **files}, metrics={**point.metrics, **values})])
@@ -237,7 +242,7 @@ class RunWriter:
     def finish(self) -> None:
         """Note that the training came to its planned end."""
         self._lock.require_held()
-        with in_words(self.root):
+        with in_words(self.root, self.again):
             self._ledger.finish()
 
     def close(self) -> None:
@@ -304,7 +309,7 @@ class RunWriter:
     def _publish(self, points: Iterable[Point] = (), **rest: Any) -> None:
         """Change what is listed: the instant at which a point begins to exist."""
         self._lock.require_held()
-        with in_words(self.root):
+        with in_words(self.root, self.again):
             self._ledger.publish(points, **rest)
 
     def _dropped(self, new: Point, keep: KeepPolicy) -> list[Point]:
@@ -335,31 +340,6 @@ class RunWriter:
         """
         for relative in set(files_in(self.root)) - self.manifest.listed():
             self._remove_own(relative)
-
-
-@contextmanager
-def in_words(root: Path) -> Generator[None]:
-    """Say in a sentence what the system says of a run that is being written.
-
-    Args:
-        root: the run directory.
-
-    Raises:
-        DiskFull: something could not be written.
-    """  # noqa: DOC501 - what was said in words already leaves as it is
-    try:
-        yield
-    except OSError as error:
-        told = refusal(error, root if error.filename is None else Path(os.fsdecode(error.filename)))
-    except Unwritable as error:
-        if not error.path:  # said in words already
-            raise
-        told = error
-    else:
-        return
-    if told.remedy:
-        raise DiskFull(f"{told.what}; {told.remedy} and go on with --resume: finished epochs are whole")
-    raise DiskFull(f"{root} cannot be written ({told.path}: {told.reason}): finished epochs are whole")
 
 
 def _without_tensors(point: Point) -> Point:

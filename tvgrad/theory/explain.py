@@ -262,7 +262,7 @@ def require_place_for_results(run: Run) -> None:
     folder = run.root / RESULTS
     if folder.is_symlink():
         raise TvgradError(f"{folder} is a link, and nothing of a run is written through a link: remove it")
-    require_folder(folder, "remove it, or explain a copy of the run")
+    require_folder(folder, "explain a copy of the run", "remove it, or explain a copy of the run")
 
 
 def write_results(run: Run, explanation: Explanation) -> list[Path]:

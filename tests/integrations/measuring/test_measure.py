@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -242,6 +244,23 @@ def test_a_later_point_takes_one_pass_where_the_first_was_exact(
     assert settled is not None
     made = known_as_before(replace(settled, kind=kind, passes=2, deviation=1e-7), {**FACTS, **facts}, recorded)
     assert (made and (made.passes, made.kind, made.deviation)) == (passes and (passes, EXACT, 1e-7))
+
+
+def test_what_can_be_done_where_the_run_takes_no_gradient(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other place and no resume is advised: neither is an option of measuring."""
+    full, taken = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")
+    for called, error, end in (
+        ("tvgrad.files.atomic.replace", full, "free some space and type the command again: finished epochs are whole"),
+        ("tvgrad.store.lock.FileLock.acquire", taken, "(Read-only file system): measure a copy of the run"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(called, Mock(side_effect=error))
+            with pytest.raises(TvgradError) as caught:
+                measured(monkeypatch, recorded)
+        assert str(caught.value).endswith(end)
+    (recorded.root / "writer.lock").mkdir()
+    with pytest.raises(TvgradError, match=r"cannot be locked \(it is a directory .*\): remove it, or measure a copy"):
+        measured(monkeypatch, recorded)
 
 
 def test_passes_at_later_points_are_left_out_and_said(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:

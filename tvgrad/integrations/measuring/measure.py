@@ -115,7 +115,7 @@ def measure(
         TvgradError: a pass failed, or the command's data is not what the run was recorded with.
     """  # noqa: DOC502 - raised by run_pass and _require_same_samples
     run = Run.open(directory)
-    WriterLock(run.root).close()  # before long work: whether anything can be written there
+    WriterLock(run.root, "measure a copy of the run").close()  # before long work: can anything be written there?
     with folder_of_passes() as folder:
         starts = Starts(run, command, folder, model, steps_per_epoch, patience)
         weights = batch_weights(starts, points[0])
@@ -257,6 +257,7 @@ def _keep(root: Path, number: int, measured: PassOutcome, made: Measurement) -> 
         dtype = getattr(torch, parameter.dtype)
         stored[name] = measured.gradient[name].to(torch.float32 if dtype.itemsize < 4 else dtype)
     writer = RunWriter.resume(root)
+    writer.again = "type the command again"
     try:
         writer.amend(number, {"gradient": stored}, {})
         record = list(run.info.get("record", ()))
