@@ -17,9 +17,9 @@ from tvgrad.numerics.no_compile import eager
 from tvgrad.record.clock import Clock
 from tvgrad.record.gradient_sum import GradientSum
 from tvgrad.record.optimizer_options import OptimizerOptions
-from tvgrad.store.background import BackgroundWriter
-from tvgrad.store.writer import Content, RunWriter, cpu_copies
+from tvgrad.store.writer import Content, cpu_copies
 from tvgrad.vectors.parameters import Weights, dense, norm
+from tvgrad.vectors.spread import own_part
 
 Row = dict[str, Any]
 
@@ -34,15 +34,15 @@ class Moment:
     rows: list[Row]
     buffers: Weights
 
-    def write(self, writer: RunWriter | BackgroundWriter, number: int, **rest: Any) -> None:
+    def write(self, add: Callable[..., None], number: int, **rest: Any) -> None:
         """Record the moment as a point.
 
         Args:
-            writer: of the run.
+            add: of the run's writer.
             number: the point's epochs (or steps).
             **rest: as for `RunWriter.add`.
         """
-        writer.add(number, self.steps, self.tensors, self.metrics, step_rows=self.rows, **rest)
+        add(number, self.steps, self.tensors, self.metrics, step_rows=self.rows, **rest)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Collector:
             The moment; it stays as it is until `clear`.
         """
         found = dict(tensors)
-        like, gathered = self.parameters, self._sums[0]
+        like, gathered = {name: own_part(one.detach()) for name, one in self.parameters.items()}, self._sums[0]
         if gathered:
             later = len(self._sums) == 1 or (self._folding and gathered.on_cpu)
             found["epoch_gradient"] = gathered.stream(like) if later else gathered.total(like)
@@ -305,7 +305,7 @@ class Collector:
         scale = getattr(optimizer, "grad_scale", None)
         divisor = None if scale is None else float(scale)
         own = {name: self.parameters[name].grad for name in self._held_by(optimizer)}
-        present = {name: dense(gradient) for name, gradient in own.items() if gradient is not None}
+        present = {name: own_part(dense(gradient)) for name, gradient in own.items() if gradient is not None}
         if "gradient-norms" in self._record:
             before = self.rows[-1].get("gradient_norm", 0.0) if len(self._round) > 1 else 0.0
             self.rows[-1]["gradient_norm"] = math.hypot(before, norm(present) / (divisor or 1.0) if present else 0.0)

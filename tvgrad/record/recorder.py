@@ -325,7 +325,7 @@ class Recorder:
         moment = self._collector.collect(tensors, measured)
         buffers, values = state_of(self._optimizers, self._scheduler)
         state = writer.copied("state", buffers), {"epoch": self.epoch, "steps_in_epoch": self.steps_in_epoch, **values}
-        moment.write(writer, self._clock.number, state=state, keep=self._header.keep)
+        moment.write(writer.add, self._clock.number, state=state, keep=self._header.keep)
         self._collector.clear(moment)
         self._recorded = self._clock.number
 

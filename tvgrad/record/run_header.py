@@ -18,6 +18,7 @@ from tvgrad.checkpoints.adapter_config import adapter_of
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.record.optimizer_options import OptimizerOptions
+from tvgrad.record.spread_model import whole_tensor
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.manifest import Manifest, Parameter
@@ -26,6 +27,7 @@ from tvgrad.store.writer import RunWriter, cpu_copies
 from tvgrad.update_rules.from_optimizer import rule_of_parameters
 from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import frozen_state, tied_names, trainable_parameters
+from tvgrad.vectors.spread import is_spread
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
 
@@ -81,7 +83,7 @@ class RunHeader:
             "record": [kind for kind in RECORDABLE if kind in self.record],
             "keep": self.keep,
             **({} if self.keep_gradients.width is None else {"keep_gradients": self.keep_gradients}),
-            "modules": sorted({type(module).__name__ for module in self.model.modules()}),
+            "modules": sorted({type(module).__name__.removeprefix("FSDP") for module in self.model.modules()}),
             "versions": {
                 "tvgrad": metadata.version("tvgrad"),
                 "torch": torch.__version__,
@@ -110,8 +112,12 @@ class RunHeader:
             for name, tensor in self.parameters.items()
         }
         manifest = Manifest(self.facts(), self.unit, parameters, tied_names(self.model))
-        others = {name: p.detach() for name, p in trainable_parameters(self.model).items() if name not in parameters}
-        static = frozen_state(self.model) | others
+        spread = any(map(is_spread, self.parameters.values()))
+        trainable = trainable_parameters(self.model, spread)
+        others = {name: p.detach() for name, p in trainable.items() if name not in parameters}
+        static = frozen_state(self.model, spread) | others
+        if spread:  # every process helps, and the first one writes them
+            static = {name: whole_tensor(tensor) for name, tensor in static.items()}
         static = cpu_copies(static) if background else static
         return lambda: RunWriter.create(directory, manifest, static, overwrite=overwrite)
 

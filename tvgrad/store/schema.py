@@ -173,6 +173,7 @@ _INFO = record({
     "stopped": optional(_words),
     "resumed_at": list_of(_count),
     "trial_steps": _count,
+    "processes": _positive,
     "training": _count,
     "moved_outside_steps": either(boolean, _count),
     "steps_unrecorded": optional(_count),

@@ -28,8 +28,8 @@ from tvgrad.store.refusals import RESUME, in_words
 from tvgrad.store.schema import check_facts, check_state
 from tvgrad.vectors.parameters import Weights
 
-Content = Weights | Stream
-"""Tensors to write, or what makes them when they are written."""
+Content = Weights | Stream | FileEntry
+"""Tensors to write, what makes them when they are written, or the entry of a file that is written."""
 
 DROPPABLE = ("weights", "gradient", "epoch_gradient")
 STEP_COLUMNS = ("step", "lr", "batch_size", "clip_factor", "loss_scale", "skipped")
@@ -286,6 +286,8 @@ class RunWriter:
 
     def _written(self, kind: str, stem: str, content: Content) -> tuple[str, FileEntry]:
         """Write tensors, or a sketch of them where the run keeps sketches: what it is, and its file."""
+        if isinstance(content, FileEntry):
+            return kind, content
         if kind in SKETCHED and self._sketch_width is not None:
             kind, content = SKETCHED[kind], sketch_file(content, self._sketch_width)
         path = self._folder(kind) / f"{stem}.safetensors"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.vectors.spread import is_spread
 
 Weights = dict[str, torch.Tensor]
 """Name -> tensor, keyed like `state_dict`."""
@@ -26,8 +27,8 @@ BLOCK = 1 << 18
 
 SHARDED = ("DTensor", "FlatParameter")
 ONE_PART = (
-    "spread over several processes (FSDP), and tvgrad reads whole tensors: train with DistributedDataParallel, or save "
-    "gathered checkpoints and use --from-checkpoints"
+    "spread over several processes (FSDP), and whole tensors are wanted: trace the training script (`tvgrad trace "
+    "--out DIR -- torchrun ...`), train with DistributedDataParallel, or use --from-checkpoints"
 )
 
 
@@ -58,11 +59,12 @@ def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return next((name for name, tensor in held if not all_finite(tensor)), None)
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module, spread: bool = False) -> dict[str, nn.Parameter]:
     """List the parameters that fine-tuning moves, each once.
 
     Args:
         model: any module.
+        spread: whether each process may hold a part of them only.
 
     Returns:
         Name -> parameter, for floating-point parameters that require a gradient, in the model's own order.
@@ -71,7 +73,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         TvgradError: the model has none, one of them is complex, or each process holds a part of them only.
     """
     for name, parameter in model.named_parameters():
-        if type(parameter).__name__ in SHARDED:
+        if type(parameter).__name__ in SHARDED and not (spread and is_spread(parameter)):
             raise TvgradError(f"{name} is {ONE_PART}")
         if parameter.requires_grad and parameter.is_complex():
             raise TvgradError(f"{name} is a complex parameter: keep its real and imaginary parts (torch.view_as_real)")
@@ -119,16 +121,17 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
-def frozen_state(model: nn.Module) -> Weights:
+def frozen_state(model: nn.Module, spread: bool = False) -> Weights:
     """Collect what a complete checkpoint holds besides the trainable parameters.
 
     Args:
         model: any module.
+        spread: whether each process may hold a part of them only.
 
     Returns:
         Name -> detached tensor: frozen parameters and persistent buffers, tied names once.
     """
-    trainable = trainable_parameters(model)
+    trainable = trainable_parameters(model, spread)
     tied = tied_names(model)
     return {
         name: tensor.detach()

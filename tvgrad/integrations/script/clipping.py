@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tvgrad.vectors.spread import own_part
+
 CLIP_FACTS = ("clip_factor", "gradient_norm_before_clipping", "clipped_in_parts", "clip_value")
 """What `clip_facts` may say of a step."""
 
@@ -72,5 +74,6 @@ def largest_coordinate(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     Returns:
         A scalar; 0 where there is no gradient.
     """
-    found = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.grad.numel()]
+    parts = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    found = [part for part in parts if part.numel()]
     return torch.stack([gradient.abs().max().cpu().double() for gradient in found]).max() if found else torch.zeros(())

@@ -21,6 +21,7 @@ from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.session import Session
 from tvgrad.numerics.no_compile import eager
+from tvgrad.record.spread_model import largest_of_all, norm_of_all
 from tvgrad.store.background import may_be_a_writers, writers_at_rest
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _watch_clipping(session: Session) -> None:
         listed, given = _listed(parameters)
         total = original(given, max_norm, *args, **kwargs)
         euclidean = (args[0] if args else kwargs.get("norm_type", 2)) in {2}
-        session.guard(lambda: session.clipped(listed, total, float(max_norm), euclidean=euclidean))
+        session.guard(lambda: session.clipped(listed, norm_of_all(total), float(max_norm), euclidean=euclidean))
         return total
 
     by_value = torch.nn.utils.clip_grad_value_
@@ -144,7 +145,7 @@ def _watch_clipping(session: Session) -> None:
             return
         listed, given = _listed(parameters)
         largest: list[torch.Tensor] = []
-        session.guard(lambda: largest.append(largest_coordinate(listed)))
+        session.guard(lambda: largest.append(largest_of_all(largest_coordinate(listed), listed)))
         by_value(given, clip_value, *args, **kwargs)
         if largest:
             session.guard(lambda: session.clipped(listed, largest[0], float(clip_value), by_value=True))

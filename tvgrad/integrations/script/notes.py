@@ -20,8 +20,10 @@ def claim(folder: str) -> bool:
         folder: the folder of notes.
 
     Returns:
-        Whether no other process was earlier.
+        Whether no other process was earlier, or this one helps the one that is recorded.
     """
+    if _MUTED:
+        return True
     try:
         os.close(_opened(folder, "recorded", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except OSError:
@@ -36,6 +38,8 @@ def leave_note(folder: str, **content: Any) -> None:
         folder: the folder of notes.
         content: plain values.
     """
+    if _MUTED:
+        return
     line = json.dumps({"pid": os.getpid(), **content}) + "\n"
     with suppress(OSError):
         handle = _opened(folder, "notes", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
@@ -61,6 +65,14 @@ def read_notes(folder: str) -> list[dict[str, Any]]:
                 note = json.loads(line)
                 found += [note] if isinstance(note, dict) and "event" in note else []
     return found
+
+
+def help_silently() -> None:
+    """Be a process that helps the one that is recorded: leave no notes, and say nothing."""
+    _MUTED.append(True)
+
+
+_MUTED: list[bool] = []
 
 
 def _opened(folder: str, name: str, flags: int) -> int:
@@ -91,7 +103,7 @@ def say(sentence: str) -> None:
         sentence: without the program's name.
     """
     # Where standard error was closed at first, number 2 may be a file of the script's own.
-    if not _BEGAN_WITH_ONE:
+    if not _BEGAN_WITH_ONE or _MUTED:
         return
     with suppress(OSError, ValueError):
         if sys.__stderr__ is not None:

@@ -18,13 +18,16 @@ from tvgrad.integrations.script.find_trained_module import TrainedModule, held_b
 from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.options import ScriptOptions, launch_of
+from tvgrad.integrations.script.spread_recording import spread_model, writer_of
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
 from tvgrad.record.run_header import RunHeader, read_rule
-from tvgrad.store.background import BackgroundWriter
+from tvgrad.record.spread_model import SpreadModel
+from tvgrad.record.spread_writer import SpreadWriter
 from tvgrad.store.layout import MANIFEST
 from tvgrad.vectors.parameters import Weights, first_not_finite, group_names
+from tvgrad.vectors.spread import own_part
 from tvgrad.wording import printable
 
 Guard = Callable[[Callable[[], None]], None]
@@ -52,6 +55,7 @@ class ScriptRecorder:
             TvgradError: the run cannot be made.
         """  # noqa: DOC502 - raised by the writer
         self._model, self._parameters = trained.root, trained.parameters
+        self._spread = spread_model(trained.parameters, options)
         self._out = Path(options.out)
         self._clock = Clock(options.record_at)
         self._keep, self._losses = options.keep, losses
@@ -75,12 +79,10 @@ class ScriptRecorder:
                 **launch,
                 **began,
                 **_trainings_before(options.training, trial_steps),
-                "model": trained.label,
-                "steps_per_epoch": options.steps_per_epoch,
-                "config": _config_of(trained.root),
+                **_described(trained, options, self._spread),
             },
         )
-        self._weights = WeightsWatch(list(trained.parameters.values()))
+        self._weights = WeightsWatch([own_part(parameter.detach()) for parameter in trained.parameters.values()])
         self._collector = Collector(
             self._clock,
             trained.root,
@@ -106,7 +108,7 @@ class ScriptRecorder:
         self._collector.restart()
         self._moved_before = 0
         created = header.creation(self._out, options.overwrite) if earlier is None else earlier.writer
-        self._writer = BackgroundWriter(created)
+        self._writer = writer_of(created, options, self._spread)
         try:
             if earlier is None:
                 self._begin()
@@ -119,7 +121,7 @@ class ScriptRecorder:
 
     def _begin(self) -> None:
         """Record the pretrained weights."""
-        lost = first_not_finite(self._parameters)
+        lost = first_not_finite({name: own_part(parameter) for name, parameter in self._parameters.items()})
         if lost is not None:
             say(
                 f"{printable(lost)} of the weights that the training begins with is not finite, so that no task vector "
@@ -233,7 +235,7 @@ class ScriptRecorder:
 
     def hold(self) -> None:
         """Collect what an epoch that may end here would record."""
-        self._held = self._collected() if self._clock.by_epoch else None
+        self._held = self._collected(self._clock.epoch + 1) if self._clock.by_epoch else None
 
     def end(self, how: str) -> None:
         """Record the end of an epoch: what `hold` collected, or the present.
@@ -278,18 +280,25 @@ class ScriptRecorder:
         facts: dict[str, Any] = {"moved_outside_steps": self._moved_before + self._weights.moved}
         if self.steps > self._recorded_steps:
             facts["steps_unrecorded"] = self.steps - self._recorded_steps
-        with suppress(RuntimeError, NotImplementedError):  # weights that cannot be read any more: nothing is said
-            facts["final_weights_differ"] = differ(self._copies, present)
+        if self._spread is None:
+            with suppress(RuntimeError, NotImplementedError):  # weights that cannot be read any more: nothing is said
+                facts["final_weights_differ"] = differ(self._copies, present)
         self.add_info(**facts)
 
-    def _collected(self) -> Moment:
+    def _collected(self, number: int | None = None) -> Moment:
+        """What a point recorded now holds; its number, where that is not the present one."""
         self._weights.look_again()
         self._copies = self._writer.copied("weights", self._parameters)
-        return self._collector.collect({"weights": self._copies}, self._losses.metrics())
+        moment = self._collector.collect({"weights": self._copies}, self._losses.metrics())
+        if not isinstance(self._writer, SpreadWriter):
+            return moment
+        number = self._clock.number if number is None else number
+        stem = f"epoch-{number:04d}" if self._clock.by_epoch else f"step-{number:06d}"
+        return replace(moment, tensors=self._writer.placed(stem, moment.tensors))
 
     def _write(self, moment: Moment) -> None:
         moment = replace(moment, metrics={**moment.metrics, **self._logged})
-        moment.write(self._writer, self._clock.number, keep=self._keep)
+        moment.write(self._writer.add, self._clock.number, keep=self._keep)
         self._collector.clear(moment)
         self._losses.clear()
         self._logged = {}
@@ -325,6 +334,16 @@ def begins_to_train(model: nn.Module, tensor: torch.Tensor, steps: int) -> str:
         f"{names.get(id(tensor), 'a parameter')} was frozen at the first step and is trained from step {steps + 1} on, "
         "and a run has the same parameters from its start: --frozen records frozen parameters too"
     )
+
+
+def _described(trained: TrainedModule, options: ScriptOptions, spread: SpreadModel | None) -> dict[str, Any]:
+    """What run.json says of the model and of how it is recorded."""
+    return {
+        **({} if spread is None else {"processes": spread.count}),
+        "model": trained.label,
+        "steps_per_epoch": options.steps_per_epoch,
+        "config": _config_of(trained.root),
+    }
 
 
 def _config_of(model: nn.Module) -> dict[str, Any] | None:

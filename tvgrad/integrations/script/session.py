@@ -23,6 +23,7 @@ from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions, sibling
 from tvgrad.integrations.script.script_recorder import ScriptRecorder, begins_to_train
+from tvgrad.integrations.script.spread_recording import helps
 from tvgrad.integrations.script.step_facts import StepFacts
 from tvgrad.numerics.device import distributed_rank
 
@@ -297,7 +298,7 @@ class Session:
         """The first step: find out what is trained, and record the weights before it."""
         if optimizer in self._others or optimizer in self._past:
             return
-        if distributed_rank() > 0:
+        if distributed_rank() > 0 and not helps(optimizer):
             self._stopped = True
             return
         found = trained_modules(optimizer, sys._getframe(), self._past)

@@ -1,0 +1,231 @@
+"""Scripts whose parameters are spread over processes (FSDP2): each writes a part of one run, which is read as any."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data.distributed import DistributedSampler
+from tvgrad.cli.main import main
+
+from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, run
+from tvgrad import Run
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.integrations.script.spread_recording import spread_model
+from tvgrad.record import spread_model as spread
+from tvgrad.report.tables import run_tables
+from tvgrad.store.kept_gradients import KeptGradients
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
+]
+
+
+def command(count: int, folder: Path, epochs: int = 2) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    return [*launcher, str(SCRIPTS / "fully_sharded.py"), str(folder), str(epochs)]
+
+
+def trained_by_one(count: int, start: dict[str, torch.Tensor], epochs: int) -> list[dict[str, torch.Tensor]]:
+    """The same training in this process, with whole parameters: the sums of its clipped gradients, epoch by epoch."""
+    torch.manual_seed(0)
+    inputs = torch.randn(48, 9, dtype=torch.float64)
+    labels = inputs.sum(1).gt(0).long()
+    shares = [DistributedSampler(inputs, num_replicas=count, rank=rank, seed=1) for rank in range(count)]
+    net = nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 3)).double()
+    net.load_state_dict(start)
+    net[2].weight.requires_grad_(False)
+    moving = {name: one for name, one in net.named_parameters() if one.requires_grad}
+    optimizer = torch.optim.AdamW(moving.values(), lr=0.01)
+    sums = []
+    for epoch in range(epochs):
+        total = {name: torch.zeros_like(one) for name, one in moving.items()}
+        for share in shares:
+            share.set_epoch(epoch)
+        orders = [torch.tensor(list(share)).split(4) for share in shares]
+        for batches in zip(*orders, strict=True):
+            optimizer.zero_grad()
+            losses = [nn.functional.cross_entropy(net(inputs[batch]), labels[batch]) for batch in batches]
+            torch.stack(losses).mean().backward()
+            nn.utils.clip_grad_norm_(moving.values(), 0.2)
+            for name, one in moving.items():
+                assert one.grad is not None
+                total[name] += one.grad
+            optimizer.step()
+        sums.append(total)
+    return sums
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_process_writes_its_part_of_one_run(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, out = tmp_path / "plain", tmp_path / "run"
+    plain.mkdir()
+    watched = run([*TRACE, "--out", str(out), "--", *command(count, plain)])
+    assert watched.returncode == 0, watched.stderr
+    assert watched.stdout == "trained\n"
+    said = [line for line in watched.stderr.splitlines() if line.startswith("tvgrad")]
+    assert len(said) == 1, watched.stderr
+    assert "3 points, the last at epoch 2" in said[0]
+
+    record = Run.open(out)
+    assert record.epochs == [0, 1, 2]
+    assert not record.problems()
+    assert record.manifest.finished
+    assert record.info["processes"] == count
+    for epoch in record.epochs:
+        truth = torch.load(plain / f"epoch{epoch}.pt", weights_only=True)
+        whole = record.complete(epoch)
+        assert set(whole) == set(truth)
+        assert all(torch.equal(truth[name], tensor) for name, tensor in whole.items())
+        parts = [path for path, _, _ in record.point(epoch).files["weights"].parts]
+        assert len(parts) == count + 1
+    for sums, epoch in zip(trained_by_one(count, record.complete(0), 2), (1, 2), strict=True):
+        found = record.epoch_gradient(epoch)
+        assert set(found) == set(sums)
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, sums[name], rtol=1e-10, atol=1e-13)
+    steps = record.steps()
+    assert (steps["clip_factor"] < 1).any()
+    assert steps["gradient_norm_before_clipping"].notna().all()
+
+    tables = run_tables([record]).tables
+    assert tables["norms"]["epoch_gradient_norm"].notna().any()
+    main(["export", str(out), "--epoch", "2", "--out", str(tmp_path / "exported")])
+    merge = ["merge", str(out), "--epoch", "2", "--method", "mean", "--alpha", "1"]
+    main([*merge, "--out", str(tmp_path / "merged.safetensors")])
+    from safetensors.torch import load_file
+
+    merged = load_file(tmp_path / "merged.safetensors")
+    assert all(torch.allclose(merged[name], tensor) for name, tensor in record.weights(2).items())
+    capsys.readouterr()
+
+    missing = next(path for path, _, _ in record.point(1).files["weights"].parts if "-00002-of-" in path)
+    (out / missing).unlink()
+    assert Run.open(out).problems() == [f"{missing} is missing"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_leaves_finished_epochs(tmp_path: Path, killed: int) -> None:
+    (tmp_path / "slow").touch()
+    started = subprocess.Popen(
+        [*TRACE, "--out", str(tmp_path / "run"), "--", *command(2, tmp_path, 40)],
+        env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "epoch3.pt").exists():
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(int((tmp_path / f"pid{killed}").read_text()), signal.SIGKILL)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode not in {0, None}
+    assert not [line for line in err.splitlines() if line.startswith("tvgrad") and "Traceback" in line]
+    record = Run.open(tmp_path / "run")
+    assert record.epochs[:3] == [0, 1, 2]
+    assert not record.problems()
+    truth = torch.load(tmp_path / "epoch2.pt", weights_only=True)
+    assert all(torch.equal(truth[name], tensor) for name, tensor in record.weights(2).items())
+
+
+LIMIT = """
+    save(epoch)
+    if epoch == 1 and rank == 1:
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_write_its_part_stops_the_recording_of_all(tmp_path: Path) -> None:
+    script = tmp_path / "limited.py"
+    text = (SCRIPTS / "fully_sharded.py").read_text()
+    script.write_text(text.replace("    save(epoch)\n", LIMIT, 1))
+    words = [str(script) if word.endswith("fully_sharded.py") else word for word in command(2, tmp_path, 3)]
+    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *words])
+    assert watched.stdout == "trained\n", watched.stderr
+    said = [line for line in watched.stderr.splitlines() if line.startswith("tvgrad")]
+    assert "process 1 failed: its part of weights cannot be written" in " ".join(said)
+    assert "the script goes on" in " ".join(said)
+    record = Run.open(tmp_path / "run")
+    assert record.epochs == [0, 1]
+    assert not record.problems()
+
+
+def test_processes_that_are_not_at_one_point_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    found = spread.SpreadModel({"a": DTensor((2,))})  # type: ignore[dict-item]
+    others: list[tuple[str, str | None]] = [("epoch-0001", None), ("epoch-0001", None)]
+    monkeypatch.setattr(found, "gathered", lambda _: others)
+    found.agree("epoch-0001")
+    with pytest.raises(TvgradError, match="process 0 is at epoch-0001 where process 0 is at epoch-0002"):
+        found.agree("epoch-0002")
+    others[1] = ("epoch-0001", "no room")
+    with pytest.raises(TvgradError, match="process 1 failed: no room"):
+        found.agree("epoch-0001")
+
+
+def test_each_process_keeps_its_share() -> None:
+    sizes = {f"layer{number}": 100 + number for number in range(12)} | {"embedding": 1000}
+    owner = spread.owners(sizes, 4)
+    load = Counter[int]()
+    for name, rank in owner.items():
+        load[rank] += sizes[name]
+    assert max(load.values()) == 1000
+    assert max(load[rank] for rank in range(4) if rank != owner["embedding"]) < 500
+    assert spread.owners({"only": 5}, 4) == {"only": 0}
+
+
+class DTensor:
+    """Stands for PyTorch's: what is asked before a recording begins is its class's name and its mesh."""
+
+    nbytes = 8
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        size = 1
+        for one in shape:
+            size *= one
+        self.device_mesh = SimpleNamespace(ndim=len(shape), shape=shape, size=lambda: size)
+
+
+def options(**more: object) -> ScriptOptions:
+    return ScriptOptions(out="run", notes="", command=("python", "train.py"), **more)  # type: ignore[arg-type]
+
+
+def test_what_is_not_recorded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    whole, spread_out = torch.zeros(2), DTensor((4,))
+    assert spread_model({"a": whole}, options()) is None
+    found = spread_model({"a": spread_out}, options())  # type: ignore[dict-item]
+    assert found is not None
+    assert found.count == 4
+    for parameters, said in (
+        ({"a": spread_out, "b": whole}, "b is whole in each process and other parameters are spread over several"),
+        ({"a": DTensor((2, 2))}, r"a is spread over a mesh of shape \(2, 2\) of 4 processes \(tensor parallelism, or"),
+        ({"a": DTensor((2,))}, r"a is spread over a mesh of shape \(2,\) of 4 processes"),
+    ):
+        with pytest.raises(TvgradError, match=said):
+            spread_model(parameters, options())  # type: ignore[arg-type]
+    for given, said in (
+        ({"resume": True}, "--resume does not go with parameters that are spread"),
+        ({"keep_gradients": KeptGradients("sketch:256")}, "--keep-gradients sketch:256 does not go with"),
+        ({"record": ("gradient-norms",)}, "--record gradient-norms does not go with"),
+    ):
+        with pytest.raises(TvgradError, match=said):
+            spread_model({"a": spread_out}, options(**given))  # type: ignore[dict-item]

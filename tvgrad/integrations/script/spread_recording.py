@@ -1,0 +1,76 @@
+"""Spread recording: scripts whose parameters are spread over processes (FSDP2), all of which record together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.find_trained_module import held_by
+from tvgrad.integrations.script.notes import help_silently
+from tvgrad.integrations.script.options import ScriptOptions
+from tvgrad.record.spread_model import SpreadModel
+from tvgrad.record.spread_writer import SpreadWriter
+from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.writer import RunWriter
+from tvgrad.vectors.spread import is_spread
+
+
+def helps(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether a process that is not the first takes part in the recording: it holds a part of the parameters.
+
+    Args:
+        optimizer: that is about to step.
+
+    Returns:
+        Whether it does; from then on it says nothing.
+    """
+    spread = any(map(is_spread, held_by(optimizer).values()))
+    if spread:
+        help_silently()
+    return spread
+
+
+def spread_model(parameters: Mapping[str, torch.Tensor], options: ScriptOptions) -> SpreadModel | None:
+    """Find out whether parameters are spread over processes.
+
+    Args:
+        parameters: name -> parameter, those that are recorded.
+        options: how to record.
+
+    Returns:
+        Them, to be gathered; None where every process has all of them.
+
+    Raises:
+        TvgradError: an option does not go with that.
+    """
+    if not any(map(is_spread, parameters.values())):
+        return None
+    for given, option in (
+        (options.keep_gradients.width is not None, f"--keep-gradients {options.keep_gradients}"),
+        (options.resume, "--resume"),
+        ("gradient-norms" in options.record, "--record gradient-norms"),
+    ):
+        if given:
+            raise TvgradError(
+                f"{option} does not go with parameters that are spread over several processes (FSDP): leave it out"
+            )
+    return SpreadModel(parameters)
+
+
+def writer_of(
+    opened: Callable[[], RunWriter], options: ScriptOptions, spread: SpreadModel | None
+) -> BackgroundWriter | SpreadWriter:
+    """Open the run for writing.
+
+    Args:
+        opened: makes the writer.
+        options: how to record.
+        spread: the parameters, where they are spread over processes.
+
+    Returns:
+        A writer in a thread; of several processes one that writes before training goes on.
+    """
+    return BackgroundWriter(opened) if spread is None else SpreadWriter(opened, Path(options.out), spread)

@@ -1,0 +1,209 @@
+"""SpreadModel: parameters that several processes hold in parts, put together one by one, each for one of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from tvgrad.errors import TvgradError
+from tvgrad.vectors.parameters import Weights
+from tvgrad.vectors.spread import is_spread, own_part
+
+PATIENCE = timedelta(seconds=60)
+"""How long a process waits for the others at a point that all record."""
+
+
+class SpreadModel:
+    """The parameters of a model that FSDP2 (`fully_shard`) has spread over all processes.
+
+    Whole tensors are gathered one at a time, in the order of their names in the model. Each has one process that keeps
+    it: so that what a process holds and writes is its share of the model.
+
+    Attributes:
+        rank: of this process.
+        count: of processes.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Look at the parameters.
+
+        Args:
+            parameters: name -> parameter, those that are recorded.
+
+        Raises:
+            TvgradError: they are spread in a way that is not read.
+        """
+        require_one_mesh(parameters)
+        self._parameters = parameters
+        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        self._owner = owners({name: int(tensor.nbytes) for name, tensor in parameters.items()}, self.count)
+
+    def agree(self, what: str, failure: str | None = None) -> None:
+        """Meet the other processes; of every process.
+
+        Args:
+            what: is about to be done, or was done.
+            failure: why this process cannot go on.
+
+        Raises:
+            TvgradError: a process fails, is elsewhere, or does not come.
+        """
+        for rank, (there, failed) in enumerate(self.gathered((what, failure))):
+            if failed is not None:
+                raise TvgradError(f"process {rank} failed: {failed}")
+            if there != what:
+                raise TvgradError(f"process {rank} is at {there} where process {self.rank} is at {what}")
+
+    def gathered(self, own: Any) -> list[Any]:
+        """Collect what every process has; of every process.
+
+        Args:
+            own: a plain value.
+
+        Returns:
+            Those of all, by rank.
+
+        Raises:
+            TvgradError: a process does not come within a minute, or is gone.
+        """
+        found: list[Any] = [None] * self.count
+        try:
+            distributed.all_gather_object(found, own, group=own_group())
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise TvgradError(f"the other processes do not come to the point that is recorded ({reason})") from None
+        return found
+
+    def whole(self, parts: Mapping[str, torch.Tensor] | Callable[[str], torch.Tensor]) -> Weights:
+        """Put tensors of the parameters' shapes together; of every process.
+
+        Args:
+            parts: name -> this process's part, of any floating-point dtype.
+
+        Returns:
+            The tensors that this process keeps, on the CPU.
+        """
+        part_of = parts if callable(parts) else parts.__getitem__
+        kept: Weights = {}
+        for name, parameter in self._parameters.items():
+            full = _joined(part_of(name), parameter)
+            if self._owner[name] == self.rank:
+                kept[name] = full.detach().to("cpu", copy=True)
+        return kept
+
+
+@functools.cache
+def own_group() -> Any:
+    """Make the group by which recorders talk, so that they do not mix with the training; of every process at once."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def require_one_mesh(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what is not FSDP2 over all processes.
+
+    Args:
+        parameters: name -> parameter.
+
+    Raises:
+        TvgradError: a parameter is whole where others are not, or spread over a mesh of several dimensions or of a part
+            of the processes.
+    """
+    for name, parameter in parameters.items():
+        if not is_spread(parameter):
+            raise TvgradError(
+                f"{name} is whole in each process and other parameters are spread over several, as tensor parallelism "
+                "has them, which is not recorded: use fully_shard on the whole model"
+            )
+        mesh = parameter.device_mesh  # type: ignore[attr-defined]
+        if mesh.ndim != 1 or mesh.size() != distributed.get_world_size():
+            raise TvgradError(
+                f"{name} is spread over a mesh of shape {tuple(mesh.shape)} of {distributed.get_world_size()} "
+                "processes (tensor parallelism, or hybrid sharding), which is not recorded: use fully_shard over all"
+            )
+
+
+def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Share tensors out, the largest first, each to the process that has least.
+
+    Args:
+        sizes: name -> bytes.
+        count: of processes.
+
+    Returns:
+        Name -> rank.
+    """
+    load = [0] * count
+    owner = {}
+    for name in sorted(sizes, key=lambda one: (-sizes[one], one)):
+        owner[name] = min(range(count), key=lambda rank: (load[rank], rank))
+        load[owner[name]] += sizes[name]
+    return owner
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Put one tensor together; of every process.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        It, whole.
+    """
+    return _joined(own_part(tensor), tensor) if is_spread(tensor) else tensor
+
+
+def norm_of_all(total: torch.Tensor) -> torch.Tensor:
+    """Finish the norm that `clip_grad_norm_` returns of gradients that are spread; of every process.
+
+    Args:
+        total: what it returned: of spread gradients each process has the norm of its part.
+
+    Returns:
+        The norm.
+    """
+    if not is_spread(total):
+        return total
+    own, placement = own_part(total).detach().double().cpu(), total.placements[0]  # type: ignore[attr-defined]
+    if not placement.is_partial():
+        return own
+    power = float(getattr(placement, "norm_type", 2.0))
+    if power == float("inf"):
+        distributed.all_reduce(own, distributed.ReduceOp.MAX, group=own_group())
+        return own
+    sum_of_powers = own**power
+    distributed.all_reduce(sum_of_powers, group=own_group())
+    return sum_of_powers ** (1 / power)
+
+
+def largest_of_all(own: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Finish a maximum over what this process holds; of every process.
+
+    Args:
+        own: the maximum here.
+        tensors: what it was taken over.
+
+    Returns:
+        The maximum over all processes where the tensors are spread.
+    """
+    if any(map(is_spread, tensors)):
+        distributed.all_reduce(own, distributed.ReduceOp.MAX, group=own_group())
+    return own
+
+
+def _joined(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor  # loads what a training without it does not need
+
+    spread = DTensor.from_local(
+        part.detach().to(like.device),
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+    return spread.full_tensor()
