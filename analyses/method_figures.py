@@ -12,6 +12,9 @@ from .method_scores import PRETRAINED, SINGLE
 ROW, WIDTH = 0.24, 5.6  # inches
 NAMED = ("task_arithmetic", "mean", "ties", "dare", "tsv_m", "isotropic", "wudi", "regmean", "fisher", "ada_merging")
 """Methods that have a name in the plane, where more would hide each other."""
+LEVELS = 14
+NEAR = 0.04
+"""Of a plane's width: how near above each other two names cannot be read; side by side, three times that."""
 
 
 def draw_gains(table: pd.DataFrame, ax: Axes) -> None:
@@ -41,8 +44,32 @@ def draw_gains(table: pd.DataFrame, ax: Axes) -> None:
     ax.grid(visible=False)
 
 
+def together(models: pd.DataFrame, near: float) -> list[tuple[float, float, list[str]]]:
+    """Names of models that lie so near each other that their names would.
+
+    Args:
+        models: method, x and y.
+        near: how near, in the plane.
+
+    Returns:
+        For each place the coordinates of its first model, and the names of all there.
+    """
+    found: list[tuple[float, float, list[str]]] = []
+    for row in models.sort_values(["x", "method"]).itertuples():
+        x, y, name = float(row.x), float(row.y), str(row.method).replace("_", " ")
+        beside = [names for a, b, names in found if abs(a - x) <= 3 * near and abs(b - y) <= near]
+        if beside:
+            beside[0].append(name)
+        else:
+            found.append((x, y, [name]))
+    return found
+
+
 def draw_plane(plane: pd.DataFrame, ax: Axes) -> None:
     """Validation accuracy on a plane through the pretrained, the tuned and the merged models of one seed.
+
+    A model stands where it is projected to and has the colour of its own accuracy: another one than that of the plane
+    there says that it lies outside.
 
     Args:
         plane: rows of `method_scores.plane_rows`; nothing is drawn where there are none.
@@ -52,26 +79,26 @@ def draw_plane(plane: pd.DataFrame, ax: Axes) -> None:
         ax.set_axis_off()
         return
     grid = plane[plane["score"].notna()].pivot(index="y", columns="x", values="score")
-    filled = ax.contourf(grid.columns, grid.index, 100 * grid.to_numpy(), levels=14, cmap="crest_r")
-    ax.figure.get_figure(root=True).colorbar(filled, ax=ax, label="mean validation accuracy (%)")
+    own = 100 * plane["own"]
+    least, most = min(100 * grid.min().min(), own.min()), max(100 * grid.max().max(), own.max())
+    levels = np.linspace(least, max(most, least + 1), LEVELS + 1)
+    filled = ax.contourf(grid.columns, grid.index, 100 * grid.to_numpy(), levels=levels, cmap="crest_r")
+    ax.figure.get_figure(root=True).colorbar(filled, ax=ax, label="mean validation accuracy (%)", format="%.0f")
     models = plane[plane["method"].notna()]
     tuned = models["method"].str.startswith("task ")
     start = models["method"] == PRETRAINED
-    for chosen, marker, colour, label in (
-        (start, "*", "#d55e00", "pretrained"),
-        (tuned, "^", "#f0e442", "tuned for one task"),
-        (~tuned & ~start, "o", "white", "merged, with searched coefficient"),
+    for chosen, marker, label in (
+        (start, "*", "pretrained"),
+        (tuned, "^", "tuned for one task"),
+        (~tuned & ~start, "o", "merged, with searched coefficient"),
     ):
         ax.scatter(
-            models.loc[chosen, "x"], models.loc[chosen, "y"], marker=marker, color=colour,
-            s=60 if marker == "*" else 22,
-            edgecolor="0.2", linewidth=0.5, label=label, zorder=3,
+            models.loc[chosen, "x"], models.loc[chosen, "y"], marker=marker, c=own[models.index[chosen]],
+            cmap=filled.cmap, norm=filled.norm, s=80 if marker == "*" else 30, edgecolor="black", linewidth=0.7,
+            label=label, zorder=3,
         )  # fmt: skip
-    for row in models[models["method"].isin(NAMED)].itertuples():
-        ax.annotate(
-            str(row.method).replace("_", " "), (float(row.x), float(row.y)), xytext=(3, 3), textcoords="offset points",
-            fontsize=6,
-        )  # fmt: skip
+    for x, y, names in together(models[models["method"].isin(NAMED)], NEAR * float(np.ptp(grid.columns))):
+        ax.annotate(", ".join(names), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
     ax.grid(visible=False)
     ax.set(xlabel="along the sum of task vectors (in its length)", ylabel="across it")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7, frameon=False)

@@ -194,8 +194,8 @@ def plane_rows(
         moved: of every method the merged vector, times its coefficient.
 
     Returns:
-        Rows with x and y, in lengths of the sum: a grid with `score`, and the models with `method` and `outside`, the
-        share of the squared length that is not in the plane.
+        Rows with x and y, in lengths of the sum: a grid with `score`, and the models with `method`, their `own` score
+        and `outside`, the share of the squared length that is not in the plane.
     """
     models = {**{f"task {place + 1}": vector for place, vector in enumerate(vectors)}, **moved}
     length = norm(whole)
@@ -210,12 +210,13 @@ def plane_rows(
     second = combination(*((float(part), rest[name]) for part, name in zip(weights, names, strict=True)))
     size = norm(second)
     second = {name: tensor / size for name, tensor in second.items()} if size > 0 else second
-    rows: Rows = [{"method": PRETRAINED, "x": 0.0, "y": 0.0, "outside": 0.0}]
+    rows: Rows = [{"method": PRETRAINED, "x": 0.0, "y": 0.0, "outside": 0.0, "own": score(start)}]
     for name, vector in models.items():
         x, y = inner_product(first, vector), inner_product(second, vector)
         square = inner_product(vector, vector)
         outside = max(0.0, 1 - (x * x + y * y) / square) if square > 0 else 0.0
-        rows.append({"method": name, "x": x / length, "y": y / length, "outside": outside})
+        own = score(shifted(start, vector, 1.0))
+        rows.append({"method": name, "x": x / length, "y": y / length, "outside": outside, "own": own})
     across, along = (_steps([float(row[axis]) for row in rows]) for axis in ("x", "y"))
     for x in across:
         for y in along:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from tvgrad.analyses.merge_methods import _judged, analyse, compared
+from tvgrad.analyses.method_figures import together
 from tvgrad.analyses.method_scores import PRETRAINED, SINGLE, SUM, plane_rows
 from tvgrad.analyses.tensor_memory import peak_bytes
 
@@ -71,6 +72,11 @@ def test_false_alarms_are_as_rare_as_said() -> None:
     assert alarms <= 5  # more than that would come once in 25 times of 5 in 100
 
 
+def test_names_that_would_hide_each_other_stand_together() -> None:
+    models = pd.DataFrame({"method": ["a_b", "c", "d", "e"], "x": [0.1, 0.0, 0.0, 1.0], "y": [0.02, 0.0, 0.3, 0.0]})
+    assert together(models, 0.05) == [(0.0, 0.0, ["c", "a b"]), (0.0, 0.3, ["d"]), (1.0, 0.0, ["e"])]
+
+
 def test_the_plane_holds_the_models_of_a_plane_and_measures_there() -> None:
     draw = torch.Generator().manual_seed(0)
     whole, across = (torch.randn(50, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -88,6 +94,8 @@ def test_the_plane_holds_the_models_of_a_plane_and_measures_there() -> None:
     away = across - (across @ whole) / (whole @ whole) * whole
     assert models.loc["one", "x"] == pytest.approx(0.3 + 0.2 * float(across @ whole) / length**2)
     assert abs(models.loc["one", "y"]) == pytest.approx(0.2 * float(away.norm()) / length)
+    assert models.loc["one", "own"] == pytest.approx(score(moved["one"]))
+    assert models.loc[PRETRAINED, "own"] == 0
     grid = table[table["score"].notna()]
     np.testing.assert_allclose(grid["score"], -(length**2) * (grid["x"] ** 2 + grid["y"] ** 2), rtol=1e-9)
 
