@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.cli.outcomes import sentence
+from tvgrad.record import trace_cost
 
 Tvgrad = Callable[..., Any]
 RECIPES = """
@@ -80,3 +82,70 @@ def test_links_that_lead_round_in_a_circle(tvgrad: Tvgrad, tmp_path: Path) -> No
                   ["report", "--pretrained", "loop.safetensors", "loop.safetensors"]):  # fmt: skip
         said = sentence(tvgrad(*[tmp_path / word if word.startswith("loop") else word for word in words]))
         assert "loop" in said
+
+
+METRICS = """
+
+def two(metric):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return [tvgrad.Recipe(model, nn.CrossEntropyLoss(), (X, Y), name=name, lr=0.1, epochs=1, test=(X, Y),
+                          metric=metric) for name in ("one", "two")]
+
+
+def word(): return two(lambda output, target: "good")
+def rows(): return two(lambda output, target: output)
+def fails(): return two(lambda output, target: output[99])
+def none(): return two(lambda output, target: float("nan"))
+def fine(): return two(None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("word", "the recipe's metric <lambda> gives a str: let it give one number, the mean over the batch"),
+        ("rows", "the recipe's metric <lambda> gives a tensor of shape (6, 2): let it give one number"),
+        ("fails", "the recipe's metric <lambda> failed (IndexError: "),
+        ("none", ""),
+    ],
+)
+def test_a_metric_that_gives_no_number(tvgrad: Tvgrad, odd: str, tmp_path: Path, kind: str, said: str) -> None:
+    Path(odd).write_text(RECIPES + METRICS)
+    assert tvgrad("trace", f"{odd}:fine", "--out", tmp_path / "runs", "--quiet").code == 0
+    of, runs = f"{odd}:{kind}", [tmp_path / "runs" / name for name in ("one", "two")]
+    search = ["merge", *runs, "--alpha", "search", "--recipe", of, "--out", tmp_path / "x.safetensors"]
+    if kind == "none":
+        assert "a score is not finite at the pretrained weights" in sentence(tvgrad("plan", of, "--on", "validation"))
+        assert sentence(tvgrad(*search)).endswith(
+            "no coefficient has a finite score: check the recipe's metric and its samples"
+        )
+        return
+    for words in (["trace", of, "--out", tmp_path / "new", "--quiet"], ["plan", of, "--on", "validation"], search):
+        found = sentence(tvgrad(*words))
+        # one sample at a time, the shape is of one
+        assert said.replace("6", "") in found.replace("6", "") or said.replace("6", "3") in found
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_many_epochs_are_reckoned_and_not_walked_through(
+    tvgrad: Tvgrad, odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized = Mock(side_effect=trace_cost.bytes_on_disk)
+    monkeypatch.setattr(trace_cost, "bytes_on_disk", sized)
+    words = ["trace", f"{odd}:scalar", "--out", tmp_path / "run", "--cost", "--epochs", 1_000_000]
+    told = tvgrad(*words, "--record", "gradients,epoch-gradients")
+    assert told.code == 0
+    assert "of tensor files (exact)" in told.out
+    assert sized.call_count <= 10  # once for each length of a number
+    assert not (tmp_path / "run").exists()
+
+
+def test_rates_beyond_the_numbers(tvgrad: Tvgrad, odd: str) -> None:
+    for rate, remedy in (("1e300", ": lower it, or give --dtype float64"), ("1e39", "give --dtype float64")):
+        said = sentence(tvgrad("plan", f"{odd}:scalar", "--lr", rate))
+        assert "is beyond the largest float32 number" in said
+        assert said.endswith(remedy)
+    bounded = tvgrad("bound", f"{odd}:scalar", "--lr", "1e30", "--epochs", 2)
+    assert bounded.code == 0
+    assert "Warning" not in bounded.err

@@ -12,6 +12,7 @@ from scipy import stats
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import target_of
+from tvgrad.problem.metric import metric_value
 from tvgrad.problem.recipe import Recipe, accuracy
 from tvgrad.problem.samples import Samples, map_tensors
 from tvgrad.vectors.parameters import Weights, trainable_parameters
@@ -67,7 +68,7 @@ class Scorer:
         """
         total, count = 0.0, 0
         for output, target, size in self._outputs(weights, samples):
-            total += float(self.metric(output, target)) * size
+            total += metric_value(self.metric, output, target) * size
             count += size
         return total / count
 
@@ -87,7 +88,7 @@ class Scorer:
             if self.metric is accuracy:
                 found += (output.argmax(dim=-1) == target).double().tolist()
             else:
-                found += [float(self.metric(*_one_sample((output, target), place))) for place in range(size)]
+                found += [metric_value(self.metric, *_one_sample((output, target), place)) for place in range(size)]
         return found
 
     def _outputs(self, weights: Mapping[str, torch.Tensor], samples: Samples | None) -> Iterator[tuple[Any, Any, int]]:
@@ -152,12 +153,15 @@ def search_alpha(score: Callable[[float], float], alphas: Sequence[float] = ALPH
         The best alpha, the smallest among equals, and its score.
 
     Raises:
-        TvgradError: there is nothing to try.
+        TvgradError: there is nothing to try, or no score is finite.
     """
     if not alphas:
         raise TvgradError("there is no alpha to try: give at least one")
     scores = [score(alpha) for alpha in alphas]
-    best = max(range(len(alphas)), key=lambda place: (scores[place], -alphas[place]))
+    finite = [place for place, one in enumerate(scores) if math.isfinite(one)]
+    if not finite:
+        raise TvgradError("no coefficient has a finite score: check the recipe's metric and its samples")
+    best = max(finite, key=lambda place: (scores[place], -alphas[place]))
     return alphas[best], scores[best]
 
 

@@ -61,9 +61,9 @@ def require_representable(rule: UpdateRule, parameters: Mapping[str, nn.Paramete
         for option, value in given.items():
             if value > torch.finfo(dtype).max:
                 name = str(dtype).removeprefix("torch.")
-                raise TvgradError(
-                    f"{option} {value:g} is beyond the largest {name} number: lower it, or give --dtype float32"
-                )
+                wider = [one for one in (torch.float32, torch.float64) if value <= torch.finfo(one).max]
+                other = f", or give --dtype {str(wider[0]).removeprefix('torch.')}" if wider else ""
+                raise TvgradError(f"{option} {value:g} is beyond the largest {name} number: lower it{other}")
 
 
 def rule_of_groups(recipe: Recipe, rule: UpdateRule, parameters: Mapping[str, nn.Parameter]) -> AnyRule:

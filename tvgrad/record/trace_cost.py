@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 
 from tvgrad.cost import Cost, held_bytes
 from tvgrad.files.writing import Places, bytes_on_disk
 from tvgrad.problem.count import WIDEST
 from tvgrad.record.training_loop import Prepared
+from tvgrad.store.keep_policy import KEEP_ALL
 from tvgrad.update_rules.rules import Adam, Momentum, Nesterov
 from tvgrad.vectors.parameters import frozen_state
 
@@ -30,7 +34,7 @@ def trace_cost(prepared: Prepared, gradient_seconds: float) -> Cost:
     """
     options, weights = prepared.options, prepared.objective.initial
     by_step = bool(options.record_at.steps)
-    numbers = sorted({0, *options.record_at.steps}) if by_step else list(range(prepared.epochs + 1))
+    numbers = sorted({0, *options.record_at.steps}) if by_step else range(prepared.epochs + 1)
     measured = len(numbers) if "gradients" in options.record else 0
     full = prepared.batch_size is None
     passes = max(measured, prepared.epochs) if full else measured + prepared.epochs
@@ -49,7 +53,7 @@ def trace_cost(prepared: Prepared, gradient_seconds: float) -> Cost:
     )
 
 
-def _disk(prepared: Prepared, numbers: list[int]) -> int:
+def _disk(prepared: Prepared, numbers: Sequence[int]) -> int:
     """Bytes of the tensor files that are kept at the end."""
     options, weights = prepared.options, prepared.objective.initial
     places: Places = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
@@ -58,12 +62,17 @@ def _disk(prepared: Prepared, numbers: list[int]) -> int:
     }
     frozen = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in frozen_state(prepared.model).items()}
     total = bytes_on_disk(frozen, "static") if frozen else 0
-    for number in options.keep.kept(numbers):
-        total += bytes_on_disk(places, f"epoch-{number:04d}")
+    kept = numbers if options.keep == KEEP_ALL else options.keep.kept(numbers)
+    # files of names of one length have one size: a long training is not walked through
+    lengths = Counter(map(len, map("{:04d}".format, kept)))
+    for length, count in lengths.items():
+        stem = f"epoch-{'0' * length}"
+        size, started = bytes_on_disk(places, stem), 0 in kept and length == 4
+        total += count * size
         if "gradients" in options.record and options.keep_gradients.width is None:
-            total += bytes_on_disk(places, f"epoch-{number:04d}")
-        if "epoch-gradients" in options.record and number and options.keep_gradients.width is None:
-            total += bytes_on_disk(wide, f"epoch-{number:04d}")
+            total += count * size
+        if "epoch-gradients" in options.record and options.keep_gradients.width is None:
+            total += (count - started) * bytes_on_disk(wide, stem)
     full, summed = "gradients" in options.record, "epoch-gradients" in options.record
     sketches = len(numbers) * full + (len(numbers) - 1) * summed
     return total + sketches * 8 * (options.keep_gradients.width or 0)

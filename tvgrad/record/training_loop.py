@@ -18,6 +18,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import BatchLoss, target_of
 from tvgrad.problem.crew import Crew
+from tvgrad.problem.metric import metric_value
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.recipe import MOST_SAMPLES, Recipe, positive_integer
 from tvgrad.problem.samples import Samples, map_tensors
@@ -326,7 +327,7 @@ def _test_mean(prepared: Prepared, loss_of: BatchLoss, test: Samples, metric: Ca
     for start in range(0, len(samples), size):
         batch = map_tensors(samples.batch(start, start + size), lambda tensor: tensor.to(prepared.objective.device))
         count = min(size, len(samples) - start)
-        total += float(metric(loss_of.output(batch), target_of(batch))) * count
+        total += metric_value(metric, loss_of.output(batch), target_of(batch)) * count
     return total / len(samples)
 
 

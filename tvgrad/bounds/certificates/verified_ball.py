@@ -165,6 +165,7 @@ def deviation_on_ball(
     """
     steps, matrix = start.coefficients.steps, start.coefficients.matrix
 
+    @np.errstate(over="ignore", invalid="ignore")  # beyond float64, there is no bound: said in the end
     def evaluate(radius: float) -> tuple[float, float]:
         if not radius < HUGE:
             return math.inf, math.inf
