@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tvgrad.cli.main import main
 
-from tvgrad import Recorder, Run
+from tvgrad import Objective, Recorder, Run
 from tvgrad.errors import TvgradError
 from tvgrad.report.empty_columns import missing_results
 from tvgrad.report.figures import captioned_figures, cross_task_cosines
@@ -62,6 +62,22 @@ def test_a_training_that_ended_in_its_first_epoch(tmp_path: Path) -> None:
         files = publish(made, [run], tmp_path / "out", ("csv", "html"))
     assert (tmp_path / "out" / "report.html") in files
     assert not [path for path in files if path.suffix == ".png"]
+
+
+def test_gradients_that_are_there_are_not_asked_for(tmp_path: Path) -> None:
+    """An optimizer whose rule is not known: its rate is missing, not the gradient."""
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    objective = Objective(model, lambda output, _: output.square().sum(1).mean(), (x, torch.zeros(4)))
+    optimizer = torch.optim.Adadelta(model.parameters())
+    with Recorder(tmp_path / "run", model, optimizer, objective=objective) as recorder:
+        optimizer.zero_grad()
+        model(x).square().sum(1).mean().backward()
+        optimizer.step()
+        recorder.end_step()
+        recorder.end_epoch()
+    made = run_tables([Run.open(tmp_path / "run")])
+    assert made.tables["equivalence"]["gradient_holds"].tolist() == ["unknown"]
+    assert "they are what is missing" not in summary_of(made.tables, made.tasks, made.refused, made.scripts)[-1]
 
 
 def test_one_broken_training_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

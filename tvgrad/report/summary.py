@@ -285,7 +285,10 @@ def _next_step(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str], s
     gradients = f"Next: record full-batch gradients ({_recorded_by(verdicts['run'], scripts)})"
     if "sketches" in tables and (verdicts["gradient_holds"] == UNKNOWN).all():
         return "Next: compare the estimates of the table sketches; --keep-gradients all records what is exact."
-    if (verdicts["gradient_holds"] == UNKNOWN).all():
+    table = whole_model(tables["directions"], "cos_task_vector_descent")
+    if (
+        verdicts["gradient_holds"] == UNKNOWN
+    ).all() and table.empty:  # else the rate is unknown, or an estimate's error
         return f"{gradients}: they are what is missing."
     if (verdicts["gradient_holds"] == NO).any():
         unchanged = (verdicts["gradient_holds"] == NO) & (verdicts["frozen_share"] >= UNCHANGED)
@@ -295,7 +298,6 @@ def _next_step(tables: Mapping[str, pd.DataFrame], refused: Mapping[str, str], s
         if tables.get("error_budget", pd.DataFrame()).empty and open_runs:
             how = "-- COMMAND" if open_runs <= set(scripts) else "--recipe TARGET"
             return f"Next: `tvgrad explain RUN {how}` splits the deviation from the gradient into its causes."
-    table = whole_model(tables["directions"], "cos_task_vector_descent")
     if table.empty:
         return f"{gradients} to compare the task vectors with them."
     lowest = float(table["cos_task_vector_descent"].min())

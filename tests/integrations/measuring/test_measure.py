@@ -19,9 +19,12 @@ from tests.integrations.script.script_runs import SCRIPTS, run, warm, warm_tvgra
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring import starts as starting
-from tvgrad.integrations.measuring.measure import cost_sentence, measure, points_of
+from tvgrad.integrations.measuring.measure import cost_sentence, measure, measure_point, points_of
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome
+from tvgrad.integrations.measuring.placement import ANOTHER
+from tvgrad.integrations.measuring.starts import Starts
+from tvgrad.integrations.measuring.why_ended import WITHOUT
 from tvgrad.record.measurement import Measurement, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.report.summary import summary_of
@@ -300,6 +303,22 @@ def test_other_data_is_refused_after_one_pass(recorded: Run, monkeypatch: pytest
     writer.close()
     with pytest.raises(TvgradError, match="fingerprint; the run is of training 2 of its command, and a measuring pass"):
         measure(recorded.root, ["python"], [0])
+
+
+@pytest.mark.parametrize("why", [f"the command {ANOTHER}: it does not train w", f"it {WITHOUT}", "exit code 1"])
+def test_another_model_of_an_earlier_training(recorded: Run, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    def run_pass(*told: object) -> PassOutcome:
+        raise TvgradError(f"the measuring pass failed: {why}")
+
+    monkeypatch.setattr(starting, "run_pass", run_pass)
+    writer = RunWriter.resume(recorded.root)
+    for training in (1, 2):
+        writer.update_info(training=training)
+        with pytest.raises(TvgradError, match="the measuring pass failed") as refused:
+            measure_point(Starts(Run.open(recorded.root), ["python"], recorded.root), 0, BatchWeights())
+        named = training == 2 and why != "exit code 1"
+        assert str(refused.value).endswith("begins with this one (a fold of its own, say)") is named
+    writer.close()
 
 
 def test_noise_that_both_passes_drew_is_no_error_bar(recorded: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.check_points import check_points
 from tvgrad.integrations.measuring.passes import PassOutcome, folder_of_passes
-from tvgrad.integrations.measuring.starts import Starts
+from tvgrad.integrations.measuring.starts import Starts, later_training
 from tvgrad.record.batch_items import MODULUS
 from tvgrad.record.measurement import Measurement, compared, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
@@ -232,14 +232,7 @@ def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any
 
 
 def _other_data(run: Run, how: str) -> TvgradError:
-    said = f"the command's data is not what {run.root} was recorded with: {how}"
-    number = run.info.get("training", 1)
-    if number > 1:
-        said += (
-            f"; the run is of training {number} of its command, and a measuring pass goes through the first: give a "
-            "command that begins with this one (a fold of its own, say)"
-        )
-    return TvgradError(said)
+    return TvgradError(f"the command's data is not what {run.root} was recorded with: {how}{later_training(run)}")
 
 
 def _recorded_contents(run: Run, measured: dict[str, Any]) -> list[int]:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PATIENCE, PassOutcome, run_pass
+from tvgrad.integrations.measuring.placement import ANOTHER, PART
+from tvgrad.integrations.measuring.why_ended import WITHOUT
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.store.run import Run
 
@@ -46,11 +49,35 @@ class Starts:
 
         Raises:
             TvgradError: it has found nothing; the sentence says why.
-        """  # noqa: DOC502 - raised by run_pass
+        """
         steps, out = self.steps_per_epoch or self.run.info.get("steps_per_epoch"), str(self.run.root.absolute())
         options = ScriptOptions(out=out, notes="", command=tuple(self.command), steps_per_epoch=steps)
         model = self.model or self.run.info.get("model")
         trial = int(self.run.info.get("trial_steps", 0))
         told = PassOptions(run=out, number=number, parent=os.getpid(), model=model, trial=trial, **plan)
         longest = max((point.metrics.get("seconds", 0.0) for point in self.run.points), default=0.0)
-        return run_pass(options, told, self.patience or max(PATIENCE, longest), self.folder)
+        try:
+            return run_pass(options, told, self.patience or max(PATIENCE, longest), self.folder)
+        except TvgradError as error:
+            later = later_training(self.run)
+            if later and any(sign in str(error) for sign in (ANOTHER, PART, WITHOUT)):
+                raise TvgradError(f"{error}{later}") from None
+            raise
+
+
+def later_training(run: Run) -> str:
+    """Say why passes cannot measure a run that is not of its command's first training.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The end of a sentence; nothing for a first training.
+    """
+    number = run.info.get("training", 1)
+    if number == 1:
+        return ""
+    return (
+        f"; the run is of training {number} of its command, and a measuring pass goes through the first: give a "
+        "command that begins with this one (a fold of its own, say)"
+    )

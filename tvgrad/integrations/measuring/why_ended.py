@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tvgrad.integrations.measuring.placement import Placement
 
+WITHOUT = "has none of the run's parameters"
+
 
 def why_ended(placement: Placement | None, stepped: bool) -> str:
     """Say it.
@@ -18,5 +20,5 @@ def why_ended(placement: Placement | None, stepped: bool) -> str:
     if placement is None:
         return "it made no optimizer of torch.optim"
     if placement.trained is None:
-        return "it has none of the run's parameters" if placement.misfit is None else f"it {placement.misfit}"
+        return f"it {WITHOUT}" if placement.misfit is None else f"it {placement.misfit}"
     return "its epoch did not end" if stepped else "its optimizer took no step"
