@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 from tvgrad.errors import TvgradError
 
@@ -57,8 +57,18 @@ def crew_of_launcher() -> Generator[Crew | None]:
         yield crew
     except TvgradError as error:
         if not crew.leads:
-            sys.exit(error.exit_code)  # the first process says it
+            _leave(error.exit_code)  # the first process says it
         raise
     finally:
         if crew.leads:
             crew.end()
+    if not crew.leads:
+        _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process that has helped: gloo sometimes aborts one that takes its leave the usual way after its peers."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
