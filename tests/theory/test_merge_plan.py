@@ -429,3 +429,29 @@ def test_the_coefficient_is_never_worse_than_the_best_that_was_measured() -> Non
         assert a == best or float(known.at(a).sum()) <= tried[best]
         kept += a == best
     assert 0 < kept < 300
+
+
+def test_losses_that_bend_sharply_are_searched_until_the_sum_is_low() -> None:
+    """A steep fall and a steep rise, as where one task's loss is large at the start: no cubic follows it."""
+    generator = np.random.default_rng(2)
+    searched = 0
+    for _ in range(200):
+        height, fall, rise, power = generator.uniform([1, 1, 0.01, 2], [10, 30, 3, 8])
+
+        def losses(a: float, h: float = height, f: float = fall, r: float = rise, p: float = power) -> np.ndarray:
+            return np.array([h * np.exp(-f * a), 1 + r * a**p])
+
+        slopes, curvatures = np.array([-height * fall, 0.0]), np.array([height * fall**2, 0.0])
+        line = MergeLine(losses(0.0), slopes, curvatures, np.zeros(2))
+        a, known, said = best_coefficient(line, losses)
+        every = np.linspace(0, 5, 50_001)
+        best = float((height * np.exp(-fall * every) + 1 + rise * every**power).min())
+        start = float(losses(0.0).sum())
+        share = (start - float(losses(a).sum())) / (start - best)
+        if said:
+            searched += 1
+            assert "bends more than a cubic does" in said[0]
+            terms = height * (1 + fall * a) ** 2  # whose rounding is in the sum
+            np.testing.assert_allclose(known.at(a), losses(a), rtol=0, atol=1e-14 * terms)
+        assert share > 0.95
+    assert searched > 20

@@ -107,6 +107,8 @@ def measured_losses(objectives: Sequence[Objective], vector: Weights) -> Losses:
 def best_coefficient(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[str, ...]]:
     """Find the coefficient: the parabola's, mended by up to three measured losses; a bounded search without one.
 
+    What is returned was measured, or is within `SETTLED` of what was.
+
     Args:
         line: to second order.
         losses: that are measured.
@@ -117,25 +119,51 @@ def best_coefficient(line: MergeLine, losses: Losses) -> tuple[float, MergeLine,
     a = line.lowest()
     if a is None:
         return _searched(line, losses)
-    tried: dict[float, float] = {0.0: float(line.losses.sum())}
+    tried: dict[float, Array] = {0.0: line.losses}
     known = line
     for _ in range(MEASURED):
-        measured = losses(a)
-        tried[a] = float(measured.sum())
-        if not np.isfinite(measured).all():
+        tried[a] = losses(a)
+        if not np.isfinite(tried[a]).all():
             a /= WIDEST
             continue
-        known = line.through(a, measured)
+        known = known.through(a, tried[a])
         lowest = known.lowest()
         following = WIDEST * a if lowest is None else min(lowest, WIDEST * a)
         settled = abs(following - a) <= SETTLED * a
         a = following
+        if settled and float(known.at(a).sum()) <= min(map(_total, tried.values())):
+            return a, known, ()
         if settled:
             break
-    best = min((total, at) for at, total in tried.items() if math.isfinite(total))
-    if float(known.at(a).sum()) <= best[0] or not best[1]:
-        return a, known, ()
-    return best[1], known, ()
+    return _searched_between(tried, known, losses)
+
+
+def _total(measured: Array) -> float:
+    return float(measured.sum()) if np.isfinite(measured).all() else math.inf
+
+
+def _searched_between(
+    tried: dict[float, Array], line: MergeLine, losses: Losses
+) -> tuple[float, MergeLine, tuple[str, ...]]:
+    """Go on by measured losses alone, between the neighbours of the best of those that are known."""
+    places = sorted(tried)
+    best = min(places, key=lambda one: _total(tried[one]))
+    low = max((one for one in places if one < best), default=0.0)
+    high = min((one for one in places if one > best), default=WIDEST * best)
+
+    def total(a: float) -> float:
+        tried[a] = losses(a)
+        return _total(tried[a])
+
+    minimize_scalar(total, bounds=(low, high), method="bounded", options={"maxiter": SEARCHES})
+    a = min(tried, key=lambda one: _total(tried[one]))
+    said = (
+        f"along the merge the summed loss bends more than a cubic does: the coefficient was searched between "
+        f"{low:.3g} and {high:.3g} by {len(tried) - 1} measured losses a task"
+    )
+    if not a:
+        return 0.0, line, (said, "no coefficient that was tried lowers the summed loss: 0 is the plan")
+    return a, line.through(a, tried[a]), (said,)
 
 
 def _searched(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[str, ...]]:
@@ -143,11 +171,11 @@ def _searched(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[
 
     def total(a: float) -> float:
         measured[a] = losses(a)
-        return float(measured[a].sum()) if np.isfinite(measured[a]).all() else math.inf
+        return _total(measured[a])
 
     minimize_scalar(total, bounds=(0.0, SEARCHED_UP_TO), method="bounded", options={"maxiter": SEARCHES})
     low = float(line.losses.sum())
-    a = min(measured, key=lambda one: float(measured[one].sum()) if np.isfinite(measured[one]).all() else math.inf)
+    a = min(measured, key=lambda one: _total(measured[one]))
     why = "falls" if float(line.slopes.sum()) < 0 else "does not fall"
     said = (
         f"along the merge the summed loss {why} at the pretrained weights and has no minimum to second order: the "
