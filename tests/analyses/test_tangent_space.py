@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tvgrad.analyses.tangent_space import _of_seed, _tuned, analyse
+from tvgrad.analyses.tangent_space import _of_seed, _tuned, analyse, judged
 from tvgrad.analyses.task_training import CHUNK, tasks_of
 
 from tvgrad import TvgradError
@@ -21,6 +22,8 @@ def test_ordinary_rows_are_errors_counted_by_hand() -> None:
     recipes = load_recipes("digits")[:2]
     [rows] = _of_seed(recipes, 0, share=0.5, **TRAINING)
     assert [row["way"] for row in rows] == ["ordinary", "tangent", "masked"]
+    scores = {one["way"]: one["accuracy"] for one in rows}
+    assert scores["ordinary"] == pytest.approx(scores["tangent"], abs=0.05)
     row = rows[0]
     tasks = tasks_of(recipes, 0, 40)
     vectors, differing = [], 0.0
@@ -40,8 +43,6 @@ def test_ordinary_rows_are_errors_counted_by_hand() -> None:
         ]
         differing += float((answers[0] != answers[1]).double().mean())
     assert row["disentanglement_error"] == pytest.approx(differing, abs=1e-12)
-    scores = {one["way"]: one["accuracy"] for one in rows}
-    assert 0 < scores["tangent"] <= 1
 
 
 @pytest.mark.slow
@@ -52,6 +53,30 @@ def test_small(tmp_path: Path) -> None:
     assert np.isfinite(result.table["relative_interference"]).all()
     result.save(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def made(accuracy: dict[str, float], error: dict[str, float]) -> pd.DataFrame:
+    small = {0: 0.0, 1: 1e-4, 2: -1e-4}
+    return pd.DataFrame([
+        {
+            "seed": seed, "way": way, "tasks": "a+b", "accuracy": accuracy[way] + shift,
+            "disentanglement_error": error[way] + shift * (way == "ordinary"), "relative_interference": 0.5,
+        }
+        for seed, shift in small.items()
+        for way in accuracy
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tangent_error", "tangent_accuracy", "outcome"),
+    [(0.2, 0.8, "holds"), (0.4, 0.8, "fails"), (0.2, 0.83, "undecided"), (0.4, 0.77, "undecided")],
+)
+def test_models_of_unlike_accuracy_decide_nothing(tangent_error: float, tangent_accuracy: float, outcome: str) -> None:
+    accuracy = {"ordinary": 0.8, "tangent": tangent_accuracy, "masked": 0.5}
+    result = judged(made(accuracy, {"ordinary": 0.3, "tangent": tangent_error, "masked": 0.1}), "made", 0.5)
+    assert result.outcome == outcome
+    assert ("not one of like models" in result.evidence) == (outcome == "undecided")
+    assert "not one of like models" in result.verdicts[4]
 
 
 def test_refusals() -> None:
