@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from tvgrad.errors import TvgradError
-from tvgrad.integrations.script.launch import check, end_like, launch, name_of
+from tvgrad.integrations.script.launch import check, end_like, later_trainings, launch, name_of
+from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.options import ScriptOptions
 
 from . import options
@@ -131,3 +132,7 @@ def _measure(
     run = Run.open(out)
     name = None if model is None else str(model)
     measure_points(run, command, points_of(run, gradients), model=name, patience=patience, quiet=quiet)
+    later = [one.name for one in later_trainings(out)]
+    if later:
+        which = "it is a later training" if len(later) == 1 else "they are later trainings"
+        say(f"no gradient of {', '.join(later)} was measured: {which} of the command, and passes go through the first")

@@ -194,6 +194,28 @@ def test_two_modules_that_no_module_holds(tmp_path: Path, monkeypatch: pytest.Mo
         assert apart(record, epoch, truth) < 1e-6  # float32 batches
 
 
+FOLDS = """
+def fold():
+    model = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for a, b in DataLoader(TensorDataset(x, y), batch_size=8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(a), b).backward()
+        optimizer.step()
+torch.manual_seed(1)
+for _ in range(2): fold()
+"""
+
+
+def test_later_trainings_are_said_not_to_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(DATA + FOLDS)
+    done = run(warm_tvgrad("trace", "--out", "run", "--gradients", "0", "--", *warm("script.py")), starts=4)
+    assert done.returncode == 0, done.stderr
+    assert Run.open("run-2").epochs == [0, 1]
+    assert "no gradient of run-2 was measured: it is a later training" in " ".join(done.stderr.split())
+
+
 @pytest.mark.slow
 def test_a_lightning_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")

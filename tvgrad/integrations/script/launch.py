@@ -225,3 +225,20 @@ def _recorded(out: Path, launch: str) -> tuple[list[int], bool]:
         return [int(point["number"]) for point in content["points"]], content["info"].get("stopped") is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [], False
+
+
+def later_trainings(out: Path) -> list[Path]:
+    """Find what a command has recorded beside its first training.
+
+    Args:
+        out: the run of the first.
+
+    Returns:
+        The directories of runs that the same start of the command has made, in the order of their names.
+    """
+    try:
+        launch = str(read_content(out)["info"]["launch"])
+        beside = sorted(one for one in out.absolute().parent.iterdir() if one.name.startswith(f"{out.name}-"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [one for one in beside if _recorded(one, launch)[0]]
