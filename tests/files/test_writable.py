@@ -24,9 +24,9 @@ WRITERS = {
     # written under the temporary name that `write_atomically` gives
     "tvgrad/files/writing.py", "tvgrad/report/figure_files.py", "tvgrad/checkpoints/carried.py",
     "cli/relate.py", "cli/relate_targets.py",
-    # errors told where they are caught: the demo's folder, a cache that is nobody's result, and one that is
+    # errors told where they are caught: the demo's folder, caches, and parts of a run that several processes write
     "cli/demo.py", "tvgrad/recipes/pretraining.py", "tvgrad/report/vega.py", "tvgrad/recipes/smollm2.py",
-    "tvgrad/streaming/products_file.py",
+    "tvgrad/streaming/products_file.py", "tvgrad/record/spread_writer.py",
     # between two processes, in a folder of their own
     "tvgrad/integrations/measuring/explain_passes.py", "tvgrad/integrations/measuring/pass_files.py",
 }  # fmt: skip
