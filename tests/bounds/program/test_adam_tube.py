@@ -140,6 +140,17 @@ def test_the_constants_of_adam_are_attained() -> None:
     assert 0.8 < both <= 1 < 1.02 < alone
 
 
+@pytest.mark.slow
+def test_both_constants_of_adam_are_attained_together() -> None:
+    """Old gradients make the denominator, the last one, of other sign, the numerator: both turn the direction alike.
+
+    Each part is half of the bound, so that with either constant one per cent smaller it would be exceeded.
+    """
+    both, alone = attained([1.0] * 300 + [-1.0], 1e-4, 1e-4, beta=0.0)
+    assert 0.995 < both <= 1
+    assert 1.99 < alone <= 2
+
+
 def test_the_length_of_the_prediction() -> None:
     model, inputs, targets = drawn(1)
     program = Program(model, "cross_entropy", inputs, targets)
