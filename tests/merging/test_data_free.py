@@ -100,3 +100,14 @@ def test_model_stock_of_several_and_of_opposed_ones() -> None:
     assert not model_stock([{"w": torch.ones(3)}, {"w": torch.zeros(3)}])["w"].any()
     with pytest.raises(TvgradError, match="model_stock merges at least 2 tasks"):
         model_stock([{"w": torch.ones(3)}])
+
+
+def test_model_stock_merges_parameters_that_are_scalars() -> None:
+    def merged(*values: float) -> float:
+        found = model_stock([{"scale": torch.tensor(value, dtype=torch.float64)} for value in values])["scale"]
+        assert found.shape == ()
+        return float(found)
+
+    assert merged(1.0, 2.0) == 1.5  # a cosine of 1: the mean
+    assert merged(1.0, 2.0, 3.0) == 2.0
+    assert merged(1.0, -2.0) == 0.0

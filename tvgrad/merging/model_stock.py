@@ -28,7 +28,7 @@ class ModelStock(Method):
 
     @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        flat = rows.flatten(1)
+        flat = rows.reshape(len(rows), -1)  # also of scalars, whose rows have no other dimension
         lengths = flat.norm(dim=1)
         cosines = [
             float(flat[i] @ flat[j]) / float(lengths[i] * lengths[j]) if lengths[i] * lengths[j] > 0 else 0.0
