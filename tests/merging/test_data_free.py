@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tvgrad import TvgradError
-from tvgrad.merging import isotropic, model_stock, wudi, wudi_objective
+from tvgrad.merging import METHODS, isotropic, merge_vectors, model_stock, wudi, wudi_objective
 from tvgrad.merging.wudi import wudi_iterated
 
 SHAPES = ((5, 7), (7, 5), (12, 4), (3, 30))
@@ -111,3 +111,19 @@ def test_model_stock_merges_parameters_that_are_scalars() -> None:
     assert merged(1.0, 2.0) == 1.5  # a cosine of 1: the mean
     assert merged(1.0, 2.0, 3.0) == 2.0
     assert merged(1.0, -2.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wudi", "wudi cannot decompose the task vectors' 'w', whose entries are too large or too small"),
+        ("meta_gpt", "the squared lengths of these task vectors do not fit into float64"),
+        ("vector_bases", "the squared lengths of these task vectors do not fit into float64"),
+        ("disentangled", "the squared lengths of these task vectors do not fit into float64"),
+    ],
+)
+def test_what_cannot_be_squared_is_one_sentence(name: str, said: str) -> None:
+    vectors = [{"w": (torch.arange(12.0).double().reshape(4, 3) + seed) * 1e159} for seed in range(2)]
+    with pytest.raises(TvgradError, match=said) as raised:
+        merge_vectors(METHODS[name](), vectors)
+    assert "\n" not in str(raised.value)

@@ -212,7 +212,13 @@ def merged_blocks(
     def merged(start: int) -> torch.Tensor:
         length = min(size, numel - start)
         rows = stack.rows(name, start, length) if chosen.elementwise else stack.rows(name)
-        part = chosen.combine(rows, name, start).reshape(-1).mul_(alpha)
+        try:
+            part = chosen.combine(rows, name, start).reshape(-1).mul_(alpha)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise TvgradError(
+                f"{method.name} cannot decompose the task vectors' {name!r}, whose entries are too large or too small: "
+                "choose a method without decompositions, such as mean"
+            ) from None
         base = stack.base(name, start, length) if add_base else None
         rounded = (part if base is None else part.add_(base)).to(dtype)
         if not all_finite(rounded):

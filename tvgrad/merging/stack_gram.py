@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from tvgrad.errors import TvgradError
 from tvgrad.merging.stack import Stack
 from tvgrad.merging.workers import in_order
 
@@ -24,8 +25,8 @@ def stack_gram(stack: Stack) -> NDArray[np.float64]:
         Shape (tasks, tasks): products of blocks in float64, their sums rounded once.
 
     Raises:
-        TvgradError: a value is an infinity or a NaN.
-    """  # noqa: DOC502 - raised by the stack
+        TvgradError: a value is an infinity or a NaN, or the squared lengths do not fit into float64.
+    """
 
     def products(name: str, start: int) -> NDArray[np.float64]:
         rows = stack.rows(name, start, min(BLOCK, stack.numel(name) - start))
@@ -36,4 +37,9 @@ def stack_gram(stack: Stack) -> NDArray[np.float64]:
         part for name in stack.places for part in in_order(partial(products, name), range(0, stack.numel(name), BLOCK))
     ]
     tasks = range(stack.tasks)
+    if not all(np.isfinite(part).all() for part in parts):
+        raise TvgradError(
+            "the squared lengths of these task vectors do not fit into float64: choose a method that needs no lengths, "
+            "such as mean"
+        )
     return np.array([[math.fsum(part[i, j] for part in parts) for j in tasks] for i in tasks])
