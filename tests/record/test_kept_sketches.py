@@ -22,6 +22,7 @@ from tvgrad.record.options import TraceOptions
 from tvgrad.record.trace_cost import trace_cost
 from tvgrad.record.training_loop import prepare
 from tvgrad.report.tables import RunTables, run_tables
+from tvgrad.sketching.sketches import Sketch
 from tvgrad.store.kept_gradients import KeptGradients
 from tvgrad.store.run import Run
 from tvgrad.theory.sketched import sketched_deviation
@@ -198,6 +199,8 @@ def test_damage_is_found(wide: Recipe, traced: Callable[..., Run], tmp_path: Pat
         "holds no sketch of this run's gradients": lambda held: held["projection"].add_(1),
         "holds no sketch of this run's gradients: ": lambda held: held.pop("squares"),
         "holds no sketch of this run's gradients: restore": lambda held: held.update(sketch=held["sketch"].float()),
+        "gradients: restore it or": lambda held: held.update(sketch=held["sketch"].repeat(2) / 2**0.5),
+        "run's gradients: restore it": lambda held: held.update(sketch=held["squares"].sum().sqrt().reshape(1)),
     }
     for number, (words, change) in enumerate(changes.items()):
         problems = damaged(run, tmp_path / str(number), change)  # type: ignore[arg-type]
@@ -208,6 +211,10 @@ def test_damage_is_found(wide: Recipe, traced: Callable[..., Run], tmp_path: Pat
     content[-5] ^= 1
     path.write_bytes(content)
     assert "does not have the checksum it was written with" in run.problems()[0]
+
+
+def test_finite_squares_may_have_an_infinite_sum() -> None:
+    assert Sketch(torch.full((256,), 1e200, dtype=torch.float64), 9, {"a": 1e308, "b": 1e308}).norm == math.inf
 
 
 @pytest.mark.parametrize("text", ["sketch", "sketch:", "sketch:1000", "sketch:128", "none", "sketch:99999999999"])

@@ -30,6 +30,21 @@ PIECE = 1 << 20
 """Entries that are converted at a time."""
 
 
+def norm_of_squares(squares: Iterable[float]) -> float:
+    """Take the root of a sum of squares.
+
+    Args:
+        squares: none negative.
+
+    Returns:
+        The root; an infinity where the sum of finite squares is beyond float64.
+    """
+    try:
+        return math.sqrt(math.fsum(squares))
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class Estimate(Result):
     """A number estimated from sketches.
@@ -67,7 +82,7 @@ class Sketch(Shown):
     @property
     def norm(self) -> float:
         """Euclidean norm of the vector itself, from its sums of squares."""
-        return math.sqrt(math.fsum(self.squares.values()))
+        return norm_of_squares(self.squares.values())
 
     @property
     def rounding(self) -> float:

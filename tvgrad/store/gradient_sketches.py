@@ -43,12 +43,13 @@ def sketch_file(content: Weights | Stream, width: int) -> Weights:
     }
 
 
-def read_sketch(file: TensorFile, parameters: Mapping[str, Parameter]) -> Sketch:
+def read_sketch(file: TensorFile, parameters: Mapping[str, Parameter], width: int | None) -> Sketch:
     """Read a sketch, and compare it with the run and with itself.
 
     Args:
         file: opened; it is closed.
         parameters: those of the run.
+        width: numbers in each of the run's sketches; None for a run that says it keeps none.
 
     Returns:
         The sketch.
@@ -59,9 +60,8 @@ def read_sketch(file: TensorFile, parameters: Mapping[str, Parameter]) -> Sketch
     entries = sum(math.prod(one.shape) for one in parameters.values())
     with file:
         places = {name: (place.shape, place.dtype) for name, place in file.places.items()}
-        width = math.prod(places.get("sketch", ((0,), None))[0])
         expected = {
-            "sketch": ((width,), torch.float64),
+            "sketch": ((width or 0,), torch.float64),
             "squares": ((len(parameters),), torch.float64),
             "projection": ((2,), torch.int64),
         }

@@ -19,6 +19,7 @@ from tvgrad.files.regular import reason_of, why_irregular
 from tvgrad.files.tensors import shard_paths
 from tvgrad.results import json_text
 from tvgrad.store.journal import read_content
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.layout import CONTENTS, MANIFEST
 from tvgrad.store.schema import check_manifest
 
@@ -171,6 +172,11 @@ class Manifest:
     def by_number(self) -> Mapping[int, Point]:
         """The points by their numbers: whoever walks through a long run asks for each."""
         return {point.number: point for point in reversed(self.points)}
+
+    @property
+    def sketch_width(self) -> int | None:
+        """Numbers in each sketch of a gradient; None where the run keeps gradients whole."""
+        return KeptGradients(self.info.get("keep_gradients") or ALL_GRADIENTS).width
 
     def to_json(self) -> str:
         """Render run.json; NaN is null and infinities are words, which JSON of other languages can read."""

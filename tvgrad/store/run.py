@@ -356,7 +356,7 @@ class Run(RunText):
         Returns:
             The sketch.
         """
-        return read_sketch(self.file(SKETCHED[kind], number), self.parameters)
+        return read_sketch(self.file(SKETCHED[kind], number), self.parameters, self.manifest.sketch_width)
 
     def _read(self, file: TensorFile, parameters: bool = False) -> Weights:
         with file:

@@ -43,7 +43,7 @@ def _misfits(root: Path, path: Path, manifest: Manifest, is_sketch: bool) -> lis
     try:
         file = TensorFile(path, root)
         if is_sketch:
-            read_sketch(file, manifest.parameters)
+            read_sketch(file, manifest.parameters, manifest.sketch_width)
             return []
     except DamagedRun as error:
         return [str(error)]

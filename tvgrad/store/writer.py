@@ -18,7 +18,7 @@ from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors, write_tensors
 from tvgrad.store.gradient_sketches import sketch_file
 from tvgrad.store.keep_policy import KEEP_ALL, KeepPolicy
-from tvgrad.store.kept_gradients import ALL_GRADIENTS, SKETCHED, KeptGradients
+from tvgrad.store.kept_gradients import SKETCHED
 from tvgrad.store.layout import CONTENTS, JOURNAL, files_in, is_own, require_free, require_no_links
 from tvgrad.store.ledger import Ledger, csv_text
 from tvgrad.store.lock import WriterLock
@@ -58,7 +58,7 @@ class RunWriter:
         self._lock = lock
         self._with_tensors = [point.number for point in manifest.points if _has_tensors(point)]
         self._unclean = False
-        self._sketch_width = KeptGradients(manifest.info.get("keep_gradients", ALL_GRADIENTS)).width
+        self._sketch_width = manifest.sketch_width
         self._max_shard_bytes = max_shard_bytes
 
     @property

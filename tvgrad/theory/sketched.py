@@ -11,7 +11,7 @@ from itertools import combinations
 import torch
 
 from tvgrad.results import Result
-from tvgrad.sketching.sketches import Estimate, Sketch, sketch_of
+from tvgrad.sketching.sketches import Estimate, Sketch, norm_of_squares, sketch_of
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, SKETCHED, KeptGradients
 from tvgrad.store.run import Run
 from tvgrad.streaming.blocks import tensor_blocks
@@ -162,7 +162,7 @@ def sketched_norms(run: Run, groups: Mapping[str, str]) -> dict[tuple[str, int],
                 parts.setdefault(groups[name], []).append(square)
             place = epoch - (kind == "epoch_gradient")
             if kind == "gradient" or run.unit == "epoch":
-                found[kind, place] = {group: math.sqrt(math.fsum(part)) for group, part in parts.items()}
+                found[kind, place] = {group: norm_of_squares(part) for group, part in parts.items()}
     return found
 
 
