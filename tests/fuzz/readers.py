@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tvgrad.cli.main import main
 
@@ -109,19 +110,24 @@ class Readers:
         options = TraceOptions(
             optimizer="momentum", epochs=2, batch_size=3, chunk_size=3, record=record, allow=("batchnorm",)
         )
-        self.good = folder / "good"
+        self.good, self.sketched, self.spread = (folder / name for name in ("good", "sketched", "spread"))
         trace(prepare(recipe, options), self.good)
+        trace(prepare(recipe, replace(options, keep_gradients="sketch:256")), self.sketched)
+        spread_weights(self.good, self.spread)
         self.model = recipe.model
         self.run = folder / "run"
         self.targets: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
-            name: (self._in_run(relative), [(self.good / relative).read_bytes()])
-            for name, relative in (
-                ("run.json", "run.json"),
-                ("weights", "weights/epoch-0001.safetensors"),
-                ("gradients", "gradients/epoch-0000.safetensors"),
-                ("batches", "batches/epoch-0001.safetensors"),
-                ("buffers", "static.safetensors"),
-                ("steps", "steps/epoch-0001.csv"),
+            name: (self._in_run(good, relative), [(good / relative).read_bytes()])
+            for name, good, relative in (
+                ("run.json", self.good, "run.json"),
+                ("weights", self.good, "weights/epoch-0001.safetensors"),
+                ("gradients", self.good, "gradients/epoch-0000.safetensors"),
+                ("batches", self.good, "batches/epoch-0001.safetensors"),
+                ("buffers", self.good, "static.safetensors"),
+                ("steps", self.good, "steps/epoch-0001.csv"),
+                ("sketches", self.sketched, "gradient_sketches/epoch-0000.safetensors"),
+                ("parts", self.spread, "weights/epoch-0001-00001-of-00002.safetensors"),
+                ("index of parts", self.spread, "weights/epoch-0001.safetensors.index.json"),
             )
         }
         state = next((self.good / "state").glob("*.json")).relative_to(self.good).as_posix()
@@ -192,13 +198,13 @@ class Readers:
         except Exception as error:
             raise Finding(f"{type(error).__name__}: {error}") from error
 
-    def _copy(self) -> None:
+    def _copy(self, good: Path | None = None) -> None:
         shutil.rmtree(self.run, ignore_errors=True)
-        shutil.copytree(self.good, self.run)
+        shutil.copytree(good or self.good, self.run)
 
-    def _in_run(self, relative: str) -> Callable[[bytes], object]:
+    def _in_run(self, good: Path, relative: str) -> Callable[[bytes], object]:
         def read(content: bytes) -> None:
-            self._change(relative, content)
+            self._change(relative, content, good)
             self._commands(content)
             run = Run.open(self.run)
             for number in run.epochs:
@@ -209,9 +215,9 @@ class Readers:
 
         return read
 
-    def _change(self, relative: str, content: bytes) -> None:
+    def _change(self, relative: str, content: bytes, good: Path | None = None) -> None:
         """A new run, one file of which has this content."""
-        self._copy()
+        self._copy(good)
         (self.run / relative).write_bytes(content)
         if relative != "run.json":
             self._relist(relative)
@@ -343,6 +349,26 @@ class Readers:
         if not {"demo", "analyse", "--", "digits", "doctor"} & set(words):  # long work, and commands of one's own
             self._copy()
             self._call(words)
+
+
+def spread_weights(run: Path, place: Path) -> None:
+    """Copy a run, with the weights after an epoch in two parts behind an index, as several processes write them."""
+    shutil.copytree(run, place)
+    whole = place / "weights" / "epoch-0001.safetensors"
+    tensors, files = load_file(whole), dict[str, str]()
+    for number, name in enumerate(sorted(tensors)):
+        files[name] = f"epoch-0001-{number % 2 + 1:05d}-of-00002.safetensors"
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in tensors if files[name] == file}, whole.with_name(file))
+    whole.unlink()
+    index = whole.with_name("epoch-0001.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    paths = [index, *(whole.with_name(file) for file in sorted(set(files.values())))]
+    parts = [[f"weights/{one.name}", hashlib.sha256(one.read_bytes()).hexdigest(), one.stat().st_size] for one in paths]
+    content = json.loads((place / "run.json").read_text())
+    (point,) = (one for one in content["points"] if one["number"] == 1)
+    point["files"]["weights"] = {"path": parts[0][0], "parts": parts}
+    (place / "run.json").write_text(json.dumps(content))
 
 
 def made(folder: Path) -> Readers:

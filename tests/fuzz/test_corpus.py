@@ -13,8 +13,19 @@ from tvgrad.store import ledger
 
 CORPUS = Path(__file__).with_name("corpus")
 FOUND = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*") if path.is_file())
-NAMES = ["run.json", "weights", "gradients", "batches", "buffers", "steps", "state", "state tensors", "report"]
-NAMES += ["results", "journal", "tensors", "index", "torch.save", "adapter", "words"]
+NAMES = ["run.json", "weights", "gradients", "batches", "buffers", "steps", "sketches", "parts", "index of parts"]
+NAMES += [
+    "state",
+    "state tensors",
+    "report",
+    "results",
+    "journal",
+    "tensors",
+    "index",
+    "torch.save",
+    "adapter",
+    "words",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +47,10 @@ def test_what_was_found_stays_mended(readers: Readers, path: str) -> None:
     readers.read(path.partition("/")[0].replace("_", " "), (CORPUS / path).read_bytes())
 
 
-@pytest.mark.parametrize("name", ["state", "journal", "tensors", "index", "torch.save", "adapter"])
+FAST = ["state", "sketches", "index of parts", "journal", "tensors", "index", "torch.save", "adapter"]
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_changed_inputs(readers: Readers, name: str) -> None:
     chance = random.Random(name)
     for _ in range(2):
