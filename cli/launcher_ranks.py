@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+_CREWS: list[Crew] = []
+"""The crew of this process, once there is one."""
+
+
 @contextmanager
 def crew_of_launcher() -> Generator[Crew | None]:
     """Join the processes that torchrun started.
@@ -53,6 +57,7 @@ def crew_of_launcher() -> Generator[Crew | None]:
     group = distributed.group.WORLD
     assert group is not None
     crew = Crew(group)
+    _CREWS.append(crew)
     try:
         yield crew
     except TvgradError as error:
@@ -66,8 +71,18 @@ def crew_of_launcher() -> Generator[Crew | None]:
         _leave(0)
 
 
+def leave_crew(code: int) -> None:
+    """End this process, if it was one of several, with all that it had to say already said.
+
+    Args:
+        code: its exit code.
+    """
+    if _CREWS:
+        _leave(code)
+
+
 def _leave(code: int) -> NoReturn:
-    """End a process that has helped: gloo sometimes aborts one that takes its leave the usual way after its peers."""
+    """End at once: gloo sometimes aborts a process that takes its leave the usual way after its peers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 
 import click
@@ -121,6 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
     if failed is not None and not isinstance(failed, BrokenPipeError) and code == 0:
         _complain(_of_output(failed))
         code = 2
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from tvgrad.cli.launcher_ranks import leave_crew
+
+        leave_crew(code)
     if code:
         sys.exit(code)
 
