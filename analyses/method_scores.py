@@ -7,6 +7,7 @@ eight and sixteen times that. So a method that makes a short vector, as a mean d
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvgrad.errors import TvgradError
-from tvgrad.merging import METHODS, AdaMerging, FedNova, Method, measure, merge_vectors
+from tvgrad.merging import METHODS, AdaMerging, FedNova, Measurements, Method, measure, merge_vectors
 from tvgrad.merging.ada_merging import mean_entropy
 from tvgrad.merging.evaluation import search_alpha, shifted
 from tvgrad.merging.exact_gradient_matching import ExactGradientMatching
@@ -41,6 +42,8 @@ PLANE_EDGE = 0.15
 """How far a plane reaches beyond its points, in its own widths."""
 
 Score = Callable[[Weights], float]
+Make = Callable[[bool], tuple[Method, float]]
+"""Gives a method and the seconds that measuring took for it; told to, it measures anew."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +125,31 @@ def _mean_score(tasks: Sequence[Task]) -> Score:
 
 def _methods(
     recipes: Sequence[Recipe], tasks: Sequence[Task], vectors: Sequence[Weights], study: MethodStudy, epochs: int
-) -> Iterator[tuple[str, Callable[[], Method]]]:
-    """Name and maker of every method that was asked for; making it is part of its time, measuring data included."""
+) -> Iterator[tuple[str, Make]]:
+    """Name and maker of every method that was asked for; those that need measurements share them."""
     objectives = tuple(task.objective for task in tasks)
     start = objectives[0].initial
     steps = tuple(epochs * (-(-len(task.train) // study.batch_size) if study.batch_size else 1) for task in tasks)
 
-    def measured(kind: Callable[..., Method]) -> Callable[[], Method]:
-        def make() -> Method:
-            tuned = [combination((1.0, start), (1.0, vector)) for vector in vectors]
-            told = plan(objectives, task_vectors=vectors, pairs=True)
-            names = [task.name for task in tasks]
-            return kind(measure(names, objectives, tuned, slopes=told.slopes, pairs=told.pairs))
+    def take() -> tuple[Measurements, float]:
+        begun = time.process_time()
+        tuned = [combination((1.0, start), (1.0, vector)) for vector in vectors]
+        told = plan(objectives, task_vectors=vectors, pairs=True)
+        names = [task.name for task in tasks]
+        found = measure(names, objectives, tuned, slopes=told.slopes, pairs=told.pairs)
+        return found, time.process_time() - begun
+
+    once = functools.cache(take)
+
+    def measured(kind: Callable[..., Method]) -> Make:
+        def make(anew: bool) -> tuple[Method, float]:
+            measurements, seconds = take() if anew else once()
+            return kind(measurements), seconds
 
         return make
+
+    def plain(kind: Callable[[], Method]) -> Make:
+        return lambda anew: (kind(), 0.0)
 
     def entropies() -> tuple[Objective, ...]:
         return tuple(
@@ -143,11 +157,11 @@ def _methods(
             for recipe, task in zip(recipes, tasks, strict=True)
         )
 
-    made: dict[str, Callable[[], Method]] = {**METHODS, "fed_nova": lambda: FedNova(steps)}
+    made = {name: plain(kind) for name, kind in METHODS.items()} | {"fed_nova": plain(lambda: FedNova(steps))}
     made |= {name: measured(kind) for name, kind in MEASURED_METHODS.items()}
     made |= {
-        "ada_merging": lambda: AdaMerging(entropies(), steps=study.ada_steps, rate=ADA_RATE),
-        "exact_gradient_matching": lambda: ExactGradientMatching(objectives),
+        "ada_merging": plain(lambda: AdaMerging(entropies(), steps=study.ada_steps, rate=ADA_RATE)),
+        "exact_gradient_matching": plain(lambda: ExactGradientMatching(objectives)),
     }
     for name in study.methods:
         if name not in made or name in NO_MERGE:
@@ -157,15 +171,16 @@ def _methods(
             yield name, make
 
 
-def _timed(make: Callable[[], Method], vectors: Sequence[Weights], watch: bool) -> tuple[Weights, dict[str, float]]:
-    """Merge for the processor time; and once more for the memory, which takes time to watch."""
+def _timed(make: Make, vectors: Sequence[Weights], watch: bool) -> tuple[Weights, dict[str, float]]:
+    """Merge for the processor time; and once more for the memory, which takes time to watch. Measuring is a part."""
+    method, seconds = make(False)
     begun = time.process_time()
-    vector = merge_vectors(make(), vectors)
-    cost = {"seconds": time.process_time() - begun}
+    vector = merge_vectors(method, vectors)
+    cost = {"seconds": seconds + time.process_time() - begun}
     if not norm(vector) > 0:
         raise TvgradError("the merged vector is 0")
     if watch:
-        cost["megabytes"] = peak_bytes(lambda: merge_vectors(make(), vectors)) / 1e6
+        cost["megabytes"] = peak_bytes(lambda: merge_vectors(make(True)[0], vectors)) / 1e6
     return vector, cost
 
 

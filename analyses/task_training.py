@@ -88,7 +88,8 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
             raise TvgradError(f"task {recipe.name!r} has {total} training samples: the study needs {FEWEST}")
         generator = torch.Generator().manual_seed(1_000 * seed + place)
         order = torch.randperm(len(recipe.train), generator=generator)[:total]
-        scorer = Scorer(recipe)
+        objective = recipe.objective(samples=recipe.train.subset(order), chunk_size=CHUNK)
+        scorer = Scorer(recipe, device=objective.device)
         order_test = torch.randperm(len(scorer.test), generator=torch.Generator().manual_seed(POOLS_SEED))[:most_test]
         count = len(order_test)
         if count < FEWEST_TEST:
@@ -99,7 +100,6 @@ def tasks_of(recipes: Sequence[Recipe], seed: int, most: int = MOST_TRAIN, most_
         for_rates, for_alpha, scorer.test = (
             scorer.test.subset(part) for part in order_test.tensor_split([count // 4, count // 2])
         )
-        objective = recipe.objective(samples=recipe.train.subset(order), chunk_size=CHUNK)
         tasks.append(Task(recipe.name, objective, for_rates, for_alpha, scorer))
     return tasks
 

@@ -104,7 +104,7 @@ def plan(
             return
         first, objectives = prepared[0], [one.objective for one in prepared]
         names = [one.recipe.name for one in prepared]
-        scores = _scores([one.recipe for one in prepared]) if on == "validation" else None
+        scores = _scores([one.recipe for one in prepared], objectives[0].device) if on == "validation" else None
         made = planned(objectives, first.rule, first.epochs, batch_size=first.batch_size, pairs=pairs, scores=scores)
         title = f"Merging after {counted(first.epochs, 'epoch')} of {first.rule.name} {first.rule.rate(0):g}"
     else:
@@ -116,7 +116,7 @@ def plan(
             click.echo(_cost(objectives, pairs, on))
             return
         names, vectors = [run.name for run in runs], [run.task_vector(chosen) for run in runs]
-        scores = _scores(recipes, runs) if on == "validation" else None
+        scores = _scores(recipes, objectives[0].device, runs) if on == "validation" else None
         made = planned(objectives, task_vectors=vectors, pairs=pairs, scores=scores)
         weights = [combination((1.0, objectives[0].initial), (1.0, vector)) for vector in vectors]
         title = f"Merging runs after epoch {chosen}"
@@ -177,14 +177,14 @@ def _trained(
     return opened, recipes, objectives, chosen
 
 
-def _scores(recipes: list[Any], runs: list[Any] | None = None) -> list[Callable[[Any], float]]:
+def _scores(recipes: list[Any], device: Any, runs: list[Any] | None = None) -> list[Callable[[Any], float]]:
     """Each task's metric on the half of its test samples that alpha is searched on, with the run's own heads."""
     from functools import partial
 
     from tvgrad.merging.evaluation import Scorer, halves
 
     states = [None] * len(recipes) if runs is None else [run.complete(0) for run in runs]
-    scorers = [Scorer(recipe, state) for recipe, state in zip(recipes, states, strict=True)]
+    scorers = [Scorer(recipe, state, device) for recipe, state in zip(recipes, states, strict=True)]
     return [partial(one.score, samples=halves(one.test)[0]) for one in scorers]
 
 

@@ -28,13 +28,19 @@ SPLIT_SEED = 20250607
 class Scorer:
     """A task's metric, with the task's own frozen head, at any weights of the shared encoder."""
 
-    def __init__(self, recipe: Recipe, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: Mapping[str, torch.Tensor] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
         """Copy the recipe's model.
 
         Args:
             recipe: the task.
             state: frozen parameters and buffers to use instead of the recipe's; names that the model has not are left
                 out.
+            device: where scores are computed; None is where the recipe's model lies.
 
         Raises:
             TvgradError: the recipe has no metric or no test samples, or its model does not take the tensors.
@@ -52,6 +58,8 @@ class Scorer:
                     f"the recipe's model of task {recipe.name!r} does not take the run's tensors "
                     f"({loading_error(error)}): give the recipe that made the run"
                 ) from None
+        if device is not None:
+            self._model.to(device)
         self._parameters = trainable_parameters(self._model)
         self._loss = recipe.batch_loss(self._model)
 
