@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from tvgrad.errors import TvgradError
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+
+TOGETHER = timedelta(minutes=10)
+"""Within this time of one another processes must start; torchrun waits as long for other machines."""
 
 _CREWS: list[Crew] = []
 """The crew of this process, once there is one."""
@@ -33,8 +37,6 @@ def crew_of_launcher() -> Generator[Crew | None]:
     if not all(os.environ.get(name) for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
         yield None
         return
-    from datetime import timedelta
-
     import torch
     from torch import distributed
 
@@ -50,11 +52,11 @@ def crew_of_launcher() -> Generator[Crew | None]:
     if on_gpus:
         torch.cuda.set_device(local)
     try:
+        distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=TOGETHER)
         # Between two passes over the data the first process may train for hours; a lost one is noticed at once.
-        distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=timedelta(days=7))
+        group = distributed.new_group(timeout=timedelta(days=7))
     except (RuntimeError, ValueError) as error:
-        raise TvgradError(f"the processes of torchrun do not find each other: {str(error).splitlines()[0]}") from error
-    group = distributed.group.WORLD
+        raise TvgradError(_apart(str(error).splitlines()[0])) from error
     assert group is not None
     crew = Crew(group)
     _CREWS.append(crew)
@@ -69,6 +71,16 @@ def crew_of_launcher() -> Generator[Crew | None]:
             crew.end()
     if not crew.leads:
         _leave(0)
+
+
+def _apart(reason: str) -> str:
+    """Say why processes do not find each other."""
+    if "timed out" in reason.lower() or "timeout" in reason.lower():
+        return (
+            f"not all {os.environ['WORLD_SIZE']} processes of torchrun came within {TOGETHER.total_seconds() / 60:g} "
+            f"minutes ({reason.rstrip('.')}): start all of them at the same time, with one MASTER_ADDR and MASTER_PORT"
+        )
+    return f"the processes of torchrun do not find each other: {reason}"
 
 
 def leave_crew(code: int) -> None:

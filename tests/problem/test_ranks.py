@@ -9,9 +9,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from tvgrad.cli import launcher_ranks
 from tvgrad.cli.launcher_ranks import crew_of_launcher
 
 from tvgrad import Run
@@ -304,6 +306,18 @@ def test_an_absent_backend_is_said(monkeypatch: pytest.MonkeyPatch, error: Excep
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.distributed.init_process_group", fails)
     with pytest.raises(TvgradError, match=said), crew_of_launcher():
+        pass
+
+
+@pytest.mark.distributed
+def test_a_process_that_never_starts_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launcher_ranks.TOGETHER.total_seconds() == 600
+    monkeypatch.setattr(launcher_ranks, "TOGETHER", timedelta(seconds=0.9))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    said = r"not all 2 processes of torchrun came within 0\.015 minutes \(.*1/2 clients joined\): start all of them"
+    with pytest.raises(TvgradError, match=said), launcher_ranks.crew_of_launcher():
         pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -13,6 +13,8 @@ from torch import distributed
 from tvgrad.errors import TvgradError
 from tvgrad.vectors.parameters import Weights
 from tvgrad.vectors.spread import is_spread, own_part
+
+Result = TypeVar("Result")
 
 PATIENCE = timedelta(seconds=60)
 """How long a process waits for the others at a point that all record."""
@@ -58,6 +60,28 @@ class SpreadModel:
                 raise TvgradError(f"process {rank} failed: {failed}")
             if there != what:
                 raise TvgradError(f"process {rank} is at {there} where process {self.rank} is at {what}")
+
+    def tried(self, action: Callable[[], Result]) -> Result:
+        """Do something that may fail in some processes, and fail in all of them then; of every process.
+
+        Args:
+            action: what is done; the processes do not talk in it.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            TvgradError: it failed in a process: its own error where this one is among them.
+        """
+        failure: Exception | None = None
+        try:
+            done = action()
+        except (OSError, TvgradError) as error:
+            failure = error
+        for rank, failed in enumerate(self.gathered(None if failure is None else str(failure))):
+            if failed is not None:
+                raise failure or TvgradError(f"process {rank} failed: {failed}")
+        return done
 
     def gathered(self, own: Any) -> list[Any]:
         """Collect what every process has; of every process.

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.integrations.script.script_runs import warm
+from tests.small_runs import make_recipe, traced
+
+__all__ = ["make_recipe", "traced"]
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +22,12 @@ from tvgrad.cli.main import main
 from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, run
 from tvgrad import Run
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.continuation import Continuation
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.spread_recording import spread_model
 from tvgrad.record import spread_model as spread
 from tvgrad.report.tables import run_tables
-from tvgrad.store.kept_gradients import KeptGradients
+from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 
 pytestmark = [
     pytest.mark.distributed,
@@ -53,7 +56,7 @@ def trained_by_one(count: int, start: dict[str, torch.Tensor], epochs: int) -> l
         total = {name: torch.zeros_like(one) for name, one in moving.items()}
         for share in shares:
             share.set_epoch(epoch)
-        orders = [torch.tensor(list(share)).split(4) for share in shares]
+        orders = [torch.tensor(list(share)).split(8 // count) for share in shares]
         for batches in zip(*orders, strict=True):
             optimizer.zero_grad()
             losses = [nn.functional.cross_entropy(net(inputs[batch]), labels[batch]) for batch in batches]
@@ -141,6 +144,56 @@ def test_a_killed_process_leaves_finished_epochs(tmp_path: Path, killed: int) ->
     assert all(torch.equal(truth[name], tensor) for name, tensor in record.weights(2).items())
 
 
+def differences(one: Run, other: Run) -> list[float]:
+    """The largest difference of weights and of sums of gradients, over the largest entry of each tensor."""
+    found = []
+    for number in one.epochs:
+        for kind in ("weights", "epoch_gradient") if number else ("weights",):
+            with one.file(kind, number) as left, other.file(kind, number) as right:
+                pairs = [(left.read(name), right.read(name)) for name in left.names]
+            found += [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
+    parts, out, resumed = tmp_path / "parts", tmp_path / "run", [*TRACE, "--resume", "--out", str(tmp_path / "run")]
+    parts.mkdir()
+    (parts / "slow").touch()
+    started = subprocess.Popen(
+        [*resumed, "--", *command(2, parts, 40), "checkpoints"],
+        env=ONE_THREAD, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not (parts / "epoch2.pt").exists():
+        assert started.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.4)  # in the second in which the script sleeps
+    killed = time.monotonic()
+    os.kill(int((parts / "pid1").read_text()), signal.SIGKILL)
+    _, err = started.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert started.returncode == 1
+    assert f"tvgrad: {out}: 3 points, the last at epoch 2\n" in err
+    (parts / "slow").unlink()
+    for count, epochs in ((4, 3), (1, 4), (2, 5)):
+        done = run([*resumed, "--", *command(count, parts, epochs), "checkpoints"])
+        assert done.returncode == 0, done.stderr
+        assert f"goes on from epoch {epochs - 1}, whose weights the script begins with" in done.stderr
+    found = Run.open(out)
+    assert found.epochs == [0, 1, 2, 3, 4, 5]
+    assert (found.info["resumed_at"], found.info["processes"]) == ([2, 3, 4], 2)
+    assert not found.problems()
+    assert found.manifest.finished
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run([*TRACE, "--out", str(tmp_path / "alone"), "--", *command(1, whole, 5)]).returncode == 0
+    assert max(differences(found, Run.open(tmp_path / "alone"))) < 1e-13
+
+    other = run([*TRACE, "--resume", "--out", str(tmp_path / "alone"), "--", *command(2, whole, 6)])
+    assert other.returncode == 2
+    assert "the script begins with those of epoch 0: load the checkpoint that was saved there" in other.stderr
+
+
 LIMIT = """
     save(epoch)
     if epoch == 1 and rank == 1:
@@ -207,6 +260,41 @@ def options(**more: object) -> ScriptOptions:
     return ScriptOptions(out="run", notes="", command=("python", "train.py"), **more)  # type: ignore[arg-type]
 
 
+class Share:
+    """One of two processes, of which the other answers what is given."""
+
+    rank, count = 0, 2
+
+    def __init__(self, kept: list[str], other: list[Any]) -> None:
+        self.kept, self.other = kept, other
+
+    def whole(self, parts: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: parts(name).clone() for name in self.kept}
+
+    def gathered(self, own: Any) -> list[Any]:
+        return [own, self.other.pop(0)]
+
+    tried = spread.SpreadModel.tried
+
+
+def test_each_process_compares_what_it_keeps(traced: Callable[..., Run], tmp_path: Path) -> None:
+    record = traced(tmp_path / "run")
+    last, (kept, other) = record.epochs[-1], record.parameters
+
+    def found(weights: dict[str, torch.Tensor], *others: Any) -> Continuation:
+        share: Any = Share([kept], list(others))
+        return Continuation.find(record.root, weights, record.unit, ALL_GRADIENTS, share)
+
+    at_end, before = record.weights(last), record.weights(1)
+    assert found(at_end | {other: at_end[other] + 1}, None, True).number == last  # that one is the other's to compare
+    with pytest.raises(TvgradError, match="and the script begins with others: load the checkpoint"):
+        found(at_end, None, False, None, {1})
+    with pytest.raises(TvgradError, match=f"weights of epoch {last}, and the script begins with those of epoch 1: "):
+        found(before, None, False, None, {0, 1})
+    with pytest.raises(TvgradError, match="process 1 failed: nosuch is no run"):
+        found(at_end, "nosuch is no run")
+
+
 def test_what_is_not_recorded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
@@ -223,7 +311,6 @@ def test_what_is_not_recorded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(TvgradError, match=said):
             spread_model(parameters, options())  # type: ignore[arg-type]
     for given, said in (
-        ({"resume": True}, "--resume does not go with parameters that are spread"),
         ({"keep_gradients": KeptGradients("sketch:256")}, "--keep-gradients sketch:256 does not go with"),
         ({"record": ("gradient-norms",)}, "--record gradient-norms does not go with"),
     ):

@@ -132,6 +132,8 @@ def test_each_fold_has_a_run(fresh: str, write: Write, tmp_path: Path) -> None:
 PART = """
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 if os.path.exists("part.pt"):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    get_optimizer_state_dict(model, optimizer)  # as for a checkpoint of parts: a step of rate 0 makes the state
     part = torch.load("part.pt", weights_only=True)
     model.load_state_dict(part["model"]), optimizer.load_state_dict(part["optimizer"])
 for a, b in loader: step(a, b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.weights_watch import differ
 from tvgrad.record.run_header import read_rule
+from tvgrad.record.spread_model import SpreadModel
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.run import Run
 from tvgrad.store.writer import RunWriter
+from tvgrad.vectors.spread import own_part
 
 BEGUN = "the optimizer began with the state of an earlier training"
 
@@ -33,7 +35,12 @@ class Continuation:
 
     @classmethod
     def find(
-        cls, out: Path, parameters: Mapping[str, nn.Parameter], unit: str, gradients: KeptGradients
+        cls,
+        out: Path,
+        parameters: Mapping[str, torch.Tensor],
+        unit: str,
+        gradients: KeptGradients,
+        spread: SpreadModel | None = None,
     ) -> Continuation:
         """Compare a script's weights with those that a run ends with.
 
@@ -42,32 +49,33 @@ class Continuation:
             parameters: name -> parameter that the script trains.
             unit: what its points would count, epoch or step.
             gradients: how they are to be kept.
+            spread: the parameters where several processes hold parts of them: each compares what it keeps.
 
         Returns:
             The run to go on with.
 
         Raises:
-            TvgradError: the run is of another model, ends with other weights, or its points count something else.
+            TvgradError: the run is of another model, ends with other weights, or its points count something else; of
+                several processes in all of them.
         """
-        run = Run.open(out)
-        if run.unit != unit:
-            raise TvgradError(
-                f"{out} was recorded at {run.unit}s and cannot go on at {unit}s: give --record-at as before"
-            )
-        before = run.info.get("keep_gradients", ALL_GRADIENTS)
-        if before != gradients:
-            raise TvgradError(
-                f"{out} was recorded with --keep-gradients {before} and cannot go on with {gradients}: give "
-                "--keep-gradients as before"
-            )
-        odd = sorted(run.parameters.keys() ^ parameters.keys())
-        if odd:
-            raise TvgradError(f"{out} records another model ({odd[0]} is in one of them): give another --out")
-        last = run.points[-1].number
-        if last not in run.epochs:
-            raise TvgradError(f"{out} keeps no weights at its end, {unit} {last}: give another --out")
-        if differ(run.weights(last), parameters):
-            raise TvgradError(_elsewhere(run, parameters, last))
+        present = parameters if spread is None else spread.whole(lambda name: own_part(parameters[name]))
+
+        def compared() -> tuple[Run, bool]:
+            run = _of_this_model(out, parameters, unit, gradients)
+            return run, _has(run, run.points[-1].number, present)
+
+        def beginnings() -> set[int]:
+            return {number for number in run.epochs[:-1] if _has(run, number, present)}
+
+        if spread is None:
+            run, at_end = compared()
+            begins = set() if at_end else beginnings()
+        else:
+            run, own_at_end = spread.tried(compared)
+            at_end = all(spread.gathered(own_at_end))
+            begins = set() if at_end else set.intersection(*spread.gathered(spread.tried(beginnings)))
+        if not at_end:
+            raise TvgradError(_elsewhere(run, begins))
         return cls(run)
 
     @property
@@ -99,13 +107,17 @@ class Continuation:
         return RunWriter.resume(self.run.root)
 
     def facts(
-        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parameters: Mapping[str, nn.Parameter],
+        spread: SpreadModel | None = None,
     ) -> dict[str, Any]:
         """Say what is new in the run's description.
 
         Args:
             optimizers: those that go on.
             parameters: name -> parameter.
+            spread: the parameters, where they are spread over processes now.
 
         Returns:
             Facts for run.json.
@@ -116,6 +128,8 @@ class Continuation:
             "stopped": None,
             "steps_unrecorded": None,
         }
+        if spread is not None or "processes" in info:
+            facts["processes"] = 1 if spread is None else spread.count
         if info.get("rule") is not None:
             now = read_rule(optimizers, parameters)["rule"]
             if _without_rates(now) != _without_rates(info["rule"]):
@@ -157,13 +171,38 @@ def announce_begun(out: Path) -> dict[str, Any]:
     return {"rule": None, "rule_reason": BEGUN}
 
 
-def _elsewhere(run: Run, parameters: Mapping[str, nn.Parameter], last: int) -> str:
-    """Where the script begins, if not at the end of the run."""
-    begins = next((number for number in run.epochs[:-1] if not differ(run.weights(number), parameters)), None)
-    where = f"those of {run.unit} {begins}" if begins is not None else "others"
+def _of_this_model(out: Path, names: Collection[str], unit: str, gradients: KeptGradients) -> Run:
+    """Open a run that a script may go on with, but for its weights."""
+    run = Run.open(out)
+    if run.unit != unit:
+        raise TvgradError(f"{out} was recorded at {run.unit}s and cannot go on at {unit}s: give --record-at as before")
+    before = run.info.get("keep_gradients", ALL_GRADIENTS)
+    if before != gradients:
+        raise TvgradError(
+            f"{out} was recorded with --keep-gradients {before} and cannot go on with {gradients}: give "
+            "--keep-gradients as before"
+        )
+    odd = sorted(run.parameters.keys() ^ set(names))
+    if odd:
+        raise TvgradError(f"{out} records another model ({odd[0]} is in one of them): give another --out")
+    last = run.points[-1].number
+    if last not in run.epochs:
+        raise TvgradError(f"{out} keeps no weights at its end, {unit} {last}: give another --out")
+    return run
+
+
+def _has(run: Run, number: int, present: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a point has these weights, of which it may have more."""
+    with run.file("weights", number) as file:
+        return not any(differ({name: file.read(name)}, present) for name in present)
+
+
+def _elsewhere(run: Run, begins: Collection[int]) -> str:
+    """Where a script begins, if not at the end of the run."""
+    where = f"those of {run.unit} {min(begins)}" if begins else "others"
     return (
-        f"{run.root} ends with the weights of {run.unit} {last}, and the script begins with {where}: load the "
-        "checkpoint that was saved there, or give another --out"
+        f"{run.root} ends with the weights of {run.unit} {run.points[-1].number}, and the script begins with {where}: "
+        "load the checkpoint that was saved there, or give another --out"
     )
 
 

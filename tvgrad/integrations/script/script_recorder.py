@@ -18,7 +18,7 @@ from tvgrad.integrations.script.find_trained_module import TrainedModule, held_b
 from tvgrad.integrations.script.losses import Losses
 from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.options import ScriptOptions, launch_of
-from tvgrad.integrations.script.spread_recording import spread_model, writer_of
+from tvgrad.integrations.script.spread_recording import continuation_of, spread_model, writer_of
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
@@ -61,9 +61,7 @@ class ScriptRecorder:
         self._keep, self._losses = options.keep, losses
         self._logged: dict[str, float] = {}
         launch = {"command": list(options.command), "launch": launch_of(options)}
-        earlier: Continuation | None = None
-        if options.resume and (self._out / MANIFEST).exists():
-            earlier = Continuation.find(self._out, trained.parameters, options.record_at.unit, options.keep_gradients)
+        earlier = continuation_of(trained.parameters, options, self._spread)
         began = announce_begun(self._out) if earlier is None and begun_before(trained.optimizers) else {}
         header = RunHeader(
             self._out.name,
@@ -113,7 +111,7 @@ class ScriptRecorder:
             if earlier is None:
                 self._begin()
             else:
-                self._go_on(earlier, launch | earlier.facts(trained.optimizers, trained.parameters))
+                self._go_on(earlier, launch | earlier.facts(trained.optimizers, trained.parameters, self._spread))
         except BaseException:
             self._writer.close()
             raise

@@ -24,7 +24,7 @@ from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions, sibling
 from tvgrad.integrations.script.script_recorder import ScriptRecorder, begins_to_train
 from tvgrad.integrations.script.spread_recording import helps
-from tvgrad.integrations.script.step_facts import StepFacts
+from tvgrad.integrations.script.step_facts import StepFacts, stands_still
 from tvgrad.numerics.device import distributed_rank
 
 
@@ -48,17 +48,15 @@ class Session:
         self._recorder: ScriptRecorder | None = None
         self._process, self._first_out = os.getpid(), options.out
         self._thread: int | None = None
-        self._stopped = self._exits = self._failed = False
+        self._stopped = self._exits = self._failed = self._step_open = self._stepped = False
         self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._trained: TrainedModule | None = None
-        self._step_open = self._stepped = False
         self._facts, self.losses = StepFacts(self.epochs), Losses()
         self._dormant: ScriptRecorder | None = None
-        self._past: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._trainings, self._trial_steps = 1, 0
         self._gradients: list[tuple[int, int]] | None = None
         self._held: dict[int, torch.Tensor] = {}
-        self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._past, self._others = (weakref.WeakSet[torch.optim.Optimizer]() for _ in range(2))
         self._stepping: torch.optim.Optimizer | None = None
 
     @property
@@ -119,6 +117,8 @@ class Session:
         Args:
             optimizer: any of the script's.
         """
+        if not (self.epochs.backwards or self._step_open) and stands_still(optimizer):
+            return  # torch.distributed.checkpoint has an optimizer make its state so
         followed = self._recorder or self._dormant
         if followed is not None and followed.returned:
             self._begin_anew("the pretrained weights were put back", followed, optimizer)

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.script.continuation import Continuation
 from tvgrad.integrations.script.find_trained_module import held_by
 from tvgrad.integrations.script.notes import help_silently
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.spread_model import SpreadModel
 from tvgrad.record.spread_writer import SpreadWriter
 from tvgrad.store.background import BackgroundWriter
+from tvgrad.store.layout import MANIFEST
 from tvgrad.store.writer import RunWriter
 from tvgrad.vectors.spread import is_spread
 
@@ -50,7 +52,6 @@ def spread_model(parameters: Mapping[str, torch.Tensor], options: ScriptOptions)
         return None
     for given, option in (
         (options.keep_gradients.width is not None, f"--keep-gradients {options.keep_gradients}"),
-        (options.resume, "--resume"),
         ("gradient-norms" in options.record, "--record gradient-norms"),
     ):
         if given:
@@ -58,6 +59,32 @@ def spread_model(parameters: Mapping[str, torch.Tensor], options: ScriptOptions)
                 f"{option} does not go with parameters that are spread over several processes (FSDP): leave it out"
             )
     return SpreadModel(parameters)
+
+
+def continuation_of(
+    parameters: Mapping[str, torch.Tensor], options: ScriptOptions, spread: SpreadModel | None
+) -> Continuation | None:
+    """Find the run that a script goes on with.
+
+    Args:
+        parameters: name -> parameter, those that are recorded.
+        options: how to record.
+        spread: the parameters, where they are spread over processes: on how many a run was recorded makes no
+            difference.
+
+    Returns:
+        It; None where there is none to go on with.
+
+    Raises:
+        TvgradError: the run that is there does not end with the weights that the script begins with.
+    """
+    out = Path(options.out)
+    if not options.resume:
+        return None
+    there = (out / MANIFEST).exists()
+    if not (there if spread is None else spread.gathered(there)[0]):
+        return None
+    return Continuation.find(out, parameters, options.record_at.unit, options.keep_gradients, spread)
 
 
 def writer_of(

@@ -62,3 +62,15 @@ class StepFacts:
         """The step that was described is over; what was clipped since belongs to the next."""
         self.clips = self.clips[self._noted :]
         self._items, self._samples, self._backwards, self._noted = [], 0, 0, 0
+
+
+def stands_still(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether a step can move no weight.
+
+    Args:
+        optimizer: that is about to step.
+
+    Returns:
+        Whether all its rates are 0.
+    """
+    return not any(float(group.get("lr", 1)) for group in optimizer.param_groups)

@@ -1,4 +1,4 @@
-"""Several processes that hold parts of the parameters (FSDP2): AdamW, clipping, a share of the samples each."""
+"""Several processes that hold parts of the parameters (FSDP2): AdamW, clipping, a share of eight samples each."""
 
 import os
 import sys
@@ -27,7 +27,8 @@ for layer in model:
 fully_shard(model)
 optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.01)
 sampler = DistributedSampler(data, seed=1)
-loader = DataLoader(data, batch_size=4, sampler=sampler)
+loader = DataLoader(data, batch_size=8 // dist.get_world_size(), sampler=sampler)
+checkpoint, begun = folder / "checkpoint", 0
 
 
 def save(epoch: int) -> None:
@@ -36,7 +37,18 @@ def save(epoch: int) -> None:
         torch.save(whole, folder / f"epoch{epoch}.pt")
 
 
-for epoch in range(epochs):
+if len(sys.argv) > 3:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    if checkpoint.exists():
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"weights": weights, "moments": moments, "epoch": 0}
+        dcp.load(state, checkpoint_id=checkpoint)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+        begun = state["epoch"]
+
+for epoch in range(begun, epochs):
     save(epoch)
     sampler.set_epoch(epoch)
     if (folder / "slow").exists():
@@ -47,6 +59,9 @@ for epoch in range(epochs):
         nn.functional.cross_entropy(model(batch), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.2)
         optimizer.step()
+    if len(sys.argv) > 3:
+        weights, moments = get_state_dict(model, optimizer)
+        dcp.save({"weights": weights, "moments": moments, "epoch": epoch + 1}, checkpoint_id=checkpoint)
 save(epochs)
 if rank == 0:
     print("trained", flush=True)
