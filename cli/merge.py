@@ -264,14 +264,15 @@ def _measured(path: Path, runs: tuple[Path, ...]) -> Measurements:
 
 
 def _coefficient(measurements: Measurements, name: str) -> float:
-    """The coefficient that slopes and curvatures of a plan tell, without data."""
+    """The coefficient that a plan told, or its slopes and curvatures tell, without data."""
     if name != "task_arithmetic":
         raise TvgradError(
             f"measurements tell how far to go along the sum of task vectors, not along what {name} makes: give "
             "--alpha a number, --recipe, or --method task_arithmetic"
         )
     found = measurements.coefficient()
-    click.echo(f"alpha {found:.4g}: told by measurements to be best for the training losses (an estimate)")
+    order = "" if measurements.planned is not None else " to second order"
+    click.echo(f"alpha {found:.4g}: told by measurements to be best for the training losses{order} (an estimate)")
     return found
 
 

@@ -123,7 +123,8 @@ def plan(
     if save is not None and measures:
         from tvgrad.merging import measure
 
-        measure(names, objectives, weights, slopes=made.slopes, pairs=made.pairs).save(save)
+        told = measure(names, objectives, weights, slopes=made.slopes, pairs=made.pairs, planned=made.coefficient)
+        told.save(save)
     elif save is not None:
         from tvgrad.files.atomic import write_text_atomically
 

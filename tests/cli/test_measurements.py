@@ -49,14 +49,19 @@ def test_measured_here_and_merged_without_data(
     merged = load_file(out)
     assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
 
-    words = ("merge", runs, "--method", "task_arithmetic", "--alpha", "plan")
-    done = tvgrad(*words, "--measurements", saved, "--out", tmp_path / "sum.safetensors")
-    assert done.code == 0, done.err
-    assert "told by measurements" in done.out
-    told = float(re.search(r"alpha (\S+): told", done.out)[1])
+    # All tasks: the very coefficient of the plan. Some of them: what slopes and curvatures tell.
     plan = json.loads(tvgrad("plan", runs, "--recipe", "digits", "--pairs", "--json").out)
-    slopes, pairs = torch.tensor(plan["slopes"]).double(), torch.tensor(plan["pairs"]).double()
-    assert told == pytest.approx(float(-slopes.sum() / pairs.sum()), rel=1e-3)
+    second = -plan["slopes"][0][0] / plan["pairs"][0][0][0]
+    for number, (merged_runs, truth, order) in enumerate((
+        (runs, plan["coefficient"], "losses (an"),
+        (runs / "low", second, "losses to second order (an"),
+    )):
+        words = ("merge", merged_runs, "--method", "task_arithmetic", "--alpha", "plan", "--measurements", saved)
+        done = tvgrad(*words, "--out", tmp_path / f"sum{number}.safetensors")
+        assert done.code == 0, done.err
+        assert "told by measurements" in done.out
+        assert order in done.out
+        assert float(re.search(r"alpha (\S+): told", done.out)[1]) == pytest.approx(truth, rel=1e-3)
 
     out.unlink()
     for more, sentence in (

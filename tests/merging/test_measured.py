@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tvgrad
 from tvgrad import TvgradError
+from tvgrad.files.atomic import sha256_of
+from tvgrad.files.writing import write_tensors
 from tvgrad.merging import (
     Measurements,
     fisher,
@@ -346,6 +349,83 @@ def test_damaged_files_are_refused(measured: Measurements, tmp_path: Path) -> No
     for wrong in (tmp_path / "m.json", tmp_path / "m"):
         with pytest.raises(TvgradError, match=r"does not end in .safetensors"):
             measured.save(wrong)
+
+
+def hashed(path: Path, tensors: dict[str, torch.Tensor], said: dict[str, Any]) -> Path:
+    save_file(tensors, path)
+    path.with_suffix(".json").write_text(json.dumps(said | {"sha256": sha256_of(path)}))
+    return path
+
+
+def test_files_that_hold_what_no_measurement_is_are_refused(
+    measured: Measurements, vectors: list[Weights], tmp_path: Path
+) -> None:
+    """Each with a checksum that is right: NaNs made means of merges, other shapes and names ended in tracebacks."""
+    path = tmp_path / "m.safetensors"
+    plan = dataclasses.replace(measured, slopes=-np.ones((3, 3)), pairs=np.ones((3, 3, 3)), planned=0.5)
+    plan.save(path)
+    whole, said = load_file(path), json.loads(path.with_suffix(".json").read_text())
+    nan = torch.full_like(whole["fisher.0.narrow.weight"], float("nan"))
+    square, line = torch.eye(2).double(), torch.ones(2).double()
+    both = {f"gram.{task}.narrow.weight": square.clone() for task in range(3)}
+    cases: list[tuple[dict[str, torch.Tensor], dict[str, Any], Callable[..., Any], str]] = [
+        ({"fisher.0.narrow.weight": nan}, {}, fisher, "a NaN, an infinity or a number below 0 where Fisher diagonals"),
+        ({"fisher.0.narrow.weight": -nan.isnan().double()}, {}, gradient_matching, "or a number below 0 where Fisher"),
+        ({"magnitude.1.narrow.weight": nan}, {}, measured_trust_region, "number below 0 where magnitudes of gradients"),
+        ({"gram.1.narrow.weight": torch.full((16, 16), torch.inf)}, {}, regmean, "an infinity where Gram matrices"),
+        ({"fisher.2.narrow.weight": line}, {}, fisher, r"'fisher.2.narrow.weight' has shape \(2,\)"),
+        ({"magnitude.2.narrow.weight": line}, {}, regmean, r"'magnitude.2.narrow.weight' has shape \(2,\)"),
+        (both, {}, regmean, r"'gram.0.narrow.weight' has shape \(2, 2\), which does not belong to \(3, 16\)"),
+        ({"abc": line}, {}, fisher, "holds a tensor 'abc' that is no measurement of its 3 tasks"),
+        ({"fisher.3.narrow.weight": line}, {}, fisher, "holds a tensor 'fisher.3.narrow.weight'"),
+        ({"fisher.x.w": line}, {}, fisher, "holds a tensor 'fisher.x.w'"),
+        ({"plan.pairs": square}, {}, measured_meta_gpt, "'plan.pairs' that is none of 3 tasks"),
+        ({"plan.slopes": torch.full((3, 3), torch.nan)}, {}, fisher, "'plan.slopes' that is none of 3 tasks, or not"),
+        ({"plan.coefficient": line}, {}, fisher, "'plan.coefficient' that is none"),
+        ({}, {"tasks": ["a", "a", "b"]}, fisher, "two tasks called 'a'"),
+        ({}, {"norms": {"conv.weight": None}}, fisher, "a norm of nan for 'conv.weight'"),
+    ]
+    for tensors, words, method, sentence in cases:
+        wrong = hashed(tmp_path / "wrong.safetensors", whole | tensors, said | words)
+        with pytest.raises(TvgradError, match=sentence) as raised:
+            method(vectors, load_measurements(wrong))
+        assert "\n" not in str(raised.value)
+    del whole["gram.0.narrow.weight"]
+    with pytest.raises(TvgradError, match=r"have no 'gram.0.narrow.weight'"):  # and not the mean of the layer
+        regmean(vectors, load_measurements(hashed(tmp_path / "wrong.safetensors", whole, said)))
+
+
+def test_the_plans_coefficient_is_that_of_all_its_tasks(measured: Measurements, tmp_path: Path) -> None:
+    made = dataclasses.replace(measured, slopes=-np.ones((3, 3)), pairs=np.ones((3, 3, 3)), planned=0.25)
+    made.save(tmp_path / "m.safetensors")
+    read = load_measurements(tmp_path / "m.safetensors")
+    assert read.coefficient() == read.of(["c", "a", "b"]).coefficient() == 0.25
+    assert read.of(["c", "a"]).planned is None
+    assert read.of(["c", "a"]).coefficient() == 0.5  # 4 of 9 slopes, over 8 of 27 curvatures
+    with pytest.raises(TvgradError, match="no coefficient that the plan tried lowers"):
+        dataclasses.replace(made, planned=0.0).coefficient()
+    up = dataclasses.replace(made, slopes=np.ones((3, 3)), planned=0.0)
+    with pytest.raises(TvgradError, match="the coefficient would be negative"):
+        up.coefficient()
+
+
+def test_measurements_are_one_file_however_large(
+    measured: Measurements, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_tensors, "__defaults__", (1000,))  # of the largest file that others write
+    measured.save(tmp_path / "m.safetensors")
+    assert load_measurements(tmp_path / "m.safetensors").places == measured.places
+
+
+def test_what_is_not_finite_is_not_kept() -> None:
+    model = nn.Linear(1, 2, bias=False).half()
+    with torch.no_grad():
+        model.weight.zero_()
+    data = torch.tensor([[1000.0]]).half(), torch.tensor([0])
+    with pytest.raises(
+        TvgradError, match="Fisher diagonals of 'weight' of task 'a' are not finite: measure in float64"
+    ):
+        measure(["a"], [tvgrad.Objective(model, nn.CrossEntropyLoss(), data)])
 
 
 def test_a_loss_without_a_likelihood_is_measured_empirically(model: nn.Module) -> None:

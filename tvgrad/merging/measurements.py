@@ -7,24 +7,24 @@ they are.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tvgrad.errors import TvgradError, UnsupportedModel
+from tvgrad.errors import TvgradError
 from tvgrad.fields import list_of, mapping_of, number, one_of, parse_json, record, text
 from tvgrad.files.atomic import sha256_of, write_text_atomically
 from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
-from tvgrad.problem.objective import Objective
 from tvgrad.results import Shown, json_text
-from tvgrad.vectors.parameters import Weights
 
 if TYPE_CHECKING:
     from tvgrad.merging.stack import Stack
@@ -35,7 +35,9 @@ MOST_BYTES = 2**24
 KINDS = ("exact", "empirical")
 AT = ("tuned", "pretrained")
 
-PLAN, PLANNED = "plan.", ("slopes", "pairs")
+PLAN, PLANNED = "plan.", {"slopes": 2, "pairs": 3}
+COEFFICIENT = "coefficient"
+CALLED = {"fisher": "Fisher diagonals", "gram": "Gram matrices", "magnitude": "magnitudes of gradients"}
 
 _FIELDS = record(
     {
@@ -62,6 +64,7 @@ class Measurements(Shown):
         pairs: `pairs[s, t, u] = <tau_t, H_s tau_u>` of a plan, or None.
         places: name of a measurement -> its shape.
         read: reads one, by name.
+        planned: the coefficient of that plan, for the sum of all these task vectors; or None.
 
     Examples:
         >>> import torch, tvgrad
@@ -80,6 +83,7 @@ class Measurements(Shown):
     pairs: NDArray[np.float64] | None
     places: Mapping[str, tuple[int, ...]]
     read: Callable[[str], torch.Tensor]
+    planned: float | None = None
 
     def diagonals(self, name: str) -> torch.Tensor:
         """Read a tensor's Fisher diagonals.
@@ -107,7 +111,7 @@ class Measurements(Shown):
         Raises:
             TvgradError: they were not measured.
         """
-        if _key("magnitude", 0, name) not in self.places:
+        if key_of("magnitude", 0, name) not in self.places:
             raise TvgradError(
                 f"these measurements have no magnitudes of gradients of {name!r}: measure again, with tvgrad plan "
                 "--save FILE.safetensors"
@@ -122,15 +126,31 @@ class Measurements(Shown):
 
         Returns:
             float64, shape (tasks, inputs, inputs) or (tasks, groups, inputs, inputs); None where there is none.
-        """
-        return self._stacked("gram", name) if _key("gram", 0, name) in self.places else None
+
+        Raises:
+            TvgradError: some tasks have none, or they are damaged.
+        """  # noqa: DOC502 - raised below
+        measured = any(key_of("gram", task, name) in self.places for task in range(len(self.tasks)))
+        return self._stacked("gram", name) if measured else None
 
     def _stacked(self, kind: str, name: str) -> torch.Tensor:
-        keys = [_key(kind, task, name) for task in range(len(self.tasks))]
+        keys = [key_of(kind, task, name) for task in range(len(self.tasks))]
         for key in keys:
             if key not in self.places:
                 raise TvgradError(f"these measurements have no {key!r}: they are of another model, so measure this one")
-        return torch.stack([self.read(key).double() for key in keys])
+            if self.places[key] != self.places[keys[0]]:
+                raise TvgradError(
+                    f"in these measurements {key!r} has shape {self.places[key]} and {keys[0]!r} "
+                    f"{self.places[keys[0]]}: they are damaged, so measure again"
+                )
+        found = torch.stack([self.read(key).double() for key in keys])
+        if not torch.isfinite(found).all() or (kind != "gram" and bool((found < 0).any())):
+            least = "" if kind == "gram" else " or a number below 0"
+            raise TvgradError(
+                f"these measurements hold a NaN, an infinity{least} where {CALLED[kind]} of {name!r} should be: they "
+                "are damaged, or gradients overflowed; measure again, in float64"
+            )
+        return found
 
     def of(self, tasks: Sequence[str]) -> Measurements:
         """Pick tasks, in the order of the models that are merged.
@@ -149,9 +169,9 @@ class Measurements(Shown):
                 raise TvgradError(f"task {name!r} was not measured: these measurements are of {', '.join(self.tasks)}")
         chosen = [self.tasks.index(name) for name in tasks]
         places = {
-            _key(kind, place, name): (shape, _key(kind, task, name))
+            key_of(kind, place, name): (shape, key_of(kind, task, name))
             for place, task in enumerate(chosen)
-            for (kind, number, name), shape in ((_parsed(key), shape) for key, shape in self.places.items())
+            for (kind, number, name), shape in ((kind_task_name(key), shape) for key, shape in self.places.items())
             if number == task
         }
         read = self.read
@@ -164,13 +184,15 @@ class Measurements(Shown):
             None if self.pairs is None else self.pairs[np.ix_(chosen, chosen, chosen)],
             {key: shape for key, (shape, _) in places.items()},
             lambda key: read(places[key][1]),
+            self.planned if sorted(chosen) == list(range(len(self.tasks))) else None,
         )
 
     def coefficient(self) -> float:
-        """Tell how far to go along the sum of the task vectors: `- sum b / sum A`, to second order.
+        """Tell how far to go along the sum of the task vectors.
 
         Returns:
-            The coefficient, above 0.
+            The coefficient of the plan, above 0. It is of all tasks that were measured; for some of them it is
+            `- sum b / sum A`, to second order.
 
         Raises:
             TvgradError: no plan is in these measurements, or the summed loss has no minimum above 0 along the sum.
@@ -178,6 +200,8 @@ class Measurements(Shown):
         if self.slopes is None or self.pairs is None:
             raise TvgradError("these measurements hold no plan: make them with tvgrad plan --save FILE.safetensors")
         slope, curvature = float(self.slopes.sum()), float(self.pairs.sum())
+        if self.planned:
+            return self.planned
         if not curvature > 0:
             raise TvgradError(
                 f"the curvature along the merge is not positive ({curvature:.3g}), so that the summed loss has no "
@@ -187,6 +211,10 @@ class Measurements(Shown):
             raise TvgradError(
                 f"the summed loss rises along the merge (slope {slope:.3g}), and the coefficient would be negative: "
                 "leave these task vectors apart"
+            )
+        if self.planned is not None:
+            raise TvgradError(
+                "no coefficient that the plan tried lowers the summed loss of these tasks: leave their vectors apart"
             )
         return -slope / curvature
 
@@ -202,7 +230,7 @@ class Measurements(Shown):
         if len(self.tasks) != stack.tasks:
             raise TvgradError(f"{len(self.tasks)} tasks were measured and {stack.tasks} are merged: give the same ones")
         for name, (shape, _) in stack.places.items():
-            key = _key("fisher", 0, name)
+            key = key_of("fisher", 0, name)
             if key not in self.places:
                 raise TvgradError(f"these measurements are of another model: they have no {name!r}")
             measured = tuple(self.places[key])
@@ -211,15 +239,32 @@ class Measurements(Shown):
                     f"these measurements are of another model: {name!r} has shape {measured} in them and "
                     f"{tuple(shape)} here"
                 )
+            self._check_shapes(name, tuple(shape))
             base = stack.base(name, 0, stack.numel(name))
             if base is None or name not in self.norms:
                 continue
             here, there = float(torch.linalg.vector_norm(base.double())), self.norms[name]
-            if abs(here - there) > CLOSE * max(here, there):
+            if not abs(here - there) <= CLOSE * max(here, there):
                 raise TvgradError(
                     f"these measurements were taken from other pretrained weights: {name!r} has norm {there:.6g} in "
                     f"them and {here:.6g} here"
                 )
+
+    def _check_shapes(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse measurements whose shapes do not belong to a tensor's."""
+        inputs = math.prod(shape[1:])
+        for task in range(len(self.tasks)):
+            for kind in CALLED:
+                found = self.places.get(key_of(kind, task, name), shape)
+                fits = found == shape
+                if kind == "gram" and key_of(kind, task, name) in self.places:
+                    groups = found[0] if len(found) == 3 else 1
+                    fits = found[-2:] == (inputs, inputs) and len(found) < 4 and groups > 0 and shape[0] % groups == 0
+                if not fits:
+                    raise TvgradError(
+                        f"these measurements are of another model, or damaged: {key_of(kind, task, name)!r} has shape "
+                        f"{found}, which does not belong to {shape}"
+                    )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the measurements to a safetensors file and a JSON file beside it.
@@ -232,72 +277,13 @@ class Measurements(Shown):
         """
         target = _safetensors(path)
         told = {PLAN + name: torch.from_numpy(part) for name in PLANNED if (part := getattr(self, name)) is not None}
-        write_tensors({key: self.read(key) for key in self.places} | told, target)
+        if self.planned is not None:
+            told[PLAN + COEFFICIENT] = torch.tensor([self.planned], dtype=torch.float64)
+        # one file, however large: its checksum lies in the other
+        write_tensors({key: self.read(key) for key in self.places} | told, target, sys.maxsize)
         fields = {name: getattr(self, name) for name in ("tasks", "fisher", "at", "norms")}
         content = json_text({**fields, "sha256": sha256_of(target)})
         write_text_atomically(target.with_suffix(".json"), content, option="--save")
-
-
-def measure(
-    names: Sequence[str],
-    objectives: Sequence[Objective],
-    weights: Sequence[Mapping[str, torch.Tensor]] | None = None,
-    *,
-    slopes: NDArray[np.float64] | None = None,
-    pairs: NDArray[np.float64] | None = None,
-) -> Measurements:
-    """Measure tasks.
-
-    Of each: an exact Fisher diagonal (empirical where the loss is no known likelihood) and the Gram matrices of its
-    layers' inputs, taken at its fine-tuned weights as Fisher merging and RegMean are defined; and the mean magnitudes
-    of its gradients at the pretrained weights, which TATR takes.
-
-    Args:
-        names: of the tasks.
-        objectives: one a task, at the shared pretrained weights.
-        weights: fine-tuned ones of each task; by default measurements are taken at the pretrained weights.
-        slopes: of a plan (`tvgrad.plan`), kept with the measurements.
-        pairs: likewise.
-
-    Returns:
-        The measurements, in memory.
-
-    Raises:
-        TvgradError: there is no task, or single samples have no gradients.
-
-    Examples:
-        >>> import torch, tvgrad
-        >>> from tvgrad.merging import measure
-        >>> model, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 2.0]]).double()
-        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (x, torch.ones(1, 1).double()))
-        >>> measure(["a"], [objective]).grams("weight").tolist()
-        [[[1.0, 2.0], [2.0, 4.0]]]
-    """
-    if not objectives or len(names) != len(objectives):
-        raise TvgradError(f"{len(names)} names were given for {len(objectives)} tasks: give one for each, at least one")
-    found: Weights = {}
-    kinds = []
-    for task, objective in enumerate(objectives):
-        at = None if weights is None else weights[task]
-        try:
-            diagonal, kind = objective.fisher_diagonal(at), "exact"
-        except UnsupportedModel:
-            diagonal, kind = objective.fisher_diagonal(at, "empirical"), "empirical"
-        kinds.append(kind)
-        found |= {_key("fisher", task, name): part.cpu() for name, part in diagonal.items()}
-        found |= {_key("gram", task, name): part.cpu() for name, part in objective.gram_inputs(at).items()}
-        found |= {_key("magnitude", task, name): part.cpu() for name, part in objective.gradient_magnitudes().items()}
-    start = objectives[0].initial
-    return Measurements(
-        tuple(names),
-        tuple(kinds),
-        AT[0] if weights is not None else AT[1],
-        {name: float(torch.linalg.vector_norm(tensor.double())) for name, tensor in start.items()},
-        slopes,
-        pairs,
-        {key: tuple(part.shape) for key, part in found.items()},
-        found.__getitem__,
-    )
 
 
 def load_measurements(path: str | os.PathLike[str]) -> Measurements:
@@ -337,7 +323,9 @@ def load_measurements(path: str | os.PathLike[str]) -> Measurements:
     if len(said["tasks"]) != len(said["fisher"]) or not said["tasks"]:
         raise TvgradError(f"{beside} names {len(said['tasks'])} tasks and {len(said['fisher'])} kinds of diagonals")
     file = TensorFile(target)
-    told = {name: file.read(PLAN + name).numpy() if PLAN + name in file.places else None for name in PLANNED}
+    _check_file(target, said, file)
+    told = {name: file.read(PLAN + name).double().numpy() if PLAN + name in file.places else None for name in PLANNED}
+    planned = file.read(PLAN + COEFFICIENT).item() if PLAN + COEFFICIENT in file.places else None
     return Measurements(
         tuple(said["tasks"]),
         tuple(said["fisher"]),
@@ -347,7 +335,30 @@ def load_measurements(path: str | os.PathLike[str]) -> Measurements:
         told["pairs"],
         {key: tuple(place.shape) for key, place in file.places.items() if not key.startswith(PLAN)},
         file.read,
+        planned,
     )
+
+
+def _check_file(target: Path, said: Mapping[str, Any], file: TensorFile) -> None:
+    """Refuse what a file of measurements cannot hold; of large tensors their names alone, which are read when used."""
+    tasks = len(said["tasks"])
+    wrong = None
+    if len(set(said["tasks"])) < tasks:
+        wrong = f"two tasks called {next(one for one in said['tasks'] if said['tasks'].count(one) > 1)!r}"
+    for name, norm in said["norms"].items():
+        if not (math.isfinite(norm) and norm >= 0):
+            wrong = f"a norm of {norm:g} for {name!r}"
+    for key, place in file.places.items():
+        kind, _, rest = key.partition(".")
+        number = rest.partition(".")[0]
+        if key.startswith(PLAN):
+            shape = (1,) if rest == COEFFICIENT else (tasks,) * PLANNED.get(rest, -1)
+            if tuple(place.shape) != shape or not torch.isfinite(file.read(key)).all():
+                wrong = f"a {key!r} that is none of {tasks} tasks, or not finite"
+        elif not (kind in CALLED and number in map(str, range(tasks)) and rest.count(".")):
+            wrong = f"a tensor {key!r} that is no measurement of its {tasks} tasks"
+    if wrong is not None:
+        raise TvgradError(f"{target} is damaged or no file of measurements, for it holds {wrong}: measure again")
 
 
 def _safetensors(path: str | os.PathLike[str]) -> Path:
@@ -357,10 +368,28 @@ def _safetensors(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _key(kind: str, task: int, name: str) -> str:
+def key_of(kind: str, task: int, name: str) -> str:
+    """Name a measurement.
+
+    Args:
+        kind: `fisher`, `gram` or `magnitude`.
+        task: its number.
+        name: of the tensor.
+
+    Returns:
+        The name in the file.
+    """
     return f"{kind}.{task}.{name}"
 
 
-def _parsed(key: str) -> tuple[str, int, str]:
+def kind_task_name(key: str) -> tuple[str, int, str]:
+    """Read the name of a measurement.
+
+    Args:
+        key: as `key_of` made it.
+
+    Returns:
+        Kind, number of the task and name of the tensor.
+    """
     kind, task, name = key.split(".", 2)
     return kind, int(task), name
