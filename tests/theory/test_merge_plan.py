@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -455,3 +456,42 @@ def test_losses_that_bend_sharply_are_searched_until_the_sum_is_low() -> None:
             np.testing.assert_allclose(known.at(a), losses(a), rtol=0, atol=1e-14 * terms)
         assert share > 0.95
     assert searched > 20
+
+
+@pytest.mark.parametrize("curvature", [1e-9, 1e-3, 1e-2, 0.1])
+def test_a_parabola_that_points_far_away_does_not_hide_a_minimum_nearby(curvature: float) -> None:
+    """Next to an inflection the parabola's minimum is magnitudes too far: an even search stayed at its other end."""
+
+    def losses(a: float) -> np.ndarray:
+        return np.array([-a + curvature * a**2 / 2 + a**4])
+
+    line = MergeLine(losses(0.0), np.array([-1.0]), np.array([curvature]), np.zeros(1))
+    a, known, said = best_coefficient(line, losses)
+    lowest = float(losses(np.linspace(0.5, 0.7, 20_001)).min())
+    assert losses(a)[0] < 0.999 * lowest
+    assert known.at(a) == pytest.approx(losses(a))
+    assert "bends more than a cubic does" in said[0]
+
+
+@pytest.mark.parametrize("length", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("wall", [math.nan, math.inf, 1e300, 1.0])
+def test_a_vector_that_is_far_too_long_is_searched_near_its_start(length: float, wall: float) -> None:
+    """The loss falls up to 0.5 of a vector that is so many times as long, and is huge or no number further out."""
+    for curvature in (-1.0, 1e-6):
+
+        def losses(a: float, curvature: float = curvature) -> np.ndarray:
+            x = a * length
+            return np.array([-x + curvature * x**2 / 2 if x < 0.5 else wall * a])
+
+        line = MergeLine(np.zeros(1), np.array([-length]), np.array([curvature * length**2]), np.zeros(1))
+        a, _, said = best_coefficient(line, losses)
+        assert losses(a)[0] < 0.6 * losses(0.4999 / length)[0]
+        assert len(said) == 1
+
+
+def test_a_search_that_ends_at_its_furthest_coefficient_says_so() -> None:
+    line = MergeLine(np.zeros(1), np.array([-1.0]), np.array([-2.0]), np.zeros(1))
+    _, _, said = best_coefficient(line, lambda a: np.array([-a - a**2 + 0.01 * a**4]))
+    assert "a larger coefficient may be better" in said[0]
+    _, _, said = best_coefficient(line, lambda a: np.array([-a - a**2 + 10 * a**4]))
+    assert "larger" not in said[0]

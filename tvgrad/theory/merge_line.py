@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,14 @@ WIDEST = 2.0
 
 SEARCHED_UP_TO = 1.0
 SEARCHES = 8
+CLOSE = 1e-3
+"""Share of an interval to which its minimum is searched."""
+
+WIDE = 8.0
+"""Ratio of an interval's ends from which on it is searched by magnitudes, and in so many steps:"""
+SEARCHES_FAR = 14
+SMALLEST = 1e-6
+"""Of a coefficient that is tried where none that is larger lowers the loss."""
 
 Array = NDArray[np.float64]
 Losses = Callable[[float], Array]
@@ -129,6 +138,8 @@ def best_coefficient(line: MergeLine, losses: Losses) -> tuple[float, MergeLine,
         known = known.through(a, tried[a])
         lowest = known.lowest()
         following = WIDEST * a if lowest is None else min(lowest, WIDEST * a)
+        if not following > SMALLEST * a:  # beyond what numbers tell
+            break
         settled = abs(following - a) <= SETTLED * a
         a = following
         if settled and float(known.at(a).sum()) <= min(map(_total, tried.values())):
@@ -146,41 +157,65 @@ def _searched_between(
     tried: dict[float, Array], line: MergeLine, losses: Losses
 ) -> tuple[float, MergeLine, tuple[str, ...]]:
     """Go on by measured losses alone, between the neighbours of the best of those that are known."""
-    places = sorted(tried)
-    best = min(places, key=lambda one: _total(tried[one]))
-    low = max((one for one in places if one < best), default=0.0)
-    high = min((one for one in places if one > best), default=WIDEST * best)
-
-    def total(a: float) -> float:
-        tried[a] = losses(a)
-        return _total(tried[a])
-
-    minimize_scalar(total, bounds=(low, high), method="bounded", options={"maxiter": SEARCHES})
-    a = min(tried, key=lambda one: _total(tried[one]))
+    low, high = _measure_around_best(tried, losses)
     said = (
         f"along the merge the summed loss bends more than a cubic does: the coefficient was searched between "
         f"{low:.3g} and {high:.3g} by {len(tried) - 1} measured losses a task"
     )
+    return _best_tried(tried, line, said)
+
+
+def _searched(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[str, ...]]:
+    tried: dict[float, Array] = {0.0: line.losses}
+    _measure_between(0.0, SEARCHED_UP_TO, tried, losses)
+    falls = float(line.slopes.sum()) < 0
+    if falls and not _best(tried):  # the merged vector is too long to go even the shortest of these ways
+        _measure_around_best(tried, losses)
+    said = (
+        f"along the merge the summed loss {'falls' if falls else 'does not fall'} at the pretrained weights and has no "
+        f"minimum to second order: the coefficient was searched between 0 and {SEARCHED_UP_TO:g} by {len(tried) - 1} "
+        "measured losses a task instead"
+    )
+    if falls and _best(tried) == max(tried):
+        said += ", of which the furthest was the best, so that a larger coefficient may be better"
+    return _best_tried(tried, line, said)
+
+
+def _best_tried(tried: dict[float, Array], line: MergeLine, said: str) -> tuple[float, MergeLine, tuple[str, ...]]:
+    a = _best(tried)
     if not a:
         return 0.0, line, (said, "no coefficient that was tried lowers the summed loss: 0 is the plan")
     return a, line.through(a, tried[a]), (said,)
 
 
-def _searched(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[str, ...]]:
-    measured: dict[float, Array] = {}
+def _best(tried: dict[float, Array]) -> float:
+    return min(sorted(tried), key=lambda one: _total(tried[one]))
 
-    def total(a: float) -> float:
-        measured[a] = losses(a)
-        return _total(measured[a])
 
-    minimize_scalar(total, bounds=(0.0, SEARCHED_UP_TO), method="bounded", options={"maxiter": SEARCHES})
-    low = float(line.losses.sum())
-    a = min(measured, key=lambda one: _total(measured[one]))
-    why = "falls" if float(line.slopes.sum()) < 0 else "does not fall"
-    said = (
-        f"along the merge the summed loss {why} at the pretrained weights and has no minimum to second order: the "
-        f"coefficient was searched between 0 and {SEARCHED_UP_TO:g} by {len(measured)} measured losses a task instead"
-    )
-    if not float(measured[a].sum()) < low:
-        return 0.0, line, (said, "no coefficient that was tried lowers the summed loss: 0 is the plan")
-    return a, line.through(a, measured[a]), (said,)
+def _measure_around_best(tried: dict[float, Array], losses: Losses) -> tuple[float, float]:
+    """Measure losses between the neighbours of the best place, which may be magnitudes apart."""
+    places, best = sorted(tried), _best(tried)
+    high = min((one for one in places if one > best), default=WIDEST * best)
+    low = max((one for one in places if one < best), default=0.0)
+    if not best:
+        low = SMALLEST * min(high, 1.0)
+    elif high > WIDE * best:
+        low = max(low, best / WIDE)
+    _measure_between(low, high, tried, losses)
+    return low, high
+
+
+def _measure_between(low: float, high: float, tried: dict[float, Array], losses: Losses) -> None:
+    """Measure losses in an interval, ever nearer to its minimum; by magnitudes where its ends are far apart."""
+    far = low > 0 and high > WIDE * low
+
+    def total(place: float) -> float:
+        a = math.exp(place) if far else float(place)
+        tried[a] = losses(a)
+        found = _total(tried[a])
+        return found if math.isfinite(found) else sys.float_info.max * a / high / 2  # the search looks nearer
+
+    ends = (math.log(low), math.log(high)) if far else (low, high)
+    limits = {"maxiter": SEARCHES_FAR if far else SEARCHES, "xatol": CLOSE * (ends[1] - ends[0])}
+    with np.errstate(over="ignore", invalid="ignore"):  # parabolas through huge losses
+        minimize_scalar(total, bounds=ends, method="bounded", options=limits)
