@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 from collections.abc import Callable
 from typing import Any
@@ -435,3 +436,23 @@ def test_squares_of_linear_layers_make_no_tensor_for_every_sample(kind: str, mon
             for name, part in derived(log_p[c], dict(model.named_parameters())).items():
                 truth[name] += weight * part.square() / 64
     assert_close(found, truth, 1e-12)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss, nn.BCEWithLogitsLoss, nn.CrossEntropyLoss])
+def test_a_sum_over_outputs_is_another_likelihood(loss: Callable[..., nn.Module]) -> None:
+    """Of one sample a sum is taken for a mean by every other check, and the diagonal was that of the mean."""
+    target = torch.full((1, 3), 0.5, dtype=torch.float64)
+    one = Objective(nn.Linear(2, 3).double(), loss(reduction="sum"), (torch.ones(1, 2).double(), target))
+    with pytest.raises(TvgradError, match=r"says no distribution of targets .* \(reduction='mean'\)"):
+        one.fisher_diagonal()
+
+
+def test_squares_of_half_precision_are_kept_in_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model, x = nn.Linear(5, 3).half(), (1e-4 * torch.randn(8, 5, generator=generator)).half()
+    data = x, torch.arange(8) % 3
+    found = Objective(model, nn.CrossEntropyLoss(), data).fisher_diagonal()["weight"]
+    wide = copy.deepcopy(model).double()
+    truth = Objective(wide, nn.CrossEntropyLoss(), (x.double(), data[1])).fisher_diagonal()["weight"]
+    assert found.dtype == torch.float32
+    assert float((found - truth).norm() / truth.norm()) < 5e-3

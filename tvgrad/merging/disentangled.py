@@ -80,16 +80,22 @@ def shared_coefficients(gram: Matrix, penalty: float = PENALTY) -> Matrix:
         The shared vector's coefficients, shape (T,).
     """
     tasks = len(gram)
+    size = max(1.0, penalty * float(np.sqrt(gram.trace())))  # of slopes, which make the first step
     starts = [np.zeros(tasks), np.full(tasks, 0.5 / tasks), np.full(tasks, 1 / tasks)]
     found = [*starts]
     for start in starts:
         point = start
         for smooth in SMOOTH:
-            point = minimize(lambda c, s=smooth: _rounded(gram, c, penalty, s), point, method="BFGS", jac=True).x
+            point = minimize(
+                lambda c, s=smooth: [part / size for part in _rounded(gram, c, penalty, s)],
+                point,
+                method="BFGS",
+                jac=True,
+            ).x
             found.append(point)
     values = [entanglement(gram, point, 0.0, penalty) for point in found]
     best = minimize(
-        lambda c: entanglement(gram, c, 0.0, penalty),
+        lambda c: entanglement(gram, c, 0.0, penalty) / size,
         found[int(np.argmin(values))],
         method="Nelder-Mead",
         options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 200 * tasks, "adaptive": True},

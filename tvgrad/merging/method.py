@@ -193,3 +193,20 @@ def added(rows: Iterable[torch.Tensor], *, into: torch.Tensor | None = None) -> 
     for row in others:
         total.add_(row)
     return total
+
+
+def unit(row: torch.Tensor) -> torch.Tensor:
+    """Bring a tensor to length 1, in steps that neither overflow nor underflow.
+
+    Args:
+        row: float64.
+
+    Returns:
+        It over its length, flattened; zeros for one that is zero.
+    """
+    flat = row.flatten()
+    largest = float(flat.abs().amax()) if flat.numel() else 0.0
+    if not largest:
+        return torch.zeros_like(flat)
+    scaled = flat / largest
+    return torch.as_tensor(scaled / torch.linalg.vector_norm(scaled))

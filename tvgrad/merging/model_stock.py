@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from tvgrad.merging.method import Method
+from tvgrad.merging.method import Method, unit
 
 SINGULAR = 1e-6
 
@@ -28,12 +28,8 @@ class ModelStock(Method):
 
     @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
-        flat = rows.reshape(len(rows), -1)  # also of scalars, whose rows have no other dimension
-        lengths = flat.norm(dim=1)
-        cosines = [
-            float(flat[i] @ flat[j]) / float(lengths[i] * lengths[j]) if lengths[i] * lengths[j] > 0 else 0.0
-            for i, j in itertools.combinations(range(len(rows)), 2)
-        ]
+        units = [unit(row) for row in rows]
+        cosines = [float(one @ other) for one, other in itertools.combinations(units, 2)]
         cosine = sum(cosines) / len(cosines)
         below = 1 + (len(rows) - 1) * cosine
         return rows.mean(0) * (len(rows) * cosine / below if abs(below) > SINGULAR else 0.0)

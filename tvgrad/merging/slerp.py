@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from tvgrad.merging.method import Method, checked_number
+from tvgrad.merging.method import Method, checked_number, unit
 
 STRAIGHT = 0.9995
 """From this absolute cosine on, mergekit interpolates on the line, and so does this."""
@@ -35,8 +35,8 @@ class Slerp(Method):
     @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
         first, second = rows
-        lengths = [float(torch.linalg.vector_norm(row)) for row in rows]
-        cosine = float((first / lengths[0]).flatten() @ (second / lengths[1]).flatten()) if all(lengths) else 1.0
+        units = [unit(row) for row in rows]
+        cosine = float(units[0] @ units[1]) if all(bool(one.any()) for one in units) else 1.0
         if abs(cosine) > STRAIGHT:
             return torch.lerp(first, second, self.toward)
         angle = math.acos(cosine)

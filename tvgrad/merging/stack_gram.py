@@ -13,6 +13,8 @@ from tvgrad.merging.stack import Stack
 from tvgrad.merging.workers import in_order
 
 BLOCK = 1 << 16
+LEAST, MOST = 1e-280, 1e280
+"""Squared lengths between which products of two of them, or quotients, keep all digits of float64."""
 
 
 def stack_gram(stack: Stack) -> NDArray[np.float64]:
@@ -28,18 +30,21 @@ def stack_gram(stack: Stack) -> NDArray[np.float64]:
         TvgradError: a value is an infinity or a NaN, or the squared lengths do not fit into float64.
     """
 
-    def products(name: str, start: int) -> NDArray[np.float64]:
+    def products(name: str, start: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         rows = stack.rows(name, start, min(BLOCK, stack.numel(name) - start))
-        found: NDArray[np.float64] = (rows @ rows.T).numpy()
-        return found
+        return (rows @ rows.T).numpy(), rows.any(1).numpy()
 
     parts = [
         part for name in stack.places for part in in_order(partial(products, name), range(0, stack.numel(name), BLOCK))
     ]
     tasks = range(stack.tasks)
-    if not all(np.isfinite(part).all() for part in parts):
+    fit = all(np.isfinite(part).all() for part, _ in parts)
+    found = np.array([[math.fsum(part[i, j] for part, _ in parts) for j in tasks] for i in tasks]) if fit else None
+    if found is None or not all(
+        LEAST < found[task, task] < MOST or not any(some[task] for _, some in parts) for task in tasks
+    ):
         raise TvgradError(
             "the squared lengths of these task vectors do not fit into float64: choose a method that needs no lengths, "
             "such as mean"
         )
-    return np.array([[math.fsum(part[i, j] for part in parts) for j in tasks] for i in tasks])
+    return found

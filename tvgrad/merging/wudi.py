@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from tvgrad.merging.method import Method, added
+from tvgrad.merging.method import Method, added, unit
 from tvgrad.merging.stack import VectorStack
 
 STEPS, RATE = 300, 1e-5
@@ -35,7 +35,7 @@ class Wudi(Method):
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:
         if rows.ndim != 3:
             return rows.mean(0)
-        grams = _grams(rows)
+        grams = torch.stack([one.T @ one for one in (unit(row).view_as(row) for row in rows)])
         begin, total = added(rows), added(grams)
         missing = added(rows @ grams) - begin @ total
         return torch.as_tensor(begin + missing @ torch.linalg.pinv(total, hermitian=True))
@@ -86,11 +86,6 @@ def wudi_iterated(rows: torch.Tensor, steps: int = STEPS, rate: float = RATE) ->
         _value(rows, merged).backward()
         optimizer.step()
     return merged.detach()
-
-
-def _grams(rows: torch.Tensor) -> torch.Tensor:
-    squares = rows.square().sum((1, 2), keepdim=True)
-    return torch.where(squares > 0, rows.transpose(1, 2) @ rows / squares, 0.0)
 
 
 def _value(rows: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:

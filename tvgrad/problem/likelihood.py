@@ -115,7 +115,9 @@ def likelihood_of(loss: Any) -> Likelihood:
         UnsupportedModel: the loss is no known likelihood.
     """
     weighted = any(getattr(loss, name, None) is not None for name in ("weight", "pos_weight"))
-    if not weighted and not getattr(loss, "label_smoothing", 0):
+    # A sum over outputs is another likelihood than their mean; of one sample it is no mean over samples either.
+    plain = not getattr(loss, "label_smoothing", 0) and getattr(loss, "reduction", "mean") == "mean"
+    if not weighted and plain:
         for known, likelihood in (
             ((nn.CrossEntropyLoss, F.cross_entropy), Categorical),
             ((nn.MSELoss, F.mse_loss), Gaussian),
@@ -127,7 +129,7 @@ def likelihood_of(loss: Any) -> Likelihood:
     name = getattr(loss, "__name__", type(loss).__name__) if loss is not None else "forward itself"
     raise UnsupportedModel(
         f"{name} says no distribution of targets that is known here: an exact or sampled Fisher diagonal takes plain "
-        "cross-entropy, MSE or binary cross-entropy with logits; kind='empirical' takes any loss"
+        "cross-entropy, MSE or binary cross-entropy with logits (reduction='mean'); kind='empirical' takes any loss"
     )
 
 

@@ -114,7 +114,7 @@ class SampleGradients(Outputs):
             seed: of the draw.
 
         Returns:
-            Name -> tensor in the parameter's dtype, accumulated in float64.
+            Name -> tensor in the parameter's dtype (float32 for float16), accumulated in float64.
 
         Raises:
             TvgradError: an unknown kind, or a loss or an output without a known distribution of targets.
@@ -145,7 +145,9 @@ class SampleGradients(Outputs):
             weight += float(mass.sum())
         self.evaluations.sample_gradients += 1
         divisor = nonzero(weight)
-        return {name: sums[name].div_(divisor).to(self.home, tensor.dtype) for name, tensor in weights.items()}
+        # Squares of float16's numbers do not fit into float16: 1e-4 squared is 0 in it.
+        kept = {name: torch.promote_types(tensor.dtype, torch.bfloat16) for name, tensor in weights.items()}
+        return {name: sums[name].div_(divisor).to(self.home, dtype) for name, dtype in kept.items()}
 
     def gradient_magnitudes(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         r"""Compute the mean over samples of the magnitudes of their losses' gradients, coordinate by coordinate.
