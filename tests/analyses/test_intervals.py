@@ -43,6 +43,13 @@ def test_intervals_of_differences_cover_the_truth(kind, pair):
         assert found >= least_coverage(400, 0.945), seeds
 
 
+def test_two_seeds_cover_less_where_seeds_matter():
+    """As the page on statistics says: 89 to 92 in a hundred."""
+    for kind in ("both matter", "seeds dominate"):
+        found = of_difference(2, (100,) * 6, (0.7, 0.6), kind, 2000)
+        assert least_coverage(2000, 0.89) <= found < 0.94
+
+
 def test_a_small_task_among_large_ones_counts_for_its_few_samples():
     """Its samples weigh twenty times as much as those of the others."""
     pool = (500, 500, 25)

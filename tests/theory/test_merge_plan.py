@@ -495,3 +495,20 @@ def test_a_search_that_ends_at_its_furthest_coefficient_says_so() -> None:
     assert "a larger coefficient may be better" in said[0]
     _, _, said = best_coefficient(line, lambda a: np.array([-a - a**2 + 10 * a**4]))
     assert "larger" not in said[0]
+
+
+def test_a_loss_without_a_curvature_is_measured() -> None:
+    """The second derivative of |w|^1.5 at 0 is infinite: its predicted loss was a NaN."""
+    vector = {"w": torch.ones(1, dtype=torch.float64)}
+    ones = torch.ones(4, dtype=torch.float64)
+
+    def loss(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return ((output - 0.5).abs() ** 1.5 - output + 0.5).mean()
+
+    task = Objective(Saddle(), loss, (ones, ones), forward=lambda model, _: model.w)
+    found = tvgrad.plan([task], task_vectors=[vector])
+    assert found.coefficient == pytest.approx(4 / 9, abs=0.01)
+    truth = found.coefficient**1.5 - found.coefficient
+    assert found.predicted_losses == pytest.approx((truth,))
+    assert "no finite curvature along the merge" in found.sentences[0]
+    assert tvgrad.theory.merge_plan.coefficient_along([task], vector)[0] == found.coefficient

@@ -91,6 +91,27 @@ class MergeLine:
         return -2 * slope / below if below > 0 else None
 
 
+def line_of(losses: Array, slopes: Array, curvatures: Array) -> tuple[MergeLine, tuple[str, ...]]:
+    """Make a line of what is known at the pretrained weights.
+
+    Args:
+        losses: L, one a task.
+        slopes: b.
+        curvatures: c; those that are not finite are left out, so that losses are measured in their place.
+
+    Returns:
+        The line, and a sentence where a curvature was left out.
+    """
+    known = np.isfinite(curvatures)
+    line = MergeLine(losses, slopes, np.where(known, curvatures, 0.0), np.zeros(len(losses)))
+    if known.all():
+        return line, ()
+    return line, (
+        "a loss has no finite curvature along the merge, which is left out: look for a root at 0 in model and loss, or "
+        "for task vectors that are far too long",
+    )
+
+
 def measured_losses(objectives: Sequence[Objective], vector: Weights) -> Losses:
     """Make a function that measures every task's loss along a vector.
 

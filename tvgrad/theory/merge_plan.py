@@ -31,7 +31,7 @@ from tvgrad.results import Result, Shown
 from tvgrad.theory.forecast import WORTHLESS, Forecast, forecast
 from tvgrad.theory.held_out import HeldOutCurve, Score, held_out_curve
 from tvgrad.theory.merge_curvatures import MergeCurvatures, curvatures
-from tvgrad.theory.merge_line import MergeLine, best_coefficient, measured_losses
+from tvgrad.theory.merge_line import MergeLine, best_coefficient, line_of, measured_losses
 from tvgrad.theory.multitask import check_shared_start, total_evaluations
 from tvgrad.update_rules.given import Given
 from tvgrad.vectors.algebra import combination, to_float64
@@ -164,7 +164,7 @@ def plan(
     slopes = np.array([[inner_product(gradient, vector) for vector in vectors] for gradient in start.gradients])
     known = curvatures(objectives, vectors, told, slopes, all_pairs=pairs)
     own, curved = np.diag(known.own), known.merged.sum(axis=1)
-    line = MergeLine(np.array(start.losses), slopes.sum(axis=1), curved, np.zeros(len(vectors)))
+    line, unknown = line_of(np.array(start.losses), slopes.sum(axis=1), curved)
     coefficient, line, sentences = best_coefficient(line, measured_losses(objectives, merged))
     coefficients, curve = _coefficients(objectives, vectors, coefficient, line, known), None
     if scores is not None:
@@ -185,7 +185,7 @@ def plan(
         known.pairs,
         tuple(vectors),
         total_evaluations(objectives) - before,
-        sentences + _doubts(told),
+        unknown + sentences + _doubts(told),
         curve,
     )
 
@@ -210,9 +210,9 @@ def coefficient_along(
     start = [one.value_and_gradient() for one in objectives]
     slopes = np.array([inner_product(to_float64(gradient), merged) for _, gradient in start])
     curved = np.array([inner_product(to_float64(one.hvp(merged)), merged) for one in objectives])
-    line = MergeLine(np.array([value for value, _ in start]), slopes, curved, np.zeros(len(start)))
+    line, unknown = line_of(np.array([value for value, _ in start]), slopes, curved)
     coefficient, _, sentences = best_coefficient(line, measured_losses(objectives, merged))
-    return coefficient, sentences
+    return coefficient, unknown + sentences
 
 
 def _rows(
