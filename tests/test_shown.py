@@ -109,7 +109,7 @@ NOT_SHOWN = {
     "BatchPrediction", "RecordedStep", "Schedule", "StepPlan",  # tensors that are moved on, step by step
     "EpochBudget", "BudgetPlan", "Costs", "Evaluations",  # parts of results, which show them
     "LayerBounds", "LocalLoss", "LossBounds", "PointBounds",  # numbers that bounds are made of
-    "Sparsifier", "RandomEntries", "IntervalCounts", "Given", "MergeCurvatures",  # parts of methods and plans
+    "Sparsifier", "RandomEntries", "IntervalCounts", "NarrowBlock", "Given", "MergeCurvatures",  # parts of methods
     "Cost",  # one sentence, told before the work
     "Activation", "Method", "Point", "BoundedVector",  # what was given, what lies in files, a vector with its rounding
 }  # fmt: skip

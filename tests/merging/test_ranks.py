@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tvgrad.files.tensors import TensorFile
 from tvgrad.merging.magnitude_ranks import PIECE, STEP, magnitudes_of_ranks, smallest_kept
-from tvgrad.merging.rank_search import FEW, PIECES, RankSearch, look, magnitude_of
-from tvgrad.merging.stack import VectorStack
+from tvgrad.merging.rank_search import FEW, PIECES, RankSearch, look, look_narrow, magnitude_of, to_float32
+from tvgrad.merging.sign_election import elect_signs
+from tvgrad.merging.stack import FileStack, VectorStack
 
 COUNT = 150_000
 RANKS = ([1], [2, COUNT - 1], [COUNT // 5], [COUNT // 100, COUNT // 5], [COUNT, COUNT // 2])
@@ -73,7 +77,7 @@ def entries(case: str) -> np.ndarray:
 def test_ranks_are_those_of_sorting(case: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("tvgrad.merging.magnitude_ranks")
     counted, one_pass = [], module._pass
-    monkeypatch.setattr(module, "_pass", lambda *given: counted.append(1) or one_pass(*given))
+    monkeypatch.setattr(module, "_pass", lambda *given, narrow: counted.append(1) or one_pass(*given, narrow=narrow))
     tasks = [entries(case), entries(case)[::-1].copy()]
     stack = VectorStack([{"w": torch.from_numpy(task)} for task in tasks])
     ordered = np.sort(np.abs(tasks[0]))[::-1]
@@ -107,3 +111,94 @@ def test_a_search_without_a_sample_halves_the_numbers_there_are() -> None:
             passes += 1
         assert passes <= 64
         assert search.found == np.sort(values)[-rank]
+
+
+def stored(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights before and after, of which float32 does not hold all differences, or many are the same."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.randn(2, COUNT, generator=generator, dtype=torch.float64)
+    base, other = drawn[0] * 0.05, drawn[1] * 2e-3
+    tiny = torch.randint(1, 200, (COUNT,), generator=generator) * 2.0**-40
+    changed = torch.rand(COUNT, generator=generator) < 0.1
+    before, after = {
+        "near": (base, base + other),
+        "mostly unchanged": (base, torch.where(changed, base + other, base)),
+        "rounded in float32": (torch.ones(COUNT), tiny),
+        "some rounded": (torch.where(changed, 1.0, base), torch.where(changed, tiny, base + other)),
+        "beyond float32": (base * 1e40 * changed, -base * 1e40 * changed),
+        "unlike": (base, 1e6 * other),
+    }[case]
+    return before.clamp(-3e38, 3e38), after.clamp(-3e38, 3e38)
+
+
+@pytest.mark.parametrize(
+    ("case", "passes"),
+    [
+        ("near", 2),
+        ("mostly unchanged", 3),
+        ("rounded in float32", 5),
+        ("some rounded", 3),
+        ("beyond float32", 3),
+        ("unlike", 2),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_ranks_of_files_are_those_of_float64_differences(
+    case: str, passes: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("tvgrad.merging.magnitude_ranks")
+    narrow, one_pass = [], module._pass
+    monkeypatch.setattr(
+        module, "_pass", lambda *given, **options: narrow.append(options["narrow"]) or one_pass(*given, **options)
+    )
+    before, after = (tensor.to(dtype) for tensor in stored(case))
+    models = {"base": before, "after": after, "backwards": after.flip(0)}
+    for name, tensor in models.items():
+        save_file({"w": tensor.contiguous()}, tmp_path / f"{name}.safetensors")
+    files = [TensorFile(tmp_path / f"{name}.safetensors") for name in models]
+    ordered = [
+        np.sort(np.abs(models[name].double().numpy() - before.double().numpy()))[::-1]
+        for name in ("after", "backwards")
+    ]
+    stack = FileStack(files[0], files[1:])
+    for ranks in RANKS:
+        narrow.clear()
+        expected = [tuple(values[rank - 1] if rank < COUNT else 0.0 for rank in ranks) for values in ordered]
+        assert magnitudes_of_ranks(stack, "w", ranks) == expected
+        assert narrow[0]
+        assert len(narrow) <= passes
+    for file in files:
+        file.close()
+
+
+def test_more_rows_than_a_byte_counts_elect_their_sign() -> None:
+    rows = torch.ones(300, 5, dtype=torch.float64)
+    rows[:, 1], rows[:140, 2], rows[:, 3] = -2, -1, 0
+    elect_signs(rows)
+    assert rows[0].tolist() == [1, -2, 1, 0, 1]
+
+
+@pytest.mark.parametrize("most", [100, 5])
+def test_a_number_of_float32_may_be_many_of_float64(most: int) -> None:
+    """What is one number after rounding is told apart: at once where it may be in memory, else in later passes."""
+    blocks = [np.ones(10), 1 + 1e-12 * np.arange(-6.0, 6.0)]
+    ordered = np.sort(np.concatenate(blocks))[::-1]
+    for rank in range(1, ordered.size):
+        search, passes = RankSearch(rank, ordered.size, most), 1
+        seen = [look_narrow(block.astype(np.float32), 1.0, 1.0, block.__getitem__) for block in blocks]
+        search.learn(1.0, 1.0, seen, narrow=True)
+        while search.found is None:
+            low, high = search.interval(np.empty((0, 0)))
+            search.learn(low, high, [look(block, low, high) for block in blocks])
+            passes += 1
+            assert passes < 66
+        assert search.found == ordered[rank - 1]
+
+
+def test_intervals_are_rounded_outward() -> None:
+    for low, high in ((1 - 1e-12, 1 + 1e-12), (0.0, np.inf), (1e-320, 1e-310), (1e300, 1e301), (0.1, 0.1), (0.5, 0.5)):
+        first, last = to_float32(low, high)
+        assert first <= low <= high <= last
+        assert (float(np.float32(first)), float(np.float32(last))) == (first, last)
+        with np.errstate(over="ignore"):
+            assert float(np.nextafter(np.float32(first), np.float32(np.inf))) > low

@@ -14,9 +14,9 @@ from tvgrad.merging.sign_election import elect_signs
 from tvgrad.merging.sparsifier import Sparsifier
 from tvgrad.merging.stack import Stack
 
-IN_CACHE, LEAST_BLOCK = 1 << 17, 1 << 13
-"""Numbers of all tasks that are merged at once: a core's cache holds about so many. Fewer coordinates would leave more
-time to the calls than to the work."""
+IN_CACHE, LEAST_BLOCK = 1 << 19, 1 << 13
+"""Numbers of all tasks that are merged at once: the processor's cache holds some times so many. Fewer coordinates would
+leave more time to the calls than to the work."""
 ALIGNED = 64
 """Random numbers of 64 bits serve so many coordinates: blocks begin at multiples."""
 

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tvgrad.merging.rank_search import PIECES, IntervalCounts, RankSearch, in_pieces, look, magnitude_of
+from tvgrad.merging.narrow_block import NarrowBlock
+from tvgrad.merging.rank_search import (
+    PIECES,
+    IntervalCounts,
+    RankSearch,
+    in_pieces,
+    look,
+    look_narrow,
+    magnitude_of,
+    to_float32,
+)
 from tvgrad.merging.stack import Stack
 from tvgrad.merging.workers import in_order
 
-READ = 1 << 16
+Intervals: TypeAlias = dict[tuple[int, int], tuple[float, float]]
+"""Task and rank -> ends; those of a task follow each other."""
+Looked: TypeAlias = tuple[list[IntervalCounts], NDArray[np.float64]]
+"""What a block says of each interval, and magnitudes of some entries of each task, shape (tasks, some)."""
+
+READ = 1 << 17
 """Coordinates that are ranked at once."""
-PIECE = 512
-"""Entries of each piece of a tensor that is looked at first."""
+PIECE, LONGEST_PIECE, PIECE_SHARE = 1024, 4096, 512
+"""Entries of each piece of a tensor that is looked at first: one in so many, between these two lengths."""
 STEP = 61
 """One in so many entries is kept of each pass, for the next one; no length that rows have is a multiple of it."""
+NARROW_PASSES = 2
+"""Passes in float32, where that holds the stored values: it may not tell the entries that are left apart."""
 KEPT = 4
 """Share of a tensor, one in so many entries, that may be in memory."""
 
@@ -42,11 +62,15 @@ def magnitudes_of_ranks(stack: Stack, name: str, ranks: Sequence[int]) -> list[t
     searches = {(task, rank): RankSearch(rank, numel, most) for task in range(stack.tasks) for rank in inner}
     opened = list(searches)
     sample = _sample(stack, name) if opened and numel > most else np.empty((stack.tasks, 0, 0))
+    narrow, passes = bool(opened) and stack.narrow(name, 0, 0) is not None, 0
     while opened:
+        narrow, passes = narrow and passes < NARROW_PASSES, passes + 1
         intervals = {key: searches[key].interval(sample[key[0]]) for key in opened}
-        seen, samples = _pass(stack, name, intervals)
+        if narrow:
+            intervals = {key: to_float32(*ends) for key, ends in intervals.items()}
+        seen, samples = _pass(stack, name, intervals, narrow=narrow)
         for key, (low, high) in intervals.items():
-            searches[key].learn(low, high, seen[key])
+            searches[key].learn(low, high, seen[key], narrow=narrow)
         sample, opened = samples, [key for key in opened if searches[key].found is None]
     return [
         tuple(searches[task, rank].found or 0.0 if rank < numel else 0.0 for rank in ranks)
@@ -56,28 +80,47 @@ def magnitudes_of_ranks(stack: Stack, name: str, ranks: Sequence[int]) -> list[t
 
 def _sample(stack: Stack, name: str) -> NDArray[np.float64]:
     """Magnitudes of some pieces of a large tensor, shape (tasks, pieces, entries)."""
-    last = stack.numel(name) - PIECE
-    starts = [last * piece // (PIECES - 1) for piece in range(PIECES)]
-    return np.stack([np.abs(stack.rows(name, start, PIECE).numpy()) for start in starts], axis=1)
+    length = min(max(PIECE, stack.numel(name) // PIECE_SHARE), LONGEST_PIECE)
+    sample = np.empty((stack.tasks, PIECES, length))
+    for piece in range(PIECES):
+        start = (stack.numel(name) - length) * piece // (PIECES - 1)
+        np.abs(stack.rows(name, start, length).numpy(), out=sample[:, piece])
+    return sample
 
 
 def _pass(
-    stack: Stack, name: str, intervals: dict[tuple[int, int], tuple[float, float]]
+    stack: Stack, name: str, intervals: Intervals, *, narrow: bool
 ) -> tuple[dict[tuple[int, int], list[IntervalCounts]], NDArray[np.float64]]:
     """Look into intervals in every block; what was seen for each, and magnitudes of some entries of each task."""
     numel = stack.numel(name)
-
-    def work(start: int) -> tuple[list[IntervalCounts], NDArray[np.float64]]:
-        rows = stack.rows(name, start, min(READ, numel - start)).abs_().numpy()
-        return [look(rows[task], *ends) for (task, _), ends in intervals.items()], rows[:, ::STEP].copy()
-
     seen: dict[tuple[int, int], list[IntervalCounts]] = {key: [] for key in intervals}
     samples = []
+
+    def work(start: int) -> Looked:
+        length = min(READ, numel - start)
+        block = stack.narrow(name, start, length) if narrow else None
+        if block is not None:
+            return _look_narrow(block, intervals)
+        rows = stack.rows(name, start, length).abs_().numpy()
+        return [look(rows[task], *ends) for (task, _), ends in intervals.items()], rows[:, ::STEP].copy()
+
     for found, some in in_order(work, range(0, numel, READ)):
         samples.append(some)
         for key, one in zip(intervals, found, strict=True):
             seen[key].append(one)
     return seen, in_pieces(np.concatenate(samples, axis=1))
+
+
+def _look_narrow(block: NarrowBlock, intervals: Intervals) -> Looked:
+    """Look into intervals in one block in float32."""
+    tasks, length = block.values.shape
+    some, seen = np.arange(0, length, STEP), []
+    samples = np.zeros((tasks, some.size))
+    for task, of_task in groupby(intervals.items(), key=lambda item: item[0][0]):
+        rounded = block.magnitudes(task)
+        samples[task] = block.exact(task, some)
+        seen += [look_narrow(rounded, *ends, exact=partial(block.exact, task)) for _, ends in of_task]
+    return seen, samples
 
 
 def smallest_kept(tensor: torch.Tensor, density: float) -> float:

@@ -16,8 +16,8 @@ from tvgrad.merging.stack import FileStack, Stack, VectorStack
 from tvgrad.merging.workers import in_order
 from tvgrad.vectors.parameters import Weights, all_finite
 
-BLOCK = 1 << 16
-"""Elements of each task in a block: large enough for a thread, small enough for the cache.
+BLOCK = 1 << 17
+"""Elements of each task in a block: so many that calls take less time than the work, few enough for a shared cache.
 
 A multiple of 64, see `Dare`.
 """

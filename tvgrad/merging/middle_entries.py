@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from typing_extensions import override
 
@@ -13,9 +14,6 @@ from tvgrad.errors import TvgradError
 from tvgrad.merging.magnitude_ranks import magnitudes_of_ranks, smallest_kept
 from tvgrad.merging.sparsifier import Sparsifier
 from tvgrad.merging.stack import Stack
-
-SMALL = 1 << 13
-"""Entries at a time: memory for more is taken from the system anew each time, which costs more than the work."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ class EntriesBetween(Sparsifier):
     @override
     def apply(self, rows: torch.Tensor, name: str, start: int) -> None:
         for row, (low, high) in zip(rows, self.edges, strict=True):
-            for part in row.split(SMALL):
-                # hardshrink keeps what is larger, not what is as large
-                outliers = None if math.isinf(high) else torch.ops.aten.hardshrink(part, math.nextafter(high, 0.0))
-                torch.ops.aten.hardshrink.out(part, math.nextafter(low, 0.0), out=part)
-                if outliers is not None:
-                    part.sub_(outliers)
+            values = row.numpy()
+            outliers = None if math.isinf(high) else np.flatnonzero((values >= high) | (values <= -high))
+            # hardshrink keeps what is larger, not what is as large
+            torch.ops.aten.hardshrink.out(row, math.nextafter(low, 0.0), out=row)
+            if outliers is not None:
+                values[outliers] = 0.0

@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.tensors import TensorSource
-from tvgrad.streaming.blocks import at_least, matching_names
+from tvgrad.merging.narrow_block import NarrowBlock
+from tvgrad.streaming.blocks import NARROW, at_least, matching_names
 from tvgrad.vectors.parameters import all_finite, same_names_and_shapes
 
 
@@ -24,6 +25,7 @@ class _Buffers(threading.local):
         self.weights = torch.empty(0, dtype=torch.float64)
         self.staging = torch.empty(0, dtype=torch.uint8)
         self.last: tuple[str, int, int] | None = None  # the block that `weights` holds
+        self.narrow = torch.empty(0)
 
 
 class Stack(ABC):
@@ -85,6 +87,22 @@ class Stack(ABC):
             label = next(one for one, row in zip(self.labels, rows, strict=True) if not all_finite(row))
             raise TvgradError(f"{name!r} of {label} holds a NaN or an infinity: leave that model out")
         return rows if length is not None else rows.view(self.tasks, *self.places[name][0])
+
+    def narrow(self, name: str, start: int, length: int) -> NarrowBlock | None:
+        """Read a block in half of the memory, where that loses nothing.
+
+        Args:
+            name: the tensor.
+            start: first element of the flattened tensor.
+            length: how many elements.
+
+        Returns:
+            The block, which the thread's next call overwrites; None where float32 does not hold all stored values.
+
+        Raises:
+            TvgradError: a value is an infinity or a NaN.
+        """  # noqa: DOC502 - raised by those that read files
+        return None
 
     @abstractmethod
     def base(self, name: str, start: int, length: int) -> torch.Tensor | None:
@@ -222,6 +240,19 @@ class FileStack(Stack):
         out.copy_(self._read(task + 1, name, start, length=out.numel()))
         if task not in self._changes:
             out.sub_(self.base(name, start, out.numel()))
+
+    @override
+    def narrow(self, name: str, start: int, length: int) -> NarrowBlock | None:
+        if any(file.places[name].dtype not in NARROW for file in self._files):
+            return None
+        buffers, count = self._buffers, self.tasks + 2
+        buffers.narrow = at_least(buffers.narrow, count * length)
+        rows = buffers.narrow[: count * length].view(count, length)
+        for number in range(self.tasks + 1):
+            rows[number].copy_(self._read(number, name, start, length=length))
+        if not all_finite(rows[:-1]):
+            self.rows(name, start, length)  # says which
+        return NarrowBlock(rows[1:-1], rows[0], self._changes, rows[-1])
 
     def _read(self, number: int, name: str, start: int, *, length: int) -> torch.Tensor:
         """A block as it is stored, in one buffer for all files."""

@@ -23,7 +23,7 @@ Source: TypeAlias = tuple[int, int | None]  # row of a file, and row of the file
 
 PRODUCT = 1024  # elements in one float32 product; 16,384 are 8 % faster and 20 times less precise
 TILE = 16_384  # elements of a row that are worked on together, so that they stay in the cache
-LONGEST_BLOCK = 8 * TILE  # elements of one file that are read at a time
+LONGEST_BLOCK = 16 * TILE  # elements of one file that are read at a time: calls take longer than the cache saves
 MATRIX_ELEMENTS = 3 << 20  # in all rows of a matrix together; blocks get shorter when there are many vectors
 SMALL_GROUP = 1 << 18  # up to this size float64 costs nothing, and float32 products are too few for 1e-7
 
