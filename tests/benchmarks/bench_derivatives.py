@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.timing import Figure, Timing, markdown, paired, ratios
 from tvgrad.problem.objective import Objective
@@ -160,6 +161,19 @@ def products(
     return competitors
 
 
+def operations(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, count: int) -> float:
+    """Operations of matrix products that several products at once take, over those of separate ones."""
+    objective = Objective(model, nn.CrossEntropyLoss(), (inputs, targets), chunk_size=len(inputs))
+    vector = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    objective.hvp(vector)  # what is found out at the first product is not counted
+    counted = []
+    for some in ([vector], [vector] * count):
+        with FlopCounterMode(display=False) as counter:
+            objective.hvps(some)
+        counted.append(counter.get_total_flops())
+    return counted[1] / (count * counted[0])
+
+
 def _present(timings: list[Timing], what: str, above: str, below: str, goal: float | None = None) -> Iterator[Figure]:
     values = ratios(timings, above, below)
     if values is not None:
@@ -175,6 +189,7 @@ def gradient_figures(timings: list[Timing], case: str) -> Iterator[Figure]:
         yield from _present(timings, what, "tvgrad", peer, 1.05 if peer == best else None)
     yield from _present(timings, what, "tvgrad", LOADER, 0.55 if case.startswith("MLP") else None)
     yield from _present(timings, what, "tvgrad", PRODUCTS, 1.8)
+    yield from _present(timings, f"bare matrix products of the gradient, {case}", PRODUCTS, LOADER)
 
 
 def product_figures(timings: list[Timing], case: str, counts: tuple[int, ...]) -> Iterator[Figure]:
@@ -215,6 +230,9 @@ def figures(rounds: int, quick: bool = False) -> Iterator[Figure]:
         timings = paired(products(model, inputs[:few], targets[:few], chunk, counts), rounds)
         print(markdown(f"Hessian-vector product, {size_words}, n = {few}", timings), flush=True)
         yield from product_figures(timings, f"{size_words}, n = {few}", counts)
+        for number in counts:
+            ratio = operations(model, inputs[:chunk], targets[:chunk], number)
+            yield Figure(f"matrix operations of {number} products at once, {name}", f"{number} separate ones", [ratio])
 
 
 def main() -> None:
