@@ -113,7 +113,7 @@ def plan(
                 raise TvgradError(f"--{name.replace('_', '-')} is for a training to come: leave it out with --recipe")
         runs, recipes, objectives, chosen = _trained(things, target, epoch, str(given["device"]))
         if cost:
-            click.echo(_cost(objectives, pairs, on))
+            click.echo(_cost(objectives, pairs, on, trained=True))
             return
         names, vectors = [run.name for run in runs], [run.task_vector(chosen) for run in runs]
         scores = _scores(recipes, objectives[0].device, runs) if on == "validation" else None
@@ -189,15 +189,18 @@ def _scores(recipes: list[Any], device: Any, runs: list[Any] | None = None) -> l
     return [partial(one.score, samples=halves(one.test)[0]) for one in scorers]
 
 
-def _cost(objectives: list[Any], pairs: bool, on: str) -> str:
-    """What a plan takes, in one sentence."""
+def _cost(objectives: list[Any], pairs: bool, on: str, *, trained: bool = False) -> str:
+    """What a plan takes, in one sentence; task vectors of trained runs need no forecast."""
     from tvgrad.theory.budget_plan import measured_costs
     from tvgrad.theory.held_out import STEPS
+    from tvgrad.theory.merge_line import SEARCHES, SEARCHES_FAR
 
-    products = len(objectives) + 2 if pairs else 3
-    seconds = sum((2 + 5 / 3) * one.gradient + products * one.hvp for one in map(measured_costs, objectives))
+    gradients, forecast = (1, 0) if trained else (2, 2)
+    products = forecast + (len(objectives) if pairs else 2 if trained else 1)
+    seconds = sum((gradients + 5 / 3) * one.gradient + products * one.hvp for one in map(measured_costs, objectives))
     return (
-        f"2 gradients, {products} Hessian-vector products and up to 5 losses for each of "
+        f"{counted(gradients, 'gradient')}, {counted(products, 'Hessian-vector product')} and up to 5 losses "
+        f"({SEARCHES + SEARCHES_FAR + 2} where the coefficient must be searched) for each of "
         f"{counted(len(objectives), 'task')}, about {seconds:.2g} s"
         + (f", and {STEPS + 1} passes over its validation samples" if on == "validation" else "")
     )

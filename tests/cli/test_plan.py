@@ -51,7 +51,8 @@ def test_before_training(tvgrad: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_cost_is_told_and_nothing_computed(tvgrad: Callable[..., Any]) -> None:
     done = tvgrad("plan", *WORDS, "--cost")
-    assert done.out.startswith(r"2 gradients, 3 Hessian-vector products and up to 5 losses for each of 2 tasks, about")
+    losses = "up to 5 losses (24 where the coefficient must be searched) for each of 2 tasks, about"
+    assert done.out.startswith(f"2 gradients, 3 Hessian-vector products and {losses}")
     assert "4 Hessian-vector products" in tvgrad("plan", *WORDS, "--cost", "--pairs").out
 
 
@@ -62,6 +63,9 @@ def test_after_training_and_in_a_merge(tvgrad: Callable[..., Any], refused: Call
     after = json.loads(done.out)
     done = tvgrad("plan", runs, "--recipe", "digits")
     assert "Merging runs after epoch 3" in done.out
+    for more, products in (((), 2), (("--pairs",), 2)):  # as many pairs as there are tasks
+        told = tvgrad("plan", runs, "--recipe", "digits", "--cost", *more).out
+        assert told.startswith(f"1 gradient, {products} Hessian-vector products and up to 5 losses (24 where"), told
     # after one epoch of gradient descent the forecast is the task vector itself
     before = json.loads(tvgrad("plan", *WORDS[:-1], "1", "--json").out)
     assert after["coefficient"] == pytest.approx(before["coefficient"], rel=1e-4)
