@@ -156,3 +156,12 @@ def test_lengths_that_fit_are_used_without_overflow(name: str, scale: float) -> 
     if name != "disentangled":  # whose penalty is in units of length
         plain = merge_vectors(METHODS[name](), vectors)["w"]
         assert float((found - plain).norm() / plain.norm()) < 1e-9
+
+
+def test_the_published_iteration_takes_task_vectors_that_are_zero() -> None:
+    """The gradient of its quotient was 0/0, and the result NaN."""
+    rows = torch.stack([torch.zeros(3, 2), torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])]).double()
+    merged = wudi_iterated(rows)
+    vectors = [{"w": row} for row in rows]
+    assert torch.isfinite(merged).all()
+    assert wudi_objective(vectors, wudi(vectors))["w"] <= wudi_objective(vectors, {"w": merged})["w"]

@@ -91,4 +91,4 @@ def wudi_iterated(rows: torch.Tensor, steps: int = STEPS, rate: float = RATE) ->
 def _value(rows: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
     squares = rows.square().sum((1, 2))
     products = ((merged - rows) @ rows.transpose(1, 2)).square().sum((1, 2))
-    return torch.where(squares > 0, products / squares, 0.0).sum()
+    return (products / torch.where(squares > 0, squares, 1.0)).sum()  # of a task vector that is zero both are
