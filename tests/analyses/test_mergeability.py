@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from tvgrad.analyses.mergeability import analyse, correlation, explained_by_tasks, told_harm
+from tvgrad.analyses.mergeability import analyse, correlation, explained_by_tasks, told_harm, two_effects
 from tvgrad.analyses.tuned_tasks import merges_of, read_training
 
 import tvgrad
@@ -76,6 +78,25 @@ def test_two_effects_explain_what_is_a_sum_of_two_effects() -> None:
     table = pd.DataFrame(rows)
     assert explained_by_tasks(table, "value") == pytest.approx(1)
     assert explained_by_tasks(table, "odd") < 0.9
+
+
+def test_two_effects_are_said_beside_what_there_is_to_explain() -> None:
+    """Tasks of other accuracies make a sum of two effects of any pairs; normalised ones do not."""
+    draw, own = np.random.default_rng(0), dict(zip("abcdef", (0.6, 0.7, 0.8, 0.9, 0.95, 1.0), strict=True))
+    rows = [
+        {"tasks": f"{a}+{b}", "task": task, "accuracy": own[task] * lost, "normalised": lost}
+        for a, b in itertools.combinations(own, 2)
+        for task, lost in ((a, 0.98 + 0.02 * draw.integers(2)), (b, 1.0))
+    ]
+    said = two_effects(pd.DataFrame(rows))
+    found = re.search(
+        r"explain (\S+) .* and (\S+) of normalised ones; .* at most (\S+) points, .* lie (\S+) apart", said
+    )
+    assert found is not None
+    accuracy, normalised, moved, apart = map(float, found.groups())
+    assert accuracy > 0.98 > 0.8 > normalised
+    assert 1.0 < moved <= 2.0
+    assert 39 < apart < 41
 
 
 def test_told_harm_is_exact_for_quadratic_losses() -> None:
