@@ -13,6 +13,7 @@ from tests.integrations.script.script_runs import TRACE, run
 from tvgrad import Run
 from tvgrad.integrations.script.continuation import announce_begun, begun_before
 from tvgrad.integrations.script.options import sibling
+from tvgrad.integrations.script.step_facts import only_makes_state
 from tvgrad.integrations.script.weights_watch import WeightsWatch
 
 Write = Callable[[str], list[str]]
@@ -163,6 +164,41 @@ def test_a_script_that_loads_its_checkpoint_goes_on_with_its_run(write: Write, t
     assert refused.returncode == 2
     assert "ends with the weights of epoch 2, and the script begins with those of epoch 1: load the" in refused.stderr
     assert Run.open(tmp_path / "run").epochs == [0, 1, 2]
+
+
+WARMS_UP = """
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 4)
+for a, b in loader:
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(a), b)
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    schedule.step()
+"""
+
+
+def test_a_warm_up_from_rate_0_by_a_closure_counts(write: Write, tmp_path: Path) -> None:
+    done = run([*TRACE, "--out", "run", "--", *write(WARMS_UP)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = Run.open(tmp_path / "run")
+    assert [point.steps for point in record.points] == [0, 4]
+    assert record.steps(1)["lr"].tolist() == pytest.approx([0.0, 0.025, 0.05, 0.075])
+
+
+def test_a_step_that_only_makes_state_is_told() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    assert not only_makes_state(optimizer)  # gradients come from a closure
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    assert only_makes_state(optimizer)
+    optimizer.param_groups[0]["lr"] = torch.tensor(1e-3)
+    assert not only_makes_state(optimizer)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.0)
+    model.bias.grad = torch.ones(1)  # made by hand
+    assert not only_makes_state(optimizer)
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad", "AdamW"])

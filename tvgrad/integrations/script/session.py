@@ -24,7 +24,7 @@ from tvgrad.integrations.script.notes import claim, leave_note, say
 from tvgrad.integrations.script.options import ScriptOptions, sibling
 from tvgrad.integrations.script.script_recorder import ScriptRecorder, begins_to_train
 from tvgrad.integrations.script.spread_recording import helps
-from tvgrad.integrations.script.step_facts import StepFacts, stands_still
+from tvgrad.integrations.script.step_facts import StepFacts, only_makes_state
 from tvgrad.numerics.device import distributed_rank
 
 
@@ -117,8 +117,8 @@ class Session:
         Args:
             optimizer: any of the script's.
         """
-        if not (self.epochs.backwards or self._step_open) and stands_still(optimizer):
-            return  # torch.distributed.checkpoint has an optimizer make its state so
+        if not (self.epochs.backwards or self._step_open) and only_makes_state(optimizer):
+            return
         followed = self._recorder or self._dormant
         if followed is not None and followed.returned:
             self._begin_anew("the pretrained weights were put back", followed, optimizer)

@@ -10,6 +10,7 @@ import torch
 from tvgrad.integrations.script.clipping import Clipping, clip_facts
 from tvgrad.integrations.script.epochs import Epochs
 from tvgrad.record.batch_items import BatchItems, sum_of_fingerprints
+from tvgrad.vectors.spread import own_part
 
 
 class StepFacts:
@@ -64,13 +65,19 @@ class StepFacts:
         self._items, self._samples, self._backwards, self._noted = [], 0, 0, 0
 
 
-def stands_still(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether a step can move no weight.
+def only_makes_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether a step, before which no backward pass ran, is none of a training's.
+
+    So torch.distributed.checkpoint has an optimizer make its state before that is read or loaded: with gradients of
+    zeros at a rate of 0. A first step of a warm-up, whose gradients are made by a closure or by hand, is another thing.
 
     Args:
         optimizer: that is about to step.
 
     Returns:
-        Whether all its rates are 0.
+        Whether all its rates are 0, and all gradients are there and zero.
     """
-    return not any(float(group.get("lr", 1)) for group in optimizer.param_groups)
+    if any(float(group.get("lr", 1)) for group in optimizer.param_groups):
+        return False
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.requires_grad]
+    return not any(tensor.grad is None or bool(own_part(tensor.grad).any()) for tensor in tensors)
