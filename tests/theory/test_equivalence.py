@@ -344,6 +344,13 @@ def test_decoupled_decay_of_a_hand_written_rule(tmp_path: Path, dtype: torch.dty
     assert own.rule == "tau_1 = -lr g_0 - lr decay theta_0"
 
 
+def test_a_rate_of_zero_has_no_ratio(tmp_path: Path) -> None:
+    run = own_loop(tmp_path / "run", lambda parameters: torch.optim.AdamW(parameters, lr=0.0))
+    assert (
+        check_one_epoch(run).verdicts[0].reason.endswith("(lr g_0 is zero, as where a warm-up begins at a rate of 0)")
+    )
+
+
 def test_an_unknown_optimizer(tmp_path: Path) -> None:
     verdict = only(own_loop(tmp_path / "run", lambda parameters: torch.optim.RMSprop(parameters, lr=0.1)))
     assert verdict.holds == APPLIES_NOT

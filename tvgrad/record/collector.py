@@ -267,7 +267,7 @@ class Collector:
         self._in_step = optimizer
         self._watch.guard(self._watch.before_step)
         self._watch.guard(lambda: self._join(optimizer))
-        return _when_gradients_are_there(args, kwargs, lambda: self._watch.guard(lambda: self._consume(optimizer)))
+        return when_gradients_are_there(args, kwargs, lambda: self._watch.guard(lambda: self._consume(optimizer)))
 
     @eager
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -323,7 +323,7 @@ class Collector:
         return known[1]
 
 
-def _when_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> Any:
+def when_gradients_are_there(args: Any, kwargs: Any, act: Callable[[], None]) -> Any:
     """Act on the gradients of a step: before it, or after each return of the closure that computes them.
 
     Args:

