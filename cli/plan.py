@@ -115,7 +115,12 @@ def plan(
         if cost:
             click.echo(_cost(objectives, pairs, on, trained=True))
             return
-        names, vectors = [run.name for run in runs], [run.task_vector(chosen) for run in runs]
+        names = [run.name for run in runs]
+        if measures:  # before any work
+            from tvgrad.merging.measuring import check_names
+
+            check_names(names)
+        vectors = [run.task_vector(chosen) for run in runs]
         scores = _scores(recipes, objectives[0].device, runs) if on == "validation" else None
         made = planned(objectives, task_vectors=vectors, pairs=pairs, scores=scores)
         weights = [combination((1.0, objectives[0].initial), (1.0, vector)) for vector in vectors]

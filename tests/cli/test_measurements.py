@@ -63,6 +63,11 @@ def test_measured_here_and_merged_without_data(
         assert order in done.out
         assert float(re.search(r"alpha (\S+): told", done.out)[1]) == pytest.approx(truth, rel=1e-3)
 
+    twice = tmp_path / "twice"
+    assert tvgrad("trace", *WORDS, "--out", twice, "--quiet").code == 0
+    both = ("plan", runs / "low", twice / "low", "--recipe", "digits", "--save", tmp_path / "twice.safetensors")
+    assert "two tasks are called 'low'" in refused(*both)
+
     out.unlink()
     for more, sentence in (
         (("--method", "fisher"), "fisher needs measurements of the tasks: make them with tvgrad plan"),

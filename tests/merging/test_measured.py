@@ -148,7 +148,7 @@ def test_a_large_prior_is_task_arithmetic_and_none_is_fisher(vectors: list[Weigh
     assert close(gradient_matching(vectors, measured, prior=1e12), task_arithmetic(vectors), 1e-9)
     assert close(gradient_matching(vectors, measured, prior=0.0), fisher(vectors, measured), 1e-14)
     for prior in (-1.0, float("nan"), True):
-        with pytest.raises(TvgradError, match="prior must be a number of at least 0"):
+        with pytest.raises(TvgradError, match="prior must be a finite number of at least 0"):
             GradientMatching(measured, prior)
 
 
@@ -432,3 +432,11 @@ def test_a_loss_without_a_likelihood_is_measured_empirically(model: nn.Module) -
     x, y = torch.randn(4, 2, 3, 3).double(), torch.arange(4) % CLASSES
     made = measure(["a"], [tvgrad.Objective(model, nn.MultiMarginLoss(), (x, y))])
     assert made.fisher == ("empirical",)
+
+
+def test_names_and_options_that_are_none(objectives: list[tvgrad.Objective], measured: Measurements) -> None:
+    with pytest.raises(TvgradError, match="two tasks are called 'a', and measurements are found by the names"):
+        measure(["a", "b", "a"], objectives)
+    for wrong in ("a", True, -1.0, float("nan"), None):
+        with pytest.raises(TvgradError, match="the prior must be a finite number of at least 0"):
+            GradientMatching(measured, wrong)  # type: ignore[arg-type]

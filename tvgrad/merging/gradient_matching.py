@@ -2,16 +2,14 @@ r"""Gradient matching: each task's curvature weighs its vector, so that gradient
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from typing_extensions import override
 
-from tvgrad.errors import TvgradError
 from tvgrad.merging.measured import MeasuredMethod
-from tvgrad.merging.method import added
+from tvgrad.merging.method import added, checked_number
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,7 @@ class GradientMatching(MeasuredMethod):
     prior: float = 0.1
 
     def __post_init__(self) -> None:
-        if isinstance(self.prior, bool) or not (math.isfinite(self.prior) and self.prior >= 0):
-            raise TvgradError(f"the prior must be a number of at least 0, not {self.prior!r}")
+        object.__setattr__(self, "prior", checked_number(self.prior, "the prior", least=0))
 
     @override
     def combine(self, rows: torch.Tensor, name: str, start: int) -> torch.Tensor:

@@ -41,7 +41,8 @@ def measure(
         The measurements, in memory.
 
     Raises:
-        TvgradError: there is no task, single samples have no gradients, or what was measured is not finite.
+        TvgradError: there is no task, two have one name, single samples have no gradients, or what was measured is not
+            finite.
 
     Examples:
         >>> import torch, tvgrad
@@ -53,6 +54,7 @@ def measure(
     """
     if not objectives or len(names) != len(objectives):
         raise TvgradError(f"{len(names)} names were given for {len(objectives)} tasks: give one for each, at least one")
+    check_names(names)
     found: Weights = {}
     kinds = []
     for task, objective in enumerate(objectives):
@@ -84,3 +86,19 @@ def measure(
         found.__getitem__,
         planned,
     )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of tasks by which measurements could not be told apart.
+
+    Args:
+        names: of the tasks.
+
+    Raises:
+        TvgradError: two are the same.
+    """
+    for name in names:
+        if list(names).count(name) > 1:
+            raise TvgradError(
+                f"two tasks are called {name!r}, and measurements are found by the names of tasks: measure them apart"
+            )
