@@ -115,12 +115,7 @@ def plan(
         if cost:
             click.echo(_cost(objectives, pairs, on, trained=True))
             return
-        names = [run.name for run in runs]
-        if measures:  # before any work
-            from tvgrad.merging.measuring import check_names
-
-            check_names(names)
-        vectors = [run.task_vector(chosen) for run in runs]
+        names, vectors = _names(runs, measures), [run.task_vector(chosen) for run in runs]
         scores = _scores(recipes, objectives[0].device, runs) if on == "validation" else None
         made = planned(objectives, task_vectors=vectors, pairs=pairs, scores=scores)
         weights = [combination((1.0, objectives[0].initial), (1.0, vector)) for vector in vectors]
@@ -138,6 +133,16 @@ def plan(
         click.echo(_text(made, names))
         return
     _print(made, names, title)
+
+
+def _names(runs: list[Any], measures: bool) -> list[str]:
+    """Names of the tasks; before any work, whether measurements can be found by them."""
+    from tvgrad.merging.measuring import check_names
+
+    names = [run.name for run in runs]
+    if measures:
+        check_names(names)
+    return names
 
 
 def _prepared(things: tuple[str, ...], **given: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from tvgrad.files.atomic import sha256_of
 from tvgrad.files.writing import write_tensors
 from tvgrad.merging import (
     Measurements,
+    exact_gradient_matching,
     fisher,
     gradient_matching,
     load_measurements,
@@ -434,7 +435,14 @@ def test_a_loss_without_a_likelihood_is_measured_empirically(model: nn.Module) -
     assert made.fisher == ("empirical",)
 
 
-def test_names_and_options_that_are_none(objectives: list[tvgrad.Objective], measured: Measurements) -> None:
+def test_names_and_options_that_are_none(
+    objectives: list[tvgrad.Objective], measured: Measurements, vectors: list[Weights]
+) -> None:
+    for other in ("m.safetensors", None, {"a": 1}):
+        with pytest.raises(TvgradError, match="is no measurements: pass those of"):
+            fisher(vectors, other)  # type: ignore[arg-type]
+    with pytest.raises(TvgradError, match="a str is no objective"):
+        exact_gradient_matching(vectors, ["a", "b", "c"])  # type: ignore[list-item]
     with pytest.raises(TvgradError, match="two tasks are called 'a', and measurements are found by the names"):
         measure(["a", "b", "a"], objectives)
     for wrong in ("a", True, -1.0, float("nan"), None):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from tvgrad.errors import TvgradError
 from tvgrad.merging.measurements import Measurements
 from tvgrad.merging.method import Method
 
@@ -27,4 +28,9 @@ class MeasuredMethod(Method):
     @override
     def check_stack(self, stack: Stack) -> None:
         super().check_stack(stack)
+        if not isinstance(self.measurements, Measurements):
+            raise TvgradError(
+                f"a {type(self.measurements).__name__} is no measurements: pass those of tvgrad.merging.measure, or "
+                "load_measurements(path)"
+            )
         self.measurements.check(stack)

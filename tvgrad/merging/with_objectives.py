@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from tvgrad.errors import TvgradError
 from tvgrad.merging.prepared_method import PreparedMethod
-from tvgrad.problem.objective import Objective
+from tvgrad.problem.objective import Objective, require_objective
 from tvgrad.vectors.parameters import Weights
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class ObjectiveMethod(PreparedMethod):
             )
         shapes = {name: tuple(shape) for name, (shape, _) in stack.places.items()}
         for objective in self.objectives:
+            require_objective(objective)
             if {name: tuple(one.shape) for name, one in objective.initial.items()} != shapes:
                 raise TvgradError(
                     "an objective has other trainable tensors than the task vectors: give those that made them"
