@@ -95,8 +95,8 @@ def bound(
     leaves it out. Networks of Linear layers, convolutions, average pooling and smooth activations with a known loss
     have all forms; programs with attention, layer norm and embeddings have the tube, and one closed form where it is
     left out. Mini-batches and Adam have the tube alone; Adam's error is told from Adam followed on the gradient at the
-    pretrained weights. ReLU has no second derivative and is refused. The first line says how far the task vectors can
-    be from the gradient, and how far the bounds can be from the truth.
+    pretrained weights. ReLU and its kin have the tube as long as no argument reaches a kink. The first line says how
+    far the task vectors can be from the gradient, and how far the bounds can be from the truth.
 
     \b
     Examples:

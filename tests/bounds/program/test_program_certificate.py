@@ -16,8 +16,8 @@ from tvgrad.update_rules import GD, Adam, Momentum
 
 def true_error(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, lr: float, epochs: int) -> float:
     """||tau + lr k g_0|| in float64, on increments that are kept apart from the weights."""
-    names = [name for name, _ in model.named_parameters()]
-    start = [one.detach().clone() for one in model.parameters()]
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    names, start = list(trained), [one.detach().clone() for one in trained.values()]
     moved, first = [torch.zeros_like(one) for one in start], list[torch.Tensor]()
     for _ in range(epochs):
         weights = [(a + b).requires_grad_() for a, b in zip(start, moved, strict=True)]

@@ -69,7 +69,8 @@ def activation_of(activation: str | nn.Module, order: int = 3, *, partly: bool =
         if key in _KINKED:
             raise UnboundedActivation(
                 f"{label} has no bounded second derivative ({_KINKED[key]}), so the gradient of the loss is not "
-                f"Lipschitz and no such bound exists; use {SMOOTH}, or the estimates, which need no bound."
+                f"Lipschitz and no such bound exists; use {SMOOTH}, tvgrad.bounds.Program, which has certificates as "
+                "long as no argument reaches a kink, or the estimates, which need no bound."
             )
         raise UnboundedActivation(
             f"{label} is not an activation with known derivative bounds; use {', '.join(sorted(NAMED))}, or give "

@@ -15,6 +15,7 @@ from tvgrad.bounds.program.elementwise import InverseRoot, Quotient, Smooth, Squ
 from tvgrad.bounds.program.lowering import Lowering, Rule, line_of
 from tvgrad.bounds.program.normalisation import LayerNorm, Softmax
 from tvgrad.bounds.program.operation import UnsupportedProgram
+from tvgrad.bounds.program.pieces import Kink, Pieces
 from tvgrad.bounds.program.rearrangements import Broadcast, Concatenation, Embedding, Real, Rearrangement, Total
 from tvgrad.bounds.program.spatial_rules import SPATIAL_RULES
 
@@ -171,6 +172,34 @@ def _smooth(name: str) -> Rule:
     return rule
 
 
+def _relu(low: Lowering, node: fx.Node) -> int:
+    return low.step(Pieces("ReLU", ((0, 0), (1, 0)), (Kink(0),), line_of(node)), low.place(_args(node)[0]))
+
+
+def _leaky_relu(low: Lowering, node: fx.Node) -> int:
+    x, slope = _filled(_args(node), None, 0.01)
+    return low.step(Pieces("LeakyReLU", ((float(slope), 0), (1, 0)), (Kink(0),), line_of(node)), low.place(x))
+
+
+def _between(name: str, *, ends: bool) -> Rule:
+    """A line between two numbers, constant beyond; whether its slope is that of the line at the ends themselves."""
+
+    def rule(low: Lowering, node: fx.Node) -> int:
+        x, least, most = _filled(_args(node), None, *((None, None) if ends else (-1.0, 1.0)))
+        if isinstance(least, fx.Node) or isinstance(most, fx.Node):
+            raise _refuse(node, "between tensors has no bounds here: give numbers")
+        lines, kinks = [(1.0, 0.0)], list[Kink]()
+        if least is not None:
+            lines, kinks = [(0.0, float(least)), *lines], [Kink(float(least), upper=ends)]
+        if most is not None:
+            lines, kinks = [*lines, (0.0, float(most))], [*kinks, Kink(float(most), upper=not ends)]
+        if len(kinks) == 2 and not kinks[0].at < kinks[1].at:
+            raise _refuse(node, f"between {kinks[0].at:g} and {kinks[1].at:g} is no interval")
+        return low.step(Pieces(name, tuple(lines), tuple(kinks), line_of(node)), low.place(x))
+
+    return rule
+
+
 def _softplus(low: Lowering, node: fx.Node) -> int:
     beta, threshold = (float(one) for one in _filled(_args(node)[1:], 1.0, 20.0))
     scaled = low.step(Multiple(beta), low.place(_args(node)[0]))
@@ -312,6 +341,11 @@ RULES: dict[Any, Rule] = {
     aten.silu.default: _smooth("silu"),
     aten.gelu.default: _smooth("gelu"),
     aten.softplus.default: _softplus,
+    aten.relu.default: _relu,
+    aten.leaky_relu.default: _leaky_relu,
+    aten.hardtanh.default: _between("hardtanh", ends=False),
+    aten.clamp.default: _between("clamp", ends=True),
+    aten.clamp_min.default: _between("clamp", ends=True),
     aten.native_layer_norm.default: _layer_norm,
     aten._softmax.default: _softmax,
     aten.scaled_dot_product_attention.default: _attention,

@@ -177,8 +177,12 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
 """Values and first derivatives on balls, by the names of `activation_of`."""
 
 
-class _Elementwise(Operation):
-    """One function of each entry."""
+class Elementwise(Operation):
+    """One function of each entry.
+
+    Attributes:
+        by_row: it is.
+    """
 
     by_row: ClassVar[bool] = True
 
@@ -199,7 +203,7 @@ class _Elementwise(Operation):
 
 
 @dataclass(frozen=True)
-class Smooth(_Elementwise):
+class Smooth(Elementwise):
     """An activation with constants.
 
     Attributes:
@@ -245,7 +249,7 @@ class Smooth(_Elementwise):
 
 
 @dataclass(frozen=True)
-class Square(_Elementwise):
+class Square(Elementwise):
     """x^2."""
 
     def value(self, *args: Ball) -> Ball:
@@ -266,7 +270,7 @@ class Square(_Elementwise):
 
 
 @dataclass(frozen=True)
-class InverseRoot(_Elementwise):
+class InverseRoot(Elementwise):
     """1 / sqrt(x) of positive numbers: `|s'| = x^(-3/2) / 2` and `|s''| = 3 x^(-5/2) / 4` fall: the least x counts."""
 
     def value(self, *args: Ball) -> Ball:

@@ -20,8 +20,8 @@ aten = torch.ops.aten
 SUPPORTED = (
     "Linear and matrix products, sums, products and quotients by constants, squares, views, slices and concatenations, "
     "sums and means, inverse roots, embeddings, convolutions and average pooling, tanh, sigmoid, silu, gelu, softplus, "
-    "layer, group and RMS norm, frozen batch norm, softmax, scaled dot-product attention, cross-entropy of classes or "
-    "with logits, and mean squared error"
+    "ReLU, ReLU6, leaky ReLU, hardtanh and clamp away from their kinks, layer, group and RMS norm, frozen batch norm, "
+    "softmax, scaled dot-product attention, cross-entropy of classes or with logits, and mean squared error"
 )
 
 Rule = Callable[["Lowering", fx.Node], int]

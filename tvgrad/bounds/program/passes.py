@@ -32,6 +32,7 @@ from tvgrad.bounds.program.balls import Ball, add
 from tvgrad.bounds.program.cuts import CutJacobians
 from tvgrad.bounds.program.graph import Graph, Step
 from tvgrad.bounds.program.operation import Enclosure, Operation, norm
+from tvgrad.bounds.program.pieces import Pieces
 from tvgrad.bounds.program.stretches import Stretch
 from tvgrad.numerics.floats import round_up
 
@@ -134,6 +135,8 @@ class ChunkPass:
         self._reaches = {place: _still() for place in self._known} | {
             g: _Reach(torch.zeros(1, dtype=torch.float64), own) for g in graph.trainable
         }
+        # frozen and the same for all samples: errors stay with their entries
+        self._fixed = {place for place in self._known if place not in graph.trainable} - {graph.inputs, graph.targets}
         self._first: dict[int, list[torch.Tensor]] = {}
         self._local: dict[int, torch.Tensor] = {}
         self._cuts = CutJacobians(graph, cuts, self._known)
@@ -151,7 +154,12 @@ class ChunkPass:
     def _compute(self, place: int, step: Step, operation: Operation) -> None:
         """One step forward."""
         args = [self._known[one] for one in step.inputs]
-        value, local = _without_error(operation.value(*cast("list[Ball]", args)))
+        computed = operation.value(*cast("list[Ball]", args))
+        if self._fixed.issuperset(step.inputs):
+            self._fixed.add(place)
+            self._known[place], self._reaches[place] = computed, _still()
+            return
+        value, local = _without_error(computed)
         self._known[place] = value
         reach = _Reach(local, local)
         moved = any(bool((self._reaches[one].ball > 0).any()) for one in step.inputs)
@@ -258,19 +266,26 @@ class ChunkPass:
         return {place: tensor[0].numel() for place, tensor in tensors.items()}
 
     def loudest(self) -> tuple[str, float]:
-        """The operation that amplifies changes most.
+        """What is to blame for a large bound.
 
         Returns:
-            Its name and line, and the factor; NaN counts as infinite.
+            An operation whose arguments may be at a kink, or the one that amplifies changes most, in words; and the
+            factor, where NaN counts as infinite.
         """
-        found = ("no operation", 0.0)
+        for place in self._first:
+            step = self._graph.steps[place]
+            if isinstance(step.operation, Pieces) and step.operation.at_kink(self._enclosed(step)[0]):
+                name = f"{step.operation.name} ({step.where})"
+                return f"an argument of {name} may be at a kink, where the derivative jumps", math.inf
+        found = ("no operation changes anything", 0.0)
         for place, gains in self._first.items():
             step = self._graph.steps[place]
             through = [one for one, of in zip(gains, step.inputs, strict=True) if of in self._graph.steps]
             gain = max((float(one.max()) for one in through), default=0.0)
             gain = math.inf if math.isnan(gain) else gain
             if gain > found[1]:  # the first of those that are infinite
-                found = f"{type(step.operation).__name__} ({step.where})", gain
+                name = f"{type(step.operation).__name__} ({step.where})"
+                found = f"the bound of changes grows most in {name}, by {gain:.3g}", gain
         return found
 
     def _pull(self, place: int, step: Step, operation: Operation) -> torch.Tensor:

@@ -27,7 +27,7 @@ class PointBounds:
         gradient: as computed, flat.
         error: a bound of its Euclidean distance to the exact gradient.
         hessian_norm: a bound of the norm of the Hessian anywhere in the ball.
-        loudest: the operation that amplifies changes most, in words.
+        loudest: the operation that is to blame for a large bound, in words.
     """
 
     loss: float
@@ -88,8 +88,8 @@ def measure(
     error = round_up(float((rounding + errors / len(inputs)).norm()))
     flat = torch.cat([ball.hi.flatten() for ball in means])
     low = torch.cat([torch.zeros_like(ball.hi).flatten() if ball.lo is None else ball.lo.flatten() for ball in means])
-    words = f"the bound of changes grows most in {loudest[0]}, by {loudest[1]:.3g}"
-    return PointBounds(loss / len(inputs), DoubleDouble(flat, low), error, _norm(hessian / len(inputs)), words)
+    hessian_norm = _norm(hessian / len(inputs))
+    return PointBounds(loss / len(inputs), DoubleDouble(flat, low), error, hessian_norm, loudest[0])
 
 
 def _norm(hessian: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import fx
 
 from tvgrad.bounds.program.affine import MatrixProduct, Product, Sum
 from tvgrad.bounds.program.elementwise import InverseRoot
+from tvgrad.bounds.program.frozen_norm import FrozenNorm
 from tvgrad.bounds.program.lowering import Lowering, Rule, line_of
 from tvgrad.bounds.program.normalisation import LayerNorm
 from tvgrad.bounds.program.operation import UnsupportedProgram
@@ -88,7 +89,11 @@ def _frozen_batch_norm(low: Lowering, node: fx.Node) -> int:
     x, weight, bias, mean, variance, _, eps = node.args
     axes = len(x.meta["val"].shape) - 2  # type: ignore[union-attr]
     widened = low.step(Sum(), low.place(variance), low.constant(torch.tensor(float(eps), dtype=torch.float64)))  # type: ignore[arg-type]
-    inverse = _by_channel(low, low.step(InverseRoot(), widened), axes)
+    root = low.step(InverseRoot(), widened)
+    if weight is not None and low.exact(low.place(mean)) and low.exact(low.place(variance)):
+        own = [low.place(one) for one in (weight, bias) if one is not None]
+        return low.step(FrozenNorm(axes), low.place(x), low.place(mean), root, *own)
+    inverse = _by_channel(low, root, axes)
     centred = low.step(Sum(-1.0), low.place(x), _by_channel(low, low.place(mean), axes))
     return _affine(low, low.step(Product(), centred, inverse), axes, (weight, bias))
 
