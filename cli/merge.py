@@ -160,7 +160,7 @@ def _merge_recorded(
 
     factor = None if alpha in (SEARCH, PLAN) else _number(alpha)
     if target is None and alpha == PLAN and choice.measurements is not None:
-        factor = _coefficient(choice.measurements, choice.name)
+        factor = _coefficient(choice.measurements, choice.name, runs, epoch)
     if target is None and choice.needs_data:
         raise TvgradError(f"{choice.name} needs the tasks' data: give --recipe TARGET")
     if target is None and (evaluate or factor is None):
@@ -263,13 +263,18 @@ def _measured(path: Path, runs: tuple[Path, ...]) -> Measurements:
     return load_measurements(path).of([run.name for run in open_runs(runs)])
 
 
-def _coefficient(measurements: Measurements, name: str) -> float:
+def _coefficient(measurements: Measurements, name: str, runs: tuple[Path, ...], epoch: int | None) -> float:
     """The coefficient that a plan told, or its slopes and curvatures tell, without data."""
     if name != "task_arithmetic":
         raise TvgradError(
             f"measurements tell how far to go along the sum of task vectors, not along what {name} makes: give "
             "--alpha a number, --recipe, or --method task_arithmetic"
         )
+    from tvgrad.merging.runs import common_epoch, stack_of
+    from tvgrad.store.run import open_runs
+
+    opened = open_runs(runs)
+    measurements.check(stack_of(opened, common_epoch(opened) if epoch is None else epoch))
     found = measurements.coefficient()
     order = "" if measurements.planned is not None else " to second order"
     click.echo(f"alpha {found:.4g}: told by measurements to be best for the training losses{order} (an estimate)")

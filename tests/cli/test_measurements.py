@@ -63,6 +63,12 @@ def test_measured_here_and_merged_without_data(
         assert order in done.out
         assert float(re.search(r"alpha (\S+): told", done.out)[1]) == pytest.approx(truth, rel=1e-3)
 
+    for method in ("regmean", "task_arithmetic"):
+        more = ("--alpha", "plan") if method == "task_arithmetic" else ()
+        words = ("merge", runs, "--method", method, *more, "--measurements", saved, "--out")
+        said = refused(*words, tmp_path / f"{method}.safetensors", "--epoch", "1")
+        assert "taken after another epoch or training than" in said, said
+
     twice = tmp_path / "twice"
     assert tvgrad("trace", *WORDS, "--out", twice, "--quiet").code == 0
     both = ("plan", runs / "low", twice / "low", "--recipe", "digits", "--save", tmp_path / "twice.safetensors")

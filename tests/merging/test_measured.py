@@ -313,7 +313,11 @@ def test_a_coefficient_that_there_is_not(measured: Measurements) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_measurements_of_something_else_are_refused(measured: Measurements, vectors: list[Weights]) -> None:
+def test_measurements_of_something_else_are_refused(
+    measured: Measurements, vectors: list[Weights], model: nn.Module, tmp_path: Path
+) -> None:
+    later = [vectors[0], vectors[1] | {"head.bias": 1.001 * vectors[1]["head.bias"]}, vectors[2]]
+    model_base = {name: p.detach() for name, p in model.named_parameters()}
     other = [one | {"more": torch.ones(2)} for one in vectors]
     cut = [one | {"head.bias": torch.ones(5)} for one in vectors]
     base = {name: torch.ones_like(part) for name, part in vectors[0].items()}
@@ -322,12 +326,32 @@ def test_measurements_of_something_else_are_refused(measured: Measurements, vect
         (lambda: regmean(cut, measured), r"'head.bias' has shape \(3,\) in them and \(5,\) here"),
         (lambda: fisher(vectors[:2], measured), "3 tasks were measured and 2 are merged"),
         (lambda: fisher(vectors, measured, base=base), "from other pretrained weights"),
+        (lambda: fisher(later, measured), "after another epoch or training than task vector 2: task 'b' moved"),
+        (lambda: fisher(later, measured, base=model_base), "moved 'head.bias' by"),
         (lambda: measured.of(["a", "z"]), "task 'z' was not measured: these measurements are of a, b, c"),
     ]
     for run, said in cases:
         with pytest.raises(TvgradError, match=said) as raised:
             run()
         assert "\n" not in str(raised.value)
+    swapped = [vectors[1], vectors[0], vectors[2]]  # and the order of the tasks matters
+    fisher(swapped, measured.of(["b", "a", "c"]))
+    with pytest.raises(TvgradError, match="after another epoch or training"):
+        fisher(swapped, measured)
+    rounded = [{name: part.float() for name, part in one.items()} for one in vectors]  # stored in single precision
+    fisher(rounded, measured)
+    measured.save(tmp_path / "m.safetensors")
+    with pytest.raises(TvgradError, match="after another epoch or training"):
+        fisher(later, load_measurements(tmp_path / "m.safetensors"))
+    beside = tmp_path / "m.json"
+    said = json.loads(beside.read_text())
+    for moved, wrong in (([{}], "3 tasks and what 1 moved"), ([{"head.bias": -1.0}, {}, {}], "a norm of -1")):
+        beside.write_text(json.dumps(said | {"moved": moved}))
+        with pytest.raises(TvgradError, match=wrong):
+            load_measurements(tmp_path / "m.safetensors")
+    del said["moved"]  # as older files are, which are not checked for it
+    beside.write_text(json.dumps(said))
+    fisher(later, load_measurements(tmp_path / "m.safetensors"))
 
 
 def test_damaged_files_are_refused(measured: Measurements, tmp_path: Path) -> None:

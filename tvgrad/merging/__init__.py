@@ -34,7 +34,8 @@ from tvgrad.merging.measured_functions import (
     measured_trust_region,
     regmean,
 )
-from tvgrad.merging.measurements import Measurements, load_measurements
+from tvgrad.merging.measurement_file import load_measurements
+from tvgrad.merging.measurements import Measurements
 from tvgrad.merging.measuring import measure
 from tvgrad.merging.merge import merge_files, merge_vectors
 from tvgrad.merging.method import Method

@@ -13,16 +13,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tvgrad.errors import TvgradError
-from tvgrad.fields import list_of, mapping_of, number, one_of, parse_json, record, text
 from tvgrad.files.atomic import sha256_of, write_text_atomically
-from tvgrad.files.tensors import TensorFile
 from tvgrad.files.writing import write_tensors
 from tvgrad.results import Shown, json_text
 
@@ -31,24 +29,15 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-5
 """Relative distance of norms of pretrained weights that rounding to another dtype explains (bfloat16 apart)."""
-MOST_BYTES = 2**24
-KINDS = ("exact", "empirical")
+LEADING = 2**16
+"""Elements of a tensor by whose change fine-tuned weights are told."""
+SINGLE = 2.0**-22
+"""Of a pretrained tensor's norm, what storing it and the fine-tuned one in float32 can change in their distance."""
 AT = ("tuned", "pretrained")
 
 PLAN, PLANNED = "plan.", {"slopes": 2, "pairs": 3}
 COEFFICIENT = "coefficient"
 CALLED = {"fisher": "Fisher diagonals", "gram": "Gram matrices", "magnitude": "magnitudes of gradients"}
-
-_FIELDS = record(
-    {
-        "tasks": list_of(text),
-        "fisher": list_of(one_of(KINDS)),
-        "at": one_of(AT),
-        "norms": mapping_of(number),
-        "sha256": text,
-    },
-    needed=("tasks", "fisher", "at", "norms", "sha256"),
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +54,8 @@ class Measurements(Shown):
         places: name of a measurement -> its shape.
         read: reads one, by name.
         planned: the coefficient of that plan, for the sum of all these task vectors; or None.
+        moved: of each task, tensor -> Euclidean norm of what its fine-tuning changed in the first 65536 elements, by
+            which another epoch is told; None where measurements are of pretrained weights, or older than this field.
 
     Examples:
         >>> import torch, tvgrad
@@ -84,6 +75,7 @@ class Measurements(Shown):
     places: Mapping[str, tuple[int, ...]]
     read: Callable[[str], torch.Tensor]
     planned: float | None = None
+    moved: tuple[Mapping[str, float], ...] | None = None
 
     def diagonals(self, name: str) -> torch.Tensor:
         """Read a tensor's Fisher diagonals.
@@ -185,6 +177,7 @@ class Measurements(Shown):
             {key: shape for key, (shape, _) in places.items()},
             lambda key: read(places[key][1]),
             self.planned if sorted(chosen) == list(range(len(self.tasks))) else None,
+            None if self.moved is None else tuple(self.moved[task] for task in chosen),
         )
 
     def coefficient(self) -> float:
@@ -225,7 +218,7 @@ class Measurements(Shown):
             stack: the task vectors that are merged.
 
         Raises:
-            TvgradError: names, shapes, the number of tasks or the pretrained weights are others.
+            TvgradError: names, shapes, the number of tasks, the pretrained or the fine-tuned weights are others.
         """
         if len(self.tasks) != stack.tasks:
             raise TvgradError(f"{len(self.tasks)} tasks were measured and {stack.tasks} are merged: give the same ones")
@@ -240,15 +233,20 @@ class Measurements(Shown):
                     f"{tuple(shape)} here"
                 )
             self._check_shapes(name, tuple(shape))
-            base = stack.base(name, 0, stack.numel(name))
-            if base is None or name not in self.norms:
-                continue
-            here, there = float(torch.linalg.vector_norm(base.double())), self.norms[name]
-            if not abs(here - there) <= CLOSE * max(here, there):
-                raise TvgradError(
-                    f"these measurements were taken from other pretrained weights: {name!r} has norm {there:.6g} in "
-                    f"them and {here:.6g} here"
-                )
+            self._check_start(name, stack)
+            self._check_moved(name, stack)
+
+    def _check_start(self, name: str, stack: Stack) -> None:
+        """Refuse other pretrained weights."""
+        base = stack.base(name, 0, stack.numel(name))
+        if base is None or name not in self.norms:
+            return
+        here, there = float(torch.linalg.vector_norm(base.double())), self.norms[name]
+        if not abs(here - there) <= CLOSE * max(here, there):
+            raise TvgradError(
+                f"these measurements were taken from other pretrained weights: {name!r} has norm {there:.6g} in "
+                f"them and {here:.6g} here"
+            )
 
     def _check_shapes(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse measurements whose shapes do not belong to a tensor's."""
@@ -266,6 +264,21 @@ class Measurements(Shown):
                         f"{found}, which does not belong to {shape}"
                     )
 
+    def _check_moved(self, name: str, stack: Stack) -> None:
+        """Refuse the fine-tuned weights of another epoch, or of another training."""
+        if self.moved is None:
+            return
+        rounding = SINGLE * self.norms.get(name, 0.0)
+        rows = stack.rows(name, 0, min(LEADING, stack.numel(name)))
+        for task, label, moved, row in zip(self.tasks, stack.labels, self.moved, rows, strict=True):
+            here, there = float(torch.linalg.vector_norm(row)), moved.get(name, 0.0)
+            if not abs(here - there) <= CLOSE * max(here, there) + rounding:
+                raise TvgradError(
+                    f"these measurements were taken after another epoch or training than {label}: task {task!r} moved "
+                    f"{name!r} by {there:.6g} in them and by {here:.6g} here; merge the epoch that was measured, or "
+                    "measure this one (tvgrad plan RUNS --epoch N --recipe TARGET --save FILE.safetensors)"
+                )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the measurements to a safetensors file and a JSON file beside it.
 
@@ -275,93 +288,31 @@ class Measurements(Shown):
         Raises:
             TvgradError: the name does not end in .safetensors.
         """
-        target = _safetensors(path)
+        target = safetensors_path(path)
         told = {PLAN + name: torch.from_numpy(part) for name in PLANNED if (part := getattr(self, name)) is not None}
         if self.planned is not None:
             told[PLAN + COEFFICIENT] = torch.tensor([self.planned], dtype=torch.float64)
         # one file, however large: its checksum lies in the other
         write_tensors({key: self.read(key) for key in self.places} | told, target, sys.maxsize)
         fields = {name: getattr(self, name) for name in ("tasks", "fisher", "at", "norms")}
+        if self.moved is not None:
+            fields["moved"] = self.moved
         content = json_text({**fields, "sha256": sha256_of(target)})
         write_text_atomically(target.with_suffix(".json"), content, option="--save")
 
 
-def load_measurements(path: str | os.PathLike[str]) -> Measurements:
-    """Open a file of measurements; tensors are read when they are used.
+def safetensors_path(path: str | os.PathLike[str]) -> Path:
+    """Check the name of a file of measurements.
 
     Args:
-        path: of the safetensors file; its JSON file lies beside it.
+        path: of the safetensors file.
 
     Returns:
-        The measurements.
+        It.
 
     Raises:
-        TvgradError: a file is missing or damaged, or the two do not belong together.
-
-    Examples:
-        >>> import torch, tvgrad
-        >>> from tvgrad.merging import load_measurements, measure
-        >>> model, x = torch.nn.Linear(2, 1, bias=False).double(), torch.tensor([[1.0, 2.0]]).double()
-        >>> objective = tvgrad.Objective(model, torch.nn.MSELoss(), (x, torch.ones(1, 1).double()))
-        >>> measure(["a"], [objective]).save("tasks.safetensors")
-        >>> load_measurements("tasks.safetensors").grams("weight").tolist()
-        [[[1.0, 2.0], [2.0, 4.0]]]
+        TvgradError: it does not end in .safetensors.
     """
-    target = _safetensors(path)
-    beside = target.with_suffix(".json")
-    for one in (target, beside):
-        if not one.is_file():
-            raise TvgradError(f"{one} is missing: measurements are a .safetensors and a .json file of one name")
-    if beside.stat().st_size > MOST_BYTES:
-        raise TvgradError(f"{beside} is too large for measurements: give the file that tvgrad plan --save wrote")
-    try:
-        said = _FIELDS(parse_json(beside.read_text(encoding="utf-8")), "measurements")
-    except ValueError as error:
-        raise TvgradError(f"{beside} is no file of measurements ({error})") from None
-    if sha256_of(target) != said["sha256"]:
-        raise TvgradError(f"{target} and {beside.name} do not belong together: the checksum differs")
-    if len(said["tasks"]) != len(said["fisher"]) or not said["tasks"]:
-        raise TvgradError(f"{beside} names {len(said['tasks'])} tasks and {len(said['fisher'])} kinds of diagonals")
-    file = TensorFile(target)
-    _check_file(target, said, file)
-    told = {name: file.read(PLAN + name).double().numpy() if PLAN + name in file.places else None for name in PLANNED}
-    planned = file.read(PLAN + COEFFICIENT).item() if PLAN + COEFFICIENT in file.places else None
-    return Measurements(
-        tuple(said["tasks"]),
-        tuple(said["fisher"]),
-        said["at"],
-        said["norms"],
-        told["slopes"],
-        told["pairs"],
-        {key: tuple(place.shape) for key, place in file.places.items() if not key.startswith(PLAN)},
-        file.read,
-        planned,
-    )
-
-
-def _check_file(target: Path, said: Mapping[str, Any], file: TensorFile) -> None:
-    """Refuse what a file of measurements cannot hold; of large tensors their names alone, which are read when used."""
-    tasks = len(said["tasks"])
-    wrong = None
-    if len(set(said["tasks"])) < tasks:
-        wrong = f"two tasks called {next(one for one in said['tasks'] if said['tasks'].count(one) > 1)!r}"
-    for name, norm in said["norms"].items():
-        if not (math.isfinite(norm) and norm >= 0):
-            wrong = f"a norm of {norm:g} for {name!r}"
-    for key, place in file.places.items():
-        kind, _, rest = key.partition(".")
-        number = rest.partition(".")[0]
-        if key.startswith(PLAN):
-            shape = (1,) if rest == COEFFICIENT else (tasks,) * PLANNED.get(rest, -1)
-            if tuple(place.shape) != shape or not torch.isfinite(file.read(key)).all():
-                wrong = f"a {key!r} that is none of {tasks} tasks, or not finite"
-        elif not (kind in CALLED and number in map(str, range(tasks)) and rest.count(".")):
-            wrong = f"a tensor {key!r} that is no measurement of its {tasks} tasks"
-    if wrong is not None:
-        raise TvgradError(f"{target} is damaged or no file of measurements, for it holds {wrong}: measure again")
-
-
-def _safetensors(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix != ".safetensors":
         raise TvgradError(f"{target} does not end in .safetensors, as files of measurements do: give such a name")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tvgrad.errors import TvgradError, UnsupportedModel
-from tvgrad.merging.measurements import AT, CALLED, Measurements, key_of, kind_task_name
+from tvgrad.merging.measurements import AT, CALLED, LEADING, Measurements, key_of, kind_task_name
 from tvgrad.problem.objective import Objective
 from tvgrad.vectors.parameters import Weights
 
@@ -85,7 +85,20 @@ def measure(
         {key: tuple(part.shape) for key, part in found.items()},
         found.__getitem__,
         planned,
+        None if weights is None else tuple(_moved(start, at) for at in weights),
     )
+
+
+def _moved(start: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """How far fine-tuning went in each tensor's first elements."""
+    return {
+        name: float(torch.linalg.vector_norm(_leading(tuned[name]) - _leading(tensor)))
+        for name, tensor in start.items()
+    }
+
+
+def _leading(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().flatten()[:LEADING].double().cpu()
 
 
 def check_names(names: Sequence[str]) -> None:
