@@ -188,7 +188,10 @@ class AdamTube:
         self.furthest = max(self.furthest, round_up(length + deviation))
 
     def _blame(self) -> str:
-        """Which parameter has most of the coordinates whose preconditioner is near zero."""
+        """What has no gradient, or which parameter has most of the coordinates whose preconditioner is near zero."""
+        unknown = [point.loudest for point in self.points if not math.isfinite(point.error + point.hessian_norm)]
+        if unknown:
+            return unknown[0]
         small, found, begin = self.directions[-1].small, list[tuple[int, str, int]](), 0
         for name, size in self._parts:
             found.append((int(small[begin : begin + size].sum()), name, size))

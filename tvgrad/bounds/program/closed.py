@@ -49,6 +49,8 @@ def closed_form(problem: Measurable, rule: StepCoefficients) -> Form:
         if not math.isfinite(hessian):
             return math.inf, math.inf
         slope = round_up(gradient + rule.coupled * length + hessian * radius)
+        if not math.isfinite(slope):
+            return math.inf, math.inf
         distances = round_up(decay + rule.totals[:-1] * slope)
         return round_up(hessian * float(rule.matrix[rule.steps] @ distances)), float(distances.max())
 

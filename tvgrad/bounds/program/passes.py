@@ -269,13 +269,14 @@ class ChunkPass:
         """What is to blame for a large bound.
 
         Returns:
-            An operation whose arguments may be at a kink, or the one that amplifies changes most, in words; and the
-            factor, where NaN counts as infinite.
+            A trained operation whose arguments may be at a kink, or the one that amplifies changes most, in words; and
+            the factor, where NaN counts as infinite.
         """
         for place in self._first:
             step = self._graph.steps[place]
-            if isinstance(step.operation, Pieces) and step.operation.at_kink(self._enclosed(step)[0]):
-                name = f"{step.operation.name} ({step.where})"
+            kinked = step.operation if step.trained else None  # derivatives of frozen steps are not needed
+            if isinstance(kinked, Pieces) and kinked.at_kink(self._enclosed(step)[0]):
+                name = f"{kinked.name} ({step.where})"
                 return f"an argument of {name} may be at a kink, where the derivative jumps", math.inf
         found = ("no operation changes anything", 0.0)
         for place, gains in self._first.items():

@@ -25,7 +25,7 @@ class PointBounds:
     Attributes:
         loss: as computed.
         gradient: as computed, flat.
-        error: a bound of its Euclidean distance to the exact gradient.
+        error: a bound of its Euclidean distance to the exact gradient; infinity where none is found.
         hessian_norm: a bound of the norm of the Hessian anywhere in the ball.
         loudest: the operation that is to blame for a large bound, in words.
     """
@@ -86,6 +86,7 @@ def measure(
     means = [divide(ball, samples) for ball in gradient]
     rounding = torch.stack([ball.err.norm() for ball in means])
     error = round_up(float((rounding + errors / len(inputs)).norm()))
+    error = math.inf if math.isnan(error) else error
     flat = torch.cat([ball.hi.flatten() for ball in means])
     low = torch.cat([torch.zeros_like(ball.hi).flatten() if ball.lo is None else ball.lo.flatten() for ball in means])
     hessian_norm = _norm(hessian / len(inputs))

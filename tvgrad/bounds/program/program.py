@@ -222,7 +222,7 @@ class Program:
             radius: of the ball round the weights, in the trainable parameters.
 
         Returns:
-            An upper bound, anywhere in the ball.
+            An upper bound, anywhere in the ball; infinity where none is found.
         """
         if not radius:
             return self.gradient.upper

@@ -148,10 +148,10 @@ class ProgramTube:
         total, sizes = self._sum(row, differences)
         rounding = 2 * ROUNDING * norm_of(start.gradient)
         errors = [one.error + start.error + rounding + 2 * ROUNDING * norm_of(one.gradient) for one in points]
-        widths = [one.hessian_norm * far for one, far in zip(points, self.deviations, strict=False)]
-        # a gradient that is the reference itself has no difference from it
+        widths = [one.hessian_norm * far if far else 0.0 for one, far in zip(points, self.deviations, strict=False)]
+        # a gradient that is the reference itself has no difference from it, however little is known of it
         rest = sum(
-            float(c) * (error * (one is not start) + width)
+            float(c) * ((0.0 if one is start else error) + width)
             for one, c, error, width in zip(points, row, errors, widths, strict=True)
         )
         rest = round_up(rest + (self._rounding + (2 * steps + 8) * ROUNDING) * sizes)
@@ -159,7 +159,8 @@ class ProgramTube:
             NAME, BoundedVector(total.hi, norm_of(DoubleDouble(total.lo, total.lo))), rest, radius=self.furthest
         )
         if not found.exists:
-            raise NoCertificate(f"the tube grows beyond all bounds: {self.points[-1].loudest}")
+            unknown = [one.loudest for one in (start, *points) if not math.isfinite(one.error)]
+            raise NoCertificate(f"the tube grows beyond all bounds: {[*unknown, points[-1].loudest][0]}")
         return found
 
     def _sum(self, row: object, vectors: list[DoubleDouble]) -> tuple[DoubleDouble, float]:
