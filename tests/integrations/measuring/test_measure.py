@@ -19,7 +19,7 @@ from tests.integrations.script.script_runs import SCRIPTS, run, warm, warm_tvgra
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring import starts as starting
-from tvgrad.integrations.measuring.measure import cost_sentence, measure, measure_point, points_of
+from tvgrad.integrations.measuring.measure import cost_sentence, measure, measure_point, points_of, require_same_epoch
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.passes import PassOutcome
 from tvgrad.integrations.measuring.placement import ANOTHER
@@ -119,17 +119,22 @@ def test_training_is_the_same_and_dropout_makes_an_estimate(tmp_path: Path) -> N
 @pytest.fixture
 def recorded(tmp_path: Path) -> Run:
     """Two epochs of plain gradient descent, with the tables of a script."""
+    return descent(tmp_path / "run", 11, 11)
+
+
+def descent(folder: Path, *contents: int) -> Run:
+    """Record an epoch of one step for each fingerprint of its samples."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with tvgrad.Recorder(tmp_path / "run", model, optimizer, record=("epoch-gradients",)) as recorder:
-        for _ in range(2):
+    with tvgrad.Recorder(folder, model, optimizer, record=("epoch-gradients",)) as recorder:
+        for content in contents:
             optimizer.zero_grad()
             model(torch.ones(4, 3)).square().mean().backward()
             optimizer.step()
-            recorder.note_step(batch_size=4, batch_fingerprint=11, accumulated=2)
+            recorder.note_step(batch_size=4, batch_fingerprint=content, accumulated=2)
             recorder.end_epoch()
-    return Run.open(tmp_path / "run")
+    return Run.open(folder)
 
 
 FACTS = {
@@ -339,6 +344,29 @@ def test_weights_that_are_not_confirmed_are_said(recorded: Run, monkeypatch: pyt
     assert measured(monkeypatch, recorded, **unconfirmed).kind == EXACT, "one batch needs no weights"
     tokens = measured(monkeypatch, recorded, weighing=Weighing.STEP.value, counter=1)
     assert tokens.weights == "steps weighted by tokens"
+
+
+def test_samples_that_both_passes_drew_as_one_epoch_are_no_full_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmented = descent(tmp_path / "augmented", 11, 12)
+    made = measured(monkeypatch, augmented)
+    assert (made.kind, made.repeat) == (ESTIMATE, True)
+    assert "of unknown error (two passes repeat one another)" in made.sentence
+    assert "by a generator that the script seeds for itself" in made.sentence
+    assert measured(monkeypatch, augmented, content_of_second=12).kind == EXACT, "as where batches are padded"
+
+
+def test_starts_through_an_epoch_of_other_data_are_refused(recorded: Run, tmp_path: Path) -> None:
+    require_same_epoch(recorded, [11, 5])
+    require_same_epoch(recorded, [None])
+    with pytest.raises(TvgradError, match=r"data is not what .*: its samples have another fingerprint"):
+        require_same_epoch(recorded, [12])
+    augmented = descent(tmp_path / "augmented", 11, 12)
+    for first, second in (([13], None), ([13], [14]), ([12], [12]), ([], [])):
+        require_same_epoch(augmented, first, second)
+    with pytest.raises(TvgradError, match=r"data is not what .*: two starts of it had the same samples"):
+        require_same_epoch(augmented, [13, 1], [13, 2])
 
 
 @pytest.mark.parametrize("facts", [{"samples": 9}, {"content": 12}])

@@ -161,6 +161,13 @@ def test_a_script_is_explained_by_starting_it_again(rest: str, tmp_path: Path) -
         assert row.norm == pytest.approx(expected[row.term], abs=rounding * length)
     assert sum(row.share for row in rows) == pytest.approx(1, abs=1e-9)
 
+    if rest == REST:
+        script.write_text(BEGINNING.replace("randn(44, 8)", "randn(44, 8).mul(2)") + rest)
+        other = run(warm_tvgrad("explain", str(out), "--", *command), starts=2)
+        assert (other.returncode, other.stdout) == (2, "")
+        assert "data is not what" in other.stderr
+        assert "seeds" not in other.stderr
+
 
 @pytest.fixture
 def descent(tmp_path: Path) -> Run:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvgrad.files.lazy_weights import LazyWeights
-from tvgrad.integrations.measuring.measure import batch_weights, measure_point
+from tvgrad.integrations.measuring.measure import batch_weights, measure_point, require_same_epoch
 from tvgrad.integrations.measuring.starts import Starts
 from tvgrad.record.measurement import Measurement
 from tvgrad.record.step_plan import ScriptSum, StepPlan
@@ -51,8 +51,8 @@ def explain_passes(
         The sums.
 
     Raises:
-        TvgradError: a start gave none.
-    """  # noqa: DOC502 - raised by run_pass
+        TvgradError: a start gave none, or its data is not the run's.
+    """  # noqa: DOC502 - raised by run_pass and require_same_epoch
     run, wanted = starts.run, starts.folder / "plan.json"
     wanted.write_text(plan.to_json(), encoding="utf-8")
     weights = None if 0 in run.having("gradient") else batch_weights(starts, 0)
@@ -60,12 +60,14 @@ def explain_passes(
     if weights is not None:
         how = {"weighing": weights.weighing.value, "counter": weights.counter}
     at_start = starts.pass_at(0, coefficients=str(wanted), weighing=how["weighing"], counter=how["counter"])
+    require_same_epoch(run, at_start.facts["fingerprints"])
     if weights is not None:
         first = at_start if _whole(at_start.facts) else None
         on_measured(measure_point(starts, 0, weights, first, frugal=True)[0])
     trained = starts.pass_at(0, coefficients=str(wanted), train=True)
     count = plan.ends[-1]
     mine, there = trained.facts["fingerprints"][:count], at_start.facts["fingerprints"][:count]
+    require_same_epoch(run, there, mine)
     table = run.steps()
     recorded = mine
     if "batch_fingerprint" in table and not table["batch_fingerprint"][:count].isna().any():

@@ -22,7 +22,7 @@ from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.check_points import check_points
 from tvgrad.integrations.measuring.passes import PassOutcome, folder_of_passes
 from tvgrad.integrations.measuring.starts import Starts, later_training
-from tvgrad.record.batch_items import MODULUS
+from tvgrad.record.batch_items import MODULUS, sum_of_fingerprints
 from tvgrad.record.measurement import Measurement, compared, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.lock import WriterLock
@@ -178,7 +178,7 @@ def measure_point(
     if made is None:
         second = starts.pass_at(number, reseed=RESEED, **given)
         _require_same_samples(run, first.facts, second.facts)
-        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
+        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient), recorded)
     _keep(run.root, number, first, made)
     return made, weights
 
@@ -229,6 +229,32 @@ def _require_same_samples(run: Run, first: dict[str, Any], second: dict[str, Any
     # Augmentation gives other samples in every epoch: then neither the epochs nor the passes agree with one another.
     if len(measured) == 1 or (len(sums) > 1 and len(set(sums)) == 1):
         raise _other_data(run, "its samples have another fingerprint")
+
+
+def require_same_epoch(run: Run, first: Sequence[int | None], second: Sequence[int | None] | None = None) -> None:
+    """Refuse a start through the run's first epoch that had samples of other data, as far as fingerprints tell.
+
+    Args:
+        run: the run, whose epochs are compared with one another too: where they had other samples each, only two starts
+            that had the same ones say that the data is another.
+        first: the fingerprint of each step of a start.
+        second: of another start.
+
+    Raises:
+        TvgradError: the data is not what the run was recorded with.
+    """  # noqa: DOC501 - made by _other_data
+    tables = _tables(run)
+    if not tables or not run.steps(1).equals(tables[0]):
+        return
+    length, samples = len(tables[0]), int(tables[0]["batch_size"].sum())
+    recorded = _recorded_contents(run, {"samples": samples})
+    content = sum_of_fingerprints(first[:length])
+    if not recorded or content is None or len(first) < length or content in recorded:
+        return
+    if len(recorded) > 1 and len(set(recorded)) == 1:
+        raise _other_data(run, "its samples have another fingerprint")
+    if second is not None and list(first[:length]) == list(second[:length]):
+        raise _other_data(run, "two starts of it had the same samples in the first epoch, and the run had others")
 
 
 def _other_data(run: Run, how: str) -> TvgradError:
