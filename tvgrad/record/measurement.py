@@ -113,6 +113,8 @@ def compared(weights: BatchWeights, first: Pass, second: Pass, recorded: Sequenc
     if drawn_again := max(facts.get("drawn_again", 0), again.get("drawn_again", 0)):
         exact = False
         reasons.append(f"{drawn_again:,} of its samples had come before in the same epoch")
+    if exact and getattr(torch, facts["dtype"]).itemsize < 4:
+        reasons.append(f"the script computes in {facts['dtype']}, so exact to the rounding of that")
     if facts["epochs_repeated"]:
         reasons.append(f"an epoch with an overflow of the loss scale was left out, {facts['epochs_repeated']} times")
     return Measurement(
