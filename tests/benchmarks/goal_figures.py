@@ -15,6 +15,7 @@ from tests.benchmarks import bench_certificate, bench_merging, bench_script_trac
 from tests.benchmarks.timing import Figure, paired, ratios
 from tests.bounds.reference import reference_tasks
 from tvgrad.bounds import FeedForward
+from tvgrad.merging.measured_functions import MEASURED_METHODS
 from tvgrad.problem.objective import Objective
 
 
@@ -80,26 +81,29 @@ def script_trace(rounds: int, quick: bool) -> Iterator[Figure]:
 
 
 def every_merge(rounds: int, quick: bool) -> Iterator[Figure]:
-    """Every method that needs no data, on models of few enough parameters for those that decompose matrices.
+    """Every method that sees files alone, on models of few enough parameters for those that decompose matrices.
 
     Yields:
-        Processor time over that of reading and writing as many bytes.
+        Processor time over that of reading and writing as many bytes, measurements included.
     """
     models, parameters = (4, 200_000) if quick else (4, 5_000_000)
-    with tempfile.TemporaryDirectory() as name:
-        words = ["--models", str(models), "--parameters", str(parameters), "--case", "write", "--folder", name]
-        subprocess.run([sys.executable, "-m", bench_merging.__name__, *words], check=True)
-        chosen = bench_merging.every_method(models)
-        cases = ["copy", *chosen]
-        runs = [{case: bench_merging.measure(case, Path(name)) for case in cases} for _ in range(rounds)]
-    for method in chosen:
-        values = [run[method]["cpu"] / run["copy"]["cpu"] for run in runs]
-        print(f"{method:20} {statistics.median(run[method]['cpu'] for run in runs):7.2f} s of processors", flush=True)
-        yield Figure(
-            f"merge by {method}, {models} models of {parameters / 1e6:.2g} M float32",
-            "processor time of reading and writing the bytes",
-            values,
-        )
+    kinds = {"write": bench_merging.every_method(models), "write measured": list(MEASURED_METHODS)}
+    for written, chosen in kinds.items():
+        with tempfile.TemporaryDirectory() as name:
+            words = ["--models", str(models), "--parameters", str(parameters), "--case", written, "--folder", name]
+            subprocess.run([sys.executable, "-m", bench_merging.__name__, *words], check=True)
+            cases = ["copy", *chosen]
+            runs = [{case: bench_merging.run_apart(case, Path(name)) for case in cases} for _ in range(rounds)]
+        for method in chosen:
+            values = [run[method]["cpu"] / run["copy"]["cpu"] for run in runs]
+            print(
+                f"{method:20} {statistics.median(run[method]['cpu'] for run in runs):7.2f} s of processors", flush=True
+            )
+            yield Figure(
+                f"merge by {method}, {models} models of {parameters / 1e6:.2g} M float32",
+                "processor time of reading and writing the bytes",
+                values,
+            )
 
 
 def merging(rounds: int, quick: bool) -> Iterator[Figure]:
@@ -113,7 +117,7 @@ def merging(rounds: int, quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name:
         words = ["--models", str(models), "--parameters", str(parameters), "--case", "write", "--folder", name]
         subprocess.run([sys.executable, "-m", bench_merging.__name__, *words], check=True)
-        runs = [{case: bench_merging.measure(case, Path(name)) for case in cases} for _ in range(rounds)]
+        runs = [{case: bench_merging.run_apart(case, Path(name)) for case in cases} for _ in range(rounds)]
     size = f"{models} models of {parameters / 1e6:.2g} M float32"
     for method in bench_merging.MEASURED:
         values = [run[method]["seconds"] / run["copy"]["seconds"] for run in runs]
