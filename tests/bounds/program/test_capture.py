@@ -58,6 +58,12 @@ REFUSED = {
     "largest entry": (lambda s, x: s.second(s.first(x) * s.first(x).amax(1, keepdim=True)), "amax"),
     "division": (lambda s, x: s.second(x / (1 + s.first(x) ** 2)), "div"),
     "integers": (lambda s, x: s.second(s.first(x).long().double()), "whole numbers|_to_copy"),
+    "comparison": (lambda s, x: s.second(s.first(x) * (x > 0)), r"aten.gt.Scalar makes whole numbers of real ones \("),
+    "chosen": (lambda s, x: s.second(torch.where(x > 0, s.first(x), x)), r"aten.gt.Scalar makes whole numbers of real"),
+    "overwritten": (
+        lambda s, x: s.second(nn.functional.relu(s.first(x)).add_(1)),
+        "PyTorch has no gradient .*in-?place",
+    ),
 }
 
 
@@ -180,3 +186,22 @@ def test_capturing_warns_of_nothing_that_torch_does_inside(recwarn: pytest.Warni
     warnings.simplefilter("always")
     Program(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), "cross_entropy", INPUTS, LABELS)
     assert [str(one.message) for one in recwarn if issubclass(one.category, FutureWarning)] == []
+
+
+def test_truth_values_and_whole_numbers_take_part_as_real_ones() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.first, self.second = nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = (x > 0)[..., None]
+            h = torch.tanh(self.first(self.words(x))) * seen - x[..., None]
+            return self.second(h.mean(1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, words = Words().double(), torch.arange(24).reshape(6, 4) % 6
+    program = Program(model, "cross_entropy", words, LABELS)
+    nn.functional.cross_entropy(model(words), LABELS).backward()
+    own = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+    assert torch.allclose(program.gradient.value, own, rtol=1e-12, atol=1e-14)

@@ -60,7 +60,12 @@ def _compare_here(module: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
     found = measured({name: one.detach() for name, one in module.named_parameters()})
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     loss = module(inputs, targets)
-    parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+    try:
+        parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+    except RuntimeError as problem:  # a value that a gradient needs was changed in place, say
+        raise UnsupportedProgram(
+            f"PyTorch has no gradient of the loss: {str(problem).strip().splitlines()[0]}"
+        ) from problem
     own = torch.cat([part.flatten() for part in parts])
     if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(own).all())):
         raise UnsupportedProgram(

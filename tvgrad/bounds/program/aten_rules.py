@@ -73,7 +73,7 @@ def _sum(sign: float) -> Rule:
     def rule(low: Lowering, node: fx.Node) -> int:
         a, b = _args(node)
         factor = sign * float(dict[str, Any](node.kwargs).get("alpha", 1))
-        places = [low.place(one) if isinstance(one, fx.Node) else low.constant(_scalar(one)) for one in (a, b)]
+        places = [low.real(one) if isinstance(one, fx.Node) else low.constant(_scalar(one)) for one in (a, b)]
         return low.step(Sum(factor), *places)
 
     return rule
@@ -84,19 +84,19 @@ def _product(low: Lowering, node: fx.Node) -> int:
     if not isinstance(a, fx.Node):
         a, b = b, a
     if not isinstance(b, fx.Node):
-        return low.step(Multiple(float(b)), low.place(a))
+        return low.step(Multiple(float(b)), low.real(a))
     normalised = _by_root_mean_square(node)
     if normalised is not None:
         return low.step(LayerNorm(normalised[1], centred=False), low.place(normalised[0]))
-    return low.step(Square(), low.place(a)) if a is b else low.step(Product(), low.place(a), low.place(b))
+    return low.step(Square(), low.real(a)) if a is b else low.step(Product(), low.real(a), low.real(b))
 
 
 def _quotient(low: Lowering, node: fx.Node) -> int:
     a, b = _args(node)
-    below = low.place(b) if isinstance(b, fx.Node) else low.constant(_scalar(b))
+    below = low.real(b) if isinstance(b, fx.Node) else low.constant(_scalar(b))
     if not low.exact(below):
         raise _refuse(node, "by what is computed has no bounds here")
-    return low.step(Quotient(), low.place(a), below)
+    return low.step(Quotient(), low.real(a), below)
 
 
 def _square(low: Lowering, node: fx.Node) -> int:

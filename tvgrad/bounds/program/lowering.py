@@ -13,7 +13,7 @@ from torch import fx, nn
 from tvgrad.bounds.program.affine import Linear
 from tvgrad.bounds.program.graph import Graph, Step
 from tvgrad.bounds.program.operation import Operation, UnsupportedProgram
-from tvgrad.bounds.program.rearrangements import Rearrangement
+from tvgrad.bounds.program.rearrangements import Real, Rearrangement
 
 aten = torch.ops.aten
 
@@ -43,6 +43,11 @@ def line_of(node: fx.Node) -> str:
             code = lines[at + 1] if at + 1 < len(lines) else ""
             return f"{Path(file).name}, line {number}: {code}"
     return f"node {node.name}"
+
+
+def _is_whole(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.dtype.is_floating_point
 
 
 class Lowering:
@@ -154,7 +159,7 @@ class Lowering:
         if node.target is aten._assert_tensor_metadata.default:  # of the type, which is checked below
             return
         value = node.meta["val"]
-        if isinstance(value, torch.Tensor) and not value.dtype.is_floating_point:
+        if _is_whole(node):
             self._place[node] = self._whole(node)
             return
         if (
@@ -179,6 +184,11 @@ class Lowering:
         if any(place in self._trained for place in inputs):
             raise UnsupportedProgram(
                 f"{node.target} rounds to whole numbers ({line_of(node)}), which has no derivative"
+            )
+        if not all(_is_whole(one) for one in sources):
+            raise UnsupportedProgram(
+                f"{node.target} makes whole numbers of real ones ({line_of(node)}), which their rounding may decide: "
+                "compute them before, as data"
             )
 
         def compute(*tensors: torch.Tensor) -> torch.Tensor:
@@ -245,6 +255,18 @@ class Lowering:
             Its place.
         """
         return self._place[argument]
+
+    def real(self, argument: fx.Node) -> int:
+        """The place of an argument as real numbers: truth values that multiply, say.
+
+        Args:
+            argument: a node.
+
+        Returns:
+            Its place, or that of its numbers as real ones.
+        """
+        place = self.place(argument)
+        return self.step(Real(), place) if _is_whole(argument) else place
 
     def layer(self, shape: torch.Size, *inputs: int) -> int:
         """Add a Linear layer.
