@@ -21,6 +21,7 @@ PSEUDO_SAMPLES = 2  # Agresti and Min, Biometrics 57 (2001): one pair of discord
 LEAST_PSEUDO = 0.5  # of a sample on which every seed differs: such a one may not be among few samples
 MOST_ORDERS = 10_000  # permutations of tasks that a test tries at most
 SEEN = 0.9  # seeds whose means vary by less than this times the noise of single samples show no effect of their own
+LEAST_TO_SEE = 3  # seeds by which that can be told at all: the means of two are near each other by chance too often
 
 Array = NDArray[np.float64]
 
@@ -85,6 +86,8 @@ class CrossedMean:
         both = np.maximum(rest + self.of_seeds, np.finfo(np.float64).tiny)
         quantile = (of_samples * rest + of_seeds * self.of_seeds) / both
         crossed = np.maximum(alone, quantile * np.sqrt(both))
+        if self.seeds < LEAST_TO_SEE:
+            return np.asarray(crossed)
         return np.asarray(np.where(self.of_seeds > SEEN * self.of_noise, crossed, alone))
 
     def interval(self, least: float = -math.inf, most: float = math.inf) -> Interval:
