@@ -136,13 +136,20 @@ def plan(
 
 
 def _names(runs: list[Any], measures: bool) -> list[str]:
-    """Names of the tasks; before any work, whether measurements can be found by them."""
+    """Names that tell the runs apart; before any work, whether measurements can be found by those of the tasks."""
+    from tvgrad.files.regular import real_path
     from tvgrad.merging.measuring import check_names
+    from tvgrad.report.tables import run_names
 
-    names = [run.name for run in runs]
+    places = [real_path(run.root) for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise TvgradError(f"{run.root} is given twice, and would count twice: give each run once")
     if measures:
+        names = [run.name for run in runs]
         check_names(names)
-    return names
+        return names
+    return run_names(runs)
 
 
 def _prepared(things: tuple[str, ...], **given: Any) -> list[Any]:
@@ -203,14 +210,15 @@ def _cost(objectives: list[Any], pairs: bool, on: str, *, trained: bool = False)
     """What a plan takes, in one sentence; task vectors of trained runs need no forecast."""
     from tvgrad.theory.budget_plan import measured_costs
     from tvgrad.theory.held_out import STEPS
-    from tvgrad.theory.merge_line import SEARCHES, SEARCHES_FAR
+    from tvgrad.theory.merge_line import DOUBLINGS, SEARCHES, SEARCHES_FAR
 
     gradients, forecast = (1, 0) if trained else (2, 2)
     products = forecast + (len(objectives) if pairs else 2 if trained else 1)
     seconds = sum((gradients + 5 / 3) * one.gradient + products * one.hvp for one in map(measured_costs, objectives))
     return (
         f"{counted(gradients, 'gradient')}, {counted(products, 'Hessian-vector product')} and up to 5 losses "
-        f"({SEARCHES + SEARCHES_FAR + 2} where the coefficient must be searched) for each of "
+        f"({SEARCHES + SEARCHES_FAR + 2} where the coefficient must be searched, {2 * SEARCHES + DOUBLINGS + 3} where "
+        "it is above 1) for each of "
         f"{counted(len(objectives), 'task')}, about {seconds:.2g} s"
         + (f", and {STEPS + 1} passes over its validation samples" if on == "validation" else "")
     )

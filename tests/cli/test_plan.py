@@ -51,7 +51,9 @@ def test_before_training(tvgrad: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_cost_is_told_and_nothing_computed(tvgrad: Callable[..., Any]) -> None:
     done = tvgrad("plan", *WORDS, "--cost")
-    losses = "up to 5 losses (24 where the coefficient must be searched) for each of 2 tasks, about"
+    losses = (
+        "up to 5 losses (24 where the coefficient must be searched, 35 where it is above 1) for each of 2 tasks, about"
+    )
     assert done.out.startswith(f"2 gradients, 3 Hessian-vector products and {losses}")
     assert "4 Hessian-vector products" in tvgrad("plan", *WORDS, "--cost", "--pairs").out
 
@@ -75,6 +77,12 @@ def test_after_training_and_in_a_merge(tvgrad: Callable[..., Any], refused: Call
     told = float(re.search(r"^alpha (\S+): told to be best", done.out, re.MULTILINE).group(1))  # type: ignore[union-attr]
     assert told == pytest.approx(after["coefficient"], rel=1e-3)
     assert f"alpha {told:g}" in done.out
+    # two runs of one name are told apart, and one that is given twice does not count twice
+    twice = tmp_path / "twice"
+    assert tvgrad("trace", *WORDS, "--out", twice, "--quiet").code == 0
+    said = json.loads(tvgrad("plan", runs / "low", twice / "low", "--recipe", "digits", "--json").out)
+    assert list(said["coefficients"]) == [row["task"] for row in said["tasks"]] == ["runs/low", "twice/low"]
+    assert "is given twice" in refused("plan", runs / "low", runs / "low", "--recipe", "digits")
     assert "leave it out with --recipe" in refused("plan", runs, "--recipe", "digits", "--lr", "0.1")
     assert "say which --recipe made them" in refused("plan", runs)
     assert "--recipe" in refused("merge", runs, "--alpha", "plan", "--out", tmp_path / "n.safetensors")

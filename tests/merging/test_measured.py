@@ -340,6 +340,8 @@ def test_measurements_of_something_else_are_refused(
         fisher(swapped, measured)
     rounded = [{name: part.float() for name, part in one.items()} for one in vectors]  # stored in single precision
     fisher(rounded, measured)
+    with pytest.raises(TvgradError, match="is no folder: choose another --save"):
+        measured.save(tmp_path / "none" / "m.safetensors")
     measured.save(tmp_path / "m.safetensors")
     with pytest.raises(TvgradError, match="after another epoch or training"):
         fisher(later, load_measurements(tmp_path / "m.safetensors"))

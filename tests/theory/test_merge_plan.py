@@ -16,7 +16,7 @@ from tests.theory.expansion_models import data, distance, linear_regression, obj
 from tvgrad import Objective, TvgradError
 from tvgrad.problem.evaluations import Evaluations
 from tvgrad.theory.forecast import forecast
-from tvgrad.theory.merge_line import MergeLine, best_coefficient
+from tvgrad.theory.merge_line import DOUBLINGS, SEARCHES, MergeLine, best_coefficient
 from tvgrad.theory.merge_plan import coefficient_along
 from tvgrad.theory.quadratic_model import quadratic_model
 from tvgrad.update_rules import GD, SGD, Adam, AdamW, Momentum, Nesterov
@@ -341,6 +341,13 @@ def test_refusals() -> None:
         tvgrad.plan([one], task_vectors=[dict(other.initial)])
     with pytest.raises(TvgradError, match="task vector 0 is not finite"):
         tvgrad.plan([one], task_vectors=[{name: tensor * float("nan") for name, tensor in fits.items()}])
+    for scale, what in ((1e-200, "underflow"), (1e200, "overflow")):
+        tiny = {name: torch.full_like(tensor, scale) for name, tensor in fits.items()}
+        for run in (lambda v=tiny: tvgrad.plan([one], task_vectors=[v]), lambda v=tiny: coefficient_along([one], v)):
+            with pytest.raises(TvgradError, match=f"task vector 0 has entries up to 1e.200, whose squares {what}"):
+                run()
+    with pytest.raises(TvgradError, match=r"task vector 0 has entries up to \S+e-20\d, whose squares underflow"):
+        tvgrad.plan([one], GD(1e-200), 1)
     with pytest.raises(TvgradError, match="schedule"):
         tvgrad.plan([one], GD([0.1, 0.1]), 3)
     with pytest.raises(TvgradError, match="diverges"):
@@ -491,10 +498,30 @@ def test_a_vector_that_is_far_too_long_is_searched_near_its_start(length: float,
 
 def test_a_search_that_ends_at_its_furthest_coefficient_says_so() -> None:
     line = MergeLine(np.zeros(1), np.array([-1.0]), np.array([-2.0]), np.zeros(1))
-    _, _, said = best_coefficient(line, lambda a: np.array([-a - a**2 + 0.01 * a**4]))
+    a, _, said = best_coefficient(line, lambda a: np.array([-a - a**2]))
+    assert a == 2**16
+    assert "between 0 and 65536 by" in said[0]
     assert "a larger coefficient may be better" in said[0]
     _, _, said = best_coefficient(line, lambda a: np.array([-a - a**2 + 10 * a**4]))
     assert "larger" not in said[0]
+
+
+@pytest.mark.parametrize("lowest", [0.5, 1.2, 7.3, 100.0, 4e4])
+def test_a_minimum_beyond_one_is_found_where_there_is_none_to_second_order(lowest: float) -> None:
+    """-a - a^2 + c a^4 with c by the place of its minimum; the search used to end at 1."""
+    fourth = (1 + 2 * lowest) / (4 * lowest**3)
+    measured: list[float] = []
+
+    def losses(a: float) -> np.ndarray:
+        measured.append(a)
+        return np.array([-a - a**2 + fourth * a**4])
+
+    a, known, said = best_coefficient(MergeLine(np.zeros(1), np.array([-1.0]), np.array([-2.0]), np.zeros(1)), losses)
+    assert a == pytest.approx(lowest, rel=0.03)
+    assert known.at(a) == pytest.approx(losses(a))
+    assert len(said) == 1
+    assert "larger" not in said[0]
+    assert len(measured) - 1 <= 2 * SEARCHES + 1 + DOUBLINGS  # as --cost tells
 
 
 def test_a_loss_without_a_curvature_is_measured() -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import sha256_of, write_text_atomically
+from tvgrad.files.writable import require_file
 from tvgrad.files.writing import write_tensors
 from tvgrad.results import Shown, json_text
 
@@ -286,9 +287,9 @@ class Measurements(Shown):
             path: of the safetensors file.
 
         Raises:
-            TvgradError: the name does not end in .safetensors.
+            TvgradError: the name does not end in .safetensors, or its folder is none or may not be written to.
         """
-        target = safetensors_path(path)
+        target = require_file(safetensors_path(path), "--save")
         told = {PLAN + name: torch.from_numpy(part) for name in PLANNED if (part := getattr(self, name)) is not None}
         if self.planned is not None:
             told[PLAN + COEFFICIENT] = torch.tensor([self.planned], dtype=torch.float64)

@@ -24,6 +24,8 @@ WIDEST = 2.0
 
 SEARCHED_UP_TO = 1.0
 SEARCHES = 8
+DOUBLINGS = 16
+"""Of the furthest coefficient that is searched, as long as the loss goes on falling."""
 CLOSE = 1e-3
 """Share of an interval to which its minimum is searched."""
 
@@ -190,16 +192,30 @@ def _searched(line: MergeLine, losses: Losses) -> tuple[float, MergeLine, tuple[
     tried: dict[float, Array] = {0.0: line.losses}
     _measure_between(0.0, SEARCHED_UP_TO, tried, losses)
     falls = float(line.slopes.sum()) < 0
-    if falls and not _best(tried):  # the merged vector is too long to go even the shortest of these ways
+    furthest = _doubled(tried, losses) if falls and _best(tried) == max(tried) else SEARCHED_UP_TO
+    if falls and (not _best(tried) or SEARCHED_UP_TO < furthest > _best(tried)):
+        # The merged vector is too long to go even the shortest of these ways, or the minimum is behind the furthest.
         _measure_around_best(tried, losses)
     said = (
         f"along the merge the summed loss {'falls' if falls else 'does not fall'} at the pretrained weights and has no "
-        f"minimum to second order: the coefficient was searched between 0 and {SEARCHED_UP_TO:g} by {len(tried) - 1} "
+        f"minimum to second order: the coefficient was searched between 0 and {furthest:g} by {len(tried) - 1} "
         "measured losses a task instead"
     )
     if falls and _best(tried) == max(tried):
         said += ", of which the furthest was the best, so that a larger coefficient may be better"
     return _best_tried(tried, line, said)
+
+
+def _doubled(tried: dict[float, Array], losses: Losses) -> float:
+    """Go on to twice the coefficient, and again, as long as that lowers the loss; tell the furthest that was tried."""
+    a = SEARCHED_UP_TO
+    tried[a] = losses(a)
+    for _ in range(DOUBLINGS):
+        if _best(tried) != a:
+            break
+        a *= 2
+        tried[a] = losses(a)
+    return a
 
 
 def _best_tried(tried: dict[float, Array], line: MergeLine, said: str) -> tuple[float, MergeLine, tuple[str, ...]]:

@@ -16,6 +16,7 @@ estimates.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ from tvgrad.vectors.parameters import Weights, inner_product, same_names_and_sha
 from tvgrad.wording import counted
 
 HOLDS_BELOW = 0.1
+SMALLEST_SQUARE = sys.float_info.min
 WIDEST = 4.0
 """Bound of a task's own coefficient, over the common one."""
 
@@ -266,6 +268,8 @@ def _start(
         raise TvgradError(f"{len(told)} forecasts are given for {len(objectives)} tasks: give one for each")
     models = [one.model for one in told]
     vectors = [one.task_vector for one in told]
+    for number, vector in enumerate(vectors):
+        _check_size(number, vector)
     return _Start([one.loss for one in models], [one.gradient for one in models], told, vectors)
 
 
@@ -286,7 +290,20 @@ def _given(objectives: Sequence[Objective], vectors: Sequence[Mapping[str, torch
             raise TvgradError(f"task vector {number} does not fit the model of its task: {misfit}")
         if not all(torch.isfinite(tensor).all() for tensor in vector.values()):
             raise TvgradError(f"task vector {number} is not finite: leave that task out")
+        _check_size(number, vector)
     return [to_float64(vector, objectives[0].home) for vector in vectors]
+
+
+def _check_size(number: int, vector: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a task vector whose inner products float64 cannot hold."""
+    largest = max((float(tensor.detach().abs().max()) for tensor in vector.values() if tensor.numel()), default=0.0)
+    square = largest * largest
+    if largest > 0 and not SMALLEST_SQUARE <= square < math.inf:
+        wrong = "underflow" if square < SMALLEST_SQUARE else "overflow"
+        raise TvgradError(
+            f"task vector {number} has entries up to {largest:g}, whose squares {wrong} in float64, so that no "
+            f"curvature along it can be told: leave that task out, or train it with another rate"
+        )
 
 
 def _coefficients(
