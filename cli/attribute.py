@@ -157,7 +157,29 @@ def _print(found: Attribution, top: int, row: CounterfactualRow | None) -> None:
         return
     shown = frame_of([row]).drop(columns="kind")
     print_table("Without these samples (estimates: about)", shown, estimates=set(shown.columns) - {"removed", "loss"})
+    own = (
+        f", and their own loss from {row.removed_loss:.4g} to about {row.predicted_removed_loss:.4g}"
+        if row.removed_loss == row.removed_loss
+        else "; they have no weight in the loss (their labels are ignored)"
+    )
     say(
         f"without {counted(row.removed, 'sample')} the task vector is predicted to change by {row.change_norm:.1%} of "
-        f"its norm, and their own loss from {row.removed_loss:.4g} to about {row.predicted_removed_loss:.4g}"
+        f"its norm{own}"
+    )
+    say(_trust(row))
+
+
+def _trust(row: CounterfactualRow) -> str:
+    """How far the prediction can be trusted, in one sentence."""
+    from tvgrad.theory.counterfactual import TRUSTED
+
+    said = (
+        f"the same prediction misses the training as it was, all samples in it, by {row.missed:.2g} of its norm, and "
+        "what these samples change was found to be told with about that relative error"
+    )
+    if row.missed <= TRUSTED:
+        return said
+    return (
+        f"Warning: {said}: above {TRUSTED:g} the told changes of losses are no guide to the true ones, so train again "
+        "without these samples"
     )

@@ -23,6 +23,13 @@ def test_shares_and_counterfactuals(tvgrad: Callable[..., Any], refused: Callabl
     assert "454 samples make 1 of the task vector" in done.out
     assert "of its norm, and their own loss from" in done.out
     assert "Without these samples (estimates: about)" in done.out
+    assert "misses the training as it was" in done.out
+    assert "Warning" not in done.out
+    far = tmp_path / "far"
+    assert tvgrad("trace", *WORDS[:5], "--lr", "0.5", "--epochs", "10", "--out", far, "--quiet").code == 0
+    warned = tvgrad("attribute", far, "--recipe", "digits", "--without-class", "3")
+    assert "Warning: the same prediction misses the training as it was" in warned.out
+    assert "so train again without these samples" in warned.out
     table = pd.read_csv(tmp_path / "shares.csv")
     assert table["share"].sum() == pytest.approx(1, abs=1e-4)  # a float32 run
     assert (tmp_path / "shares.svg").read_text().startswith("<?xml")

@@ -180,6 +180,66 @@ def test_what_is_missed_is_of_third_order(batch_size: int | None, tmp_path: Path
     assert orders[-1] == pytest.approx(3, abs=0.15), orders
 
 
+def test_what_the_prediction_misses_of_the_training_tells_what_it_misses_of_a_change(tmp_path: Path) -> None:
+    made, gone = recipe(), [3, 4, 17]
+    x, y = (part.double() if part.is_floating_point() else part for part in made.train.batch(0, len(made.train)))
+    kept = torch.tensor([i for i in range(len(x)) if i not in gone])
+    for number, lr in enumerate((0.01, 0.1, 0.5, 2.0)):
+        run = record(made, tmp_path / str(number), lr=lr, epochs=5, dtype="float64")
+        objective = objective_of(run, made)
+        told = Without(run, objective, 5).tell(gone)
+        vector = flat(run.task_vector(5))
+        before = flat(tvgrad.predict(objective, tvgrad.update_rules.GD(lr), 5).order2)
+        assert told.row.missed == pytest.approx(float((before - vector).norm() / vector.norm()), rel=1e-9)
+        truth = trained(made.model, x, y, lr, [kept] * 5)
+        error = float((flat(told.task_vector) - truth).norm() / (truth - vector).norm())
+        assert told.row.missed / 2 < error < 2 * told.row.missed, (lr, error, told.row.missed)
+
+
+def test_a_batch_of_ignored_labels_is_a_step_without_a_gradient(tmp_path: Path) -> None:
+    """As PyTorch has it: momentum goes on. Every batch was refused as a data set without weight."""
+    plain = recipe()
+    x, y = plain.train.batch(0, len(plain.train))
+    y[5:9] = -100
+    made = tvgrad.Recipe(
+        plain.model, nn.CrossEntropyLoss(), (x, y), name="small", count=lambda batch: (batch[1] != -100).sum()
+    )
+    options = {"optimizer": "momentum", "lr": 0.02, "epochs": 1, "dtype": "float64"}
+    run = record(made, tmp_path, batch_size=2, **options)
+    objective = objective_of(run, made)
+    batches = list(run.batches(1))
+    ignored = next(one for one in batches if (y[one] == -100).any() and (y[one] != -100).any())
+    partners = [int(one) for one in ignored if y[one] != -100]  # without them the batch is of ignored labels alone
+    teller = Without(run, objective, 1)
+    model = copy.deepcopy(made.model).double()
+    start = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for batch in batches:
+        kept = torch.tensor([i for i in batch.tolist() if i not in partners])
+        if len(kept):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[kept].double()), y[kept]).backward()
+            optimizer.step()
+    truth = nn.utils.parameters_to_vector(model.parameters()).detach() - start
+    assert float((flat(teller.retrained(partners)) - truth).norm()) < 1e-13
+    told = teller.tell(partners)
+    change = (truth - flat(run.task_vector(1))).norm()
+    assert float((flat(told.task_vector) - truth).norm()) < 0.2 * float(change)
+    whole = next(one for one in batches if (y[one] != -100).all())
+    assert told.row.removed_loss == told.row.removed_loss
+    nothing = teller.tell([5])  # an ignored sample alone changes nothing and has no loss
+    assert nothing.row.removed_loss != nothing.row.removed_loss
+    assert nothing.row.change_norm == pytest.approx(0, abs=1e-15)
+    # a training in which a batch was of ignored labels from the start
+    y[whole] = -100
+    again = record(made, tmp_path / "again", batch_size=2, **options)
+    assert any((y[one] == -100).all() for one in again.batches(1))
+    found = tvgrad.attribution(again, objective_of(again, made))
+    assert found.shares.sum() + found.rest == pytest.approx(1, abs=1e-12)
+    assert found.closure < 1e-13
+    assert Without(again, objective_of(again, made), 1).missed < 0.1
+
+
 @pytest.mark.parametrize(
     ("gone", "said"),
     [([], "no samples to leave out"), ([0, 32], "from 0 to 31: 32 is none"), (range(32), "an epoch has none left")],

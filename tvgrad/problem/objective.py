@@ -7,6 +7,7 @@ the result does not depend on how the data is cut (a mean of batch means would).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class Objective(SampleGradients):
             if any(parameter.device != self.device for parameter in model.parameters()):
                 model = copy.deepcopy(model).to(self.device)
             self._initial = weights_of(model) if initial is None else _as_held(initial, trainable_parameters(model))
+        self._is_part = False
         self.samples = fitted(data if isinstance(data, Samples) else Samples(data, collate), model, forward)
         self._all_samples = self.samples
         self.allowed = tuple(sorted(set(allow)))
@@ -176,11 +178,13 @@ class Objective(SampleGradients):
             indices: positions in the data, in the order wanted.
 
         Returns:
-            An objective that shares the model, the weights, the chunk size and the count of evaluations.
+            An objective that shares the model, the weights, the chunk size and the count of evaluations. Of samples
+            without weight (all their tokens ignored) its loss is a NaN and its derivatives are 0, as PyTorch's are.
         """
         view = copy.copy(self)
         view._chunk_size = self.chunk_size  # measured once here, not once for every mini-batch
         view.samples = self.samples.subset(indices)
+        view._is_part = True
         view._ranks = Alone()  # a mini-batch is too little to share: every process goes over it
         return view
 
@@ -202,7 +206,11 @@ class Objective(SampleGradients):
                 divisor += weight
         self.evaluations.values += 1
         value, divisor = self._ranks.add_up([], float(total), divisor)
-        return value / nonzero(divisor)
+        return self._over(value, divisor)
+
+    def _over(self, total: float, weight: float) -> float:
+        """A mean loss; of a part of the data without weight there is none."""
+        return math.nan if self._is_part and weight == 0 else total / nonzero(weight)
 
     def gradient(self, at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Compute the full-batch gradient.
@@ -244,7 +252,7 @@ class Objective(SampleGradients):
                 del gradient  # before the next chunk's is made
         self.evaluations.gradients += 1
         (loss,) = self._ranks.add_up([sums], float(total))
-        return loss / nonzero(sums.weight), sums.mean(self.home)
+        return self._over(loss, sums.weight), sums.mean(self.home, empty=self._is_part)
 
     def hvp(self, vector: Mapping[str, torch.Tensor], at: Mapping[str, torch.Tensor] | None = None) -> Weights:
         """Multiply the full-batch Hessian with a vector.
@@ -284,7 +292,7 @@ class Objective(SampleGradients):
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
         self._ranks.add_up(sums)
-        return [accumulated.mean(self.home) for accumulated in sums]
+        return [accumulated.mean(self.home, empty=self._is_part) for accumulated in sums]
 
     def hessian_operator(self, at: Mapping[str, torch.Tensor] | None = None) -> LinearOperator:
         """The full-batch Hessian as an operator of scipy, for its eigenvalue solvers and for estimators of a trace.

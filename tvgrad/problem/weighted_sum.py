@@ -60,15 +60,18 @@ class WeightedSum:
         self._single = False
         return [self._sums[name] for name in self._like]
 
-    def mean(self, home: torch.device) -> Weights:
+    def mean(self, home: torch.device, *, empty: bool = False) -> Weights:
         """Divide by the weight; the sums are used up.
 
         Args:
             home: the device of the result.
+            empty: a sum without weight has a mean, of zeros: it is of a mini-batch, which may have none.
 
         Returns:
             Name -> tensor.
         """
+        if empty and self.weight == 0:
+            return {name: torch.zeros_like(like, device=home) for name, like in self._like.items()}
         weight = nonzero(self.weight)
         if self._single:
             return _own_memory({name: self._sums.pop(name).to(home, like.dtype) for name, like in self._like.items()})

@@ -248,7 +248,8 @@ class _Parts:
         chosen = self.batches[index]
         view = self.objective.subset(chosen)
         mass = view.sample_weights()
-        scale = mass * (self.schedule.clips[index] / float(mass.sum()))
+        total = float(mass.sum())  # 0 where all samples of a mini-batch are ignored, whose step has no gradient
+        scale = mass * (self.schedule.clips[index] / total if total else 0.0)
         weight = coefficients_by_name(self.rule, self.weights[..., index])
         theta = to_float64(step.theta, self.home)
         if self.rule.decays:
