@@ -69,14 +69,13 @@ class Measurement:
         return f"{said}; {self.reason}" if self.reason else said
 
 
-def compared(weights: BatchWeights, first: Pass, second: Pass, recorded: Sequence[int] = ()) -> Measurement:
+def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     """Compare two passes over the data, the second with other random numbers.
 
     Args:
         weights: how batches are weighted.
         first: facts and gradient of a pass.
         second: of another at the same weights.
-        recorded: the fingerprint of all samples of each epoch that the training went through, where it is known.
 
     Returns:
         What the first pass's gradient is.
@@ -99,12 +98,6 @@ def compared(weights: BatchWeights, first: Pass, second: Pass, recorded: Sequenc
             reasons.append("both passes drew the same noise")
     elif not exact:
         reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
-    if exact and len(set(recorded)) > 1 and _same_content(facts, again):
-        exact, repeat = False, True
-        reasons.append(
-            "each epoch of the run had other samples, and both passes had the same: they are drawn by a generator that "
-            "the script seeds for itself"
-        )
     if not settled:
         exact = False
     if data is not None and facts["samples"] != data:

@@ -348,17 +348,6 @@ def test_weights_that_are_not_confirmed_are_said(recorded: Run, monkeypatch: pyt
     assert tokens.weights == "steps weighted by tokens"
 
 
-def test_samples_that_both_passes_drew_as_one_epoch_are_no_full_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    augmented = descent(tmp_path / "augmented", 11, 12)
-    made = measured(monkeypatch, augmented)
-    assert (made.kind, made.repeat) == (ESTIMATE, True)
-    assert "of unknown error (two passes repeat one another)" in made.sentence
-    assert "by a generator that the script seeds for itself" in made.sentence
-    assert measured(monkeypatch, augmented, content_of_second=12).kind == EXACT, "as where batches are padded"
-
-
 def test_starts_through_an_epoch_of_other_data_are_refused(recorded: Run, tmp_path: Path) -> None:
     require_same_epoch(recorded, [11, 5])
     require_same_epoch(recorded, [None])

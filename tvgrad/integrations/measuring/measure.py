@@ -178,7 +178,7 @@ def measure_point(
     if made is None:
         second = starts.pass_at(number, reseed=RESEED, **given)
         _require_same_samples(run, first.facts, second.facts)
-        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient), recorded)
+        made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
     _keep(run.root, number, first, made)
     return made, weights
 
