@@ -148,7 +148,7 @@ def _epoch_budget(
     if not linear and not followed:
         raise TvgradError(
             f"{run.root} was trained by {rule.name}, whose preconditioner is known from the consumed gradients alone, "
-            "and the command, started again, trains another way: fix its seeds"
+            "and the command, started again, trains another way: fix its seeds, and give those it was recorded with"
         )
     kappa, nodes = 1.0, dict[Row, Vector]()
     unknown = _clips_unknown(run, plan.ends[epoch])

@@ -268,10 +268,10 @@ def test_numbers_of_a_frozen_norm_carry_their_rounding() -> None:
 def test_an_argument_that_is_not_known_exactly_may_lie_on_either_line() -> None:
     relu = Pieces("ReLU", ((0, 0), (1, 0)), (Kink(0),))
     far = 2.0**-20
-    x = Ball(torch.tensor([[0.5, -0.5, far / 8, -far / 8]]).double(), None, torch.full((1, 4), far).double())
+    x = Ball(torch.tensor([[0.5, -0.5, far / 8, -far / 8, 0.0]]).double(), None, torch.full((1, 5), far).double())
     found, slope = relu.value(x), relu.derivative(x)
     for value in (x.hi - far, x.hi, x.hi + far):
         assert bool(((value.clamp(min=0) - found.hi).abs() <= found.err).all())
         assert bool((((value > 0).double() - slope.hi).abs() <= slope.err).all())
-    assert slope.err.tolist() == [[0, 0, 1, 1]]
+    assert slope.err.tolist() == [[0, 0, 1, 1, 1]]
     assert math.isnan(float(relu.value(Ball.exact(torch.tensor([[math.nan]]).double(), precise=True)).hi))
