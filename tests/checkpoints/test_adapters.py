@@ -224,6 +224,7 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
         return copied
 
     assert "use_dora is set" in refused(changed("dora", use_dora=True))
+    assert "lora_bias is set" in refused(changed("bias", lora_bias=True))
     assert "kind IA3" in refused(changed("ia3", peft_type="IA3"))
     assert "begun by pissa_niter_4" in refused(changed("pissa", init_lora_weights="pissa_niter_4"))
     assert "lora_alpha of the adapter" in refused(changed("alpha", lora_alpha="much"))

@@ -29,6 +29,7 @@ NOT_PLAIN = (
     "use_dora",
     "use_qalora",
     "use_bdlora",
+    "lora_bias",
     "layer_replication",
     "alora_invocation_tokens",
     "trainable_token_indices",
