@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-
 TOGETHER = timedelta(minutes=10)
 """Within this time of one another processes must start; torchrun waits as long for other machines."""
 
