@@ -14,6 +14,8 @@ _PUBLIC = {
     # what to fine-tune, and the full-batch loss of it
     "Recipe": "tvgrad.problem.recipe",
     "Objective": "tvgrad.problem.objective",
+    "SpreadObjective": "tvgrad.problem.spread_objective",
+    "gathered": "tvgrad.problem.fully_sharded",
     # recording while weights move, and reading it back
     "Recorder": "tvgrad.record.recorder",
     "Run": "tvgrad.store.run",
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
     __version__: str
     from tvgrad import bounds, merging, update_rules
     from tvgrad.errors import DamagedRun, TvgradError, UnsupportedModel
+    from tvgrad.problem.fully_sharded import gathered
     from tvgrad.problem.objective import Objective
     from tvgrad.problem.recipe import Recipe
+    from tvgrad.problem.spread_objective import SpreadObjective
     from tvgrad.record.recorder import Recorder
     from tvgrad.sketching.sketches import sketch
     from tvgrad.store.run import Run

@@ -48,7 +48,7 @@ def test_nothing_is_said_where_it_is_not_known(tmp_path: Path, monkeypatch: pyte
     weights, gradient = narrow.initial, narrow.gradient()
     assert gradient_rounding(narrow, weights, gradient) is not None
     assert gradient_rounding(narrow, weights, {name: torch.nan * tensor for name, tensor in gradient.items()}) is None
-    monkeypatch.setattr(module, "_free_bytes", lambda device: 100.0)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 100.0)
     assert gradient_rounding(narrow, weights, gradient) is None
     monkeypatch.undo()
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.system import free_memory
 
 
 def resolve_device(device: str | torch.device, model: nn.Module | None = None) -> torch.device:
@@ -47,3 +48,15 @@ def distributed_rank() -> int:
     """
     distributed = torch.distributed
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def free_bytes(device: torch.device) -> float:
+    """Tell how much memory is free on a device.
+
+    Args:
+        device: any.
+
+    Returns:
+        Bytes; infinity where it cannot be asked.
+    """
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from tvgrad.errors import TvgradError
 from tvgrad.problem.samples import Batch, map_tensors, tensors_in
 
 NARROW_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32}
+PREFIX = "model."
+"""Of the user's model's names, in a batch loss."""
+
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -20,7 +23,12 @@ class BatchLoss(nn.Module):
 
     Being a module, it can be called with other weights (`torch.func.functional_call`) without touching the model, and
     a user's own `forward` sees a model that already has those weights.
+
+    Attributes:
+        spread: whether each process may hold a part of the parameters only.
     """
+
+    spread = False
 
     def __init__(
         self,
@@ -91,6 +99,38 @@ class BatchLoss(nn.Module):
             if cast:
                 return torch.func.functional_call(self.loss, cast, (output, target))
         return self.loss(output, target)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What this process holds of each parameter.
+
+        Returns:
+            Name -> detached tensor, in the model's own memory.
+        """
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def derivative(
+        self, state: Mapping[str, torch.Tensor], names: Sequence[str], batch: Batch
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Compute the mean loss of a batch and its gradient at other weights.
+
+        Args:
+            state: parameters, as `parts` has them, and buffers, which may be changed.
+            names: parameters whose gradients are wanted.
+            batch: as the collate function made it.
+
+        Returns:
+            The loss, and a whole gradient for each name; zeros where the loss does not depend on it.
+        """
+        moved = {name: tensor.detach().requires_grad_(name in names) for name, tensor in state.items()}
+
+        def differentiate(value: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            points = [moved[name] for name in names]
+            return value.detach(), list(torch.autograd.grad(value, points, materialize_grads=True))
+
+        found: tuple[torch.Tensor, list[torch.Tensor]] = torch.func.functional_call(
+            self, moved, (batch,), {"then": differentiate}
+        )
+        return found
 
     def output(self, batch: Batch) -> Any:
         """Compute the model's output for a batch.

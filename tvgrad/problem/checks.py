@@ -7,7 +7,7 @@ each of these makes a full-batch gradient that is silently not the gradient.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.count import check_count
 from tvgrad.problem.samples import LIST_OF_BATCHES, Batch, Samples, map_tensors, tensors_in
 from tvgrad.vectors.parameters import first_not_finite, trainable_parameters
+from tvgrad.vectors.spread import own_part
 from tvgrad.wording import near, printable
 
 ALLOWABLE = {
@@ -81,20 +82,32 @@ def check_problem(batch_loss: BatchLoss, samples: Samples, device: torch.device,
             f"nothing called {unknown[0]!r} can be allowed: "
             f"choose from {', '.join(ALLOWABLE)}{near(unknown[0], ALLOWABLE)}"
         )
-    parameters = trainable_parameters(batch_loss.model)
-    lost = first_not_finite(parameters)
-    if lost is not None:
-        kind = "nan" if bool(parameters[lost].isnan().any()) else "inf"
-        raise TvgradError(
-            f"{printable(lost)} of the pretrained weights is not finite ({kind}): check how they are made or loaded"
-        )
+    check_finite(trainable_parameters(batch_loss.model, batch_loss.spread))
     with full_precision(device):
-        _check_samples(batch_loss, _spread(samples), device, allow)
+        _check_samples(batch_loss, _few(samples), device, allow)
         if not set(allow) & BATCH_DEPENDENT:
             check_count(batch_loss, samples, device)
 
 
-def _spread(samples: Samples) -> Samples:
+def check_finite(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        parameters: name -> tensor; of spread ones this process looks at what it holds.
+
+    Raises:
+        TvgradError: one is not.
+    """
+    parts = {name: own_part(tensor.detach()) for name, tensor in parameters.items()}
+    lost = first_not_finite(parts)
+    if lost is not None:
+        kind = "nan" if bool(parts[lost].isnan().any()) else "inf"
+        raise TvgradError(
+            f"{printable(lost)} of the pretrained weights is not finite ({kind}): check how they are made or loaded"
+        )
+
+
+def _few(samples: Samples) -> Samples:
     """A few samples from all over the data: the first ones of a sorted data set may all be of one class."""
     size = min(CHECKED_SAMPLES, len(samples))
     return samples.subset([index * (len(samples) - 1) // max(1, size - 1) for index in range(size)])

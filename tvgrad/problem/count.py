@@ -133,8 +133,10 @@ def check_chunks(batch_loss: BatchLoss, samples: Samples, device: torch.device, 
 def _compared(count: _Count, left: Sequence[Grouping], right: Sequence[Grouping], amounts: Sequence[float]) -> float:
     """The largest deviation that rounding does not explain, in float64 where all parts can be cast."""
     attempts = [count]
-    if sum(parameter.numel() for parameter in count.batch_loss.parameters()) <= WIDEST:
-        with contextlib.suppress(RuntimeError, TypeError):  # a module that cannot be copied
+    small = sum(parameter.numel() for parameter in count.batch_loss.parameters()) <= WIDEST
+    if small and not count.batch_loss.spread:
+        # A module that cannot be copied; of those that fully_shard has made PyTorch asserts it.
+        with contextlib.suppress(RuntimeError, TypeError, AssertionError):
             wide = copy.deepcopy(count.batch_loss).double()
             attempts.insert(0, _Count(wide, count.samples.with_dtype(torch.float64), count.device, own=True))
     for attempt in attempts:
@@ -251,16 +253,8 @@ class _Count:
     def _gradient(self, group: Sequence[int], weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.dtype]:
         """The value and the gradient of one group's mean loss, as one float64 vector, and the loss's dtype."""
         names = _compared_names(self.batch_loss)
-        moved = {name: weight.detach().requires_grad_(name in names) for name, weight in weights.items()}
-
-        def differentiate(value: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            points = [moved[name] for name in names]
-            return value.detach(), torch.autograd.grad(value, points, materialize_grads=True)
-
         with seeded(0, self.device), torch.enable_grad():
-            value, gradients = torch.func.functional_call(
-                self.batch_loss, moved, (self.batch(group),), {"then": differentiate}
-            )
+            value, gradients = self.batch_loss.derivative(weights, names, self.batch(group))
         return torch.cat([value.reshape(-1).double().cpu(), sketch(gradients)]), value.dtype
 
 

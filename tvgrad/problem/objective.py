@@ -25,7 +25,9 @@ from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.crew import Crew, ranks_of
 from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.fully_sharded import sharded_modules
 from tvgrad.problem.hessian_operator import operator_of
+from tvgrad.problem.passes import require_whole
 from tvgrad.problem.ranks import Alone
 from tvgrad.problem.sample_gradients import SampleGradients
 from tvgrad.problem.samples import Batch, Samples
@@ -96,9 +98,12 @@ class Objective(SampleGradients):
             initial: the trainable weights, in memory that nothing changes; by default they are copied.
 
         Raises:
-            TvgradError: no trainable parameters, empty data, a loss that is no finite scalar, an absent device, one of
-                the things that `tvgrad.problem.checks` refuses, or processes with different models or data.
+            TvgradError: no trainable parameters, or spread ones, empty data, a loss that is no finite scalar, an absent
+                device, one of the things that `tvgrad.problem.checks` refuses, or processes with different models or
+                data.
         """
+        self._sharded = sharded_modules(model)
+        require_whole(self._sharded)
         trainable_parameters(model)
         if chunk_size is not None and chunk_size < 1:
             raise TvgradError(f"the chunk size must be at least 1, not {chunk_size}")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.precision import seeded
-from tvgrad.problem.batch_loss import BatchLoss
+from tvgrad.problem.batch_loss import PREFIX, BatchLoss
 from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.fully_sharded import at_work
 from tvgrad.problem.ranks import Alone
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes
-
-PREFIX = "model."  # where BatchLoss keeps the user's model
 
 
 class Passes:
@@ -39,6 +39,7 @@ class Passes:
     _initial: Weights
     _batch_loss: BatchLoss
     _ranks: Alone
+    _sharded: Sequence[nn.Module]
 
     @property
     def chunk_size(self) -> int:
@@ -82,6 +83,7 @@ class Passes:
 
     def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
         """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""
+        require_whole(self._sharded)
         if given is None:
             return self._initial
         difference = same_names_and_shapes(self._initial, given)
@@ -94,3 +96,20 @@ class Passes:
                 name: (plain[name].clone() if plain[name].is_inference() else plain[name]).to(self.device, tensor.dtype)
                 for name, tensor in self._initial.items()
             }
+
+
+def require_whole(modules: Iterable[nn.Module]) -> None:
+    """Refuse modules that gather and spread their parameters: these would take the place of given weights.
+
+    Args:
+        modules: of a model, those that `fully_shard` was called on.
+
+    Raises:
+        TvgradError: one does.
+    """
+    if at_work(modules):
+        raise TvgradError(
+            "the model's parameters are spread over several processes (fully_shard), and an Objective has whole ones: "
+            "use tvgrad.SpreadObjective, or stay inside `with tvgrad.gathered(model)` where every process can hold "
+            "the whole model"
+        )

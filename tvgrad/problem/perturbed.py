@@ -6,27 +6,27 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from tvgrad.numerics.floats import unit_roundoff
+from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.vectors.parameters import BLOCK, norm
 
 
-def perturbed(module: nn.Module, amount: float, in_place: bool) -> dict[str, torch.Tensor]:
+def perturbed(module: BatchLoss, amount: float, in_place: bool) -> dict[str, torch.Tensor]:
     """Weights and buffers of a module, the weights moved at random by a share of their size.
 
     Args:
-        module: on any device.
+        module: model and loss, on any device.
         amount: the share; 0 leaves the weights as they are, and copies none.
         in_place: whether the module's own weights may move, so that no second copy of them is held.
 
     Returns:
-        Name -> tensor; buffers are copies.
+        Name -> tensor, of each parameter what this process holds; buffers are copies.
     """
     generator = torch.Generator().manual_seed(0)
     moved = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    for name, weight in module.named_parameters():
-        moved[name] = weight.detach()
+    for name, weight in module.parts().items():
+        moved[name] = weight
         if amount and (weight.is_floating_point() or weight.is_complex()):
             if not in_place or not weight.is_contiguous():
                 moved[name] = _copy(weight)

@@ -135,7 +135,7 @@ class Ranks(Alone):
         Raises:
             TvgradError: a process has another model or other data than the first; the same sentence in every process.
         """
-        first, *others = self._gathered({"chunk size": chunk_size, **facts_of(weights, samples)})
+        first, *others = self.gathered({"chunk size": chunk_size, **facts_of(weights, samples)})
         for rank, found in enumerate(others, start=1):
             for name, value in found.items():
                 if value != first[name]:
@@ -144,10 +144,21 @@ class Ranks(Alone):
                         "must build the same objective (seed what is drawn at random)"
                     )
         if chunk_size is None:
-            return int(self._gathered(measure() if self.rank == 0 else None)[0])
+            return int(self.gathered(measure() if self.rank == 0 else None)[0])
         return chunk_size
 
-    def _gathered(self, own: Any) -> list[Any]:
+    def gathered(self, own: Any) -> list[Any]:
+        """Collect what every process has; of every process.
+
+        Args:
+            own: a plain value.
+
+        Returns:
+            Those of all, by rank.
+
+        Raises:
+            LostRank: another process has ended.
+        """  # noqa: DOC502 - raised by connected
         found: list[Any] = [None] * self.count
         with connected():
             distributed.all_gather_object(found, own, group=self._group)
@@ -193,7 +204,7 @@ class Ranks(Alone):
             distributed.all_reduce(failed, group=self._group)
         if not float(failed):
             return {}
-        return {rank: said for rank, said in enumerate(self._gathered(own)) if said is not None}
+        return {rank: said for rank, said in enumerate(self.gathered(own)) if said is not None}
 
     def add_up(self, sums: Sequence[WeightedSum], *numbers: float) -> list[float]:
         """Add up over all processes, in float64.

@@ -10,12 +10,12 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.autograd import gradients
+from tvgrad.numerics.device import free_bytes
 from tvgrad.numerics.precision import full_precision, preserved_randomness
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.objective import Objective
 from tvgrad.problem.samples import map_tensors
 from tvgrad.problem.weighted_sum import WeightedSum
-from tvgrad.system import free_memory
 from tvgrad.vectors.parameters import Weights, norm, trainable_parameters
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -41,7 +41,7 @@ def gradient_rounding(
     """
     if not any(tensor.dtype in _NARROW for tensor in weights.values()) or "dropout" in objective.allowed:
         return None
-    if _BYTES * sum(parameter.numel() for parameter in objective.model.parameters()) > _free_bytes(objective.device):
+    if _BYTES * sum(parameter.numel() for parameter in objective.model.parameters()) > free_bytes(objective.device):
         return None
     try:
         with preserved_randomness(objective.device), full_precision(objective.device):
@@ -69,10 +69,3 @@ def _gradient(objective: Objective, wide: BatchLoss, weights: Mapping[str, torch
             parts = wide(chunk, lambda loss: gradients(loss, tuple(parameters.values())))
             sums.add(dict(zip(parameters, parts, strict=True)), weight)
     return sums.mean(objective.home)
-
-
-def _free_bytes(device: torch.device) -> float:
-    """Memory that is free on a device; without end where it cannot be asked."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return free_memory()

@@ -18,7 +18,6 @@ from tvgrad.checkpoints.adapter_config import adapter_of
 from tvgrad.errors import TvgradError
 from tvgrad.problem.objective import Objective
 from tvgrad.record.optimizer_options import OptimizerOptions
-from tvgrad.record.spread_model import whole_tensor
 from tvgrad.store.keep_policy import KeepPolicy
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
 from tvgrad.store.manifest import Manifest, Parameter
@@ -27,7 +26,7 @@ from tvgrad.store.writer import RunWriter, cpu_copies
 from tvgrad.update_rules.from_optimizer import rule_of_parameters
 from tvgrad.update_rules.grouped import AnyRule
 from tvgrad.vectors.parameters import frozen_state, tied_names, trainable_parameters
-from tvgrad.vectors.spread import is_spread
+from tvgrad.vectors.spread import is_spread, whole_tensor
 
 RECORDABLE = ("gradients", "epoch-gradients", "batches")
 

@@ -12,7 +12,7 @@ from torch import distributed
 
 from tvgrad.errors import TvgradError
 from tvgrad.vectors.parameters import Weights
-from tvgrad.vectors.spread import is_spread, own_part
+from tvgrad.vectors.spread import is_spread, own_part, require_one_mesh, spread_like, whole_tensor
 
 Result = TypeVar("Result")
 
@@ -115,7 +115,7 @@ class SpreadModel:
         part_of = parts if callable(parts) else parts.__getitem__
         kept: Weights = {}
         for name, parameter in self._parameters.items():
-            full = _joined(part_of(name), parameter)
+            full = whole_tensor(spread_like(part_of(name), parameter))
             if self._owner[name] == self.rank:
                 kept[name] = full.detach().to("cpu", copy=True)
         return kept
@@ -125,30 +125,6 @@ class SpreadModel:
 def own_group() -> Any:
     """Make the group by which recorders talk, so that they do not mix with the training; of every process at once."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
-
-
-def require_one_mesh(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what is not FSDP2 over all processes.
-
-    Args:
-        parameters: name -> parameter.
-
-    Raises:
-        TvgradError: a parameter is whole where others are not, or spread over a mesh of several dimensions or of a part
-            of the processes.
-    """
-    for name, parameter in parameters.items():
-        if not is_spread(parameter):
-            raise TvgradError(
-                f"{name} is whole in each process and other parameters are spread over several, as tensor parallelism "
-                "has them, which is not recorded: use fully_shard on the whole model"
-            )
-        mesh = parameter.device_mesh  # type: ignore[attr-defined]
-        if mesh.ndim != 1 or mesh.size() != distributed.get_world_size():
-            raise TvgradError(
-                f"{name} is spread over a mesh of shape {tuple(mesh.shape)} of {distributed.get_world_size()} "
-                "processes (tensor parallelism, or hybrid sharding), which is not recorded: use fully_shard over all"
-            )
 
 
 def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
@@ -167,18 +143,6 @@ def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
         owner[name] = min(range(count), key=lambda rank: (load[rank], rank))
         load[owner[name]] += sizes[name]
     return owner
-
-
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Put one tensor together; of every process.
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        It, whole.
-    """
-    return _joined(own_part(tensor), tensor) if is_spread(tensor) else tensor
 
 
 def norm_of_all(total: torch.Tensor) -> torch.Tensor:
@@ -217,17 +181,3 @@ def largest_of_all(own: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.
     if any(map(is_spread, tensors)):
         distributed.all_reduce(own, distributed.ReduceOp.MAX, group=own_group())
     return own
-
-
-def _joined(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor  # loads what a training without it does not need
-
-    spread = DTensor.from_local(
-        part.detach().to(like.device),
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
-    return spread.full_tensor()

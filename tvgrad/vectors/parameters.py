@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
-from tvgrad.vectors.spread import is_spread
+from tvgrad.vectors.spread import is_spread, of_all_parts, own_part
 
 Weights = dict[str, torch.Tensor]
 """Name -> tensor, keyed like `state_dict`."""
@@ -192,12 +192,13 @@ def inner_product(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Te
         right: name -> tensor, with the same names and shapes.
 
     Returns:
-        The sum over all coordinates of left times right.
+        The sum over all coordinates of left times right; of spread tensors over all processes, which all ask.
     """
-    return math.fsum(
-        float(torch.dot(tensor.detach().double().flatten(), right[name].detach().double().flatten()))
+    parts = (
+        torch.dot(*(own_part(one.detach()).double().flatten() for one in (tensor, right[name])))
         for name, tensor in left.items()
     )
+    return math.fsum(of_all_parts(math.fsum(map(float, parts)), left.values()))
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -238,9 +239,12 @@ def norm(vector: Mapping[str, torch.Tensor]) -> float:
         vector: name -> tensor.
 
     Returns:
-        The square root of the sum of squares over all coordinates.
+        The square root of the sum of squares over all coordinates; of spread tensors over all processes, each of which
+        asks.
     """
-    return math.hypot(*(float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) for t in vector.values()))
+    parts = [own_part(tensor.detach()) for tensor in vector.values()]
+    own = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+    return math.hypot(*of_all_parts(own, vector.values()))
 
 
 def cosine(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> float:
