@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -57,6 +59,9 @@ def free_bytes(device: torch.device) -> float:
         device: any.
 
     Returns:
-        Bytes; infinity where it cannot be asked.
+        Bytes; infinity where it cannot be asked. Of the memory that torchrun's processes on one machine have together,
+        the share of one.
     """
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return free_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

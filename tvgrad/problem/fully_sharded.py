@@ -6,7 +6,7 @@ What is read of PyTorch's state of such a module stands here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -120,14 +120,25 @@ class FullySharded:
         Yields:
             Nothing. The modules work as before `fully_shard`: no process waits for another one in them.
         """
-        with ExitStack() as stack:
-            for module in self._modules:
-                module.unshard()
-                stack.callback(module.reshard)
-            for module in self.model.modules():
-                for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                    stack.enter_context(_without_those_of_fsdp(hooks))
+        hooks = [one for module in self.model.modules() for one in (module._forward_pre_hooks, module._forward_hooks)]
+        before = [dict(one) for one in hooks]
+        try:
+            self.become_whole()
             yield
+        finally:
+            for one, kept in zip(hooks, before, strict=True):  # in their order
+                one.clear()
+                one.update(kept)
+            self.reshard()
+
+    def become_whole(self) -> None:
+        """Let every process hold all parameters from now on, as a model has them that was never spread."""
+        for module in self._modules:
+            module.unshard()
+        for module in self.model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if _is_of_fsdp(hook)]:
+                    del hooks[key]
 
     def reshard(self) -> None:
         """Forget parameters that are gathered: they would go on as they are when the weights change."""
@@ -237,20 +248,6 @@ def _waits(parameter: Any) -> bool:
         one is not None
         for one in (getattr(parameter, "unsharded_accumulated_grad", None), getattr(unsharded, "grad", None))
     )
-
-
-@contextmanager
-def _without_those_of_fsdp(hooks: dict[int, Any]) -> Generator[None]:
-    """Take FSDP's hooks out of a module for a while; the order of the others stays."""
-    before = dict(hooks)
-    for key, hook in before.items():
-        if _is_of_fsdp(hook):
-            del hooks[key]
-    try:
-        yield
-    finally:
-        hooks.clear()
-        hooks.update(before)
 
 
 def _is_of_fsdp(hook: object) -> bool:

@@ -6,7 +6,6 @@ each with a chunk of its own; who has none left goes along with one that weighs 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -345,8 +344,7 @@ class SpreadObjective:
         """Whether every process has the memory for products on whole weights; of every process at once."""
         whole = sum(one.numel() * one.dtype.itemsize for one in self.model.parameters())
         sums = sum(one.numel() for one in self._parameters.values()) * torch.float64.itemsize
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
-        return all(self._ranks.gathered(COPIES * whole + SUMS * sums <= free_bytes(self.device) / sharing))
+        return all(self._ranks.gathered(COPIES * whole + SUMS * sums <= free_bytes(self.device)))
 
     def _spread(self, parts: Mapping[str, torch.Tensor]) -> Weights:
         return {name: spread_like(parts[name], like) for name, like in self._parameters.items()}

@@ -145,14 +145,17 @@ def _distance(found: Sequence[Evidence], weighing: Weighing, counter: int) -> fl
     if not 0 < size < math.inf:
         return math.inf
     apart = float((whole - first - second).norm()) / size
-    return max(apart, _distance_of_repeats(found, weighing, counter))
+    # The second part comes once; of a batch of two samples it has the counts of the first.
+    return max(apart, _distance_of_repeats(found, weighing, counter, once=PARTS - 1))
 
 
-def _distance_of_repeats(found: Sequence[Evidence], weighing: Weighing, counter: int) -> float:
+def _distance_of_repeats(found: Sequence[Evidence], weighing: Weighing, counter: int, once: int | None = None) -> float:
     """The largest relative distance of a batch's gradient from what it was when the script had the batch first."""
     first: dict[tuple[float, ...], torch.Tensor] = {}
     worst = 0.0
-    for one in found:
+    for place, one in enumerate(found):
+        if place == once:
+            continue
         gradient = _summed(found, one, weighing, counter)
         before = first.setdefault(one.counts, gradient)
         worst = max(worst, float((gradient - before).norm()) / (float(before.norm()) or 1.0))

@@ -103,6 +103,13 @@ def test_what_is_no_mean_is_not_confirmed() -> None:
     assert "no weighted mean" in found.reason
 
 
+@pytest.mark.parametrize(("loss", "weighing"), [(sample_mean, Weighing.MEAN), (token_sum, Weighing.SUM)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_batches_of_two_have_parts_of_one_size(loss: Loss, weighing: Weighing, size: int) -> None:
+    found = probed(loss, whole={"input_ids": IDS[:size], "labels": IDS[:size]})
+    assert (found.confirmed, found.weighing, found.noise) == (True, weighing, False)
+
+
 def test_noise_is_noticed() -> None:
     generator = torch.Generator().manual_seed(3)
     calls = iter(range(100))

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tvgrad.errors import TvgradError
 from tvgrad.files.lazy_weights import LazyWeights
 from tvgrad.integrations.measuring.measure import batch_weights, measure_point, require_same_epoch
 from tvgrad.integrations.measuring.starts import Starts
 from tvgrad.record.measurement import Measurement
 from tvgrad.record.step_plan import ScriptSum, StepPlan
 from tvgrad.store.measured import measured_at
+from tvgrad.store.run import Run
 
 Sums = dict[int, dict[ScriptSum, LazyWeights]]
 
@@ -60,6 +62,7 @@ def explain_passes(
     if weights is not None:
         how = {"weighing": weights.weighing.value, "counter": weights.counter}
     at_start = starts.pass_at(0, coefficients=str(wanted), weighing=how["weighing"], counter=how["counter"])
+    _require_as_many(run, at_start.facts["processes"])
     require_same_epoch(run, at_start.facts["fingerprints"])
     if weights is not None:
         first = at_start if _whole(at_start.facts) else None
@@ -73,6 +76,16 @@ def explain_passes(
     if "batch_fingerprint" in table and not table["batch_fingerprint"][:count].isna().any():
         recorded = [int(value) for value in table["batch_fingerprint"][:count]]
     return ScriptSums(trained.sums, at_start.sums, mine == there == recorded, at_start.facts["dtype"])
+
+
+def _require_as_many(run: Run, processes: int) -> None:
+    """Refuse another number of processes than the run was recorded on: each step would have other batches."""
+    recorded = run.info.get("processes", processes)
+    if recorded != processes:
+        raise TvgradError(
+            f"{run.root} was recorded on {recorded} process{'es' * (recorded != 1)}, and the command starts "
+            f"{processes}, whose steps have other batches: explain it on as many"
+        )
 
 
 def _whole(facts: dict[str, Any]) -> bool:

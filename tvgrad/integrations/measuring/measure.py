@@ -213,6 +213,8 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
     samples = measured.get("own_samples", measured["samples"])  # of the process that was recorded
     if not sizes or not measured["batches"] or samples in sizes:
         return
+    if measured["samples"] in {size * run.info.get("processes", 1) for size in sizes}:
+        return  # on another number of processes
     # A last group of accumulated gradients that the script did not consume is no recorded step's.
     left_over = samples - max(sizes)
     if _most_accumulated(tables) > 1 and 0 < left_over < max(float(table["batch_size"].max()) for table in tables):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tvgrad.errors import TvgradError
+from tvgrad.integrations.measuring.held_whole import held_whole
 from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.point_weights import PointWeights
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules, whole_models
@@ -32,6 +33,7 @@ class Placement:
 
     Attributes:
         trained: the model and its optimizer, once they are found.
+        made_whole: whether `fully_shard` had spread it.
         misfit: what the script does that cannot be measured, where an optimizer was looked at and its model is not
             the run's; None where none was.
     """
@@ -56,6 +58,7 @@ class Placement:
         self._stepped: set[int] = set()
         self._waiting: list[torch.optim.Optimizer] = []
         self.trained: TrainedModule | None = None
+        self.made_whole = False
         self.misfit: str | None = None
 
     @property
@@ -81,7 +84,9 @@ class Placement:
         """
         if self.trained is None and self._optimizers and self._tries < TRIES:
             self._tries += 1
-            self.trained = self._found()
+            found = self._found()
+            self.trained = None if found is None else held_whole(found)
+            self.made_whole = self.trained is not found
         elif self.trained is not None and self._stands():
             return False
         if self.trained is None:

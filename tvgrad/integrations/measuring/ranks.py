@@ -88,17 +88,21 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
         facts: of this one.
 
     Returns:
-        The same with samples, draws, batches and contents added up, and those of this process as own_samples and
-        own_content.
+        The same with samples, draws, batches and contents added up, those of this process as own_samples and
+        own_content, and the number of processes.
     """
-    facts = facts | {"own_samples": facts["samples"], "own_content": facts["content"]}
     count = ranks()
+    facts = facts | {"own_samples": facts["samples"], "own_content": facts["content"], "processes": count}
     if count == 1:
         return facts
     found: list[Any] = [None] * count
     counts = ("samples", "drawn_again", "batches")
-    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content")})
+    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content", "data")})
+    samples, contents = sum(one["samples"] for one in found), [one["content"] for one in found]
+    # Processes may have data sets of their own, each with a part of the samples.
+    parts = all(one["samples"] == one["data"] for one in found) and None not in contents
     return facts | {
         **{name: sum(one[name] for one in found) for name in counts},
-        "content": sum_of_fingerprints([one["content"] for one in found]),
+        "content": sum_of_fingerprints(contents),
+        "data": samples if parts and len(set(contents)) == count else facts["data"],
     }

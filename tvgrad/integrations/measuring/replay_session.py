@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
+from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.gradient_total import consumed_gradients
+from tvgrad.integrations.measuring.held_whole import average, take_apart
 from tvgrad.integrations.measuring.measuring_session import MeasuringSession
 from tvgrad.integrations.measuring.pass_sums import begun_sums
 from tvgrad.record.batch_items import sum_of_fingerprints
@@ -17,6 +22,7 @@ class ReplaySession(MeasuringSession):
 
     _training = False
     _steps: StepSums | None = None
+    _aside: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     def before_backward(self) -> None:
         """A backward pass begins."""
@@ -28,10 +34,19 @@ class ReplaySession(MeasuringSession):
             self._placement.require_no_open_step()
         self._training = True
         self._consume_batch()
+        self._aside = take_apart(self._made_whole)
 
     def after_backward(self) -> None:
         """A backward pass has ended."""
         self._depth = max(0, self._depth - 1)
+        if self._depth == 0 and self._made_whole:
+            average(self._made_whole, self._aside)
+
+    @property
+    def _made_whole(self) -> dict[str, nn.Parameter]:
+        """The parameters of a model that was spread: averaging their gradients is no matter of its modules any more."""
+        placement = self._placement
+        return placement.trained.parameters if placement and placement.made_whole and placement.trained else {}
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, again: bool = False) -> None:
         """An optimizer is about to step, and its gradients are there.
