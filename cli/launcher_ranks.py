@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from tvgrad.errors import TvgradError
+from tvgrad.system import is_alive
 
 if TYPE_CHECKING:
     from tvgrad.problem.crew import Crew
@@ -18,6 +22,11 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 TOGETHER = timedelta(minutes=10)
 """Within this time of one another processes must start; torchrun waits as long for other machines."""
+
+FIRST = "tvgrad/first"
+"""The key by which the second process knows where the first one is."""
+SETTLED = 0.5
+"""So many seconds after a connection is lost torchrun has noticed which process has ended."""
 
 _CREWS: list[Crew] = []
 """The crew of this process, once there is one."""
@@ -45,6 +54,7 @@ def crew_of_launcher() -> Generator[Crew | None]:
             "torch.distributed: start the command alone, or install a PyTorch that has it"
         )
     from tvgrad.problem.crew import Crew
+    from tvgrad.problem.ranks import LostRank
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpus = torch.cuda.is_available() and distributed.is_nccl_available() and local < torch.cuda.device_count()
@@ -54,22 +64,57 @@ def crew_of_launcher() -> Generator[Crew | None]:
         distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=TOGETHER)
         # Between two passes over the data the first process may train for hours; a lost one is noticed at once.
         group = distributed.new_group(timeout=timedelta(days=7))
+        first = _first(distributed.get_rank() == 0)
     except (RuntimeError, ValueError) as error:
         raise TvgradError(_apart(str(error).splitlines()[0])) from error
     assert group is not None
     crew = Crew(group)
     _CREWS.append(crew)
+    told_to_end = signal.signal(signal.SIGTERM, _end)
+    lost = False
     try:
         yield crew
     except TvgradError as error:
-        if not crew.leads:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself, with a sentence
+        lost = isinstance(error, LostRank)
+        if not crew.leads and not (lost and _is_second_and_first_is_gone(first)):
             _leave(error.exit_code)  # the first process says it
         raise
     finally:
-        if crew.leads:
+        if crew.leads and not lost:
             crew.end()
+    signal.signal(signal.SIGTERM, told_to_end)
     if not crew.leads:
         _leave(0)
+
+
+def _end(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - as signals are handled
+    """End by an error: torchrun ends all processes where one has ended, before they can say what they know."""
+    from tvgrad.problem.ranks import ENDED, LostRank
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise LostRank(ENDED)
+
+
+def _is_second_and_first_is_gone(first: str) -> bool:
+    """Whether nobody else says what happened, as far as can be seen from here."""
+    from torch import distributed
+
+    if distributed.get_rank() != 1:
+        return False
+    host, process = first.rsplit(" ", 1)
+    time.sleep(SETTLED)
+    return host != socket.gethostname() or not is_alive(int(process))
+
+
+def _first(leads: bool) -> str:
+    """Host and number of the first process."""
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    if leads:
+        store.set(FIRST, f"{socket.gethostname()} {os.getpid()}")
+    return str(store.get(FIRST).decode())
 
 
 def _apart(reason: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 from tvgrad.cli import launcher_ranks
 from tvgrad.cli.launcher_ranks import crew_of_launcher
 
+from tests.problem import shared_recipes
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.recipes.catalogue import load_recipes
@@ -33,40 +34,42 @@ torch.set_num_threads(1)
 distributed.init_process_group("gloo")
 rank, count, group = distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD
 """
-MODELS = """
+MODELS = f"""
+sys.path.insert(0, {str(Path(shared_recipes.__file__).parent)!r})
+from shared_recipes import Gpt, tokens_of
 from tvgrad.recipes.suite import VisionTransformer
 torch.manual_seed(0)
-
-class Tokens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(12, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, 12)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(7).double())
-    def forward(self, ids):
-        return self.head(self.blocks(self.embed(ids), mask=self.mask, is_causal=True)).transpose(1, 2)
-
-def count_of(batch):
-    return (batch[1] != -100).sum()
-
-ids = torch.randint(12, (13, 7))
+ids = torch.randint(17, (13, 7))
 targets = ids.roll(-1, 1).masked_fill(torch.rand(13, 7) < 0.3, -100)
 targets[:2] = -100
-CASES = {
+CASES = {{
     "mlp": (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), nn.CrossEntropyLoss(),
-            (torch.randn(13, 5), torch.randint(3, (13,))), {}),
+            (torch.randn(13, 5), torch.randint(3, (13,))), {{}}),
     "vit": (nn.Sequential(VisionTransformer(), nn.Linear(48, 10)), nn.CrossEntropyLoss(),
-            (torch.randn(5, 1, 28, 28), torch.randint(10, (5,))), {}),
-    "gpt": (Tokens(), nn.CrossEntropyLoss(), (ids, targets), {"count": count_of}),
-}
+            (torch.randn(5, 1, 28, 28), torch.randint(10, (5,))), {{}}),
+    "gpt": (Gpt(), nn.CrossEntropyLoss(ignore_index=-100), (ids, targets), {{"count": tokens_of}}),
+}}
 """
 LEAVE = """
 sys.stdout.flush()
 os._exit(0)  # gloo sometimes aborts a process that takes its leave the usual way after its peers
 """
 COMPARE = """
+def gamma(terms):
+    return terms * 2**-53 / (1 - terms * 2**-53)
+
+def sizes(x, y, chunk):
+    # of what chunks add to the mean, by a loop of the test's own
+    total, summed = 0.0, 0.0
+    for start in range(0, len(x), chunk):
+        batch = x[start:start + chunk], y[start:start + chunk]
+        weight = float(tokens_of(batch)) if y.ndim > 1 else float(len(batch[1]))
+        if weight:
+            value = loss(model(batch[0]), batch[1])
+            parts = torch.autograd.grad(value, list(model.parameters()))
+            total, summed = total + weight * torch.cat([one.flatten() for one in parts]).abs(), summed + weight
+    return total / summed
+
 for name, (model, loss, (x, y), options) in CASES.items():
     model, x = model.double(), x.double() if x.is_floating_point() else x
     for chunk in (2, 100):
@@ -83,6 +86,9 @@ for name, (model, loss, (x, y), options) in CASES.items():
         off = max(float((mine - truth).norm() / truth.norm()), abs(found[0][0] - value) / abs(value))
         assert off < 1e-12, (name, chunk, off)
         assert abs(shared.value() - value) < 1e-12 * abs(value)
+        bound = 2 * gamma(-(-len(x) // chunk) + 1) * sizes(x, y, chunk)  # two sums of the same terms
+        apart = torch.cat([(found[0][1][name] - one).abs().flatten() for name, one in gradient.items()])
+        assert bool((apart <= bound).all()), (name, chunk)
         assert torch.equal(shared.subset([1, 2]).gradient()[next(iter(gradient))],
                            alone.subset([1, 2]).gradient()[next(iter(gradient))])
 

@@ -7,6 +7,7 @@ them, and every process has the same result. A failure of one is a failure of al
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,12 @@ from tvgrad.problem.samples import Samples
 from tvgrad.problem.weighted_sum import WeightedSum
 from tvgrad.vectors.parameters import Weights
 
-LOST = (
-    "the connection to another process is lost ({reason}): it has ended or was killed; start the command again, "
-    "with --resume where a run was being recorded, on as many processes as you like"
+AGAIN = (
+    "start the command again, with --resume where a run was being recorded, on as many processes as you like: finished "
+    "epochs are whole"
 )
+LOST = f"the connection to another process is lost ({{reason}}): it has ended or was killed; {AGAIN}"
+ENDED = f"this process was told to end (SIGTERM), as torchrun does where another one has ended or was killed; {AGAIN}"
 
 
 class LostRank(TvgradError):
@@ -262,4 +265,9 @@ def connected() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRank(LOST.format(reason=str(error).splitlines()[0][:120])) from error
+        raise LostRank(LOST.format(reason=_reason(error))) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of what PyTorch says, without the place in its source."""
+    return re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).split(". ")[0][:120]

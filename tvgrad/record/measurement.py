@@ -96,7 +96,12 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
         reasons.append("the same batch gives another gradient another time (dropout, say)")
         if repeat:
             reasons.append("both passes drew the same noise")
-    elif not exact:
+    if weights.redrawn:
+        exact = False
+        reasons.append("samples that are read again are others (augmentation, say)")
+        if repeat:
+            reasons.append("both passes drew the same ones")
+    elif not exact and not weights.noise:
         reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
     if not settled:
         exact = False
@@ -127,8 +132,9 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
 def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Sequence[int]) -> Measurement | None:
     """Tell what one pass has measured, where a second one could only repeat it.
 
-    So it is where the same batch gave the same gradient twice, batches are made of their parts with confirmed weights,
-    every sample was used, and the recorded epochs, two or more of them, went through the very samples of this pass.
+    So it is where the same batch gave the same gradient twice, samples were the same when they were read again, batches
+    are made of their parts with confirmed weights, every sample was used, and the recorded epochs, two or more of them,
+    went through the very samples of this pass.
 
     Args:
         weights: how batches are weighted.
@@ -140,7 +146,7 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     """
     same = len(recorded) > 1 and all(content == facts.get("own_content", facts["content"]) for content in recorded)
     wide = getattr(torch, facts["dtype"]).itemsize >= 4
-    if not (same and wide and weights.confirmed and weights.noise is False):
+    if weights.redrawn or not (same and wide and weights.confirmed and weights.noise is False):
         return None
     if facts["samples"] != facts["data"] or facts["epochs_repeated"] or facts.get("drawn_again"):
         return None

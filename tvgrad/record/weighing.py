@@ -27,6 +27,7 @@ class BatchWeights:
         confirmed: whether a batch was the weighted mean of its two unequal parts.
         reason: why that is not known; empty where it is.
         noise: whether the same batch gave another gradient another time (dropout, say); None where that is not known.
+        redrawn: whether samples that were read again were others (augmentation, say); None where that is not known.
     """
 
     weighing: Weighing = Weighing.MEAN
@@ -34,3 +35,4 @@ class BatchWeights:
     confirmed: bool = False
     reason: str = ""
     noise: bool | None = None
+    redrawn: bool | None = None

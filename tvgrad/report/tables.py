@@ -26,7 +26,7 @@ from tvgrad.report.wanted_products import Extent, wanted_products
 from tvgrad.results import Result, frame_of
 from tvgrad.store.batch_norms import BatchNorms, batch_norms
 from tvgrad.store.lora import is_lora
-from tvgrad.store.measured import error_bar
+from tvgrad.store.measured import error_bar, is_measurable
 from tvgrad.store.run import Run
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.kept_products import KeptProducts
@@ -168,7 +168,7 @@ def run_tables(
     made = {**tables, **{name: frame_of(rows, COLUMNS[name]) for name, rows in results.items()}}
     without = [(run, name) for run, (name, *found_in) in zip(runs, explained, strict=True) if not any(found_in)]
     refused = {name: why for run, name in without if (why := why_not_explained(run)) is not None}
-    scripts = tuple(name for run, name in zip(runs, names, strict=True) if "command" in run.info)
+    scripts = tuple(name for run, name in zip(runs, names, strict=True) if is_measurable(run))
     return RunTables(made, gram, {name: run.name for run, name in zip(runs, names, strict=True)}, refused, scripts)
 
 

@@ -14,6 +14,43 @@ MEASURED = "measured_gradients"
 EXACT, ESTIMATE = "exact full batch", "one epoch's estimate"
 """The kinds of a measured gradient."""
 
+LATER = "trained_later"
+"""The key of run.json's info: the recorded parameters that the script did not train at its first step."""
+
+FROM_THE_START = (
+    "a pass measures what is trained from the start, so trace it without --frozen to measure that part, or give a "
+    "recipe of the whole model (`tvgrad trace --frozen --recipe TARGET -- COMMAND`)"
+)
+"""Why, and what to do."""
+
+
+def is_measurable(run: Run) -> bool:
+    """Tell whether passes of a script can measure the gradients of its run.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Whether it is of a script, which trained all recorded parameters from its first step on.
+    """
+    return "command" in run.info and not run.info.get(LATER)
+
+
+def how_to_get(run: Run) -> str:
+    """Say how the full-batch gradient at the pretrained weights, which a run lacks, is recorded.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Words for the end of a sentence.
+    """
+    if is_measurable(run):
+        return "`tvgrad measure RUN --at 0 -- COMMAND` measures it"
+    if "command" not in run.info:
+        return "`--record gradients` with a recipe records it"
+    return f"the command did not train {run.info[LATER][0]} at its first step, and {FROM_THE_START}"
+
 
 def measured_at(run: Run, number: int) -> dict[str, Any] | None:
     """Read what is known of a measured gradient.

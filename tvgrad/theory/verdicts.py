@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvgrad.results import Result
-from tvgrad.store.measured import as_estimate, error_bar
+from tvgrad.store.measured import as_estimate, error_bar, how_to_get
 from tvgrad.store.run import Run
 from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.theory.budget_rows import UNEXPLAINED
@@ -226,10 +226,7 @@ def _lacks(run: Run) -> str | None:
     if 0 not in run.having("gradient"):
         if (sketched := sketched_cause(run)) is not None:
             return sketched
-        how = "`--record gradients` with a recipe records it"
-        if "command" in run.info:
-            how = "`tvgrad measure RUN --at 0 -- COMMAND` measures it"
-        return f"no full-batch gradient at the pretrained weights was recorded ({how})"
+        return f"no full-batch gradient at the pretrained weights was recorded ({how_to_get(run)})"
     if run.rule is None:
         return f"the learning rate is not known: {run.info.get('rule_reason') or 'no update rule was recorded'}"
     return None

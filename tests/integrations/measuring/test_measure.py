@@ -141,7 +141,7 @@ FACTS = {
     "samples": 4, "data": 4, "batches": 1, "content": 11, "dtype": "float32", "epochs_repeated": 0, "weight": 4.0,
     "steps": 1, "batches_a_step": 1, "mean_norm": 1.0,
 }  # fmt: skip
-PROBED = {"weighing": "mean", "counter": 0, "confirmed": True, "reason": "", "noise": False}
+PROBED = {"weighing": "mean", "counter": 0, "confirmed": True, "reason": "", "noise": False, "redrawn": False}
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0, **facts: Any) -> Measurement:
@@ -180,6 +180,8 @@ def test_passes_that_agree_are_the_full_batch(recorded: Run, monkeypatch: pytest
     [
         ({"apart": 0.01}, "more than rounding"),
         ({"noise": True}, "another gradient another time"),
+        ({"redrawn": True}, "samples that are read again are others (augmentation, say); both passes drew the same"),
+        ({"redrawn": True, "apart": 0.01}, "samples that are read again are others"),
         ({"data": 5}, "used 4 samples of a data set of 5"),
         ({"apart": 0.01, "dtype": "bfloat16", "content_of_second": 12}, "more than rounding"),
         ({"apart": 0.01, "dtype": "bfloat16", "noise": None}, "more than rounding"),
@@ -216,6 +218,7 @@ def test_one_pass_is_enough_where_a_second_could_only_repeat_it() -> None:
         ({}, {}, [11, 12]),
         ({}, {"noise": True}, [11, 11]),
         ({}, {"noise": None}, [11, 11]),
+        ({}, {"redrawn": True}, [11, 11]),
         ({}, {"confirmed": False}, [11, 11]),
         ({"data": 5}, {}, [11, 11]),
         ({"data": None}, {}, [11, 11]),

@@ -374,3 +374,47 @@ def test_patience_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ScriptOptions(out="run", notes="", command=(sys.executable, "-c", "import time; time.sleep(60)"))
     with pytest.raises(TvgradError, match=r"no backward pass within 0.2 s; give it longer by --patience"):
         run_pass(options, PassOptions(run="run", number=0, parent=os.getpid()), patience=0.2, keep=tmp_path)
+
+
+AUGMENTED = """
+from torch.utils.data import Dataset
+class Noisy(Dataset):
+    drawing = torch.Generator().manual_seed(5)
+    def __len__(self):
+        return 44
+    def __getitem__(self, number):
+        return READ, y[number]
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(Noisy(), batch_size=8, num_workers=WORKERS, MORE)
+for epoch in range(2):
+    for a, b in loader:
+        optimizer.zero_grad()
+        loss_of(model(a), b).backward()
+        optimizer.step()
+"""
+OWN = "x[number] + 0.1 * torch.randn(5, generator=self.drawing)"
+SEEDED = "x[number] + 0.1 * torch.randn(5, generator=torch.Generator().manual_seed(number))"
+COLLATED = (
+    "collate_fn=lambda rows: [torch.stack([a for a, _ in rows]) * (1 + torch.rand((), generator=Noisy.drawing)), "
+    "torch.stack([b for _, b in rows])]"
+)
+
+
+@pytest.mark.parametrize(
+    ("read", "more", "workers", "differ"),
+    [
+        (OWN, "", 0, True),
+        pytest.param(OWN, "", 1, True, marks=pytest.mark.slow),
+        pytest.param("x[number]", COLLATED, 0, True, marks=pytest.mark.slow),
+        pytest.param(OWN, "batch_sampler=[[1, 2], [3]]", 0, True, marks=pytest.mark.slow),
+        (SEEDED, "", 0, False),
+    ],
+)
+def test_samples_that_are_read_again_are_compared(
+    passed: Any, read: str, more: str, workers: int, differ: bool
+) -> None:
+    """Two passes draw the same of a generator that the script itself seeds: only reading twice tells."""
+    body = AUGMENTED.replace("READ", read).replace("MORE", more).replace("WORKERS", str(workers))
+    if "batch_sampler" in more:
+        body = body.replace("batch_size=8, ", "")
+    assert passed(body, probe=True)[0].facts["redrawn"] is differ

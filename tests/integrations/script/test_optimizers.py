@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.script.script_runs import TRACE, run
+from tests.integrations.script.script_runs import TRACE, run, warm_tvgrad
 from tvgrad import Run
 from tvgrad.store.export import export_checkpoint
 from tvgrad.theory.equivalence import check_one_epoch
+from tvgrad.theory.verdicts import verdict_rows
 
 Write = Callable[[str], list[str]]
 
@@ -87,6 +88,34 @@ def test_parameters_that_begin_and_cease_to_train_are_followed(write: Write, tmp
     assert [point.steps for point in record.points] == [0, 4, 8, 12]
     assert "made a new optimizer after step 4" in record.info["rule_reason"]
     assert len(record.steps()) == 12
+    check_later_parts(record, write)
+
+
+def check_later_parts(record: Run, write: Write) -> None:
+    """What `verify` advises can be done: without --frozen the part is measured; with a recipe all of it is recorded."""
+    (row,) = verdict_rows(record)[-1:]
+    assert "the command did not train 0.weight at its first step, and a pass measures" in row.cause
+    assert "`tvgrad measure" not in row.cause
+    refused = run(warm_tvgrad("measure", "run", "--at", "0", "--", *write(HEAD_THEN_ALL)), record.root.parent)
+    assert (refused.returncode, "without 0.weight: a pass measures" in refused.stderr) == (2, True), refused.stderr
+    part = run([*TRACE, "--out", "part", "--gradients", "0", "--", *write(HEAD_THEN_ALL)], record.root.parent)
+    assert "exact full batch" in part.stderr, part.stderr
+    assert "trained_later" not in Run.open(record.root.parent / "part").info
+    (record.root.parent / "recipe.py").write_text(WHOLE)
+    whole = ["--out", "whole", "--frozen", "--recipe", "recipe.py", "--record", "gradients", "--"]
+    done = run([*TRACE, *whole, *write(HEAD_THEN_ALL)], record.root.parent)
+    assert 0 in Run.open(record.root.parent / "whole").having("gradient"), done.stderr
+
+
+WHOLE = """
+import torch, tvgrad
+from torch import nn
+def recipe():
+    torch.manual_seed(0)
+    x = torch.randn(20, 3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    return tvgrad.Recipe(model, nn.MSELoss(), (x, x.sum(1, keepdim=True)))
+"""
 
 
 GAN = """

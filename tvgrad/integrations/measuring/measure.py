@@ -83,7 +83,7 @@ def cost_sentence(run: Run, points: Sequence[int]) -> str:
     fewer = f"; {least} passes where the first point's two agree" if least < passes else ""
     return (
         f"{counted(len(points), 'point')}, {passes} passes of one epoch of forward and backward ({each}{total}), and "
-        f"{counted(passes + (not _one_batch_an_epoch(run)), 'start')} of the command{fewer}"
+        f"{counted(passes + (not _needs_no_probe(run)), 'start')} of the command{fewer}"
     )
 
 
@@ -135,9 +135,9 @@ def batch_weights(starts: Starts, number: int) -> BatchWeights:
         number: of the point at whose weights it is looked at.
 
     Returns:
-        The weights; no start is needed where an epoch of the run is one batch.
+        The weights; no start is needed where an epoch of the run is one batch, of samples that are always the same.
     """
-    if _one_batch_an_epoch(starts.run):
+    if _needs_no_probe(starts.run):
         return BatchWeights(confirmed=True)
     return _probed(starts.pass_at(number, probe=True))
 
@@ -186,7 +186,12 @@ def measure_point(
 def _probed(found: PassOutcome) -> BatchWeights:
     facts = found.facts
     return BatchWeights(
-        Weighing(facts["weighing"]), facts["counter"], facts["confirmed"], facts["reason"], facts["noise"]
+        Weighing(facts["weighing"]),
+        facts["counter"],
+        facts["confirmed"],
+        facts["reason"],
+        facts["noise"],
+        facts["redrawn"],
     )
 
 
@@ -204,6 +209,18 @@ def _one_batch_an_epoch(run: Run) -> bool:
     """Whether no weights are needed."""
     tables = _tables(run)
     return bool(tables) and all(len(table) == 1 for table in tables) and _most_accumulated(tables) == 1
+
+
+def _needs_no_probe(run: Run) -> bool:
+    """Whether there are no weights to be found, and no samples that may be others when they are read again."""
+    recorded = [contents for size in _sizes(run) if (contents := _recorded_contents(run, {"samples": size}))]
+    always = all(len(contents) > 1 and len(set(contents)) == 1 for contents in recorded)
+    return _one_batch_an_epoch(run) and always
+
+
+def _sizes(run: Run) -> set[int]:
+    """The numbers of samples in the run's epochs."""
+    return {int(table["batch_size"].sum()) for table in _tables(run)}
 
 
 def _require_same_size(run: Run, measured: dict[str, Any]) -> None:

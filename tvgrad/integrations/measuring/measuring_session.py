@@ -24,7 +24,7 @@ from tvgrad.integrations.measuring.placement import Placement
 from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
 from tvgrad.integrations.measuring.silenced_dropout import SilencedDropout
 from tvgrad.integrations.measuring.waiting import wait_to_be_ended
-from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
+from tvgrad.integrations.measuring.weights_probe import Reread, WeightsProbe
 from tvgrad.integrations.measuring.why_ended import why_ended
 from tvgrad.integrations.script.epochs import CannotTell, Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
@@ -58,9 +58,9 @@ class MeasuringSession:
             options: how the run was recorded.
             plan: what to do.
         """
-        self.options, self.plan = options, plan
+        self.options, self.plan, self._reread = options, plan, Reread()
         self.epochs = Epochs(self, options.steps_per_epoch)
-        self.loaders = LoaderWatch(self.epochs, self.guard, tokens=True, parts=Parts if plan.probe else None)
+        self.loaders = LoaderWatch(self.epochs, self.guard, True, self._reread.parts if plan.probe else None)
         self.forward_hook: RemovableHandle | None = None
         self._placement: Placement | None = None
         self._total: GradientTotal | WeightsProbe | None = None
@@ -271,7 +271,7 @@ class MeasuringSession:
         for parameter in parameters.values():
             self.autocast(parameter.dtype)
         if self.plan.probe:
-            return WeightsProbe(parameters)
+            return WeightsProbe(parameters, self._reread)
         return GradientTotal(parameters, Weighing(self.plan.weighing), self.plan.counter)
 
     def _consume_batch(self) -> None:

@@ -15,15 +15,12 @@ from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.point_weights import PointWeights
 from tvgrad.integrations.script.find_trained_module import TrainedModule, held_by, trained_modules, whole_models
 from tvgrad.integrations.script.weights_watch import differ
+from tvgrad.store.measured import FROM_THE_START
 from tvgrad.store.run import Run
 from tvgrad.vectors.parameters import Weights
 
 ANOTHER = "trains another model than the run records"
 PART = "trains in its first epoch only a part of what the run records"
-FROM_THE_START = (
-    "a pass measures what is trained from the start, so trace it without --frozen to measure that part, or give a "
-    "recipe of the whole model (`tvgrad trace --frozen --recipe TARGET -- COMMAND`)"
-)
 TRIES = 40
 """A look for the model goes through all objects of the process: so many that were in vain are enough between steps."""
 

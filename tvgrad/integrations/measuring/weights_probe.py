@@ -17,6 +17,7 @@ import torch
 from tvgrad.integrations.measuring.gradient_total import reaches, wide
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.batch_weights import PARTS, Evidence, repeats_differ, some_coordinates, split, weights_of
+from tvgrad.record.reread import reads_differ
 from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights
 
@@ -28,19 +29,53 @@ MOST = 512
 """Batches after which the script is told that the loader has no more."""
 
 
+class Reread:
+    """Whether samples that a probe's loaders read again are others.
+
+    Attributes:
+        differs: of any of them; None where that is not known.
+    """
+
+    def __init__(self) -> None:
+        """Start before the first loader."""
+        self.differs: bool | None = None
+
+    def parts(self, loader: Any) -> Parts:
+        """Make what a pass over a loader returns.
+
+        Args:
+            loader: that the pass goes over.
+
+        Returns:
+            It.
+        """
+        return Parts(loader, self)
+
+    def look(self, loader: Any) -> None:
+        """Read some of a loader's samples twice.
+
+        Args:
+            loader: it.
+        """
+        if not self.differs:
+            found = reads_differ(loader)
+            self.differs = self.differs if found is None else found
+
+
 class Parts:
     """What a pass over a loader returns in a probe: a batch, two parts of it, then the whole and the first part.
 
     Steps that accumulate several batches differ in what they hold then.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, reread: Reread | None = None) -> None:
         """Start before the first batch.
 
         Args:
             loader: that the pass goes over.
+            reread: looks whether its samples are the same when they are read again.
         """
-        self._loader = loader
+        self._loader, self._reread = loader, reread
         self._given = 0
         self._whole: Any = None
         self._pieces: tuple[Any, Any] | None = None
@@ -60,6 +95,8 @@ class Parts:
         if self._given == 0:
             self._whole = spread_batch(self._loader, fetch())
             self._pieces = split(self._whole)
+            if self._reread is not None:
+                self._reread.look(self._loader)
         elif self._given >= MOST:
             raise StopIteration
         place, self._given = self._given, self._given + 1
@@ -76,13 +113,14 @@ class WeightsProbe:
         steps: optimizer steps taken.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], reread: Reread | None = None) -> None:
         """Start before the first backward pass.
 
         Args:
             parameters: name -> parameter, of the model.
+            reread: what the loaders' samples were when they were read again.
         """
-        self.parameters = parameters
+        self.parameters, self._reread = parameters, reread or Reread()
         self.steps = 0
         self._found: list[Evidence] = []
         self._noisy_from: int | None = None
@@ -150,7 +188,7 @@ class WeightsProbe:
         """
         noisy = self._noisy()
         before = [one for one in self._closed() if self._noisy_from is None or one.step < self._noisy_from]
-        found = weights_of(before, dtype)
+        found = replace(weights_of(before, dtype), redrawn=self._reread.differs)
         if len(noisy) < TWICE:
             return found
         return replace(found, noise=repeats_differ(noisy, found))

@@ -26,6 +26,7 @@ from tvgrad.record.run_header import RunHeader, read_rule
 from tvgrad.record.spread_model import SpreadModel
 from tvgrad.record.spread_writer import SpreadWriter
 from tvgrad.store.layout import MANIFEST
+from tvgrad.store.measured import LATER
 from tvgrad.vectors.parameters import Weights, first_not_finite, group_names
 from tvgrad.vectors.spread import own_part
 from tvgrad.wording import printable
@@ -336,8 +337,11 @@ def begins_to_train(model: nn.Module, tensor: torch.Tensor, steps: int) -> str:
 
 def _described(trained: TrainedModule, options: ScriptOptions, spread: SpreadModel | None) -> dict[str, Any]:
     """What run.json says of the model and of how it is recorded."""
+    held = {key for one in trained.optimizers for key, tensor in held_by(one).items() if tensor.requires_grad}
+    later = [name for name, parameter in trained.parameters.items() if id(parameter) not in held]
     return {
         **({} if spread is None else {"processes": spread.count}),
+        **({LATER: later} if later else {}),
         "model": trained.label,
         "steps_per_epoch": options.steps_per_epoch,
         "config": _config_of(trained.root),
