@@ -91,6 +91,52 @@ def test_a_loss_that_is_a_sum_is_added(tmp_path: Path) -> None:
     assert "being a sum" in record.info["measured_gradients"]["1"]["weights"]
 
 
+THREE = (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long()
+WEIGHT = torch.tensor([0.25, 4.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "weights"),
+    [
+        (nn.CrossEntropyLoss(WEIGHT), THREE, "class weights of targets"),
+        (nn.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1), THREE, "class weights of targets"),
+        (nn.CrossEntropyLoss(ignore_index=2), THREE, "class weights of targets"),
+        (nn.CrossEntropyLoss(ignore_index=0), THREE.sort().values, "class weights of targets"),  # all of a batch
+        (nn.CrossEntropyLoss(WEIGHT), nn.functional.one_hot(THREE, 3).float(), "samples"),  # a mean over samples
+        (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), THREE, None),
+    ],
+)
+def test_class_weights_and_ignored_targets_weigh_the_batches(
+    tmp_path: Path, loss: nn.CrossEntropyLoss, targets: torch.Tensor, weights: str | None
+) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    loader = DataLoader(TensorDataset(X, targets), batch_size=8)
+    with tvgrad.Recorder(tmp_path / "run", model, data=loader, loss=loss):
+        pass
+    record = Run.open(tmp_path / "run")
+    kept = record.info["measured_gradients"]["0"]
+    said = "batches added, the loss being a sum" if weights is None else f"batches weighted by {weights}"
+    assert (kept["kind"], kept["weights"]) == (EXACT, said)
+    wide = model.double()
+    value = loss.double()(wide(X.double()), targets.double() if targets.is_floating_point() else targets)
+    truth = dict(zip(record.weights(0), torch.autograd.grad(value, list(wide.parameters())), strict=True))
+    assert norm(difference(record.gradient(0), truth)) < 1e-6 * norm(truth)  # float32 batches
+    assert record.points[0].metrics["loss"] == pytest.approx(float(value.detach()), rel=1e-6)
+
+
+def test_a_loss_of_another_class_is_not_guessed(tmp_path: Path) -> None:
+    class Own(nn.CrossEntropyLoss):
+        """Divides by samples, whatever its weights."""
+
+        def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(output, target, self.weight, reduction="sum") / len(target)
+
+    trained(made(), shuffled(), tmp_path / "run", Own(torch.tensor([0.25, 4.0])))
+    kept = Run.open(tmp_path / "run").info["measured_gradients"]["0"]
+    assert (kept["kind"], kept["weights"]) == (EXACT, "batches weighted by samples")
+
+
 def test_dropout_is_an_estimate_with_an_error_bar(tmp_path: Path) -> None:
     alone = trained(made(0.2), shuffled())
     watched = trained(made(0.2), shuffled(), tmp_path / "run")

@@ -28,6 +28,7 @@ from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.record.batch_items import BatchItems, items_of, sum_of_fingerprints, tensors_of
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.draws import Draws, NotedSampler
+from tvgrad.record.loss_weights import LossWeights
 from tvgrad.record.measurement import AS_BEFORE, Measurement, compared
 from tvgrad.record.reseed import reseed
 from tvgrad.record.spread_batch import spread_batch
@@ -51,7 +52,12 @@ class LoopGradients:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], data: Iterable[Any], loss_of: LossOf
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        data: Iterable[Any],
+        loss_of: LossOf,
+        loss: Callable[..., Any] | None = None,
     ) -> None:
         """Prepare to measure.
 
@@ -60,6 +66,7 @@ class LoopGradients:
             parameters: name -> parameter, those whose gradients are wanted.
             data: the loop's loader, or a list of batches; a tuple of tensors is one batch.
             loss_of: the loss of a batch.
+            loss: of outputs and targets, of which that of a batch is made; what it divides by may be known.
 
         Raises:
             TvgradError: the data cannot be gone through again, or several processes train together.
@@ -71,6 +78,7 @@ class LoopGradients:
             raise TvgradError("full-batch gradients go through the data again and again: give data=DataLoader(...)")
         self.loss = math.nan
         self._model, self._parameters, self._loss_of = model, parameters, loss_of
+        self._loss_weights = LossWeights(loss)
         one_batch = isinstance(data, tuple) and all(isinstance(part, torch.Tensor) for part in data)
         self._data = [data] if one_batch else data
         self._modes = {module: module.training for module in model.modules()}
@@ -114,14 +122,18 @@ class LoopGradients:
         total = zeros_like({name: parameter.detach() for name, parameter in self._parameters.items()})
         found: list[BatchItems] = []
         summed = norms = losses = 0.0
-        added = self._weights.weighing is Weighing.SUM
+        added, counter = self._weights.weighing is Weighing.SUM, self._loss_weights.refined(self._weights).counter
         for batch in loader:
-            items = items_of(batch)
-            gradient, loss = self._gradient(batch)
-            weight = 1.0 if added else items.counts[self._weights.counter] or float(not items.samples)
-            add_scaled(total, gradient, weight)
+            items = self._loss_weights.counted(items_of(batch), batch)
             found.append(items)
+            weight = 1.0 if added else items.counts[counter] or float(not items.samples)
+            if weight == 0:  # the mean over its targets, which are all ignored, is 0/0
+                continue
+            gradient, loss = self._gradient(batch)
+            add_scaled(total, gradient, weight)
             summed, norms, losses = summed + weight, norms + weight * norm(gradient), losses + weight * loss
+        if any(items.counts[counter] != items.counts[self._weights.counter] for items in found):
+            self._weights = replace(self._weights, counter=counter)
         if not found:
             raise TvgradError("full-batch gradients need batches, and the data has none")
         gradient = combination((1.0 if added else 1.0 / (summed or 1.0), total))
@@ -170,7 +182,8 @@ class LoopGradients:
 
     def _evidence(self, number: int, batch: Any) -> Evidence:
         gradient = self._gradient(copy.deepcopy(batch))[0]
-        return Evidence(number, number, items_of(batch).counts, some_coordinates(gradient.values()))
+        items = self._loss_weights.counted(items_of(batch), batch)
+        return Evidence(number, number, items.counts, some_coordinates(gradient.values()))
 
     def _gradient(self, batch: Any) -> tuple[Weights, float]:
         """Gradient in float64, and loss, of a batch."""
@@ -248,7 +261,7 @@ def loop_gradients(
     if data is None or isinstance(data, LoopGradients) or not parameters:
         return data if isinstance(data, LoopGradients) else None
     batch_loss, device = BatchLoss(model, loss), next(iter(parameters.values())).device
-    return LoopGradients(model, parameters, data, lambda batch: batch_loss(moved(batch, device)))
+    return LoopGradients(model, parameters, data, lambda batch: batch_loss(moved(batch, device)), loss)
 
 
 def _unwrapped(data: Any) -> Any:
