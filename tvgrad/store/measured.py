@@ -25,7 +25,7 @@ FROM_THE_START = (
 
 
 def is_measurable(run: Run) -> bool:
-    """Tell whether passes of a script can measure the gradients of its run.
+    """Tell whether passes of the command that was traced can measure the gradients of its run.
 
     Args:
         run: the run.

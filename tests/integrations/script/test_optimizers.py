@@ -98,7 +98,8 @@ def check_later_parts(record: Run, write: Write) -> None:
     assert "`tvgrad measure" not in row.cause
     refused = run(warm_tvgrad("measure", "run", "--at", "0", "--", *write(HEAD_THEN_ALL)), record.root.parent)
     assert (refused.returncode, "without 0.weight: a pass measures" in refused.stderr) == (2, True), refused.stderr
-    part = run([*TRACE, "--out", "part", "--gradients", "0", "--", *write(HEAD_THEN_ALL)], record.root.parent)
+    run([*TRACE, "--out", "part", "--", *write(HEAD_THEN_ALL)], record.root.parent)
+    part = run(warm_tvgrad("measure", "part", "--at", "0", "--", *write(HEAD_THEN_ALL)), record.root.parent)
     assert "exact full batch" in part.stderr, part.stderr
     assert "trained_later" not in Run.open(record.root.parent / "part").info
     (record.root.parent / "recipe.py").write_text(WHOLE)

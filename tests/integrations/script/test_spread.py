@@ -120,6 +120,48 @@ def test_every_process_writes_its_part_of_one_run(
     assert Run.open(out).problems() == [f"{missing} is missing"]
 
 
+WHOLE = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+inputs = torch.randn(48, 9, dtype=torch.float64)
+labels = inputs.sum(1).gt(0).long()
+net = nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 3)).double()
+net[2].weight.requires_grad_(False)
+optimizer = torch.optim.AdamW([one for one in net.parameters() if one.requires_grad], lr=0.01)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), batch_size=20)
+for a, b in loader:
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(net(a), b).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.slow
+def test_gradients_of_spread_parameters_are_measured_by_a_script_of_whole_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "run", tmp_path / "whole.py"
+    (tmp_path / "plain").mkdir()
+    traced = run([*TRACE, "--out", str(out), "--", *command(2, tmp_path / "plain")])
+    assert traced.returncode == 0, traced.stderr
+    main(["verify", str(out)])
+    assert "`tvgrad measure RUN --at 0 -- COMMAND` measures it" in capsys.readouterr().out
+    whole.write_text(WHOLE)
+    main(["measure", str(out), "--at", "0,2", "--", sys.executable, str(whole)])
+    record = Run.open(out)
+    assert [kept["kind"] for kept in record.info["measured_gradients"].values()] == ["exact full batch"] * 2
+    scope: dict[str, Any] = {}
+    exec(WHOLE, scope)
+    for epoch in (0, 2):
+        scope["net"].load_state_dict(record.complete(epoch))
+        value = nn.functional.cross_entropy(scope["net"](scope["inputs"]), scope["labels"])
+        names = [name for name, one in scope["net"].named_parameters() if one.requires_grad]
+        truth = torch.autograd.grad(value, [dict(scope["net"].named_parameters())[name] for name in names])
+        for name, tensor in zip(names, truth, strict=True):
+            assert torch.allclose(record.gradient(epoch)[name], tensor, rtol=1e-11, atol=1e-15)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_leaves_finished_epochs(tmp_path: Path, killed: int) -> None:

@@ -230,8 +230,9 @@ def _require_same_size(run: Run, measured: dict[str, Any]) -> None:
     samples = measured.get("own_samples", measured["samples"])  # of the process that was recorded
     if not sizes or not measured["batches"] or samples in sizes:
         return
-    if measured["samples"] in {size * run.info.get("processes", 1) for size in sizes}:
-        return  # on another number of processes
+    processes = int(run.info.get("processes", 1))  # of which one has counted; samplers make their shares equal
+    if any(0 <= size * processes - measured["samples"] < processes for size in sizes):
+        return
     # A last group of accumulated gradients that the script did not consume is no recorded step's.
     left_over = samples - max(sizes)
     if _most_accumulated(tables) > 1 and 0 < left_over < max(float(table["batch_size"].max()) for table in tables):
