@@ -652,3 +652,48 @@ def test_model_is_not_copied_on_its_own_device() -> None:
     model = mlp().float()
     assert Objective(**objective_parts(model), device="cpu").model is model
     assert copy.deepcopy(model) is not model
+
+
+class Small(nn.Module):
+    """Runs out of memory where more than so many samples are evaluated with gradients of gradients, or at all."""
+
+    products = gradients = 10**6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3).double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        most = self.products if torch.backends.cuda.math_sdp_enabled() and not flash_enabled() else self.gradients
+        if len(inputs) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.inner(inputs).tanh()
+
+
+def flash_enabled() -> bool:
+    """Products run under the kernel with second derivatives alone."""
+    return bool(torch.backends.cuda.flash_sdp_enabled())
+
+
+def test_products_take_smaller_chunks_where_the_memory_does_not_suffice() -> None:
+    torch.manual_seed(0)
+    model, data = Small(), (torch.randn(29, 4).double(), torch.randint(3, (29,)))
+    objective = Objective(model, nn.CrossEntropyLoss(), data, chunk_size=29)
+    vector = objective.gradient()
+    whole = objective.hvp(vector)
+    model.products = 8
+    sizes = []
+    model.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
+    less = objective.hvp(vector)
+    assert sizes == [7, 7, 7, 7, 1]
+    assert all(torch.allclose(less[name], one, rtol=1e-13, atol=1e-16) for name, one in whole.items())
+    sizes.clear()
+    objective.hvp(vector)
+    assert sizes == [7, 7, 7, 7, 1], "what does not fit is not tried again"
+    assert objective.chunk_size == 29, "gradients keep their size"
+    model.products = 0
+    with pytest.raises(TvgradError, match="not even one sample at a time fits the memory"):
+        objective.hvp(vector)
+    model.gradients = 28
+    with pytest.raises(TvgradError, match="29 samples at a time do not fit the memory"):
+        objective.gradient()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from tvgrad.errors import TvgradError
+
+Made = TypeVar("Made")
 
 CANDIDATES = (16, 64, 256, 1024, 4096)
 MOST_SECONDS = 0.25
@@ -33,7 +38,7 @@ def fastest_chunk_size(evaluate: Callable[[int], float], samples: int) -> int:
         try:
             seconds = min(evaluate(size) for _ in range(2))
         except (RuntimeError, MemoryError) as error:
-            if not _means_no_memory(error):
+            if not means_no_memory(error):
                 raise
             break
         costs[size] = seconds / size
@@ -56,6 +61,45 @@ def timed(evaluate: Callable[[], torch.Tensor]) -> float:
     return time.perf_counter() - begin
 
 
-def _means_no_memory(error: Exception) -> bool:
-    """Whether a computation did not fit (the CPU's allocator raises a plain RuntimeError)."""
+def within_memory(work: Callable[[int], Made], size: int, shrinks: bool) -> tuple[Made, int]:
+    """Do some work in chunks, and in chunks of half the size as long as memory runs out.
+
+    Args:
+        work: does all of it, with chunks of so many samples.
+        size: to begin with.
+        shrinks: whether the size may change.
+
+    Returns:
+        What came of it, and the size that it was done with.
+
+    Raises:
+        TvgradError: a chunk does not fit, and none smaller is possible.
+        RuntimeError: the work failed for another reason.
+    """  # noqa: DOC501 - a MemoryError is translated
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            if not means_no_memory(error):
+                raise
+            if size == 1:
+                raise TvgradError(
+                    "not even one sample at a time fits the memory: use a larger device, or fewer vectors at once"
+                ) from error
+            if not shrinks:
+                raise TvgradError(
+                    f"{size} samples at a time do not fit the memory: give a smaller chunk_size (--chunk-size)"
+                ) from error
+        size //= 2  # the error is gone by now, and with it what it held
+
+
+def means_no_memory(error: Exception) -> bool:
+    """Tell whether a computation did not fit.
+
+    Args:
+        error: that it raised.
+
+    Returns:
+        Whether memory ran out (the CPU's allocator raises a plain RuntimeError).
+    """
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

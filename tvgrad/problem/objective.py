@@ -21,7 +21,7 @@ from tvgrad.numerics.precision import full_precision
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.problem.checks import BATCH_DEPENDENT, check_problem, fitted
 from tvgrad.problem.chunk_products import add_products
-from tvgrad.problem.chunk_size import fastest_chunk_size, timed
+from tvgrad.problem.chunk_size import fastest_chunk_size, timed, within_memory
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.crew import Crew, ranks_of
 from tvgrad.problem.evaluations import Evaluations
@@ -120,6 +120,7 @@ class Objective(SampleGradients):
         self.evaluations = Evaluations()
         self._batch_loss = BatchLoss(model, loss, forward, count)
         self._chunk_size = chunk_size
+        self._product_chunk: int | None = None
         self._ranks = ranks_of(group, self.device)
         with self._ranks.together():
             check_problem(self._batch_loss, self.samples, self.device, self.allowed)
@@ -238,16 +239,21 @@ class Objective(SampleGradients):
             The mean loss, and name -> gradient.
 
         Raises:
+            TvgradError: a chunk does not fit the memory.
             UnsupportedModel: at the first evaluation, a gradient that depends on how the data is cut into chunks.
-        """  # noqa: DOC502 - raised by the check
+        """  # noqa: DOC502 - raised by the checks
         weights = self._check(at)
+        # The last bits of what is recorded belong to one chunk size: it does not change in a run.
+        return within_memory(lambda _: self._value_and_gradient(weights), self.chunk_size, shrinks=False)[0]
+
+    def _value_and_gradient(self, weights: Weights) -> tuple[float, Weights]:
         sums = WeightedSum(weights, single=len(self.samples) <= self.chunk_size)
         with (
             self._ranks.together("gradient", self.chunk_size, weights),
             full_precision(self.device),
             translate_errors(),
         ):
-            if self.evaluations.gradients == 0 and not set(self.allowed) & BATCH_DEPENDENT:
+            if self.evaluations.gradients == 0 and not self._cut:
                 check_chunks(self._batch_loss, self._all_samples, self.device, self.chunk_size)
             total = torch.zeros((), dtype=torch.float64, device=self.device)
             for chunk, weight in self._chunks():
@@ -278,6 +284,8 @@ class Objective(SampleGradients):
 
         Double backward: the graph of each chunk's gradient is built once and walked once for each vector, which costs
         about half of separate products. Attention runs under the MATH kernel, the only one with second derivatives.
+        Where the memory does not suffice for a chunk of the gradient's size, products are taken of half as many
+        samples, and so on; not where processes share the passes, or gradients belong to one way to cut the data.
 
         Args:
             vectors: name -> tensor, shaped like the weights.
@@ -285,15 +293,30 @@ class Objective(SampleGradients):
 
         Returns:
             One product for each vector, in the parameter's dtype, where the caller's model lies.
-        """
+
+        Raises:
+            TvgradError: not even one sample's products fit the memory.
+        """  # noqa: DOC502 - raised by within_memory
         weights = self._check(at)
         directions = [self._check(vector) for vector in vectors]
         if not directions:
             return []
+        size = min(self.chunk_size, self._product_chunk or self.chunk_size)
+        products, self._product_chunk = within_memory(
+            lambda size: self._products(weights, directions, size), size, type(self._ranks) is Alone and not self._cut
+        )
+        return products
+
+    @property
+    def _cut(self) -> bool:
+        """Whether derivatives depend on how the data is cut into chunks."""
+        return bool(set(self.allowed) & BATCH_DEPENDENT)
+
+    def _products(self, weights: Weights, directions: Sequence[Weights], size: int) -> list[Weights]:
         sums = [WeightedSum(weights) for _ in directions]
         share = self._ranks.together("hvps", self.chunk_size, weights, directions)
         with share, full_precision(self.device, second_order=True), translate_errors():
-            for chunk, weight in self._chunks():
+            for chunk, weight in self._chunks(size):
                 self._add_chunk_hvps(weights, directions, chunk, sums, weight)
         self.evaluations.hvps += len(directions)
         self._ranks.add_up(sums)

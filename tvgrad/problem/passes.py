@@ -65,9 +65,9 @@ class Passes:
         state = {name: buffer.clone() for name, buffer in self._batch_loss.named_buffers()}
         return state | {PREFIX + name: tensor for name, tensor in weights.items()}
 
-    def _chunks(self) -> Iterator[tuple[Batch, float]]:
+    def _chunks(self, size: int | None = None) -> Iterator[tuple[Batch, float]]:
         """Chunks on the device, each with its weight in the mean; a single chunk weighs 1, so that it stays exact."""
-        size = self.chunk_size
+        size = size or self.chunk_size
         single = len(self.samples) <= size
         for start in self._ranks.part(range(0, len(self.samples), size)):
             chunk = self.samples.batch(start, start + size, self.device)
