@@ -42,6 +42,16 @@ def resolve_device(device: str | torch.device, model: nn.Module | None = None) -
     return torch.empty(0, device=chosen).device
 
 
+def distributed_count() -> int:
+    """Count the processes that train together.
+
+    Returns:
+        How many; 1 where there is no group of them.
+    """
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def distributed_rank() -> int:
     """Tell which of several processes that train together this one is.
 

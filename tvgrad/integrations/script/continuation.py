@@ -13,6 +13,7 @@ from torch import nn
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.weights_watch import differ
+from tvgrad.numerics.device import distributed_count
 from tvgrad.record.run_header import read_rule
 from tvgrad.record.spread_model import SpreadModel
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
@@ -128,8 +129,8 @@ class Continuation:
             "stopped": None,
             "steps_unrecorded": None,
         }
-        if spread is not None or "processes" in info:
-            facts["processes"] = 1 if spread is None else spread.count
+        if spread is not None or distributed_count() > 1 or "processes" in info:
+            facts["processes"] = distributed_count()
         if info.get("rule") is not None:
             now = read_rule(optimizers, parameters)["rule"]
             if _without_rates(now) != _without_rates(info["rule"]):

@@ -20,6 +20,7 @@ from tvgrad.integrations.script.notes import say
 from tvgrad.integrations.script.options import ScriptOptions, launch_of
 from tvgrad.integrations.script.spread_recording import continuation_of, spread_model, writer_of
 from tvgrad.integrations.script.weights_watch import WeightsWatch, differ
+from tvgrad.numerics.device import distributed_count
 from tvgrad.record.clock import Clock
 from tvgrad.record.collector import Collector, Moment, StepWatch
 from tvgrad.record.run_header import RunHeader, read_rule
@@ -340,7 +341,7 @@ def _described(trained: TrainedModule, options: ScriptOptions, spread: SpreadMod
     held = {key for one in trained.optimizers for key, tensor in held_by(one).items() if tensor.requires_grad}
     later = [name for name, parameter in trained.parameters.items() if id(parameter) not in held]
     return {
-        **({} if spread is None else {"processes": spread.count}),
+        **({} if spread is None and distributed_count() == 1 else {"processes": distributed_count()}),
         **({LATER: later} if later else {}),
         "model": trained.label,
         "steps_per_epoch": options.steps_per_epoch,
