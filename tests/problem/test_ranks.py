@@ -173,6 +173,11 @@ def test_one_sentence_where_processes_differ_or_fail(tmp_path: Path) -> None:
     tried(lambda: tvgrad.Objective(other, nn.CrossEntropyLoss(), (x, y), chunk_size=2, group=group))
     tried(lambda: tvgrad.Objective(model, nn.CrossEntropyLoss(), (x + rank, y), chunk_size=2, group=group))
 
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.01 * rank)
+    tried(lambda: tvgrad.Objective(model, smooth, (x, y), chunk_size=2, group=group))
+    twice = lambda batch: len(batch[1]) * (1 + rank)
+    tried(lambda: tvgrad.Objective(model, nn.CrossEntropyLoss(), (x, y), chunk_size=2, group=group, count=twice))
+
     class Failing(nn.Linear):
         broken = False
         def forward(self, x):
@@ -193,11 +198,13 @@ def test_one_sentence_where_processes_differ_or_fail(tmp_path: Path) -> None:
         launched(2, str(script(tmp_path, body)), folder=tmp_path)
     )
     assert (code, other_code) == (0, 0), err + other_err
-    models, data, failure = first.splitlines()
+    models, data, loss, counted, failure = first.splitlines()
+    assert loss.startswith("process 1 has another loss of the first samples than process 0 (")
+    assert counted.endswith("of weight 6): all processes must build the same model, loss, forward and count")
     assert models.startswith("process 1 has another model or draw of its weights than process 0 (sha256:")
     assert data.startswith("process 1 has another data set than process 0 (sha256:")
     assert failure == "process 1 failed: out of memory, say"
-    assert second.splitlines() == [models, data, "own: out of memory, say"]
+    assert second.splitlines() == [models, data, loss, counted, "own: out of memory, say"]
 
 
 TRACE = ("-m", "tvgrad", "trace", "digits", "--tasks", "low", "--optimizer", "gd", "--lr", "0.1", "--dtype", "float64")

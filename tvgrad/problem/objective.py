@@ -124,7 +124,9 @@ class Objective(SampleGradients):
         self._ranks = ranks_of(group, self.device)
         with self._ranks.together():
             check_problem(self._batch_loss, self.samples, self.device, self.allowed)
-        self._chunk_size = self._ranks.agreed(chunk_size, self._initial, self.samples, lambda: self.chunk_size)
+        self._chunk_size = self._ranks.agreed(
+            chunk_size, self._initial, self.samples, lambda: self.chunk_size, self._first_loss
+        )
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{value:,} {name}" for name, value in self._facts().items())

@@ -19,6 +19,9 @@ from tvgrad.problem.ranks import Alone
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.vectors.parameters import Weights, same_names_and_shapes
 
+FIRST = 8
+"""So many samples tell whether processes have the same loss."""
+
 
 class Passes:
     """Goes over the data in chunks, at weights that need not be the model's own.
@@ -80,6 +83,13 @@ class Passes:
     def _noise(self, start: int) -> AbstractContextManager[None]:
         """Where dropout is allowed, every evaluation of a chunk sees the same draw."""
         return seeded(start, self.device) if "dropout" in self.allowed else nullcontext()
+
+    def _first_loss(self) -> tuple[float, float]:
+        """The loss of a few samples at the weights of the beginning, and their weight in the mean."""
+        chunk = self.samples.batch(0, FIRST, self.device)
+        with torch.no_grad(), self._noise(0):
+            value: torch.Tensor = self._loss(self._initial, chunk)
+        return float(value), self._batch_loss.weight(chunk)
 
     def _check(self, given: Mapping[str, torch.Tensor] | None) -> Weights:
         """Weights or a vector with the right names and shapes, on the device and in the parameters' dtypes."""

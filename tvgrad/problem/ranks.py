@@ -20,6 +20,9 @@ from tvgrad.problem.samples import Samples
 from tvgrad.problem.weighted_sum import WeightedSum
 from tvgrad.vectors.parameters import Weights
 
+SAME_LOSS, NARROW_LOSS = 1e-4, 0.02
+"""Losses of the same samples on other devices are not as far apart, relative; in formats narrower than float32."""
+
 AGAIN = (
     "start the command again, with --resume where a run was being recorded, on as many processes as you like: finished "
     "epochs are whole"
@@ -47,7 +50,12 @@ class Alone:
         return starts
 
     def agreed(
-        self, chunk_size: int | None, weights: Weights, samples: Samples, measure: Callable[[], int]
+        self,
+        chunk_size: int | None,
+        weights: Weights,
+        samples: Samples,
+        measure: Callable[[], int],
+        look: Callable[[], tuple[float, float]] | None = None,
     ) -> int | None:
         """Compare what processes must have in common, and let them have one chunk size.
 
@@ -56,6 +64,7 @@ class Alone:
             weights: theta_0.
             samples: the data.
             measure: a chunk size.
+            look: computes the loss of a few samples and their weight in the mean; None where that is no comparison.
 
         Returns:
             The chunk size; None where it is measured later.
@@ -122,7 +131,12 @@ class Ranks(Alone):
         return starts[self.rank :: self.count]
 
     def agreed(
-        self, chunk_size: int | None, weights: Weights, samples: Samples, measure: Callable[[], int]
+        self,
+        chunk_size: int | None,
+        weights: Weights,
+        samples: Samples,
+        measure: Callable[[], int],
+        look: Callable[[], tuple[float, float]] | None = None,
     ) -> int | None:
         """Compare what processes must have in common, and let the first one choose a chunk size for all.
 
@@ -131,12 +145,13 @@ class Ranks(Alone):
             weights: theta_0.
             samples: the data.
             measure: a chunk size.
+            look: computes the loss of a few samples and their weight in the mean; None where that is no comparison.
 
         Returns:
             The chunk size.
 
         Raises:
-            TvgradError: a process has another model or other data than the first; the same sentence in every process.
+            TvgradError: a process has another model, loss or data than the first; the same sentence in every process.
         """
         first, *others = self.gathered({"chunk size": chunk_size, **facts_of(weights, samples)})
         for rank, found in enumerate(others, start=1):
@@ -146,6 +161,11 @@ class Ranks(Alone):
                         f"process {rank} has another {name} than process 0 ({value} and {first[name]}): all processes "
                         "must build the same objective (seed what is drawn at random)"
                     )
+        if look is not None:
+            with self.together():
+                own = look()
+            narrow = any(tensor.dtype.itemsize < 4 for tensor in weights.values())
+            _require_same_loss(self.gathered(own), NARROW_LOSS if narrow else SAME_LOSS)
         if chunk_size is None:
             return int(self.gathered(measure() if self.rank == 0 else None)[0])
         return chunk_size
@@ -250,6 +270,18 @@ def facts_of(weights: Weights, samples: Samples) -> dict[str, str]:
         "data set": samples.fingerprint(),
         "model or draw of its weights": f"sha256:{digest.hexdigest()[:16]}",
     }
+
+
+def _require_same_loss(found: Sequence[tuple[float, float]], tolerance: float) -> None:
+    """Refuse another loss, or another count, of the same samples at the same weights than the first process has."""
+    loss, weight = found[0]
+    for rank, (other, counted) in enumerate(found):
+        if abs(other - loss) > tolerance * max(abs(other), abs(loss)) or counted != weight:
+            raise TvgradError(
+                f"process {rank} has another loss of the first samples than process 0 ({other:.6g} of weight "
+                f"{counted:g} and {loss:.6g} of weight {weight:g}): all processes must build the same model, loss, "
+                "forward and count"
+            )
 
 
 @contextmanager
