@@ -16,9 +16,11 @@ from . import options, table_formats
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tvgrad.problem.crew import Crew
     from tvgrad.report.tables import RunTables
     from tvgrad.report.wanted_products import Extent
     from tvgrad.store.run import Run
+    from tvgrad.streaming.shared_pass import SharedPass
 
 DEFAULT_FORMATS = ("csv", "html")
 
@@ -62,6 +64,9 @@ def report(
     Inner products are kept in the user's cache folder ($TVGRAD_CACHE): a report on a run that has grown reads what is
     new and what that is compared with. On the terminal, without figures, that is the same few files for each epoch.
 
+    Under torchrun all processes read and multiply, each some groups of parameters, with the same bits; the first one
+    reports. Where they are on several machines, all must see the files at the same paths.
+
     With --pretrained, RUNS are checkpoints: safetensors (one file or shards with their index), files of torch.save that
     hold tensors only, or folders with one of them. Norms, directions and cross_task are then made of their weights.
 
@@ -75,6 +80,30 @@ def report(
       tvgrad report --pretrained base.safetensors tuned-a.safetensors tuned-b \\
         --out report
     """
+    from tvgrad.cli.launcher_ranks import crew_of_launcher
+
+    with crew_of_launcher() as crew:
+        if crew is None or crew.leads:
+            _report(
+                context, runs, pretrained, out, formats, only, groups, skip_damaged=skip_damaged, cost=cost, crew=crew
+            )
+        else:
+            _shared(crew).serve()
+
+
+def _report(
+    context: click.Context,
+    runs: tuple[Path, ...],
+    pretrained: Path | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    only: tuple[str, ...],
+    groups: str | None,
+    crew: Crew | None,
+    *,
+    skip_damaged: bool,
+    cost: bool,
+) -> None:
     from tvgrad.report.documents import check_formats
 
     check_formats(formats)
@@ -85,7 +114,7 @@ def report(
     if out is not None:
         require_folder(out, "choose a folder for --out")
     if pretrained is None:
-        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only, cost=cost)
+        _report_runs(runs, out, formats or DEFAULT_FORMATS, groups, skip_damaged, only=only, cost=cost, crew=crew)
     elif cost:
         raise TvgradError("--cost is told of recorded runs: leave it out with --pretrained")
     elif skip_damaged:
@@ -111,6 +140,7 @@ def _report_runs(
     *,
     only: tuple[str, ...],
     cost: bool,
+    crew: Crew | None = None,
 ) -> None:
     from tvgrad.cli.open_runs import whole_runs
 
@@ -138,7 +168,7 @@ def _report_runs(
     left_out: list[NotFinite] = []
     for one, place in zip(models, _places(out, models), strict=True):
         try:
-            _report_model(one, place, formats, groups, only=only)
+            _report_model(one, place, formats, groups, only=only, crew=crew)
         except NotFinite as error:  # of all runs of this model
             left_out.append(error)
             if len(left_out) == len(models):
@@ -171,7 +201,13 @@ def _places(out: Path | None, models: list[list[Run]]) -> list[Path | None]:
 
 
 def _report_model(
-    runs: list[Run], out: Path | None, formats: tuple[str, ...], groups: str | None, *, only: tuple[str, ...]
+    runs: list[Run],
+    out: Path | None,
+    formats: tuple[str, ...],
+    groups: str | None,
+    *,
+    only: tuple[str, ...],
+    crew: Crew | None = None,
 ) -> None:
     """Report on runs of one model."""
     from tvgrad.cli.terminal import say
@@ -181,7 +217,7 @@ def _report_model(
     from tvgrad.report.summary import summary_of
 
     # On the terminal there are no figures, which take the products of every two epochs.
-    made, runs = _tables(runs, groups, "tables" if out is None else "figures")
+    made, runs = _tables(runs, groups, "tables" if out is None else "figures", crew)
     said = summary_of(made.tables, made.tasks, made.refused, made.scripts)
     say(said[0])
     if "weight_change_norm" in made.tables["norms"]:
@@ -197,17 +233,25 @@ def _report_model(
     say(said[-1])
 
 
-def _tables(runs: list[Run], groups: str | None, extent: Extent) -> tuple[RunTables, list[Run]]:
+def _shared(crew: Crew) -> SharedPass:
+    from tvgrad.streaming.shared_pass import SharedPass
+
+    return SharedPass(crew)
+
+
+def _tables(runs: list[Run], groups: str | None, extent: Extent, crew: Crew | None) -> tuple[RunTables, list[Run]]:
     """The tables of all runs whose numbers have products, and these runs; the others are named."""
     from tvgrad.cli.terminal import percent_bar
 
     from tvgrad.report.tables import run_tables
     from tvgrad.report.wanted_products import kept_products
+    from tvgrad.streaming.block_pass import sums_of_groups
 
+    over = sums_of_groups if crew is None else _shared(crew)
     while True:
         try:
             with percent_bar("reading") as progress:
-                return run_tables(runs, groups, progress, extent=extent, kept=kept_products(runs)), runs
+                return run_tables(runs, groups, progress, extent=extent, kept=kept_products(runs), over=over), runs
         except NotFinite as error:
             odd = [run for run in runs if any(Path(path).is_relative_to(run.root) for path in error.paths)]
             left = [run for run in runs if run not in odd]

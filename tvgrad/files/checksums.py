@@ -145,6 +145,21 @@ def settled_state(path: Path) -> tuple[State, str] | None:
     return (state, _known[state]) if state in _settled else None
 
 
+def state_of(path: Path) -> State | None:
+    """Tell what a file's state is.
+
+    Args:
+        path: the file.
+
+    Returns:
+        It; None where there is no such file.
+    """
+    try:
+        return _state(path)
+    except OSError:
+        return None
+
+
 def _state(path: Path) -> State:
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

@@ -130,6 +130,11 @@ class TensorFile:
         return sorted(self.places)
 
     @property
+    def under(self) -> Path | None:
+        """The run directory, below which nothing may be a link; None follows links."""
+        return self._under
+
+    @property
     def shards(self) -> tuple[Path, ...]:
         """The files that hold the tensors."""
         return tuple(self._shards)

@@ -48,6 +48,8 @@ class Crew:
 
     Attributes:
         group: the process group.
+        rank: of this process.
+        count: of processes.
         leads: whether this process is the first.
     """
 
@@ -58,7 +60,8 @@ class Crew:
             group: an initialised process group.
         """
         self.group = group
-        self.leads = distributed.get_rank(group) == 0
+        self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
+        self.leads = self.rank == 0
         self._joined = 0
 
     def join(self, device: torch.device) -> LedRanks:
@@ -123,7 +126,7 @@ class Crew:
             own: dict[str, str] = {"version of tvgrad": metadata.version("tvgrad"), **describe(made)}
         except Exception as error:  # noqa: BLE001 - raised again when the others know of it
             failed, own = error, {FAILED: str(error) or type(error).__name__}
-        first, *others = self._gathered(own)
+        first, *others = self.gathered(own)
         if failed is not None:
             raise failed
         for rank, found in enumerate([first, *others]):
@@ -137,8 +140,16 @@ class Crew:
                 )
         return made
 
-    def _gathered(self, own: dict[str, str]) -> list[dict[str, str]]:
-        found: list[dict[str, str]] = [{}] * distributed.get_world_size(self.group)
+    def gathered(self, own: Any) -> list[Any]:
+        """Collect what every process has; of every process.
+
+        Args:
+            own: a value that can be pickled; what the others send is of the same program.
+
+        Returns:
+            Those of all, by rank.
+        """
+        found: list[Any] = [None] * distributed.get_world_size(self.group)
         with connected():
             distributed.all_gather_object(found, own, group=self.group)
         return found

@@ -12,7 +12,7 @@ from torch import distributed
 
 from tvgrad.errors import TvgradError
 from tvgrad.vectors.parameters import Weights
-from tvgrad.vectors.spread import is_spread, own_part, require_one_mesh, spread_like, whole_tensor
+from tvgrad.vectors.spread import is_spread, own_part, owners, require_one_mesh, spread_like, whole_tensor
 
 Result = TypeVar("Result")
 
@@ -125,24 +125,6 @@ class SpreadModel:
 def own_group() -> Any:
     """Make the group by which recorders talk, so that they do not mix with the training; of every process at once."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
-
-
-def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Share tensors out, the largest first, each to the process that has least.
-
-    Args:
-        sizes: name -> bytes.
-        count: of processes.
-
-    Returns:
-        Name -> rank.
-    """
-    load = [0] * count
-    owner = {}
-    for name in sorted(sizes, key=lambda one: (-sizes[one], one)):
-        owner[name] = min(range(count), key=lambda rank: (load[rank], rank))
-        load[owner[name]] += sizes[name]
-    return owner
 
 
 def norm_of_all(total: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from tvgrad.store.batch_norms import BatchNorms, batch_norms
 from tvgrad.store.lora import is_lora
 from tvgrad.store.measured import error_bar, is_measurable
 from tvgrad.store.run import Run
+from tvgrad.streaming.block_pass import PassOver, sums_of_groups
 from tvgrad.streaming.gram import GramResult, gram_of
 from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.streaming.rows import Vector
@@ -103,6 +104,7 @@ def run_tables(
     *,
     extent: Extent = "all",
     kept: KeptProducts | None = None,
+    over: PassOver = sums_of_groups,
 ) -> RunTables:
     """Make the tables of runs of one model.
 
@@ -113,6 +115,7 @@ def run_tables(
         extent: which inner products are computed: those of the `tables`, those of `figures` too, or `all`. The numbers
             of the tables are the same.
         kept: products of earlier reports (`tvgrad.report.wanted_products.kept_products`); none by default.
+        over: goes over the files, as that of `gram_of`.
 
     Returns:
         norms, directions, equivalence and cross_task, and the Gram matrix; second_order and error_budget, empty for
@@ -138,6 +141,7 @@ def run_tables(
                 pairs=wanted_products(found, extent),
                 kept=kept,
                 progress=progress,
+                over=over,
             )
             if vectors
             else GramResult((), np.zeros((0, 0)), {}, {}, {})  # every training ended in its first epoch

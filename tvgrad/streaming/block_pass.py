@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,15 @@ from tvgrad.streaming.accumulate import BlockWorker, Sums
 from tvgrad.streaming.rows import MatrixPlan
 
 MOST_WORKERS = 4  # beyond this, reading is the limit
+
+
+class PassOver(Protocol):
+    """What goes over the blocks of files: this process alone, or several."""
+
+    def __call__(
+        self, plan: MatrixPlan, workers: int, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Sums]:
+        """Read all blocks and add up their sums, as `sums_of_groups` does."""
 
 
 def sums_of_groups(

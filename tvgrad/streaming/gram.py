@@ -26,7 +26,7 @@ import numpy as np
 from tvgrad.errors import TvgradError
 from tvgrad.results import Plotted, Shown
 from tvgrad.streaming.accumulate import Matrix, Sums
-from tvgrad.streaming.block_pass import cores, sums_of_groups
+from tvgrad.streaming.block_pass import PassOver, cores, sums_of_groups
 from tvgrad.streaming.kept_products import KeptProducts
 from tvgrad.streaming.rows import MatrixPlan, Pair, Vector, plan_matrix
 from tvgrad.streaming.vector_key import Reference, VectorKey
@@ -161,6 +161,7 @@ def gram_of(
     kept: KeptProducts | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
+    over: PassOver = sums_of_groups,
 ) -> GramResult:
     """Compute inner products of vectors that lie in files of the same model, reading each file once.
 
@@ -180,6 +181,7 @@ def gram_of(
         kept: products of earlier passes; what it lacks is computed and added to it.
         progress: called now and then with the bytes done and the bytes in all.
         workers: number of threads; by default one a core, at most four.
+        over: goes over the blocks: this process alone, or several (`tvgrad.streaming.shared_pass.SharedPass`).
 
     Returns:
         The Gram matrices, residuals and sign agreements, for each group and the whole model.
@@ -189,7 +191,7 @@ def gram_of(
         DamagedRun: a file ends before its tensors do.
     """  # ruff: ignore[docstring-extraneous-exception] - DamagedRun is raised by TensorFile.read_into
     plan = plan_matrix(vectors, groups, projections=projections, signs=signs, names=names, pairs=pairs)
-    compute = partial(sums_of_groups, workers=workers or cores(), progress=progress)
+    compute = partial(over, workers=workers or cores(), progress=progress)
     sums = compute(plan) if kept is None else kept.complete(vectors, plan, compute)
     whole = Sums.zero(len(plan.pairs), len(plan.projections), len(plan.signs))
     for part in sums.values():

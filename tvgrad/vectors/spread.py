@@ -130,3 +130,21 @@ def require_one_mesh(parameters: Mapping[str, torch.Tensor]) -> None:
                 f"{name} is spread over a mesh of shape {tuple(mesh.shape)} of {distributed.get_world_size()} "
                 "processes (tensor parallelism, or hybrid sharding), which is not recorded: use fully_shard over all"
             )
+
+
+def owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Share out what has a size, the largest first, each to the process that has least.
+
+    Args:
+        sizes: name -> size.
+        count: of processes.
+
+    Returns:
+        Name -> rank.
+    """
+    load = [0] * count
+    owner = {}
+    for name in sorted(sizes, key=lambda one: (-sizes[one], one)):
+        owner[name] = min(range(count), key=lambda rank: (load[rank], rank))
+        load[owner[name]] += sizes[name]
+    return owner
