@@ -153,6 +153,14 @@ refused(lambda found: None, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfl
 refused(unsent)
 refused(lambda found: found.last.weight.register_post_accumulate_grad_hook(lambda one: None))
 refused(broken)
+def elsewhere(found):
+    at = {n: one.full_tensor() + rank for n, one in found.named_parameters() if n != "scale"}
+    for ask in (lambda o: o.gradient(at), lambda o: o.hvp(at)):
+        try:
+            ask(tvgrad.SpreadObjective(found, loss, (x, y), chunk_size=4))
+        except tvgrad.TvgradError as error:
+            print(error, flush=True)
+elsewhere(spread(model))
 wanted, x = x, x + rank
 refused(lambda found: None)
 x = wanted
@@ -164,6 +172,8 @@ REFUSALS = (
     "gradients are being accumulated that no process has sent yet (set_requires_gradient_sync(False)): compute",
     "something is done with the gradient of last.weight as soon as there is one",
     "first.weight of the pretrained weights is not finite (nan)",
+    "the processes have different weights: give whole tensors that are the same in all of them, or DTensors",
+    "the processes have different vectors: give whole tensors that are the same in all of them, or DTensors",
     "process 1 has another data set than process 0",
     "the gradient of a batch is not the mean of the gradients of its parts weighted by samples",
 )
@@ -176,6 +186,41 @@ def test_measuring_changes_no_training_and_what_cannot_be_measured_is_said(tmp_p
         for line, beginning in zip(out.splitlines(), REFUSALS, strict=True):
             first = "process 1 failed: " if beginning.startswith("first.weight") and rank == 0 else ""
             assert line.startswith(first + beginning)
+
+
+ALONE = """
+torch.manual_seed(0)
+x, y = torch.randn(9, 8).double(), torch.randint(2, (9,))
+
+class Failing(nn.Linear):
+    broken = False
+    def forward(self, x):
+        if self.broken and rank == 1:
+            raise ValueError("of one process")
+        return super().forward(x)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = Failing(8, 8), nn.Linear(8, 2)
+    def forward(self, x):
+        return self.last(self.first(x).tanh())
+
+found = spread(Net().double())
+objective = tvgrad.SpreadObjective(found, nn.CrossEntropyLoss(), (x, y), chunk_size=2)
+Failing.broken = True
+try:
+    objective.gradient()
+except (tvgrad.TvgradError, ValueError) as error:
+    print(type(error).__name__, error, flush=True)
+"""
+
+
+def test_a_process_that_fails_alone_is_told_of(tmp_path: Path) -> None:
+    first, second = ended(launched(2, str(script(tmp_path, HELPERS + ALONE)), folder=tmp_path))
+    assert second[1] == "ValueError of one process\n"
+    assert first[1].startswith("LostRank the connection to another process is lost (")
+    assert (first[0], second[0]) == (0, 0)
 
 
 def test_whole_models_are_sent_elsewhere() -> None:

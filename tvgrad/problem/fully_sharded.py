@@ -152,6 +152,9 @@ class FullySharded:
                 held[name].copy_(part)
 
     def _refuse(self) -> None:
+        unmade = next((name for name, one in self.parameters().items() if one.is_meta), None)
+        if unmade is not None:
+            raise TvgradError(f"{unmade} is on device 'meta' and has no values: load the model's weights first")
         for group in self._groups:
             for name in ("param_dtype", "reduce_dtype"):
                 narrow = getattr(group.mp_policy, name)
@@ -204,7 +207,7 @@ def gathered(model: nn.Module) -> Generator[nn.Module]:
 
     Inside, its parameters are ordinary ones and everything that wants a model works: `tvgrad.Objective(model, loss,
     data, group=torch.distributed.group.WORLD)` with its products, outputs and gradients of single samples. What is done
-    to the weights inside is lost.
+    to the weights inside is lost, and an optimizer that is made inside moves nothing afterwards.
 
     Args:
         model: a model, after `fully_shard`.

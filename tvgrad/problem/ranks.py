@@ -31,6 +31,10 @@ LOST = f"the connection to another process is lost ({{reason}}): it has ended or
 ENDED = f"this process was told to end (SIGTERM), as torchrun does where another one has ended or was killed; {AGAIN}"
 
 
+CONNECTION = ("gloo", "NCCL", "Connection closed", "Connection reset")
+"""In what PyTorch says of a connection."""
+
+
 class LostRank(TvgradError):
     """Another process of the group cannot be reached any more."""
 
@@ -285,18 +289,24 @@ def _require_same_loss(found: Sequence[tuple[float, float]], tolerance: float) -
 
 
 @contextmanager
-def connected() -> Generator[None]:
+def connected(mixed: bool = False) -> Generator[None]:
     """Say that another process is lost where PyTorch says that a connection is.
+
+    Args:
+        mixed: whether there is other work inside, whose errors come as they are.
 
     Yields:
         Nothing.
 
     Raises:
         LostRank: it is.
+        RuntimeError: another failure of mixed work.
     """
     try:
         yield
     except RuntimeError as error:
+        if mixed and not any(sign in str(error) for sign in CONNECTION):
+            raise
         raise LostRank(LOST.format(reason=_reason(error))) from error
 
 

@@ -6,6 +6,7 @@ each with a chunk of its own; who has none left goes along with one that weighs 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -23,13 +24,13 @@ from tvgrad.problem.chunk_products import add_products
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.evaluations import Evaluations
-from tvgrad.problem.ranks import Ranks
+from tvgrad.problem.ranks import Ranks, connected
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.spread_loss import SpreadLoss
 from tvgrad.problem.weighted_sum import WeightedSum, nonzero
 from tvgrad.results import facts_html
 from tvgrad.vectors.parameters import Weights, norm, same_names_and_shapes, trainable_parameters
-from tvgrad.vectors.spread import own_part, part_of, spread_like, whole_tensor
+from tvgrad.vectors.spread import is_spread, own_part, part_of, spread_like, whole_tensor
 
 Products = Literal["auto", "gathered", "differences"]
 WAYS = ("auto", "gathered", "differences")
@@ -114,7 +115,7 @@ class SpreadObjective:
             check_finite(self._parameters)
         agreed = self._ranks.agreed(chunk_size or 0, {}, self.samples, lambda: 0)
         self._chunk_size = agreed or None
-        with self._loss.sharded.holding({}):
+        with self._loss.sharded.holding({}), connected(mixed=True):
             check_problem(self._loss, self.samples, self.device, self.allowed)
         self._gathers = products == "gathered" or (products == "auto" and self._whole_fits())
 
@@ -173,7 +174,8 @@ class SpreadObjective:
             The mean loss.
         """
         total = divisor = 0.0
-        with self._loss.sharded.holding(self._check(at)), full_precision(self.device), torch.no_grad():
+        weights = self._check(at)
+        with self._loss.sharded.holding(weights), full_precision(self.device), torch.no_grad(), connected(mixed=True):
             for chunk, own, weight in self._rounds():
                 loss = self._loss.evaluated(chunk, lambda one: one)
                 total += own * float(loss.double()) if own else 0.0
@@ -209,7 +211,7 @@ class SpreadObjective:
         size = self.chunk_size
         with full_precision(self.device), translate_errors():
             if self.evaluations.gradients == 0 and not set(self.allowed) & BATCH_DEPENDENT:
-                with self._loss.sharded.holding(self._initial):
+                with self._loss.sharded.holding(self._initial), connected(mixed=True):
                     check_chunks(self._loss, self.samples, self.device, size)
             total, sums = self._summed(self._check(at))
         self.evaluations.gradients += 1
@@ -246,7 +248,7 @@ class SpreadObjective:
             One product for each vector, as DTensors.
         """
         weights = self._check(at)
-        directions = [self._check(vector, "vector") for vector in vectors]
+        directions = [self._check(vector, "vectors") for vector in vectors]
         if not directions:
             return []
         products = self._by_double_backward if self._gathers else self._by_differences
@@ -300,7 +302,7 @@ class SpreadObjective:
     def _summed(self, weights: Weights) -> tuple[float, WeightedSum]:
         """The weighted sum of losses over all processes, and of gradients over this process's parts."""
         sums, own_total = WeightedSum(weights), 0.0
-        with self._loss.sharded.holding(weights):
+        with self._loss.sharded.holding(weights), connected(mixed=True):
             for chunk, own, weight in self._rounds():
                 loss, parts = self._loss.backward(chunk, own / weight)
                 sums.add(parts, weight)
@@ -356,7 +358,22 @@ class SpreadObjective:
         difference = same_names_and_shapes(self._parameters, given)
         if difference is not None:
             raise TvgradError(f"the {what} do not fit the model: {difference}")
+        whole = [
+            tensor.detach() for name, tensor in given.items() if name in self._parameters and not is_spread(tensor)
+        ]
+        if whole and len(set(self._ranks.gathered(_fingerprint(whole)))) > 1:
+            raise TvgradError(
+                f"the processes have different {what}: give whole tensors that are the same in all of them, or DTensors"
+            )
         return {
             name: part_of(given[name].detach(), like).to(self.device, like.dtype)
             for name, like in self._parameters.items()
         }
+
+
+def _fingerprint(tensors: Sequence[torch.Tensor]) -> int:
+    """A number that tells tensors from others of other bits."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data, found)
+    return found
