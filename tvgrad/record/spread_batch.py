@@ -9,8 +9,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
+
 from tvgrad.record.batch_items import items_of, tensors_of
 
+LOOKED_AT = 64
+"""Samples whose whole numbers are compared: two of them that differ most go into the batch."""
 MOST = 1_000_000
 """So many samples of a loader's order are looked at: more of them would take memory that grows with the data."""
 LIBRARIES = ("torch", "accelerate")
@@ -36,11 +40,58 @@ def spread_batch(loader: Any, batch: Any) -> Any:
         order = list(itertools.islice(itertools.chain.from_iterable(sampler), MOST))
         if len(order) <= wanted:
             return batch
-        numbers = [order[place * (len(order) - 1) // (wanted - 1)] for place in range(wanted)]
-        data = loader.dataset
-        several = getattr(data, "__getitems__", None)
-        made = loader.collate_fn(several(numbers) if several else [data[number] for number in numbers])
+        numbers = _spread(order, wanted)
+        ends = _most_apart(loader, _spread(order, min(LOOKED_AT, len(order))))
+        if ends is not None:  # one in each part: the first rows are the smaller one
+            numbers[0], numbers[-1] = ends
+        made = _collated(loader, numbers)
     except Exception:  # noqa: BLE001 - the user's data set and collation may refuse in any way
         return batch
     alike = [tensor.ndim for tensor in tensors_of(made)] == [tensor.ndim for tensor in tensors_of(batch)]
     return made if alike and items_of(made, tokens=False).samples == wanted else batch
+
+
+def _spread(order: list[Any], wanted: int) -> list[Any]:
+    """Some of an order, from its first to its last."""
+    return [order[place * (len(order) - 1) // (wanted - 1)] for place in range(wanted)]
+
+
+def _collated(loader: Any, numbers: list[Any]) -> Any:
+    data = loader.dataset
+    several = getattr(data, "__getitems__", None)
+    return loader.collate_fn(several(numbers) if several else [data[number] for number in numbers])
+
+
+def _most_apart(loader: Any, numbers: list[Any]) -> tuple[Any, Any] | None:
+    """Two samples that differ most in a whole number: of another class, or with another number of masked tokens."""
+    # What a loss divides by hangs on such numbers, and samples that have them in common tell nothing of it.
+    rows: list[list[torch.Tensor]] = []
+    try:
+        for number in numbers:
+            whole = [tensor for tensor in tensors_of(_collated(loader, [number])) if not tensor.is_floating_point()]
+            rows.append([tensor.flatten() for tensor in whole if tensor.ndim and len(tensor) == 1])
+    except Exception:  # noqa: BLE001 - a collation may refuse a single sample
+        return None
+    for place in reversed(range(min(map(len, rows), default=0))):  # targets come last
+        column = [row[place] for row in rows]
+        apart = _by_class(column) if all(len(one) == 1 for one in column) else _by_counts(column)
+        if apart is not None:
+            return numbers[apart[0]], numbers[apart[1]]
+    return None
+
+
+def _by_class(column: list[torch.Tensor]) -> tuple[int, int] | None:
+    values = [float(one) for one in column]
+    low, high = values.index(min(values)), values.index(max(values))
+    return None if values[low] == values[high] else (low, high)
+
+
+def _by_counts(column: list[torch.Tensor]) -> tuple[int, int] | None:
+    """Where some value, as that of masked tokens is, comes most often and most seldom."""
+    counts: dict[float, list[int]] = {}
+    for place, one in enumerate(column):
+        values, times = one.unique(return_counts=True)
+        for value, often in zip(values.tolist(), times.tolist(), strict=True):
+            counts.setdefault(value, [0] * len(column))[place] = often
+    best = max(counts.values(), key=lambda found: max(found) - min(found), default=[0])
+    return None if max(best) == min(best) else (best.index(max(best)), best.index(min(best)))

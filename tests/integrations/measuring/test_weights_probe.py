@@ -12,6 +12,7 @@ from torch import nn
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
 from tvgrad.record.batch_items import items_of
 from tvgrad.record.batch_weights import split
+from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights, Weighing
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -131,3 +132,42 @@ def test_a_batch_is_cut_with_everything_that_belongs_to_its_samples() -> None:
         rows = ["abcdef".index(name) for name in part["names"]]
         assert torch.equal(part["labels"], LABELS[rows])
     assert split([torch.zeros(1, 3), torch.zeros(1)]) is None
+
+
+def spread_of(content: tuple[torch.Tensor, ...], size: int) -> Any:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*content), batch_size=size)
+    return spread_batch(loader, next(iter(loader)))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("other", [1, 17, 39])
+def test_one_sample_of_another_kind_is_in_the_batch(size: int, other: int) -> None:
+    inputs, classes = torch.randn(40, 3), torch.ones(40, dtype=torch.long)
+    classes[other] = 0
+    assert set(spread_of((inputs, classes), size)[1].tolist()) == {0, 1}
+    ids = torch.randint(1, 9, (40, 7))
+    for ignored in (-100, -1, 0):  # whichever value a loss leaves out
+        targets = ids.clone()
+        targets[:, -2:] = ignored
+        targets[other, 1:] = ignored
+        left = (spread_of((ids, targets), size)[1] == ignored).sum(1).tolist()
+        assert {left[0], left[-1]} == {2, 6}, "one in each part"
+    assert len(spread_of((inputs, inputs), size)[0]) == size, "where nothing differs, samples from all over the data"
+
+
+def test_a_class_weight_by_hand_is_seen_with_batches_of_two() -> None:
+    torch.manual_seed(0)
+    inputs, classes, weight = torch.randn(30, 4), torch.zeros(30, dtype=torch.long), torch.tensor([1.0, 5.0])
+    classes[11] = 1
+    model = nn.Linear(4, 2)
+    whole = spread_of((inputs, classes), 2)
+    probe = WeightsProbe(dict(model.named_parameters()))
+    first, second = split(whole) or (None, None)
+    for number, (given, labels) in enumerate((whole, first, second, whole, first, whole, first, whole)):
+        model.zero_grad()
+        probe.before_backward()
+        losses = nn.functional.cross_entropy(model(given), labels, reduction="none") * weight[labels]
+        (losses.sum() / weight[labels].sum()).backward()
+        probe.after_backward(number, items_of((given, labels)), 1.0)
+        probe.end_step()
+    assert not probe.weights(torch.float32).confirmed
