@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ COUNTERS = (
 )
 """The ways in which a batch is counted. Language models that shift their targets leave out the first of each row; class
 weights are known where the loss was watched."""
+
+TOKENS = (1, 2)
+"""Places of the tokens that torch's losses leave out by default."""
 
 CLASS_WEIGHTS = 4
 
@@ -99,6 +103,25 @@ def tensors_of(batch: Any, depth: int = DEPTH) -> list[torch.Tensor]:
         return []
     inside = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
     return [tensor for one in inside for tensor in tensors_of(one, depth - 1)]
+
+
+def facts_of(items: Sequence[BatchItems]) -> dict[str, Any]:
+    """Describe the batches of a pass together.
+
+    Args:
+        items: of each.
+
+    Returns:
+        samples; batches; content, the fingerprint of all samples; tokens_a_sample, the mean over a batch in the batch
+        that has fewest and in the one that has most (an infinity and minus one where there is no batch).
+    """
+    means = [one.counts[TOKENS[0]] / one.counts[0] for one in items if one.counts[0]]
+    return {
+        "samples": sum(one.samples for one in items),
+        "batches": len(items),
+        "tokens_a_sample": (min(means, default=math.inf), max(means, default=-math.inf)),
+        "content": sum_of_fingerprints([one.fingerprint for one in items]),
+    }
 
 
 def sum_of_fingerprints(fingerprints: Sequence[int | None]) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tvgrad.numerics.floats import unit_roundoff
-from tvgrad.record.batch_items import CLASS_WEIGHTS, COUNTERS, DEPTH, items_of, tensors_of
+from tvgrad.record.batch_items import CLASS_WEIGHTS, COUNTERS, DEPTH, TOKENS, items_of, tensors_of
 from tvgrad.record.weighing import BatchWeights, Weighing
 
 PARTS = 3
@@ -122,7 +122,8 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
     for weighing, counter in itertools.product(Weighing, counters):
         apart = _distance(found, weighing, counter)
         if apart <= rounding:
-            return BatchWeights(weighing, counter, confirmed=True)
+            alike = counter == 0 and any(_distance(found, weighing, one) <= rounding for one in TOKENS)
+            return BatchWeights(weighing, counter, confirmed=True, tokens=alike)
         best = min(best, apart)
     if best == math.inf:
         return BatchWeights(reason="the gradient of its first batch is zero or not finite")

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.precision import preserved_randomness
 from tvgrad.problem.batch_loss import BatchLoss
-from tvgrad.record.batch_items import BatchItems, items_of, sum_of_fingerprints, tensors_of
+from tvgrad.record.batch_items import BatchItems, facts_of, items_of, tensors_of
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.draws import Draws, NotedSampler
 from tvgrad.record.loss_weights import LossWeights
@@ -145,13 +145,11 @@ class LoopGradients:
                 "the full-batch gradient is not finite at these weights, which are: check the data and the loss"
             )
         return {
-            "samples": sum(items.samples for items in found),
+            **facts_of(found),
             "data": _size_of_data(loader),
             "drawn_again": draws.again,
-            "batches": len(found),
             "steps": len(found),
             "batches_a_step": 1,
-            "content": sum_of_fingerprints([items.fingerprint for items in found]),
             "dtype": str(self._dtype).removeprefix("torch."),
             "epochs_repeated": 0,
             "weight": summed,

@@ -28,6 +28,7 @@ class BatchWeights:
         reason: why that is not known; empty where it is.
         noise: whether the same batch gave another gradient another time (dropout, say); None where that is not known.
         redrawn: whether samples that were read again were others (augmentation, say); None where that is not known.
+        tokens: whether tokens weigh the batch and its parts as well as samples do, which were taken.
     """
 
     weighing: Weighing = Weighing.MEAN
@@ -36,3 +37,4 @@ class BatchWeights:
     reason: str = ""
     noise: bool | None = None
     redrawn: bool | None = None
+    tokens: bool = False

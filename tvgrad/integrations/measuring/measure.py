@@ -192,6 +192,7 @@ def _probed(found: PassOutcome) -> BatchWeights:
         facts["reason"],
         facts["noise"],
         facts["redrawn"],
+        facts["tokens"],
     )
 
 

@@ -30,7 +30,7 @@ from tvgrad.integrations.script.epochs import CannotTell, Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
 from tvgrad.integrations.script.options import ScriptOptions
-from tvgrad.record.batch_items import BatchItems, sum_of_fingerprints
+from tvgrad.record.batch_items import BatchItems, facts_of, sum_of_fingerprints
 from tvgrad.record.reseed import reseed
 from tvgrad.record.step_sums import StepSums
 from tvgrad.record.weighing import Weighing
@@ -357,12 +357,10 @@ class MeasuringSession:
     def _facts(self) -> dict[str, Any]:
         source, dtype = self.epochs.source, self._dtype or torch.float32
         return {
-            "samples": sum(one.samples for one in self._items),
+            **facts_of(self._items),
             "data": None if source is None else source.data,
             "drawn_again": 0 if source is None or source.data is None else source.draws.again,
-            "batches": len(self._items),
             "fingerprints": self._fingerprints,
-            "content": sum_of_fingerprints([one.fingerprint for one in self._items]),
             "dtype": str(dtype).removeprefix("torch."),
             "epochs_repeated": self._repeated,
             "overflowed": self._overflowed,

@@ -97,12 +97,16 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
         return facts
     found: list[Any] = [None] * count
     counts = ("samples", "drawn_again", "batches")
-    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content", "data")})
+    distributed.all_gather_object(
+        found, {name: facts[name] for name in (*counts, "content", "data", "tokens_a_sample")}
+    )
+    fewest, most = zip(*(one["tokens_a_sample"] for one in found), strict=True)
     samples, contents = sum(one["samples"] for one in found), [one["content"] for one in found]
     # Processes may have data sets of their own, each with a part of the samples.
     parts = all(one["samples"] == one["data"] for one in found) and None not in contents
     return facts | {
         **{name: sum(one[name] for one in found) for name in counts},
+        "tokens_a_sample": (min(fewest), max(most)),
         "content": sum_of_fingerprints(contents),
         "data": samples if parts and len(set(contents)) == count else facts["data"],
     }
