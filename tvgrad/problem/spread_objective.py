@@ -233,12 +233,12 @@ class SpreadObjective:
     def hvps(
         self, vectors: Sequence[Mapping[str, torch.Tensor]], at: Mapping[str, torch.Tensor] | None = None
     ) -> list[Weights]:
-        """Multiply the full-batch Hessian with several vectors.
+        r"""Multiply the full-batch Hessian with several vectors.
 
         On gathered weights each process takes a share of the chunks and nothing is sent in between, by double backward
-        with one graph for all vectors. By differences each vector costs two gradients: with h the cube root of the
-        unit roundoff times |theta| / |v|, the error is of the order of its square, relative to the product's size in
-        the mean.
+        with one graph for all vectors. By differences each vector costs two gradients, a step
+        $u^{1/3} \lVert \theta \rVert$ to either side, of the unit roundoff $u$; relative to a product as large as the
+        gradient the error is of the order of $u^{2/3}$.
 
         Args:
             vectors: name -> tensor, shaped like the weights.
