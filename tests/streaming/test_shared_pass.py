@@ -96,8 +96,11 @@ class Told:
 
 def test_each_process_has_groups_of_its_own(recorded: Path) -> None:
     crew = Told(0)
-    found = run_tables([tvgrad.Run.open(recorded)], over=SharedPass(cast("Crew", crew)))
-    alone = run_tables([tvgrad.Run.open(recorded)])
+    totals = dict[str, int]()
+    over = SharedPass(cast("Crew", crew))
+    found = run_tables([tvgrad.Run.open(recorded)], progress=lambda _, total: totals.update(own=total), over=over)
+    alone = run_tables([tvgrad.Run.open(recorded)], progress=lambda _, total: totals.update(whole=total))
+    assert 0 < totals["own"] < totals["whole"], "it reads its own groups alone"
     first, second = crew.shares
     assert first
     assert second

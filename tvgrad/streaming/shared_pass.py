@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from tvgrad.errors import NotFinite, TvgradError
-from tvgrad.files.checksums import checksum_of, recall, settled_state, state_of
+from tvgrad.files.checksums import State, checksum_of, recall, settled_state, state_of
 from tvgrad.files.tensors import TensorFile
 from tvgrad.problem.crew import END, Crew
 from tvgrad.streaming.accumulate import Sums
@@ -24,6 +25,9 @@ from tvgrad.vectors.spread import owners
 
 BLOCKS = "blocks"
 
+Told: TypeAlias = tuple[int, int, int, int]
+"""A file's state without its device."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -32,7 +36,7 @@ class Place:
     Attributes:
         path: absolute.
         under: the folder below which nothing may be a link; None follows links.
-        shards: the files that hold its tensors, where what they hold is compared with checksums; else none.
+        shards: of the files that hold its tensors those whose checksums are wanted, and not known yet.
     """
 
     path: Path
@@ -46,12 +50,10 @@ class Share:
 
     Attributes:
         sums: group -> sums, of its own groups.
-        checksums: file -> its checksum, size, time of its last change and inode.
         failure: why it has done nothing.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
-    checksums: dict[Path, tuple[str, int, int, int]] = field(default_factory=dict)
     failure: TvgradError | None = None
 
 
@@ -88,7 +90,7 @@ class SharedPass:
             return sums_of_groups(plan, workers, progress)
         places = [_place(file) for file in files]
         self._crew.tell((BLOCKS, replace(plan, files=[]), places))
-        recall_checksums(self._crew.gathered(_checksums(places, 0, self._crew.count)))
+        _recall(self._crew.gathered(_checksums(places, 0, self._crew.count)))
         shares = self._crew.gathered(_share(plan, 0, self._crew.count, workers, progress))
         for rank, share in enumerate(shares):
             if isinstance(share.failure, NotFinite) or (share.failure is not None and rank == 0):
@@ -127,7 +129,8 @@ class SharedPass:
 def _place(file: TensorFile) -> Place:
     """Where all processes find a file, whatever folder they are in."""
     under = None if file.under is None else _absolute(file.under)
-    shards = () if file.digests is None else tuple(map(_absolute, file.shards))
+    wanted = () if file.digests is None else file.shards
+    shards = tuple(_absolute(shard) for shard in wanted if settled_state(shard) is None)
     return Place(_absolute(file.path), under, shards)
 
 
@@ -154,7 +157,7 @@ def _share(
     return Share({group: one for group, one in sums.items() if owner[group] == rank})
 
 
-def _checksums(places: list[Place], rank: int, count: int) -> dict[Path, tuple[str, int, int, int]]:
+def _checksums(places: list[Place], rank: int, count: int) -> dict[Path, tuple[str, Told]]:
     """Checksums of one process's files, those that could be read and had not changed just now."""
     under = {path: place.under for place in places for path in place.shards}
     found = {}
@@ -169,24 +172,19 @@ def _checksums(places: list[Place], rank: int, count: int) -> dict[Path, tuple[s
             continue  # whoever reads it says so
         if known is not None:
             state, digest = known
-            found[path] = (digest, *_told(state))
+            found[path] = digest, _told(state)
     return found
 
 
-def recall_checksums(shares: list[dict[Path, tuple[str, int, int, int]]]) -> None:
-    """Take over what other processes found, of files that are here what they are there.
-
-    Args:
-        shares: file -> checksum, inode, time of its content's change and size, of each process.
-    """
+def _recall(shares: list[dict[Path, tuple[str, Told]]]) -> None:
+    """Take over what other processes found, of files that are here what they are there."""
     for share in shares:
-        for path, (digest, *told) in share.items():
+        for path, (digest, told) in share.items():
             state = state_of(path)
-            if state is not None and _told(state) == tuple(told):
+            if state is not None and _told(state) == told:
                 recall({state: digest})
 
 
-def _told(state: tuple[int, int, int, int, int]) -> tuple[int, int, int]:
-    """What a file has in common on several machines: they count devices in ways of their own."""
-    _, inode, content, _, size = state
-    return inode, content, size
+def _told(state: State) -> Told:
+    """What a file has in common on several machines, which count devices in ways of their own."""
+    return state[1:]

@@ -31,7 +31,7 @@ loss_of = nn.CrossEntropyLoss(ignore_index=-100, reduction="sum")
 sampler = DistributedSampler(ids, seed=3)
 saved, begun = folder / "last.pt", 0
 if saved.exists():
-    kept = torch.load(saved)
+    kept = torch.load(saved, weights_only=True)
     model.load_state_dict(kept["model"])
     optimizer.load_state_dict(kept["optimizer"])
     begun = kept["epoch"]
