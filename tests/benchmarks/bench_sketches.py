@@ -20,7 +20,7 @@ WIDTHS = (1 << 16, 1 << 20)
 
 
 def figures(rounds: int, quick: bool = False) -> Iterator[Figure]:
-    """Measure sketches of two widths and two formats.
+    """Measure sketches of two widths and two formats, with those of single tensors and without.
 
     Args:
         rounds: repetitions.
@@ -36,12 +36,14 @@ def figures(rounds: int, quick: bool = False) -> Iterator[Figure]:
         kind = str(dtype).removeprefix("torch.")
         pieces = vector.split(PIECE)
         for width in WIDTHS:
-            seconds = []
-            for _ in range(rounds):
-                start = time.process_time()
-                sketch_of({"x": count}, {"x": pieces}.__getitem__, width)
-                seconds.append((time.process_time() - start) * scale)
-            yield Figure(f"sketch of 100 M {kind} in {width:,} numbers", "seconds of processors", seconds)
+            for split in (False, True):
+                seconds = []
+                for _ in range(rounds):
+                    start = time.process_time()
+                    sketch_of({"x": count}, {"x": pieces}.__getitem__, width, split=split)
+                    seconds.append((time.process_time() - start) * scale)
+                more = ", single tensors too" if split else ""
+                yield Figure(f"sketch of 100 M {kind} in {width:,} numbers{more}", "seconds of processors", seconds)
 
 
 def main() -> None:

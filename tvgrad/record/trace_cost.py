@@ -11,6 +11,7 @@ from tvgrad.cost import Cost, held_bytes
 from tvgrad.files.writing import Places, bytes_on_disk
 from tvgrad.problem.count import WIDEST
 from tvgrad.record.training_loop import Prepared
+from tvgrad.store.gradient_sketches import sketch_bytes
 from tvgrad.store.keep_policy import KEEP_ALL
 from tvgrad.update_rules.rules import Adam, Momentum, Nesterov
 from tvgrad.vectors.parameters import frozen_state
@@ -74,5 +75,8 @@ def _disk(prepared: Prepared, numbers: Sequence[int]) -> int:
         if "epoch-gradients" in options.record and options.keep_gradients.width is None:
             total += (count - started) * bytes_on_disk(wide, stem)
     full, summed = "gradients" in options.record, "epoch-gradients" in options.record
-    sketches = len(numbers) * full + (len(numbers) - 1) * summed
-    return total + sketches * 8 * (options.keep_gradients.width or 0)
+    sizes, width = {name: tensor.numel() for name, tensor in weights.items()}, options.keep_gradients.width
+    if width is not None:
+        total += len(numbers) * full * sketch_bytes(sizes, width, {dtype for _, dtype in places.values()})
+        total += (len(numbers) - 1) * summed * sketch_bytes(sizes, width, {dtype for _, dtype in wide.values()})
+    return total

@@ -240,10 +240,11 @@ TABLES = {
             _RUN,
             Column("other", "the second run of a cosine between two; else empty"),
             _EPOCH,
+            _GROUP,
             Column(
                 "quantity",
-                "the column that is estimated, for the whole model: of norms or directions, of the comparison of tasks "
-                "where there is a second run",
+                "the column that is estimated: of norms or directions, of the comparison of tasks where there is a "
+                "second run",
             ),
             Column("estimate", "of the quantity, from sketches"),
             Column("low", "lower end of the interval, which covers the quantity in at least 95 of 100 cases"),

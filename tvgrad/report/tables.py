@@ -156,7 +156,7 @@ def run_tables(
         "cross_task": _cross_task(found, gram),
     }
     tables = {name: pd.DataFrame(rows, columns=list(COLUMNS[name])) for name, rows in frames.items()}
-    estimates = sketched_rows(runs, names)
+    estimates = sketched_rows(runs, names, gram_groups, kept)
     if any(is_lora(run) for run in runs):
         tables["norms"] = tables["norms"].assign(
             weight_change_norm=weight_change_norms(dict(zip(names, runs, strict=True)), tables["norms"], gram_groups)

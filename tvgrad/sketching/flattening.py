@@ -48,6 +48,36 @@ def signs(number: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     return drawn[:width], drawn[width:]
 
 
+class BlockTurner:
+    """Turns the blocks of one tensor, several at a time; the bits are those of one after the other."""
+
+    def __init__(self, place: int, width: int) -> None:
+        """Begin with the first block.
+
+        Args:
+            place: of the tensor among the names in their order, from 0: each has other signs.
+            width: length of a block, a power of two.
+        """
+        self._bits = np.random.Philox(key=SEED, counter=(place + 1) << 128)
+        self._width = width
+
+    def turned(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply the next blocks by their `D' H D`.
+
+        Args:
+            rows: float64, a block in each row; they are overwritten.
+
+        Returns:
+            The products, a block in each row.
+        """
+        count = len(rows)
+        words = self._bits.random_raw(2 * count * self._width // 64)
+        bits = np.unpackbits(words.astype("<u8").view(np.uint8)).reshape(count, 2, self._width)
+        drawn = torch.from_numpy(bits).to(torch.float64).mul_(-2).add_(1)
+        turned = _columns(rows.mul_(drawn[:, 0]).t().contiguous()).t()
+        return turned.mul_(drawn[:, 1]).mul_(1 / math.sqrt(self._width))
+
+
 def _hadamard(vector: torch.Tensor) -> torch.Tensor:
     """Multiply by the Hadamard matrix of plus and minus ones, without its factor: the same bits on every machine."""
     # Sums and differences of two numbers, level by level; as a matrix, so that the inner loops of both halves are long.

@@ -8,56 +8,22 @@ page `docs/concepts/sketches.md` derives it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import gamma
-from tvgrad.results import Result, Shown
+from tvgrad.results import Shown
+from tvgrad.sketching.estimate import UNKNOWN, Estimate, cosine_within, length_within, norm_of_squares
 from tvgrad.sketching.flattening import flattened
 from tvgrad.sketching.sketch_width import WIDTH, width_of
+from tvgrad.sketching.split_sketch import SplitSketch, TensorSketcher, split_width
 from tvgrad.vectors.parameters import cosine_from, dense
-
-QUANTILE = 1.08 * 1.96
-"""Standard deviations to either side: those of 95 % of a normal law, and a twelfth more.
-
-That is 96.6 % in the limit, so that a thousand cases, of which as many as chance wills miss, hardly fall below 95 %.
-"""
 
 PIECE = 1 << 20
 """Entries that are converted at a time."""
-
-
-def norm_of_squares(squares: Iterable[float]) -> float:
-    """Take the root of a sum of squares.
-
-    Args:
-        squares: none negative.
-
-    Returns:
-        The root; an infinity where the sum of finite squares is beyond float64.
-    """
-    try:
-        return math.sqrt(math.fsum(squares))
-    except OverflowError:
-        return math.inf
-
-
-@dataclass(frozen=True)
-class Estimate(Result):
-    """A number estimated from sketches.
-
-    Attributes:
-        value: the estimate.
-        low: lower end of the interval, which covers the number in at least 95 of 100 cases.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,11 +34,13 @@ class Sketch(Shown):
         values: float64, as many as the sketch is wide.
         entries: how many numbers the vector has.
         squares: name -> sum of the squares of that tensor, exact but for the rounding of float64.
+        split: sketches of the single tensors, which tell of groups of them; None where they were not made.
     """
 
     values: torch.Tensor
     entries: int
     squares: Mapping[str, float]
+    split: SplitSketch | None = None
 
     @property
     def width(self) -> int:
@@ -100,9 +68,7 @@ class Sketch(Shown):
         """
         length = float(torch.linalg.vector_norm(self.values))
         blocks = -(-self.entries // self.width)
-        spread = QUANTILE * math.sqrt(2 / self.width * (1 - 1 / blocks)) if blocks > 1 else 0.0
-        slack = length * self.rounding
-        return Estimate(length, length / math.sqrt(1 + spread) - slack, length / math.sqrt(1 - spread) + slack)
+        return length_within(length, 2 / self.width * (1 - 1 / blocks) if blocks > 1 else 0.0, self.rounding)
 
     def cosine(self, other: Sketch) -> Estimate:
         """Estimate the cosine between the vectors of two sketches.
@@ -124,14 +90,8 @@ class Sketch(Shown):
         lengths = [float(torch.linalg.vector_norm(one.values)) for one in (self, other)]
         cosine = cosine_from(float(torch.dot(self.values, other.values)), lengths[0] * lengths[1])
         if math.isnan(cosine):
-            return Estimate(math.nan, math.nan, math.nan)
-        spread = QUANTILE / math.sqrt(self.width) if self.entries > self.width else 0.0
-        slack = 2 * self.rounding
-        low, high = (
-            cosine if spread == 0 or abs(cosine) == 1 else math.tanh(math.atanh(cosine) + side)
-            for side in (-spread, spread)
-        )
-        return Estimate(cosine, max(-1.0, low - slack), min(1.0, high + slack))
+            return UNKNOWN
+        return cosine_within(cosine, 1 / self.width if self.entries > self.width else 0.0, 2 * self.rounding)
 
     def _facts(self) -> dict[str, str]:
         return {"width": f"{self.width}", "entries": f"{self.entries}", "norm": f"{self.norm:.4g}"}
@@ -163,7 +123,14 @@ def sketch(vector: Mapping[str, torch.Tensor], width: int = WIDTH) -> Sketch:
     return sketch_of({name: len(tensor) for name, tensor in flat.items()}, lambda name: flat[name].split(PIECE), width)
 
 
-def sketch_of(sizes: Mapping[str, int], blocks: Callable[[str], Iterable[torch.Tensor]], width: int = WIDTH) -> Sketch:
+def sketch_of(
+    sizes: Mapping[str, int],
+    blocks: Callable[[str], Iterable[torch.Tensor]],
+    width: int = WIDTH,
+    *,
+    split: bool = False,
+    own: Collection[str] | None = None,
+) -> Sketch:
     """Sketch a vector block by block, in memory of a few blocks.
 
     Args:
@@ -171,6 +138,9 @@ def sketch_of(sizes: Mapping[str, int], blocks: Callable[[str], Iterable[torch.T
         blocks: gives consecutive flat blocks of a tensor, of any length, dtype and device; asked once for each name,
             in the order of the names.
         width: numbers in the sketch, a power of two from 256 on.
+        split: whether single tensors are sketched, too.
+        own: names of the tensors that are there, where others are elsewhere: the others count as zeros, and have no
+            squares. `sum_of_sketches` puts the parts together.
 
     Returns:
         The sketch. It is the same, to the last bit, however the tensors are cut into blocks.
@@ -178,15 +148,42 @@ def sketch_of(sizes: Mapping[str, int], blocks: Callable[[str], Iterable[torch.T
     Raises:
         TvgradError: the width is not such a number.
     """  # noqa: DOC502 - raised by width_of
-    sum_of_blocks = _SumOfBlocks(width_of(width))
-    squares = {}
-    for name in sorted(sizes):
-        sum_of_blocks.begin()
-        for block in blocks(name):
-            for piece in block.reshape(-1).split(PIECE):
-                sum_of_blocks.add(piece.to("cpu").to(torch.float64))
-        squares[name] = sum_of_blocks.squares()
-    return Sketch(sum_of_blocks.total(), sum(sizes.values()), squares)
+    sum_of_blocks, narrow, start = _SumOfBlocks(width_of(width)), split_width(width), 0
+    squares, values = {}, {}
+    for place, name in enumerate(sorted(sizes)):
+        if own is None or name in own:
+            sum_of_blocks.begin(start)
+            tensor = TensorSketcher(place, sizes[name], narrow) if split else None
+            for block in blocks(name):
+                for piece in block.reshape(-1).split(PIECE):
+                    wide = piece.to("cpu").to(torch.float64)
+                    sum_of_blocks.add(wide)
+                    if tensor is not None:
+                        tensor.add(wide)
+            squares[name] = sum_of_blocks.squares()
+            if tensor is not None:
+                values[name] = tensor.total()
+        start += sizes[name]
+    return Sketch(sum_of_blocks.total(), start, squares, SplitSketch(narrow, dict(sizes), values) if split else None)
+
+
+def sum_of_sketches(parts: Sequence[Sketch]) -> Sketch:
+    """Add up sketches of one vector, each of which has some of its tensors.
+
+    Args:
+        parts: from `sketch_of`, which together have every tensor once.
+
+    Returns:
+        The sketch of all: squares and single tensors have the bits that one pass gives them, and the sum of the blocks
+        has them to the rounding of float64.
+    """
+    first = parts[0]
+    values = torch.stack([part.values for part in parts]).sum(0)
+    squares = {name: square for part in parts for name, square in part.squares.items()}
+    splits = [part.split for part in parts if part.split is not None]
+    held = {name: value for split in splits for name, value in split.values.items()}
+    split = SplitSketch(splits[0].width, splits[0].entries, held) if splits else None
+    return Sketch(values, first.entries, squares, split)
 
 
 class _SumOfBlocks:
@@ -198,9 +195,15 @@ class _SumOfBlocks:
         self._filled = self._number = self._began = 0
         self._squares: list[float] = []
 
-    def begin(self) -> None:
-        """Another tensor begins."""
-        self._began, self._squares = self._filled, []
+    def begin(self, start: int) -> None:
+        """Another tensor begins, so many entries after the start of the vector; what was left out is zero."""
+        number, filled = divmod(start, len(self._block))
+        if number != self._number:
+            self.total()
+            self._number = number
+        self._block[self._filled : filled] = 0
+        self._filled = self._began = filled
+        self._squares = []
 
     def add(self, piece: torch.Tensor) -> None:
         """Go on with the tensor."""

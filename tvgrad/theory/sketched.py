@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
-
 from tvgrad.results import Result
-from tvgrad.sketching.sketches import Estimate, Sketch, norm_of_squares, sketch_of
+from tvgrad.sketching.estimate import Estimate, norm_of_squares
+from tvgrad.sketching.sketches import Sketch
 from tvgrad.store.kept_gradients import ALL_GRADIENTS, SKETCHED, KeptGradients
 from tvgrad.store.run import Run
-from tvgrad.streaming.blocks import tensor_blocks
-from tvgrad.theory.equivalence import first_rates
+from tvgrad.streaming.kept_products import KeptProducts
+from tvgrad.theory.sketched_step import turned
+from tvgrad.theory.sketches_of_runs import (
+    Groups,
+    cosines,
+    kept_estimates,
+    norms,
+    sketch_at,
+    task_vector_sketch,
+)
 from tvgrad.vectors.parameters import ALL
-from tvgrad.wording import percent
+
+GRADIENT, SUM = SKETCHED["gradient"], SKETCHED["epoch_gradient"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class SketchedEstimate(Result):
         run: the run's name.
         other: the second run, of a cosine between two; else empty.
         epoch: the point.
+        group: a group of parameters, or all.
         quantity: what is estimated.
         estimate: the number.
         low: lower end of its interval, which covers the truth in at least 95 of 100 cases.
@@ -37,109 +44,43 @@ class SketchedEstimate(Result):
     run: str
     other: str
     epoch: int
+    group: str
     quantity: str
     estimate: float
     low: float
     high: float
 
 
-def sketched_rows(runs: Sequence[Run], names: Sequence[str]) -> list[SketchedEstimate]:
+def sketched_rows(
+    runs: Sequence[Run], names: Sequence[str], groups: Mapping[str, str], kept: KeptProducts | None = None
+) -> list[SketchedEstimate]:
     """Estimate what exact tables say of gradients that are kept whole.
 
     Args:
         runs: recorded runs of one model.
         names: of the runs.
+        groups: parameter -> group.
+        kept: numbers of earlier reports; by default all is read.
 
     Returns:
         Norms, cosines to the first gradient and of task vectors to minus the first gradient, and cosines between
-        gradients of two runs, of the whole model; nothing of runs that keep whole gradients.
+        gradients of two runs, of the whole model and of each group; nothing of runs that keep whole gradients.
     """
+    members: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        members.setdefault(group, []).append(name)
     width = {name: KeptGradients(run.info.get("keep_gradients", ALL_GRADIENTS)).width for run, name in _of(runs, names)}
-    rows = [row for run, name in _of(runs, names) if width[name] for row in _of_one(run, name)]
+    rows = [row for run, name in _of(runs, names) if width[name] for row in _of_one(run, name, members, kept)]
     for (one, left), (two, right) in combinations(_of(runs, names), 2):
         wide = width[left] or width[right]
         if wide is None or {width[left], width[right]} - {None, wide}:  # whole gradients, or two projections
             continue
         for epoch in sorted(_full(one) & _full(two)):
-            made = sketch_at(one, "gradient", epoch, wide).cosine(sketch_at(two, "gradient", epoch, wide))
-            rows.append(SketchedEstimate(left, right, epoch, "cos_gradients", *_values(made)))
-    return rows
-
-
-def sketch_at(run: Run, kind: str, number: int, width: int) -> Sketch:
-    """Read the sketch of a gradient, or make one of a gradient that was kept whole.
-
-    Args:
-        run: the run.
-        kind: gradient or epoch_gradient.
-        number: the point.
-        width: numbers in a sketch that is made.
-
-    Returns:
-        The sketch.
-    """
-    if SKETCHED[kind] in run.point(number).files:
-        return run.gradient_sketch(number, kind)
-    return _sketch_of_files(run, [(kind, number)], width)
-
-
-def task_vector_sketch(run: Run, number: int, width: int) -> Sketch:
-    """Sketch a task vector, whose differences are formed in float64.
-
-    Args:
-        run: the run.
-        number: epochs (or steps) done.
-        width: numbers in the sketch.
-
-    Returns:
-        The sketch.
-    """
-    return _sketch_of_files(run, [("weights", number), ("weights", 0)], width)
-
-
-def sketched_deviation(run: Run, rate: float) -> tuple[Estimate, Estimate] | None:
-    """Estimate how far the first task vector is from minus the rate times the full-batch gradient.
-
-    Args:
-        run: the run.
-        rate: the learning rate.
-
-    Returns:
-        The norm of `tau_1 + rate g_0` over that of `rate g_0`, and the cosine of `tau_1` to `-g_0`; None where no
-        sketch was kept or the gradient is zero.
-    """
-    if SKETCHED["gradient"] not in run.point(0).files or not {0, 1} <= set(run.epochs):
-        return None
-    gradient = run.gradient_sketch(0)
-    moved, length = task_vector_sketch(run, 1, gradient.width), abs(rate) * gradient.norm
-    if not length:
-        return None
-    apart = Sketch(moved.values + rate * gradient.values, gradient.entries, {}).estimated_norm()
-    deviation = Estimate(apart.value / length, apart.low / length, apart.high / length)
-    return deviation, _turned(moved.cosine(gradient))
-
-
-def sketched_cause(run: Run) -> str | None:
-    """Say what a sketch tells of the first epoch, where no full-batch gradient can be compared exactly.
-
-    Args:
-        run: the run.
-
-    Returns:
-        A clause with the estimates; None where no sketch of the first full-batch gradient was kept.
-    """
-    if SKETCHED["gradient"] not in run.point(0).files:
-        return None
-    kept = "of the full-batch gradient at the pretrained weights a sketch was kept"
-    rates = {rate for rate in ({} if run.rule is None else first_rates(run, run.rule)).values() if rate}
-    found = sketched_deviation(run, rates.pop()) if len(rates) == 1 else None
-    if found is None:
-        return kept
-    away, cosine = found
-    return (
-        f"{kept}: by estimate {percent(away.value)} away ({percent(away.low)} to {percent(away.high)}), "
-        f"cosine {cosine.value:.3f} ({cosine.low:.3f} to {cosine.high:.3f})"
-    )
+            found = _between(one, two, epoch, wide, members, kept)
+            rows += [_row(left, right, epoch, group, "cos_gradients", made) for group, made in found.items()]
+    # The whole model first, then from input to output, as the other tables have it.
+    place = {group: number for number, group in enumerate([ALL, *members])}
+    return sorted(rows, key=lambda row: place[row.group])
 
 
 def sketched_norms(run: Run, groups: Mapping[str, str]) -> dict[tuple[str, int], dict[str, float]]:
@@ -172,55 +113,69 @@ def _of(runs: Sequence[Run], names: Sequence[str]) -> Iterator[tuple[Run, str]]:
 
 def _full(run: Run) -> set[int]:
     """Points with a full-batch gradient, whole or sketched."""
-    return {*run.having("gradient"), *run.having(SKETCHED["gradient"])}
+    return {*run.having("gradient"), *run.having(GRADIENT)}
 
 
-def _of_one(run: Run, name: str) -> Iterator[SketchedEstimate]:
-    full, summed = run.having(SKETCHED["gradient"]), run.having(SKETCHED["epoch_gradient"])
+def _of_one(run: Run, name: str, groups: Groups, kept: KeptProducts | None) -> Iterator[SketchedEstimate]:
+    full, summed = run.having(GRADIENT), run.having(SUM)
     first = run.gradient_sketch(0) if 0 in full else None
     # The sum over an epoch belongs to the epoch that begins before it; by step there are no epochs.
     summed = [epoch for epoch in summed if run.unit == "epoch"]
     first_sum = run.gradient_sketch(1, "epoch_gradient") if 1 in summed else None
     for epoch in sorted({*full, *(one - 1 for one in summed), *run.epochs}):
-        made: dict[str, Estimate] = {}
+        made: dict[str, dict[str, Estimate]] = {}
         if epoch in full:
             here = run.gradient_sketch(epoch)
-            made["gradient_norm"] = here.estimated_norm()
+            made["gradient_norm"] = norms(here, groups)
             if first is not None:
-                made["cos_gradient_first"] = here.cosine(first)
+                made["cos_gradient_first"] = cosines(here, first, groups)
         if epoch + 1 in summed:
             total = run.gradient_sketch(epoch + 1, "epoch_gradient")
-            made["epoch_gradient_norm"] = total.estimated_norm()
+            made["epoch_gradient_norm"] = norms(total, groups)
             if first_sum is not None:
-                made["cos_epoch_gradient_first"] = total.cosine(first_sum)
-        known = first or first_sum
-        if epoch and epoch in run.epochs and 0 in run.epochs and known is not None:
-            moved = task_vector_sketch(run, epoch, known.width)
-            if first is not None:
-                made["cos_task_vector_descent"] = _turned(moved.cosine(first))
-            if first_sum is not None:
-                made["cos_task_vector_epoch_descent"] = _turned(moved.cosine(first_sum))
-        for quantity, one in made.items():
-            yield SketchedEstimate(name, "", epoch, quantity, *_values(one))
+                made["cos_epoch_gradient_first"] = cosines(total, first_sum, groups)
+        if epoch and epoch in run.epochs and 0 in run.epochs:
+            known = {} if first is None else {"cos_task_vector_descent": (first, GRADIENT, 0)}
+            known |= {} if first_sum is None else {"cos_task_vector_epoch_descent": (first_sum, SUM, 1)}
+            made |= _of_task_vector(run, epoch, known, groups, kept)
+        for quantity, found in made.items():
+            for group, one in found.items():
+                yield _row(name, "", epoch, group, quantity, one)
 
 
-def _values(one: Estimate) -> tuple[float, float, float]:
-    return one.value, one.low, one.high
+def _of_task_vector(
+    run: Run, epoch: int, known: Mapping[str, tuple[Sketch, str, int]], groups: Groups, kept: KeptProducts | None
+) -> dict[str, dict[str, Estimate]]:
+    """Quantity -> group -> cosine of a task vector to what was sketched in the run, turned around."""
+    made: dict[str, dict[str, Estimate]] = {}
+    moved: list[Sketch] = []  # made once, where it is not told from an earlier report
+
+    for quantity, (gradient, kind, number) in known.items():
+
+        def compute(gradient: Sketch = gradient) -> list[Estimate]:
+            if not moved:
+                moved.append(task_vector_sketch(run, epoch, gradient.width))
+            return list(map(turned, cosines(moved[0], gradient, groups).values()))
+
+        places = [(run, "weights", epoch), (run, "weights", 0), (run, kind, number)]
+        found = kept_estimates(kept, places, ["task vector"], groups, compute)
+        made[quantity] = dict(zip([ALL, *groups], found, strict=False))
+    return made
 
 
-def _turned(cosine: Estimate) -> Estimate:
-    """The cosine to the opposite vector."""
-    return Estimate(-cosine.value, -cosine.high, -cosine.low)
+def _between(
+    one: Run, two: Run, epoch: int, width: int, groups: Groups, kept: KeptProducts | None
+) -> dict[str, Estimate]:
+    """Group -> cosine between the gradients of two runs."""
+
+    def compute() -> list[Estimate]:
+        left, right = (sketch_at(run, "gradient", epoch, width) for run in (one, two))
+        return list(cosines(left, right, groups).values())
+
+    places = [(run, GRADIENT if GRADIENT in run.point(epoch).files else "gradient", epoch) for run in (one, two)]
+    found = kept_estimates(kept, places, ["gradients", repr(width)], groups, compute)
+    return dict(zip([ALL, *groups], found, strict=False))
 
 
-def _sketch_of_files(run: Run, places: Sequence[tuple[str, int]], width: int) -> Sketch:
-    """Sketch the tensors of a file, minus those of a second where there is one."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(run.file(*place)) for place in places]
-
-        def blocks(name: str) -> Iterator[torch.Tensor]:
-            for block, *minus in tensor_blocks(files, name):
-                yield block.double() - minus[0].double() if minus else block
-
-        sizes = {name: math.prod(one.shape) for name, one in run.parameters.items()}
-        return sketch_of(sizes, blocks, width)
+def _row(run: str, other: str, epoch: int, group: str, quantity: str, made: Estimate) -> SketchedEstimate:
+    return SketchedEstimate(run, other, epoch, group, quantity, made.value, made.low, made.high)

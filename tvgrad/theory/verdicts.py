@@ -30,7 +30,7 @@ from tvgrad.theory.equivalence import (
 )
 from tvgrad.theory.explain import read_results
 from tvgrad.theory.first_step import descent_sums, first_step_files, first_step_tensors
-from tvgrad.theory.sketched import sketched_cause
+from tvgrad.theory.sketched_step import sketched_cause
 from tvgrad.theory.troubles import DIVERGED, KINDS, MOVED, kind_of, troubles_of
 from tvgrad.update_rules.grouped import parts_of
 from tvgrad.update_rules.linear import LinearRule
@@ -165,7 +165,7 @@ def gradient_verdict(run: Run, step: OneEpochCheck, kept: KeptProducts | None = 
         The verdict, the deviation measured in float64 and never from inner products of the long vectors.
     """
     nothing = math.nan
-    lacks, rule = _lacks(run), run.rule
+    lacks, rule = _lacks(run, kept), run.rule
     if lacks is not None or rule is None:
         return GradientVerdict(UNKNOWN, nothing, nothing, nothing, lacks or "")
     rates = sorted({rate for rate in first_rates(run, rule).values() if rate})
@@ -219,12 +219,12 @@ def _as_estimate(bar: float) -> str:
     return "" if math.isnan(bar) else f", g_0 being {as_estimate(bar)}"
 
 
-def _lacks(run: Run) -> str | None:
+def _lacks(run: Run, kept: KeptProducts | None) -> str | None:
     """What is missing for a comparison with the full-batch gradient, or None; first what no gradient would help."""
     if 0 not in run.epochs or 1 not in run.epochs:
         return f"the weights after {run.unit} 1 were not recorded or not kept"
     if 0 not in run.having("gradient"):
-        if (sketched := sketched_cause(run)) is not None:
+        if (sketched := sketched_cause(run, kept)) is not None:
             return sketched
         return f"no full-batch gradient at the pretrained weights was recorded ({how_to_get(run)})"
     if run.rule is None:
