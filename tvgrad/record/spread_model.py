@@ -29,6 +29,7 @@ class SpreadModel:
     Attributes:
         rank: of this process.
         count: of processes.
+        sizes: name -> how many numbers the whole parameter has.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -43,6 +44,7 @@ class SpreadModel:
         require_one_mesh(parameters)
         self._parameters = parameters
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        self.sizes = {name: tensor.numel() for name, tensor in parameters.items()}
         self._owner = owners({name: int(tensor.nbytes) for name, tensor in parameters.items()}, self.count)
 
     def agree(self, what: str, failure: str | None = None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,23 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.atomic import write_text_atomically
-from tvgrad.files.writing import Stream, write_checked_tensors
+from tvgrad.files.writing import MAX_SHARD_BYTES, Stream, write_checked_tensors
 from tvgrad.record.spread_model import SpreadModel
+from tvgrad.sketching.sketches import sketch_of, sum_of_sketches
+from tvgrad.store.gradient_sketches import sketch_tensors
+from tvgrad.store.kept_gradients import SKETCHED, KeptGradients
 from tvgrad.store.layout import CONTENTS
 from tvgrad.store.manifest import FileEntry
+from tvgrad.store.refusals import in_words
 from tvgrad.store.writer import Content, RunWriter
 from tvgrad.vectors.parameters import Weights
 from tvgrad.vectors.spread import own_part
 
 SPREAD = ("weights", "epoch_gradient")
 """Kinds of tensors that each process has a part of."""
+
+NORM = "gradient_norm"
+"""What a step's row has of each process's part of its gradient."""
 
 
 class SpreadWriter:
@@ -29,18 +37,21 @@ class SpreadWriter:
     Processes meet where a point is collected, and nowhere else: what follows is the first one's.
     """
 
-    def __init__(self, opened: Callable[[], RunWriter], root: Path, model: SpreadModel) -> None:
+    def __init__(
+        self, opened: Callable[[], RunWriter], root: Path, model: SpreadModel, keep_gradients: KeptGradients
+    ) -> None:
         """Open the run in the first process.
 
         Args:
             opened: makes the writer.
             root: the run directory, which all processes see.
             model: the parameters.
+            keep_gradients: whether sums of gradients are kept whole, or sketches of them.
 
         Raises:
             TvgradError: it cannot be made.
         """
-        self._root, self._model = root, model
+        self._root, self._model, self._width = root, model, keep_gradients.width
         self._inner: RunWriter | None = None
         failure: Exception | None = None
         if model.rank == 0:
@@ -83,15 +94,60 @@ class SpreadWriter:
         self._model.agree(f"{stem} ({', '.join(kinds)})")
         found = {kind: content for kind, content in tensors.items() if kind not in SPREAD}
         for kind in kinds:
-            entry = self._place(kind, stem, tensors[kind])
+            content = tensors[kind]
+            assert not isinstance(content, FileEntry)
+            kept = self._model.whole(_part_of(content) if isinstance(content, Stream) else content)
+            if kind in SKETCHED and self._width is not None:
+                kind, entry = SKETCHED[kind], self._place_sketch(SKETCHED[kind], stem, kept, self._width)
+            else:
+                entry = self._place(kind, stem, kept)
             if entry is not None:
                 found[kind] = entry
         return found
 
-    def _place(self, kind: str, stem: str, content: Content) -> FileEntry | None:
+    def whole_norms(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Put together the norms of gradients of which each process has that of its part; of every process.
+
+        Args:
+            rows: of the steps since the last point.
+
+        Returns:
+            The rows, with the norms of whole gradients.
+
+        Raises:
+            TvgradError: a process took other steps.
+        """
+        parts = self._model.gathered([row.get(NORM) for row in rows])
+        if any(len(part) != len(rows) for part in parts):
+            raise TvgradError(f"processes took {' and '.join(map(str, sorted({*map(len, parts)})))} steps in one epoch")
+        return [
+            {**row, NORM: math.hypot(*norms)} if row.get(NORM) is not None else dict(row)
+            for row, *norms in zip(rows, *parts, strict=True)
+        ]
+
+    def _place_sketch(self, kind: str, stem: str, kept: Weights, width: int) -> FileEntry | None:
+        """Sketch the tensors that this process keeps; in the first one, write the sum, which is the sketch of all."""
+        sizes = self._model.sizes
+        own = self._model.tried(
+            lambda: sketch_of(sizes, lambda name: [kept[name].reshape(-1)], width, split=True, own=kept.keys())
+        )
+        parts = self._model.gathered((own, {tensor.dtype for tensor in kept.values()}))
+
+        def write() -> FileEntry | None:
+            if self._model.rank:
+                return None
+            dtypes = {dtype for _, found in parts for dtype in found}
+            made = sketch_tensors(sum_of_sketches([part for part, _ in parts]), dtypes)
+            folder = self._root / CONTENTS[kind]
+            with in_words(self._root):
+                folder.mkdir(exist_ok=True)
+                written = write_checked_tensors(made, folder / f"{stem}.safetensors", MAX_SHARD_BYTES)
+                return FileEntry.of(self._root, *written)
+
+        return self._model.tried(write)
+
+    def _place(self, kind: str, stem: str, kept: Weights) -> FileEntry | None:
         """Write the tensors that this process keeps; in the first one, list the parts of all."""
-        assert not isinstance(content, FileEntry)
-        kept = self._model.whole(_part_of(content) if isinstance(content, Stream) else content)
         folder = self._root / CONTENTS[kind]
         sizes = {name: int(tensor.nbytes) for name, tensor in kept.items()}
         with_parts = [rank for rank, names in enumerate(self._model.gathered(sizes)) if names]

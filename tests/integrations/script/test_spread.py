@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -23,11 +24,12 @@ from tests.integrations.script.script_runs import ONE_THREAD, SCRIPTS, TRACE, ru
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.continuation import Continuation
-from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.integrations.script.spread_recording import spread_model
 from tvgrad.record import spread_model as spread
+from tvgrad.record.spread_writer import SpreadWriter
 from tvgrad.report.tables import run_tables
-from tvgrad.store.kept_gradients import ALL_GRADIENTS, KeptGradients
+from tvgrad.sketching.sketches import sketch
+from tvgrad.store.kept_gradients import ALL_GRADIENTS
 
 pytestmark = [
     pytest.mark.distributed,
@@ -118,6 +120,37 @@ def test_every_process_writes_its_part_of_one_run(
     missing = next(path for path, _, _ in record.point(1).files["weights"].parts if "-00002-of-" in path)
     (out / missing).unlink()
     assert Run.open(out).problems() == [f"{missing} is missing"]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_sketches_and_norms_are_those_of_whole_gradients(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "plain").mkdir()
+    kept = ["--keep-gradients", "sketch:256", "--record", "epoch-gradients,gradient-norms"]
+    watched = run([*TRACE, "--out", str(out), *kept, "--", *command(count, tmp_path / "plain")])
+    assert watched.returncode == 0, watched.stderr
+    assert "3 points, the last at epoch 2" in watched.stderr
+    record = Run.open(out)
+    assert not record.problems()
+    for sums, epoch in zip(trained_by_one(count, record.complete(0), 2), (1, 2), strict=True):
+        assert "epoch_gradient" not in record.point(epoch).files
+        found, truth = record.gradient_sketch(epoch, "epoch_gradient"), sketch(sums, 256)
+        assert found.entries == truth.entries > 256
+        assert float((found.values - truth.values).norm()) <= 1e-10 * float(truth.values.norm())
+        assert found.squares == pytest.approx(truth.squares, rel=1e-10)
+        assert found.split is not None  # of parameters of few entries, which are kept as they are
+        for name, tensor in sums.items():
+            assert torch.allclose(found.split.values[name], tensor.reshape(-1), rtol=1e-10, atol=1e-13)
+    steps = record.steps()
+    clipped = steps["gradient_norm_before_clipping"] * steps["clip_factor"].fillna(1.0)
+    assert steps["gradient_norm"].to_numpy() == pytest.approx(clipped.to_numpy(), rel=1e-5)  # torch adds 1e-6
+    main(["verify", str(out)])
+    main(["report", str(out), "--format", "csv", "--out", str(tmp_path / "tables")])
+    capsys.readouterr()
+    rows = pd.read_csv(tmp_path / "tables" / "sketches.csv")
+    assert {"all", "0", "1"} <= set(rows["group"]), rows
 
 
 WHOLE = """
@@ -268,6 +301,13 @@ def test_processes_that_are_not_at_one_point_stop(monkeypatch: pytest.MonkeyPatc
     others: list[tuple[str, str | None]] = [("epoch-0001", None), ("epoch-0001", None)]
     monkeypatch.setattr(found, "gathered", lambda _: others)
     found.agree("epoch-0001")
+    writer = SpreadWriter.__new__(SpreadWriter)
+    writer._model = found
+    monkeypatch.setattr(found, "gathered", lambda own: [own, [4.0]])
+    assert writer.whole_norms([{"gradient_norm": 3.0, "lr": 1.0}]) == [{"gradient_norm": 5.0, "lr": 1.0}]
+    with pytest.raises(TvgradError, match="processes took 1 and 2 steps in one epoch"):
+        writer.whole_norms([{"gradient_norm": 3.0}, {"gradient_norm": 1.0}])
+    monkeypatch.setattr(found, "gathered", lambda _: others)
     with pytest.raises(TvgradError, match="process 0 is at epoch-0001 where process 0 is at epoch-0002"):
         found.agree("epoch-0002")
     others[1] = ("epoch-0001", "no room")
@@ -297,9 +337,8 @@ class DTensor:
             size *= one
         self.device_mesh = SimpleNamespace(ndim=len(shape), shape=shape, size=lambda: size)
 
-
-def options(**more: object) -> ScriptOptions:
-    return ScriptOptions(out="run", notes="", command=("python", "train.py"), **more)  # type: ignore[arg-type]
+    def numel(self) -> int:
+        return 1
 
 
 class Share:
@@ -341,8 +380,8 @@ def test_what_is_not_recorded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     whole, spread_out = torch.zeros(2), DTensor((4,))
-    assert spread_model({"a": whole}, options()) is None
-    found = spread_model({"a": spread_out}, options())  # type: ignore[dict-item]
+    assert spread_model({"a": whole}) is None
+    found = spread_model({"a": spread_out})  # type: ignore[dict-item]
     assert found is not None
     assert found.count == 4
     for parameters, said in (
@@ -351,10 +390,4 @@ def test_what_is_not_recorded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
         ({"a": DTensor((2,))}, r"a is spread over a mesh of shape \(2,\) of 4 processes"),
     ):
         with pytest.raises(TvgradError, match=said):
-            spread_model(parameters, options())  # type: ignore[arg-type]
-    for given, said in (
-        ({"keep_gradients": KeptGradients("sketch:256")}, "--keep-gradients sketch:256 does not go with"),
-        ({"record": ("gradient-norms",)}, "--record gradient-norms does not go with"),
-    ):
-        with pytest.raises(TvgradError, match=said):
-            spread_model({"a": spread_out}, options(**given))  # type: ignore[dict-item]
+            spread_model(parameters)  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ class ScriptRecorder:
             TvgradError: the run cannot be made.
         """  # noqa: DOC502 - raised by the writer
         self._model, self._parameters = trained.root, trained.parameters
-        self._spread = spread_model(trained.parameters, options)
+        self._spread = spread_model(trained.parameters)
         self._out = Path(options.out)
         self._clock = Clock(options.record_at)
         self._keep, self._losses = options.keep, losses
@@ -294,7 +294,8 @@ class ScriptRecorder:
             return moment
         number = self._clock.number if number is None else number
         stem = f"epoch-{number:04d}" if self._clock.by_epoch else f"step-{number:06d}"
-        return replace(moment, tensors=self._writer.placed(stem, moment.tensors))
+        tensors = self._writer.placed(stem, moment.tensors)
+        return replace(moment, tensors=tensors, rows=self._writer.whole_norms(moment.rows))
 
     def _write(self, moment: Moment) -> None:
         moment = replace(moment, metrics={**moment.metrics, **self._logged})

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.continuation import Continuation
 from tvgrad.integrations.script.find_trained_module import held_by
 from tvgrad.integrations.script.notes import help_silently
@@ -35,30 +34,19 @@ def helps(optimizer: torch.optim.Optimizer) -> bool:
     return spread
 
 
-def spread_model(parameters: Mapping[str, torch.Tensor], options: ScriptOptions) -> SpreadModel | None:
+def spread_model(parameters: Mapping[str, torch.Tensor]) -> SpreadModel | None:
     """Find out whether parameters are spread over processes.
 
     Args:
         parameters: name -> parameter, those that are recorded.
-        options: how to record.
 
     Returns:
         Them, to be gathered; None where every process has all of them.
 
     Raises:
-        TvgradError: an option does not go with that.
-    """
-    if not any(map(is_spread, parameters.values())):
-        return None
-    for given, option in (
-        (options.keep_gradients.width is not None, f"--keep-gradients {options.keep_gradients}"),
-        ("gradient-norms" in options.record, "--record gradient-norms"),
-    ):
-        if given:
-            raise TvgradError(
-                f"{option} does not go with parameters that are spread over several processes (FSDP): leave it out"
-            )
-    return SpreadModel(parameters)
+        TvgradError: they are spread in a way that is not recorded.
+    """  # noqa: DOC502 - raised by SpreadModel
+    return SpreadModel(parameters) if any(map(is_spread, parameters.values())) else None
 
 
 def continuation_of(
@@ -100,4 +88,6 @@ def writer_of(
     Returns:
         A writer in a thread; of several processes one that writes before training goes on.
     """
-    return BackgroundWriter(opened) if spread is None else SpreadWriter(opened, Path(options.out), spread)
+    if spread is None:
+        return BackgroundWriter(opened)
+    return SpreadWriter(opened, Path(options.out), spread, options.keep_gradients)
