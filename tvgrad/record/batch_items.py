@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +25,6 @@ COUNTERS = (
 )
 """The ways in which a batch is counted. Language models that shift their targets leave out the first of each row; class
 weights are known where the loss was watched."""
-
-TOKENS = (1, 2)
-"""Places of the tokens that torch's losses leave out by default."""
-
-CLASS_WEIGHTS = 4
 
 SAMPLED = 64
 """About so many elements of each row of a tensor enter the fingerprint: a training waits for it."""
@@ -112,16 +106,27 @@ def facts_of(items: Sequence[BatchItems]) -> dict[str, Any]:
         items: of each.
 
     Returns:
-        samples; batches; content, the fingerprint of all samples; tokens_a_sample, the mean over a batch in the batch
-        that has fewest and in the one that has most (an infinity and minus one where there is no batch).
+        samples; batches; content, the fingerprint of all samples.
     """
-    means = [one.counts[TOKENS[0]] / one.counts[0] for one in items if one.counts[0]]
     return {
         "samples": sum(one.samples for one in items),
         "batches": len(items),
-        "tokens_a_sample": (min(means, default=math.inf), max(means, default=-math.inf)),
         "content": sum_of_fingerprints([one.fingerprint for one in items]),
     }
+
+
+def targets_of(batch: Any) -> torch.Tensor | None:
+    """Find the whole numbers that are most likely the targets of a batch, of samples or of tokens.
+
+    Args:
+        batch: what a loader returned.
+
+    Returns:
+        `labels` of a mapping, or the last tensor of whole numbers; None where there is none.
+    """
+    named = batch.get("labels") if isinstance(batch, Mapping) else None
+    candidates = [named] if isinstance(named, torch.Tensor) else list(reversed(tensors_of(batch)))
+    return next((one for one in candidates if one.ndim and not one.is_floating_point() and not one.is_complex()), None)
 
 
 def sum_of_fingerprints(fingerprints: Sequence[int | None]) -> int | None:

@@ -7,7 +7,6 @@ parts: only the right weights make the whole of the parts.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from typing import Any
 import torch
 
 from tvgrad.numerics.floats import unit_roundoff
-from tvgrad.record.batch_items import CLASS_WEIGHTS, COUNTERS, DEPTH, TOKENS, items_of, tensors_of
-from tvgrad.record.weighing import BatchWeights, Weighing
+from tvgrad.record.batch_items import COUNTERS, DEPTH, items_of, tensors_of
+from tvgrad.record.weighing import CLASS_WEIGHTS, BatchWeights, Weighing
 
 PARTS = 3
 """The whole and its two parts."""
+NAMED_FIRST = (*(one for one in range(len(COUNTERS)) if one != CLASS_WEIGHTS), CLASS_WEIGHTS)
+"""Of counters that weigh alike, samples are named before tokens, and class weights last."""
 COORDINATES = 2_000_000
 """About so many coordinates of a gradient are compared."""
 
@@ -56,11 +57,12 @@ def some_coordinates(gradient: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.reshape(-1)[::stride].double().cpu() for part in parts])
 
 
-def split(batch: Any) -> tuple[Any, Any] | None:
+def split(batch: Any, in_order: bool = False) -> tuple[Any, Any] | None:
     """Cut a batch into two unequal parts, the rows with the fewest tokens first.
 
     Args:
         batch: what a loader returned.
+        in_order: leave the rows in their order.
 
     Returns:
         Both parts, or None where it cannot be cut.
@@ -71,7 +73,7 @@ def split(batch: Any) -> tuple[Any, Any] | None:
         return None
     matrix = next((one for one in reversed(tensors) if one.ndim >= 2 and not one.is_floating_point()), None)
     order = torch.arange(samples)
-    if matrix is not None and len(matrix) == samples:
+    if matrix is not None and len(matrix) == samples and not in_order:
         order = ((matrix != -100) & (matrix != 0)).reshape(samples, -1).sum(1).cpu().argsort(stable=True)
     cut = max(1, samples // 3)
     try:
@@ -116,15 +118,13 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
     if whole.counts[0] != first.counts[0] + second.counts[0] or not first.counts[0]:
         return BatchWeights(reason="its first batch could not be cut into two parts")
     rounding, best = _rounding(whole, dtype), math.inf
-    counters = list(range(len(COUNTERS)))  # by samples before by tokens
-    if any(one.counts[CLASS_WEIGHTS] != one.counts[0] for one in found):
-        counters.insert(0, counters.pop(CLASS_WEIGHTS))  # of one class alone, samples would fit as well
-    for weighing, counter in itertools.product(Weighing, counters):
-        apart = _distance(found, weighing, counter)
-        if apart <= rounding:
-            alike = counter == 0 and any(_distance(found, weighing, one) <= rounding for one in TOKENS)
-            return BatchWeights(weighing, counter, confirmed=True, tokens=alike)
-        best = min(best, apart)
+    for weighing in Weighing:
+        distances = {counter: _distance(found, weighing, counter) for counter in NAMED_FIRST}
+        fitting = [counter for counter, apart in distances.items() if apart <= rounding]
+        if fitting:
+            others = () if weighing is Weighing.SUM else tuple(fitting[1:])
+            return BatchWeights(weighing, fitting[0], confirmed=True, others=others)
+        best = min(best, *distances.values())
     if best == math.inf:
         return BatchWeights(reason="the gradient of its first batch is zero or not finite")
     return BatchWeights(

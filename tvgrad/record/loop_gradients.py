@@ -27,12 +27,15 @@ from tvgrad.numerics.precision import preserved_randomness
 from tvgrad.problem.batch_loss import BatchLoss
 from tvgrad.record.batch_items import BatchItems, facts_of, items_of, tensors_of
 from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinates, split, weights_of
+from tvgrad.record.count_ratios import CountRatios
+from tvgrad.record.decision import decided
 from tvgrad.record.draws import Draws, NotedSampler
 from tvgrad.record.loss_weights import LossWeights
 from tvgrad.record.measurement import AS_BEFORE, Measurement, compared
 from tvgrad.record.reseed import reseed
 from tvgrad.record.spread_batch import spread_batch
-from tvgrad.record.weighing import BatchWeights, Weighing
+from tvgrad.record.telling import Telling
+from tvgrad.record.weighing import CLASS_WEIGHTS, BatchWeights, Weighing
 from tvgrad.store.measured import EXACT
 from tvgrad.vectors.algebra import add_scaled, combination, to_float64, zeros_like
 from tvgrad.vectors.parameters import Weights, first_not_finite, norm
@@ -99,19 +102,20 @@ class LoopGradients:
         with self._undisturbed():
             if self._weights is None:
                 self._weights = self._probed()
-            first = self._passed()
+            first = self._passed(self._weights)
             if self._first is not None and self._first.kind == EXACT and first[0]["samples"] == self._first.samples:
                 made = replace(self._first, reason=AS_BEFORE)
             else:
-                made = compared(self._weights, first, self._passed(SEED))
+                told = decided(self._weights, first, lambda one: one[0]["unlike"], self._told, self._passed)
+                self._weights, first = told
+                made = compared(self._weights, first, self._passed(self._weights, SEED))
         self._first = self._first or made
         self.loss = first[0]["loss"]
         formats = {name: torch.float32 if p.dtype.itemsize < 4 else p.dtype for name, p in self._parameters.items()}
         return {name: tensor.to(formats[name]) for name, tensor in first[1].items()}, made
 
-    def _passed(self, seed: int | None = None) -> tuple[dict[str, Any], Weights]:
+    def _passed(self, weights: BatchWeights, seed: int | None = None) -> tuple[dict[str, Any], Weights]:
         """One epoch: facts of it, and its gradient in float64."""
-        assert self._weights is not None
         loader = _own_loader(self._data)
         if seed is not None:
             reseed(loader, seed)
@@ -122,18 +126,18 @@ class LoopGradients:
         total = zeros_like({name: parameter.detach() for name, parameter in self._parameters.items()})
         found: list[BatchItems] = []
         summed = norms = losses = 0.0
-        added, counter = self._weights.weighing is Weighing.SUM, self._loss_weights.refined(self._weights).counter
+        added, counter = weights.weighing is Weighing.SUM, weights.used
+        ratios = CountRatios(counter)
         for batch in loader:
             items = self._loss_weights.counted(items_of(batch), batch)
             found.append(items)
+            ratios.add(items.counts)
             weight = 1.0 if added else items.counts[counter] or float(not items.samples)
             if weight == 0:  # the mean over its targets, which are all ignored, is 0/0
                 continue
             gradient, loss = self._gradient(batch)
             add_scaled(total, gradient, weight)
             summed, norms, losses = summed + weight, norms + weight * norm(gradient), losses + weight * loss
-        if any(items.counts[counter] != items.counts[self._weights.counter] for items in found):
-            self._weights = replace(self._weights, counter=counter)
         if not found:
             raise TvgradError("full-batch gradients need batches, and the data has none")
         gradient = combination((1.0 if added else 1.0 / (summed or 1.0), total))
@@ -155,6 +159,7 @@ class LoopGradients:
             "weight": summed,
             "mean_norm": norms / (summed or 1.0),
             "loss": losses / (1.0 if added else summed or 1.0),
+            "unlike": ratios.unlike,
         }, gradient
 
     def _probed(self) -> BatchWeights:
@@ -162,7 +167,19 @@ class LoopGradients:
         loader = _own_loader(self._data)
         batch = next(iter(loader), None)
         batch = None if batch is None else spread_batch(loader, batch)
-        parts = None if batch is None else split(batch)
+        return self._weights_of(batch, None if batch is None else split(batch))
+
+    def _told(self, counters: tuple[int, ...]) -> BatchWeights:
+        """The same from a batch that tells counters apart."""
+        if self._loss_weights.known and CLASS_WEIGHTS in counters:
+            return BatchWeights(counter=CLASS_WEIGHTS, confirmed=True)
+        loader = _own_loader(self._data)
+        batches = iter(loader)
+        batch, parts, _ = Telling(counters).parts(loader, next(batches), lambda: next(batches))
+        return self._weights_of(batch, parts)
+
+    def _weights_of(self, batch: Any, parts: tuple[Any, Any] | None) -> BatchWeights:
+        """The weights that make a batch of its parts."""
         if batch is None or parts is None:
             return BatchWeights(reason="the first batch could not be cut into two parts")
         dropouts = [one for one in self._model.modules() if isinstance(one, nn.modules.dropout._DropoutNd)]

@@ -11,8 +11,8 @@ from torch import nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.problem.batch_loss import target_of
-from tvgrad.record.batch_items import CLASS_WEIGHTS, IGNORED, BatchItems
-from tvgrad.record.weighing import BatchWeights, Weighing
+from tvgrad.record.batch_items import BatchItems
+from tvgrad.record.weighing import CLASS_WEIGHTS
 
 KNOWN = (nn.CrossEntropyLoss, nn.NLLLoss)
 
@@ -29,17 +29,10 @@ class LossWeights:
         known = isinstance(loss, KNOWN) and type(loss) in KNOWN and loss.reduction == "mean"
         self._loss = loss if known else None
 
-    def refined(self, weights: BatchWeights) -> BatchWeights:
-        """Weigh by the targets where the batches that were looked at had the same number of samples and of targets.
-
-        Args:
-            weights: how these batches are weighted.
-
-        Returns:
-            The weights of all batches, in some of which targets may be ignored.
-        """
-        by_samples = self._loss is not None and weights.weighing is Weighing.MEAN and weights.counter == 0
-        return replace(weights, counter=CLASS_WEIGHTS) if by_samples and weights.confirmed else weights
+    @property
+    def known(self) -> bool:
+        """Whether the loss divides by what is counted as class weights, as a mean of torch's over classes does."""
+        return self._loss is not None
 
     @torch.no_grad()
     def counted(self, items: BatchItems, batch: Any) -> BatchItems:
@@ -61,8 +54,6 @@ class LossWeights:
         if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
             return items  # probabilities: a mean over samples
         weight, ignored = self._loss.weight, self._loss.ignore_index
-        if weight is None and target.ndim > 1 and ignored == IGNORED:
-            return items  # tokens, which are counted already
         used = target[target != ignored].cpu().long()
         total = float(len(used)) if weight is None else float(weight.cpu()[used].double().sum())
         counts = list(items.counts)

@@ -29,12 +29,6 @@ AS_BEFORE = "exact as at the first point, where two passes were compared"
 """The reason of a gradient that one pass has measured."""
 
 
-UNDECIDED = (
-    "the weights are not confirmed: samples and tokens weigh its batches differently, and the batch that was looked at "
-    "fits both"
-)
-
-
 @dataclass(frozen=True)
 class Measurement:
     """The full-batch gradient at one point, as it is kept in run.json.
@@ -93,9 +87,6 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     # Where an epoch is one batch, or one step of unknown batches, no weights are needed.
     settled = weights.confirmed or (facts["steps"] == 1 and facts["batches"] <= 1)
     reasons = ["" if settled else f"the weights are not confirmed: {weights.reason}"]
-    if settled and _undecided(weights, facts):
-        settled = False
-        reasons = [UNDECIDED]
     parts = facts["batches"] if weights.weighing is Weighing.SUM else facts["batches_a_step"]
     exact = repeat = apart <= parts * _rounding(first, torch.float32)
     if not exact and weights.noise is False and _same_content(facts, again):
@@ -155,11 +146,7 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     """
     same = len(recorded) > 1 and all(content == facts.get("own_content", facts["content"]) for content in recorded)
     wide = getattr(torch, facts["dtype"]).itemsize >= 4
-    if (
-        weights.redrawn
-        or _undecided(weights, facts)
-        or not (same and wide and weights.confirmed and weights.noise is False)
-    ):
+    if weights.redrawn or not (same and wide and weights.confirmed and weights.noise is False):
         return None
     if facts["samples"] != facts["data"] or facts["epochs_repeated"] or facts.get("drawn_again"):
         return None
@@ -198,13 +185,6 @@ def _rounding(one: Pass, dtype: torch.dtype) -> float:
     )
     bound: float = 8 * unit_roundoff(dtype) * facts["mean_norm"]
     return bound * terms**0.5 if dtype.itemsize >= 4 else bound
-
-
-def _undecided(weights: BatchWeights, facts: dict[str, Any]) -> bool:
-    """Whether samples and tokens weigh the batches of a pass differently, and it was not found out which of them do."""
-    fewest, most = facts.get("tokens_a_sample", (0.0, 0.0))
-    several = facts["batches"] > 1 and weights.weighing is not Weighing.SUM
-    return bool(several and weights.tokens and weights.counter == 0 and fewest < most * (1 - 1e-9))
 
 
 def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:

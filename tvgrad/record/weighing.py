@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+
+CLASS_WEIGHTS = 4
+"""Place in `tvgrad.record.batch_items.COUNTERS` of what a watched loss of torch has divided by."""
 
 
 class Weighing(str, Enum):
@@ -28,7 +32,7 @@ class BatchWeights:
         reason: why that is not known; empty where it is.
         noise: whether the same batch gave another gradient another time (dropout, say); None where that is not known.
         redrawn: whether samples that were read again were others (augmentation, say); None where that is not known.
-        tokens: whether tokens weigh the batch and its parts as well as samples do, which were taken.
+        others: the counters that fitted as well as this one; batches of a pass may tell them apart.
     """
 
     weighing: Weighing = Weighing.MEAN
@@ -37,4 +41,26 @@ class BatchWeights:
     reason: str = ""
     noise: bool | None = None
     redrawn: bool | None = None
-    tokens: bool = False
+    others: tuple[int, ...] = ()
+
+    @property
+    def fitting(self) -> tuple[int, ...]:
+        """All counters that fitted, with the one first that is named where they weigh alike."""
+        return (self.counter, *self.others)
+
+    @property
+    def used(self) -> int:
+        """The counter by which a pass weighs: of those that fitted, what torch's losses divide by is likelier right."""
+        return CLASS_WEIGHTS if CLASS_WEIGHTS in self.others else self.counter
+
+    def by(self, right: Sequence[int]) -> BatchWeights:
+        """Keep to some of the counters that fitted.
+
+        Args:
+            right: which.
+
+        Returns:
+            Weights by those.
+        """
+        counter, *others = (one for one in self.fitting if one in right)
+        return replace(self, counter=counter, others=tuple(others))

@@ -141,15 +141,7 @@ FACTS = {
     "samples": 4, "data": 4, "batches": 1, "content": 11, "dtype": "float32", "epochs_repeated": 0, "weight": 4.0,
     "steps": 1, "batches_a_step": 1, "mean_norm": 1.0,
 }  # fmt: skip
-PROBED = {
-    "weighing": "mean",
-    "counter": 0,
-    "confirmed": True,
-    "reason": "",
-    "noise": False,
-    "redrawn": False,
-    "tokens": False,
-}
+PROBED = {"weighing": "mean", "counter": 0, "confirmed": True, "reason": "", "noise": False, "redrawn": False}
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, record: Run, *, apart: float = 0.0, **facts: Any) -> Measurement:

@@ -55,6 +55,8 @@ for epoch in range(2):
 dist.barrier()
 os._exit(0)
 """
+OWN = "(-model(a).log_softmax(2).gather(2, b.clamp(min=0)[..., None])[..., 0] * (b != -100)).sum() / (b != -100).sum()"
+"""The same loss without torch's function of it."""
 
 
 def processes(folder: Path, count: int) -> list[str]:
@@ -66,10 +68,13 @@ def processes(folder: Path, count: int) -> list[str]:
     return ["sh", "-c", f"export MEET=$(mktemp -u) COUNT={count}; {each}; {ends}"]
 
 
-def full_batch(recorded: tvgrad.Run, epoch: int) -> dict[str, torch.Tensor]:
+def full_batch(recorded: tvgrad.Run, epoch: int, rare: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     ids = torch.randint(1, 11, (18, 6))
     labels = ids.roll(-1, 1).masked_fill(torch.rand(18, 6) < 0.3, -100)
+    if rare:
+        labels = ids.roll(-1, 1)
+        labels[15, 2:] = -100
     model = nn.Sequential(nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 13), nn.Tanh(), nn.Linear(13, 11)).double()
     model.load_state_dict(recorded.complete(epoch))
     moving = {name: one for name, one in model.named_parameters() if name != "0.weight"}
@@ -97,6 +102,21 @@ def test_gradients_are_the_full_batch_s(recorded: Path, count: int) -> None:
         assert list(found) == list(truth)
         for name, tensor in found.items():
             assert float((tensor - truth[name]).norm()) < 1e-13 * float(truth[name].norm()), name
+
+
+def test_targets_that_one_process_has_alone_tell_how_all_are_weighed(tmp_path: Path) -> None:
+    command = processes(tmp_path, 2)
+    rare = SCRIPT.replace(".masked_fill(torch.rand(18, 6) < 0.3, -100)", "\nlabels[15, 2:] = -100")
+    (tmp_path / "script.py").write_text(rare.replace("nn.functional.cross_entropy(model(a).transpose(1, 2), b)", OWN))
+    assert run([*TRACE, "--out", str(tmp_path / "run"), "--", *command]).returncode == 0
+    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *command])
+    measured = tvgrad.Run.open(tmp_path / "run")
+    made = measured_at(measured, 0)
+    assert made is not None
+    assert (made["kind"], COUNTERS[made["counter"]]) == (EXACT, "tokens")
+    found, truth = measured.gradient(0), full_batch(measured, 0, rare=True)
+    for name, tensor in found.items():
+        assert float((tensor - truth[name]).norm()) < 1e-13 * float(truth[name].norm()), name
 
 
 @pytest.mark.slow

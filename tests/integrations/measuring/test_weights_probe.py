@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +10,10 @@ import torch
 from torch import nn
 
 from tvgrad.integrations.measuring.weights_probe import Parts, WeightsProbe
-from tvgrad.record.batch_items import facts_of, items_of
+from tvgrad.record.batch_items import items_of
 from tvgrad.record.batch_weights import split
-from tvgrad.record.measurement import compared, known_from_one
 from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.weighing import BatchWeights, Weighing
-from tvgrad.store.measured import ESTIMATE, EXACT
 
 GENERATOR = torch.Generator().manual_seed(0)
 IDS = torch.randint(1, 9, (6, 7), generator=GENERATOR)
@@ -174,23 +171,3 @@ def test_a_class_weight_by_hand_is_seen_with_batches_of_two() -> None:
         probe.after_backward(number, items_of((given, labels)), 1.0)
         probe.end_step()
     assert not probe.weights(torch.float32).confirmed
-
-
-def test_batches_that_fit_samples_and_tokens_decide_nothing_where_these_differ() -> None:
-    same = {"input_ids": IDS, "labels": IDS}
-    found = probed(token_mean, whole=same)
-    assert (found.confirmed, found.counter, found.tokens) == (True, 0, True)
-    assert not probed(sample_mean).tokens, "a mean over samples does not fit tokens"
-    gradient = {"a": torch.ones(3, dtype=torch.float64)}
-    seen = facts_of([items_of(same), items_of(same)])
-    alike = {**seen, "data": 12, "steps": 2, "batches_a_step": 1, "dtype": "float32", "epochs_repeated": 0}
-    alike |= {"weight": 12.0, "mean_norm": 1.0}
-    other = alike | {"tokens_a_sample": facts_of([items_of(same), items_of(BATCH)])["tokens_a_sample"]}
-    assert compared(found, (alike, gradient), (alike, gradient)).kind == EXACT
-    doubtful = compared(found, (other, gradient), (other, gradient))
-    assert doubtful.kind == ESTIMATE
-    assert "samples and tokens weigh its batches differently" in doubtful.reason
-    recorded = [seen["content"]] * 2
-    assert known_from_one(replace(found, noise=False), alike, recorded) is not None
-    assert known_from_one(replace(found, noise=False), other, recorded) is None
-    assert compared(probed(sample_mean), (other, gradient), (other, gradient)).kind == EXACT

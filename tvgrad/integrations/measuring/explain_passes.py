@@ -12,7 +12,7 @@ from typing import Any
 
 from tvgrad.errors import TvgradError
 from tvgrad.files.lazy_weights import LazyWeights
-from tvgrad.integrations.measuring.measure import batch_weights, measure_point, require_same_epoch
+from tvgrad.integrations.measuring.measure import batch_weights, measure_point, require_same_epoch, weights_told
 from tvgrad.integrations.measuring.starts import Starts
 from tvgrad.record.measurement import Measurement
 from tvgrad.record.step_plan import ScriptSum, StepPlan
@@ -60,8 +60,10 @@ def explain_passes(
     weights = None if 0 in run.having("gradient") else batch_weights(starts, 0)
     how = measured_at(run, 0) or {"weighing": "mean", "counter": 0}
     if weights is not None:
-        how = {"weighing": weights.weighing.value, "counter": weights.counter}
+        how = {"weighing": weights.weighing.value, "counter": weights.used}
     at_start = starts.pass_at(0, coefficients=str(wanted), weighing=how["weighing"], counter=how["counter"])
+    if weights is not None:
+        weights, at_start = weights_told(starts, 0, weights, at_start, coefficients=str(wanted))
     _require_as_many(run, at_start.facts["processes"])
     require_same_epoch(run, at_start.facts["fingerprints"])
     if weights is not None:

@@ -16,6 +16,7 @@ from torch import distributed
 
 from tvgrad.integrations.measuring.ranks import averaged, ranks
 from tvgrad.record.batch_items import BatchItems
+from tvgrad.record.count_ratios import CountRatios
 from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.algebra import add_scaled, combination
 from tvgrad.vectors.parameters import Weights, dense, norm
@@ -49,6 +50,7 @@ class GradientTotal:
         self._sum: Weights = {}
         self._weight = 0.0
         self._norms = 0.0
+        self._ratios = CountRatios(self._counter)
         self._batches_a_step: Counter[int] = Counter()
         self._forget_step()
 
@@ -79,6 +81,8 @@ class GradientTotal:
             self._passes += 1
             self._scale = scale
             self._items[batch] = 1.0 if items is None else items.counts[self._counter]
+            if items is not None:
+                self._ratios.add(items.counts)
             if self._passes == 1:
                 self._first = (self._items[batch], scale)
             elif self._weighing is Weighing.MEAN:
@@ -118,6 +122,9 @@ class GradientTotal:
         both = torch.tensor([self._weight, self._norms], dtype=torch.float64, device=device)
         distributed.all_reduce(both)
         self._weight, self._norms = both.tolist()
+        ranges: list[Any] = [None] * count
+        distributed.all_gather_object(ranges, self._ratios.ranges)
+        self._ratios.join(ranges)
         if self._weighing is Weighing.SUM:  # the wrapper takes the mean of what each process has added
             self._sum = {name: one.div_(count) for name, one in self._sum.items()}
 
@@ -144,13 +151,15 @@ class GradientTotal:
         """Describe the sum.
 
         Returns:
-            weight; steps; batches_a_step; mean_norm, the weighted mean of the norms of what was summed.
+            weight; steps; batches_a_step; mean_norm, the weighted mean of the norms of what was summed; unlike,
+            the counters that weigh the batches otherwise.
         """
         return {
             "weight": self._weight,
             "steps": self.steps,
             "batches_a_step": self.batches_a_step,
             "mean_norm": self._norms / (self._weight or 1.0),
+            "unlike": self._ratios.unlike,
         }
 
     def _commit(self, grads: Weights) -> float:

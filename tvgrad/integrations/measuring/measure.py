@@ -23,6 +23,7 @@ from tvgrad.integrations.measuring.check_points import check_points
 from tvgrad.integrations.measuring.passes import PassOutcome, folder_of_passes
 from tvgrad.integrations.measuring.starts import Starts, later_training
 from tvgrad.record.batch_items import MODULUS, sum_of_fingerprints
+from tvgrad.record.decision import decided
 from tvgrad.record.measurement import Measurement, compared, known_as_before, known_from_one
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.lock import WriterLock
@@ -164,23 +165,53 @@ def measure_point(
     Returns:
         What was measured; and the weights, which may be known better now.
     """
-    run, given = starts.run, {"weighing": weights.weighing.value, "counter": weights.counter}
-    first = first or starts.pass_at(number, **given)
+    run = starts.run
+    first = first or starts.pass_at(number, **_given(weights))
     _require_same_size(run, first.facts)
     recorded = _recorded_contents(run, first.facts)
     if len(recorded) > 1 and len(set(recorded)) == 1:  # no augmentation, which gives other samples in each epoch
         _require_same_samples(run, first.facts, first.facts)
     if weights.noise is None and weights.confirmed and first.facts["dtype"] in NARROW:
         weights = _probed(starts.pass_at(number, probe=True))  # whether it is exact depends on its noise
+    weights, first = weights_told(starts, number, weights, first)
     made = known_from_one(weights, first.facts, recorded) if frugal else None
     if earlier is not None:
         made = known_as_before(earlier, first.facts, recorded)
     if made is None:
-        second = starts.pass_at(number, reseed=RESEED, **given)
+        second = starts.pass_at(number, reseed=RESEED, **_given(weights))
         _require_same_samples(run, first.facts, second.facts)
         made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
     _keep(run.root, number, first, made)
     return made, weights
+
+
+def weights_told(
+    starts: Starts, number: int, weights: BatchWeights, first: PassOutcome, **plan: Any
+) -> tuple[BatchWeights, PassOutcome]:
+    """Find out more of the weights, where the batches of a pass are weighted otherwise by counters that the probe left.
+
+    Args:
+        starts: of the command.
+        number: of the point.
+        weights: how batches are weighted, by the probe.
+        first: the pass.
+        plan: of the pass, without the weights.
+
+    Returns:
+        See `decided`.
+    """
+
+    def probed(tell: tuple[int, ...]) -> BatchWeights:
+        return _probed(starts.pass_at(number, probe=True, tell=tell, apart=tuple(first.facts.get("apart", ()))))
+
+    def passed(others: BatchWeights) -> PassOutcome:
+        return starts.pass_at(number, **plan, **_given(others))
+
+    return decided(weights, first, lambda one: one.facts.get("unlike", ()), probed, passed)
+
+
+def _given(weights: BatchWeights) -> dict[str, Any]:
+    return {"weighing": weights.weighing.value, "counter": weights.used}
 
 
 def _probed(found: PassOutcome) -> BatchWeights:
@@ -192,7 +223,7 @@ def _probed(found: PassOutcome) -> BatchWeights:
         facts["reason"],
         facts["noise"],
         facts["redrawn"],
-        facts["tokens"],
+        tuple(facts.get("others", ())),
     )
 
 

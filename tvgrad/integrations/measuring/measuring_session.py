@@ -33,6 +33,7 @@ from tvgrad.integrations.script.options import ScriptOptions
 from tvgrad.record.batch_items import BatchItems, facts_of, sum_of_fingerprints
 from tvgrad.record.reseed import reseed
 from tvgrad.record.step_sums import StepSums
+from tvgrad.record.telling import Telling
 from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.parameters import Weights
 
@@ -58,7 +59,7 @@ class MeasuringSession:
             options: how the run was recorded.
             plan: what to do.
         """
-        self.options, self.plan, self._reread = options, plan, Reread()
+        self.options, self.plan, self._reread = options, plan, Reread(Telling(tuple(plan.tell), tuple(plan.apart)))
         self.epochs = Epochs(self, options.steps_per_epoch)
         self.loaders = LoaderWatch(self.epochs, self.guard, True, self._reread.parts if plan.probe else None)
         self.forward_hook: RemovableHandle | None = None
@@ -364,6 +365,7 @@ class MeasuringSession:
             "dtype": str(dtype).removeprefix("torch."),
             "epochs_repeated": self._repeated,
             "overflowed": self._overflowed,
+            "apart": sorted(self.class_weights.apart),
         }
 
     def _measured(self, total: GradientTotal, gradient: Weights) -> dict[str, Any]:

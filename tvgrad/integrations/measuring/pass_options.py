@@ -19,6 +19,8 @@ class PassOptions:
         weighing: see `BatchWeights`; of no use to a probe.
         counter: see `BatchWeights`.
         probe: find the weights out instead of measuring.
+        tell: counters that a probe's batch must tell from the first of them.
+        apart: values of targets that the loss ignores, or that weigh otherwise than most, by which it is looked for.
         reseed: for other random numbers than the script's own; None leaves those.
         coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.
         train: train as the script does, instead of staying at the weights.
@@ -34,6 +36,8 @@ class PassOptions:
     weighing: str = Weighing.MEAN.value
     counter: int = 0
     probe: bool = False
+    tell: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()
     reseed: int | None = None
     coefficients: str | None = None
     train: bool = False

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tvgrad.errors import TvgradError
 from tvgrad.record.batch_items import sum_of_fingerprints
-from tvgrad.record.weighing import Weighing
+from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.vectors.parameters import Weights
 
 
@@ -81,6 +81,24 @@ def refuse_steps(weighing: Weighing) -> None:
         )
 
 
+def most_told(weights: BatchWeights, told: float) -> BatchWeights:
+    """The weights of the process whose batch has told most counters apart, the first of them.
+
+    Args:
+        weights: that this one has found.
+        told: how many counters its batch has told apart.
+
+    Returns:
+        The same in every process.
+    """
+    found: list[Any] = [(told, weights)]
+    if ranks() > 1:
+        found = [None] * ranks()
+        distributed.all_gather_object(found, (told, weights))
+    best: BatchWeights = max(found, key=lambda one: one[0])[1]
+    return best
+
+
 def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
     """Facts of a pass over the batches of all processes.
 
@@ -97,16 +115,13 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
         return facts
     found: list[Any] = [None] * count
     counts = ("samples", "drawn_again", "batches")
-    distributed.all_gather_object(
-        found, {name: facts[name] for name in (*counts, "content", "data", "tokens_a_sample")}
-    )
-    fewest, most = zip(*(one["tokens_a_sample"] for one in found), strict=True)
+    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content", "data", "apart")})
     samples, contents = sum(one["samples"] for one in found), [one["content"] for one in found]
     # Processes may have data sets of their own, each with a part of the samples.
     parts = all(one["samples"] == one["data"] for one in found) and None not in contents
     return facts | {
         **{name: sum(one[name] for one in found) for name in counts},
-        "tokens_a_sample": (min(fewest), max(most)),
         "content": sum_of_fingerprints(contents),
+        "apart": sorted(set[int]().union(*(one["apart"] for one in found))),
         "data": samples if parts and len(set(contents)) == count else facts["data"],
     }

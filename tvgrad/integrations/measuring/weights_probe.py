@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from tvgrad.integrations.measuring.gradient_total import reaches, wide
+from tvgrad.integrations.measuring.ranks import most_told
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.batch_weights import PARTS, Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.reread import reads_differ
 from tvgrad.record.spread_batch import spread_batch
+from tvgrad.record.telling import Telling
 from tvgrad.record.weighing import BatchWeights
 
 ENOUGH = 4
@@ -34,10 +36,17 @@ class Reread:
 
     Attributes:
         differs: of any of them; None where that is not known.
+        telling: what a loader's batch is to tell apart.
+        told: how many counters one did.
     """
 
-    def __init__(self) -> None:
-        """Start before the first loader."""
+    def __init__(self, telling: Telling | None = None) -> None:
+        """Start before the first loader.
+
+        Args:
+            telling: what a loader's batch is to tell apart.
+        """
+        self.telling, self.told = telling or Telling(), 0.0
         self.differs: bool | None = None
 
     def parts(self, loader: Any) -> Parts:
@@ -75,7 +84,7 @@ class Parts:
             loader: that the pass goes over.
             reread: looks whether its samples are the same when they are read again.
         """
-        self._loader, self._reread = loader, reread
+        self._loader, self._reread = loader, reread or Reread()
         self._given = 0
         self._whole: Any = None
         self._pieces: tuple[Any, Any] | None = None
@@ -93,10 +102,14 @@ class Parts:
             StopIteration: it has had enough of them.
         """
         if self._given == 0:
-            self._whole = spread_batch(self._loader, fetch())
-            self._pieces = split(self._whole)
-            if self._reread is not None:
-                self._reread.look(self._loader)
+            self._whole = fetch()
+            if self._reread.telling.wanted:
+                self._whole, self._pieces, told = self._reread.telling.parts(self._loader, self._whole, fetch)
+                self._reread.told = max(self._reread.told, told)
+            else:
+                self._whole = spread_batch(self._loader, self._whole)
+                self._pieces = split(self._whole)
+            self._reread.look(self._loader)
         elif self._given >= MOST:
             raise StopIteration
         place, self._given = self._given, self._given + 1
@@ -184,14 +197,14 @@ class WeightsProbe:
             dtype: the narrowest format in which the script computes.
 
         Returns:
-            The weights, confirmed or not.
+            The weights, confirmed or not; where counters were to be told apart, of the process that did it best.
         """
         noisy = self._noisy()
         before = [one for one in self._closed() if self._noisy_from is None or one.step < self._noisy_from]
         found = replace(weights_of(before, dtype), redrawn=self._reread.differs)
-        if len(noisy) < TWICE:
-            return found
-        return replace(found, noise=repeats_differ(noisy, found))
+        if len(noisy) >= TWICE:
+            found = replace(found, noise=repeats_differ(noisy, found))
+        return most_told(found, self._reread.told) if self._reread.telling.wanted else found
 
     def _closed(self) -> list[Evidence]:
         return [one for one in self._found if one.step < self.steps]
