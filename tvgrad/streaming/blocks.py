@@ -18,8 +18,10 @@ from tvgrad.files.tensors import TensorSource
 NARROW = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2})
 """Stored types whose values float32 holds exactly."""
 
-COMPARED = 1 << 20
-"""Elements of one tensor that are compared at once: a comparison holds some twenty float64 vectors of this length."""
+COMPARED = 1 << 15
+"""Elements of one tensor that are compared at once: some twenty float64 vectors of this length, which fit in a cache.
+
+Longer ones take memory, and twice the time: each is fetched from the system and given back."""
 
 
 @dataclass(frozen=True)
