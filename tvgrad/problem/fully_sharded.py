@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.utils._pytree import tree_map
 
 from tvgrad.errors import TvgradError
 from tvgrad.vectors.spread import is_spread, own_part, require_one_mesh
@@ -139,6 +140,17 @@ class FullySharded:
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for key in [key for key, hook in hooks.items() if _is_of_fsdp(hook)]:
                     del hooks[key]
+        for module in self._modules:
+            _cast_as_before(module)
+
+    def stay_whole(self) -> None:
+        """Let no call of the model's own methods spread its parameters again: `state_dict`, say, does."""
+        self.become_whole()
+        for group in self._groups:
+            for name in ("unshard", "wait_for_unshard", "reshard", "_to_sharded", "_to_sharded_post_forward"):
+                setattr(group, name, _nothing)
+            for one in group.fsdp_params:
+                one.reset_sharded_param = _nothing
 
     def reshard(self) -> None:
         """Forget parameters that are gathered: they would go on as they are when the weights change."""
@@ -155,15 +167,19 @@ class FullySharded:
         unmade = next((name for name, one in self.parameters().items() if one.is_meta), None)
         if unmade is not None:
             raise TvgradError(f"{unmade} is on device 'meta' and has no values: load the model's weights first")
-        for group in self._groups:
-            for name in ("param_dtype", "reduce_dtype"):
-                narrow = getattr(group.mp_policy, name)
+        policies: list[tuple[Any, tuple[str, ...]]]
+        policies = [(group.mp_policy, ("param_dtype", "reduce_dtype")) for group in self._groups]
+        policies += [(module._get_fsdp_state()._mp_policy, ("output_dtype",)) for module in self._modules]
+        for policy, names in policies:
+            for name in names:
+                narrow = getattr(policy, name)
                 if narrow is not None and any(narrow.itemsize < p.dtype.itemsize for p in self.model.parameters()):
                     raise TvgradError(
                         f"fully_shard has a policy of mixed precision ({name} is {str(narrow).removeprefix('torch.')}),"
                         " and full-batch gradients are computed in the parameters' own format: spread the model "
                         "without mp_policy for them"
                     )
+        for group in self._groups:
             if group.gradient_divide_factor != self._groups[0].gradient_divide_factor:
                 raise TvgradError(
                     "modules divide their gradients by different factors (set_gradient_divide_factor), and a mean "
@@ -251,6 +267,32 @@ def _waits(parameter: Any) -> bool:
         one is not None
         for one in (getattr(parameter, "unsharded_accumulated_grad", None), getattr(unsharded, "grad", None))
     )
+
+
+def _cast_as_before(module: Any) -> None:
+    """Cast inputs and outputs of a module by its policy, which the hooks that are gone have done."""
+    policy = module._get_fsdp_state()._mp_policy
+    if policy.cast_forward_inputs and policy.param_dtype is not None:
+
+        def inputs(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            return _cast((args, kwargs), policy.param_dtype)
+
+        module.register_forward_pre_hook(inputs, prepend=True, with_kwargs=True)
+    if policy.output_dtype is not None:
+        module.register_forward_hook(lambda _, args, output: _cast(output, policy.output_dtype))  # noqa: ARG005
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """Values with all tensors of floating-point numbers in a format."""
+
+    def cast(one: Any) -> Any:
+        return one.to(dtype) if isinstance(one, torch.Tensor) and one.is_floating_point() else one
+
+    return tree_map(cast, values)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a group of parameters does that stay whole."""
 
 
 def _is_of_fsdp(hook: object) -> bool:

@@ -7,16 +7,20 @@ of the epoch alone, as under `DistributedDataParallel`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.script.find_trained_module import TrainedModule
 from tvgrad.numerics.device import free_bytes
 from tvgrad.problem.fully_sharded import FullySharded, at_work, sharded_modules
+
+_KEPT = ExitStack()
+"""Never left: a process that makes a pass ends with it."""
 
 
 def held_whole(trained: TrainedModule) -> TrainedModule:
@@ -43,8 +47,9 @@ def held_whole(trained: TrainedModule) -> TrainedModule:
     # Weights and a gradient, of which the backward pass may hold two, and the float64 sum.
     needed = sum(one.numel() * (3 * one.dtype.itemsize + torch.float64.itemsize) for one in spread.values())
     _require_memory(float(needed), next(iter(spread.values())).device)
-    sharded.become_whole()
+    sharded.stay_whole()
     whole = dict(trained.root.named_parameters())
+    _answer_as_spread({whole[name]: parameter for name, parameter in spread.items()})
     instead = {id(parameter): whole[name] for name, parameter in spread.items()}
     for optimizer in trained.optimizers:
         for group in optimizer.param_groups:
@@ -52,7 +57,35 @@ def held_whole(trained: TrainedModule) -> TrainedModule:
     return replace(trained, parameters={name: whole[name] for name in trained.parameters})
 
 
-def take_apart(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+def _answer_as_spread(spread: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    """Let tensors of this process answer what scripts ask DTensors, which they have made of the model's until now.
+
+    Args:
+        spread: parameter, whole -> what it was.
+    """
+
+    def part(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG001
+        """What this process would hold, for parameters and their gradients; else all."""
+        like = next((was for one, was in spread.items() if tensor is one or tensor is one.grad), None)
+        if like is None:
+            return tensor
+        (placement,) = like.placements  # type: ignore[attr-defined]
+        mesh = like.device_mesh  # type: ignore[attr-defined]
+        parts = tensor.chunk(mesh.size(), placement.dim)
+        rank = mesh.get_local_rank()
+        return parts[rank] if rank < len(parts) else tensor.narrow(placement.dim, 0, 0)
+
+    def whole(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG001
+        return tensor
+
+    from torch.distributed.tensor.experimental import implicit_replication  # loads what other trainings do not need
+
+    of_all: Any = torch.Tensor
+    of_all.to_local, of_all.full_tensor, of_all.redistribute = part, whole, whole
+    _KEPT.enter_context(implicit_replication())  # what scripts have made before may meet whole tensors now
+
+
+def take_apart(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Set aside what was accumulated, before a backward pass.
 
     Args:
@@ -67,7 +100,7 @@ def take_apart(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.
     return aside
 
 
-def average(parameters: Mapping[str, torch.nn.Parameter], aside: Mapping[str, torch.Tensor]) -> None:
+def average(parameters: Mapping[str, nn.Parameter], aside: Mapping[str, torch.Tensor]) -> None:
     """Make the mean over all processes of a backward pass's gradients, as fully_shard does; of every process.
 
     Args:

@@ -167,6 +167,9 @@ def measure_point(
     """
     run = starts.run
     first = first or starts.pass_at(number, **_given(weights))
+    if first.facts["batches"] > 1 and _needs_no_probe(run):  # of more processes than the run's
+        weights = _probed(starts.pass_at(number, probe=True))
+        first = starts.pass_at(number, **_given(weights))
     _require_same_size(run, first.facts)
     recorded = _recorded_contents(run, first.facts)
     if len(recorded) > 1 and len(set(recorded)) == 1:  # no augmentation, which gives other samples in each epoch
@@ -238,8 +241,8 @@ def _most_accumulated(tables: Sequence[pd.DataFrame]) -> float:
 
 
 def _one_batch_an_epoch(run: Run) -> bool:
-    """Whether no weights are needed."""
-    tables = _tables(run)
+    """Whether no weights are needed; several processes have a batch each."""
+    tables = _tables(run) if run.info.get("processes", 1) == 1 else []
     return bool(tables) and all(len(table) == 1 for table in tables) and _most_accumulated(tables) == 1
 
 

@@ -24,8 +24,8 @@ from tvgrad.integrations.measuring.placement import Placement
 from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first, refuse_steps
 from tvgrad.integrations.measuring.silenced_dropout import SilencedDropout
 from tvgrad.integrations.measuring.waiting import wait_to_be_ended
-from tvgrad.integrations.measuring.weights_probe import Reread, WeightsProbe
-from tvgrad.integrations.measuring.why_ended import why_ended
+from tvgrad.integrations.measuring.weights_probe import Reread, WeightsProbe, begun_total
+from tvgrad.integrations.measuring.why_ended import why_ended, why_raised
 from tvgrad.integrations.script.epochs import CannotTell, Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
@@ -134,7 +134,10 @@ class MeasuringSession:
         if placement.place():
             raise TvgradError("the script writes its weights anew in the middle of a step: no pass stays at others")
         if self._total is None:
-            self._total = self._summed(placement)
+            parameters = placement.trained.parameters
+            for parameter in parameters.values():
+                self.autocast(parameter.dtype)
+            self._total = begun_total(self.plan, parameters, self._reread)
         self._total.before_backward()
 
     def forget_first_forward(self) -> None:
@@ -246,6 +249,11 @@ class MeasuringSession:
         """The script has ended by itself."""
         if self._done or os.getpid() != self._process:
             return
+        reason = why_raised(self._placement)
+        if reason:
+            self._done = True
+            leave_note(self.options.notes, event="failed", reason=reason)
+            return
         self.guard(lambda: self.epochs.exit(True, True))
         if isinstance(self._total, WeightsProbe):
             self.guard(self._finish)
@@ -265,15 +273,6 @@ class MeasuringSession:
             self._reseed(None)
         if first and placement is not None and placement.trained is not None and self.plan.probe:
             self._dropout.silence(placement.trained.root)
-
-    def _summed(self, placement: Placement) -> GradientTotal | WeightsProbe:
-        assert placement.trained is not None
-        parameters = placement.trained.parameters
-        for parameter in parameters.values():
-            self.autocast(parameter.dtype)
-        if self.plan.probe:
-            return WeightsProbe(parameters, self._reread)
-        return GradientTotal(parameters, Weighing(self.plan.weighing), self.plan.counter)
 
     def _consume_batch(self) -> None:
         before = len(self.epochs.items)

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from tvgrad.integrations.measuring.gradient_total import reaches, wide
+from tvgrad.integrations.measuring.gradient_total import GradientTotal, reaches, wide
+from tvgrad.integrations.measuring.pass_options import PassOptions
 from tvgrad.integrations.measuring.ranks import most_told
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.batch_weights import PARTS, Evidence, repeats_differ, some_coordinates, split, weights_of
 from tvgrad.record.reread import reads_differ
 from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.telling import Telling
-from tvgrad.record.weighing import BatchWeights
+from tvgrad.record.weighing import BatchWeights, Weighing
 
 ENOUGH = 4
 """Batches whose gradients are compared: those and the whole again."""
@@ -211,3 +212,21 @@ class WeightsProbe:
 
     def _noisy(self) -> list[Evidence]:
         return [] if self._noisy_from is None else [one for one in self._closed() if one.step >= self._noisy_from]
+
+
+def begun_total(
+    plan: PassOptions, parameters: Mapping[str, torch.nn.Parameter], reread: Reread
+) -> GradientTotal | WeightsProbe:
+    """Make what takes the gradients of a pass.
+
+    Args:
+        plan: what the pass does.
+        parameters: name -> parameter, of the model.
+        reread: what the loaders' samples were when they were read again.
+
+    Returns:
+        It, before the first backward pass.
+    """
+    if plan.probe:
+        return WeightsProbe(parameters, reread)
+    return GradientTotal(parameters, Weighing(plan.weighing), plan.counter)
