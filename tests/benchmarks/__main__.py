@@ -34,6 +34,7 @@ from tests.benchmarks.timing import Figure, figures_table  # noqa: E402
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 BENCHES = {
     "derivatives": ("bench_derivatives", "figures", 7),
+    "ranks": ("bench_ranks", "figures", 5),
     "samples": ("bench_samples", "figures", 5),
     "recording": ("bench_recording", "figures", 7),
     "report_pass": ("bench_report_pass", "figures", 3),
