@@ -39,7 +39,7 @@ PIECES = TILE // PRODUCT  # products in a unit
 TINY_SQUARE = 1e-24  # under this, a float32 sum of squares may have lost terms that underflowed
 WIDE_PIECES = 4  # products in float64 that are taken at a time
 FEW_PAIRS = 6  # up to so many pairs of rows, their signs are counted quicker than multiplied
-BATCH = 8  # residual vectors formed at a time
+BATCH = 8  # units of residual vectors formed at a time, of one vector or of several
 
 
 @dataclass
@@ -119,9 +119,7 @@ class BlockWorker:
             (row, pairs[first : first + BATCH]) for row, pairs in onto.items() for first in range(0, len(pairs), BATCH)
         ]
         self._products = np.empty((len(plan.pairs), plan.capacity // PRODUCT), _NUMPY[plan.dtype])
-        self._residual = torch.zeros(min(BATCH, len(plan.projections)), TILE, dtype=torch.float64)
-        self._target = torch.zeros(1, TILE, dtype=torch.float64)
-        self._subtrahend = torch.empty(TILE, dtype=torch.float64)
+        self._residual, self._target, self._subtrahend = torch.empty(3, BATCH * TILE, dtype=torch.float64)
         self._subtrahend_is: tuple[int, int, int] | None = None  # its row, and where in the block it starts and ends
         self._signed = sorted({plan.row_of[index] for pair in plan.signs for index in pair})
         slots = {row: slot for slot, row in enumerate(self._signed)}
@@ -244,23 +242,28 @@ class BlockWorker:
             sources = [plan.row_of[plan.projections[k][0]] for k in pairs]
             spans, onto = spans_of([plan.sources[source] for source in sources]), spans_of([plan.sources[row]])
             along_row = [plan.pair_of[min(row, source), max(row, source)] for source in sources]
-            for unit, first in zip(units, range(0, length, TILE), strict=True):
-                width = min(TILE, length - first)
-                target, residual = self._target[:, :width], self._residual[: len(pairs), :width]
-                self._target[:, width:], self._residual[:, width:] = 0, 0
-                self._form(onto, first, target)
-                self._form(spans, first, residual)
-                weight = float(unit.products[plan.pair_of[row, row]])
-                rough = unit.products[along_row] / weight if weight else np.zeros(len(pairs))
-                residual.addcmul_(torch.from_numpy(rough)[:, None], target, value=-1)
-                wide = self._residual[: len(pairs)].numpy().reshape(len(pairs), PIECES, PRODUCT)
-                squares = np.matmul(wide[:, :, None, :], wide[:, :, :, None]).reshape(-1, PIECES).sum(axis=1)
-                pieces = self._target.numpy().reshape(PIECES, PRODUCT, 1)
-                along = np.matmul(wide[:, :, None, :], pieces).reshape(-1, PIECES).sum(axis=1)
-                shift = along / weight if weight else np.zeros(len(pairs))
-                unit.weights[pairs] = weight
-                unit.coefficients[pairs] = rough + shift
-                unit.squares[pairs] = np.maximum(squares - shift * along, 0)
+            for first in range(0, len(units), BATCH // len(pairs)):
+                some = units[first : first + BATCH // len(pairs)]
+                shape, start = (len(pairs), len(some), TILE), first * TILE
+                width = min(length - start, len(some) * TILE)
+                target = self._target[: shape[1] * TILE].view(1, -1)
+                residual = self._residual[: shape[0] * shape[1] * TILE].view(len(pairs), -1)
+                target[:, width:], residual[:, width:] = 0, 0
+                self._form(onto, start, target[:, :width])
+                self._form(spans, start, residual[:, :width])
+                weights = np.array([unit.products[plan.pair_of[row, row]] for unit in some])
+                rough = _quotients(np.array([unit.products[along_row] for unit in some]).T, weights)
+                residual.view(shape).addcmul_(torch.from_numpy(rough)[:, :, None], target.view(1, -1, TILE), value=-1)
+                wide = residual.numpy().reshape(*shape[:2], PIECES, PRODUCT)
+                squares = np.matmul(wide[..., None, :], wide[..., :, None]).reshape(*shape[:2], PIECES).sum(axis=-1)
+                pieces = target.numpy().reshape(shape[1], PIECES, PRODUCT, 1)
+                along = np.matmul(wide[..., None, :], pieces).reshape(*shape[:2], PIECES).sum(axis=-1)
+                shift = _quotients(along, weights)
+                coefficients, rest = rough + shift, np.maximum(squares - shift * along, 0)
+                for place, unit in enumerate(some):
+                    unit.weights[pairs] = weights[place]
+                    unit.coefficients[pairs] = coefficients[:, place]
+                    unit.squares[pairs] = rest[:, place]
 
     def _signs(self, length: int, result: Sums) -> None:
         """Count coordinates where neither vector of a pair is zero, and those among them where the signs agree."""
@@ -307,6 +310,11 @@ class BlockWorker:
             what = f"tensor {name!r} holds an infinity, a NaN or numbers that are too large to be squared"
             raise NotFinite(f"{file.path}: {what}, so it has no inner products: leave it out", paths)
         raise NotFinite(f"values in group {block.group!r} are too large for inner products in float64: scale them down")
+
+
+def _quotients(above: Matrix, below: Matrix) -> Matrix:
+    """Divide, with zeros where the divisor is zero."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
