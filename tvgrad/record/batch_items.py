@@ -106,12 +106,13 @@ def facts_of(items: Sequence[BatchItems]) -> dict[str, Any]:
         items: of each.
 
     Returns:
-        samples; batches; content, the fingerprint of all samples.
+        samples; batches; content, the fingerprint of all samples; batch_fingerprints, of the samples of each batch.
     """
     return {
         "samples": sum(one.samples for one in items),
         "batches": len(items),
         "content": sum_of_fingerprints([one.fingerprint for one in items]),
+        "batch_fingerprints": [one.fingerprint for one in items],
     }
 
 

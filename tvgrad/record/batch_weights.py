@@ -57,12 +57,12 @@ def some_coordinates(gradient: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.reshape(-1)[::stride].double().cpu() for part in parts])
 
 
-def split(batch: Any, in_order: bool = False) -> tuple[Any, Any] | None:
+def split(batch: Any, order: Sequence[int] | None = None) -> tuple[Any, Any] | None:
     """Cut a batch into two unequal parts, the rows with the fewest tokens first.
 
     Args:
         batch: what a loader returned.
-        in_order: leave the rows in their order.
+        order: of its rows, instead of that.
 
     Returns:
         Both parts, or None where it cannot be cut.
@@ -71,13 +71,13 @@ def split(batch: Any, in_order: bool = False) -> tuple[Any, Any] | None:
     samples = items_of(batch, tokens=False).samples
     if samples < 2:
         return None
+    rows = torch.arange(samples) if order is None else torch.tensor(order)
     matrix = next((one for one in reversed(tensors) if one.ndim >= 2 and not one.is_floating_point()), None)
-    order = torch.arange(samples)
-    if matrix is not None and len(matrix) == samples and not in_order:
-        order = ((matrix != -100) & (matrix != 0)).reshape(samples, -1).sum(1).cpu().argsort(stable=True)
+    if order is None and matrix is not None and len(matrix) == samples:
+        rows = ((matrix != -100) & (matrix != 0)).reshape(samples, -1).sum(1).cpu().argsort(stable=True)
     cut = max(1, samples // 3)
     try:
-        return _rows(batch, order[:cut], samples), _rows(batch, order[cut:], samples)
+        return _rows(batch, rows[:cut], samples), _rows(batch, rows[cut:], samples)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return None
 

@@ -30,6 +30,7 @@ from tvgrad.record.batch_weights import Evidence, repeats_differ, some_coordinat
 from tvgrad.record.count_ratios import CountRatios
 from tvgrad.record.decision import decided
 from tvgrad.record.draws import Draws, NotedSampler
+from tvgrad.record.exchange import exchanged_batches
 from tvgrad.record.loss_weights import LossWeights
 from tvgrad.record.measurement import AS_BEFORE, Measurement, compared
 from tvgrad.record.reseed import reseed
@@ -108,13 +109,22 @@ class LoopGradients:
             else:
                 told = decided(self._weights, first, lambda one: one[0]["unlike"], self._told, self._passed)
                 self._weights, first = told
-                made = compared(self._weights, first, self._passed(self._weights, SEED))
+                made = compared(self._weights, first, self._in_other_batches(self._weights))
         self._first = self._first or made
         self.loss = first[0]["loss"]
         formats = {name: torch.float32 if p.dtype.itemsize < 4 else p.dtype for name, p in self._parameters.items()}
         return {name: tensor.to(formats[name]) for name, tensor in first[1].items()}, made
 
-    def _passed(self, weights: BatchWeights, seed: int | None = None) -> tuple[dict[str, Any], Weights]:
+    def _in_other_batches(self, weights: BatchWeights) -> tuple[dict[str, Any], Weights]:
+        """A second pass, with other random numbers, whose batches exchange samples where the model takes them."""
+        try:
+            return self._passed(weights, SEED, exchanged_batches)
+        except Exception:  # noqa: BLE001 - a model may want samples in order, say, and refuse others in any way
+            return self._passed(weights, SEED)
+
+    def _passed(
+        self, weights: BatchWeights, seed: int | None = None, batches: Callable[[Any], Iterable[Any]] = iter
+    ) -> tuple[dict[str, Any], Weights]:
         """One epoch: facts of it, and its gradient in float64."""
         loader = _own_loader(self._data)
         if seed is not None:
@@ -128,7 +138,7 @@ class LoopGradients:
         summed = norms = losses = 0.0
         added, counter = weights.weighing is Weighing.SUM, weights.used
         ratios = CountRatios(counter)
-        for batch in loader:
+        for batch in batches(loader):
             items = self._loss_weights.counted(items_of(batch), batch)
             found.append(items)
             ratios.add(items.counts)
@@ -160,6 +170,7 @@ class LoopGradients:
             "mean_norm": norms / (summed or 1.0),
             "loss": losses / (1.0 if added else summed or 1.0),
             "unlike": ratios.unlike,
+            "watched": self._loss_weights.known,
         }, gradient
 
     def _probed(self) -> BatchWeights:

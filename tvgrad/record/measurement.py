@@ -15,7 +15,7 @@ import torch
 
 from tvgrad.numerics.floats import unit_roundoff
 from tvgrad.record.batch_items import COUNTERS
-from tvgrad.record.weighing import BatchWeights, Weighing
+from tvgrad.record.weighing import CLASS_WEIGHTS, BatchWeights, Weighing
 from tvgrad.store.measured import ESTIMATE, EXACT
 from tvgrad.vectors.lazy import LazyCombination
 from tvgrad.vectors.parameters import norm
@@ -23,10 +23,17 @@ from tvgrad.wording import percent
 
 Pass = tuple[dict[str, Any], Mapping[str, torch.Tensor]]
 """Facts of a pass over the data, and the gradient that it has summed, in float64. The facts are samples, data,
-drawn_again, batches, steps, batches_a_step, content, dtype, epochs_repeated, weight and mean_norm."""
+drawn_again, batches, batch_fingerprints, watched, steps, batches_a_step, content, dtype, epochs_repeated, weight and
+mean_norm."""
 
 AS_BEFORE = "exact as at the first point, where two passes were compared"
 """The reason of a gradient that one pass has measured."""
+
+DIFFER = "the passes differ by more than rounding (augmentation, noise, or other samples in each)"
+OTHERWISE = (
+    "the passes differ by more than rounding, with the same samples in other batches: some of them weigh otherwise "
+    "than in the batch that was looked at"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     settled = weights.confirmed or (facts["steps"] == 1 and facts["batches"] <= 1)
     reasons = ["" if settled else f"the weights are not confirmed: {weights.reason}"]
     parts = facts["batches"] if weights.weighing is Weighing.SUM else facts["batches_a_step"]
-    exact = repeat = apart <= parts * _rounding(first, torch.float32)
+    exact = repeat = apart <= parts * _rounding(first, max(getattr(torch, facts["dtype"]), torch.float32, key=_width))
     if not exact and weights.noise is False and _same_content(facts, again):
         exact = apart <= parts * _rounding(first, getattr(torch, facts["dtype"]))
     if weights.noise:
@@ -102,9 +109,16 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
         if repeat:
             reasons.append("both passes drew the same ones")
     elif not exact and not weights.noise:
-        reasons.append("the passes differ by more than rounding (augmentation, noise, or other samples in each)")
+        known = weights.noise is False and _same_content(facts, again)
+        reasons.append(OTHERWISE if settled and known else DIFFER)
     if not settled:
         exact = False
+    elif _unseen(weights, facts) and _some_kept(facts, again):
+        exact = False
+        reasons.append(
+            "some batches held the same samples in both passes, which would hide targets that the script's own code "
+            "weighs otherwise than those of the batch that was looked at"
+        )
     if data is not None and facts["samples"] != data:
         exact = False
         reasons.append(f"the epoch used {facts['samples']:,} samples of a data set of {data:,}")
@@ -133,8 +147,8 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     """Tell what one pass has measured, where a second one could only repeat it.
 
     So it is where the same batch gave the same gradient twice, samples were the same when they were read again, batches
-    are made of their parts with confirmed weights, every sample was used, and the recorded epochs, two or more of them,
-    went through the very samples of this pass.
+    are made of their parts with confirmed weights, which a loss of torch divides by, every sample was used, and the
+    recorded epochs, two or more of them, went through the very samples of this pass.
 
     Args:
         weights: how batches are weighted.
@@ -147,6 +161,8 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     same = len(recorded) > 1 and all(content == facts.get("own_content", facts["content"]) for content in recorded)
     wide = getattr(torch, facts["dtype"]).itemsize >= 4
     if weights.redrawn or not (same and wide and weights.confirmed and weights.noise is False):
+        return None
+    if _unseen(weights, facts):
         return None
     if facts["samples"] != facts["data"] or facts["epochs_repeated"] or facts.get("drawn_again"):
         return None
@@ -185,6 +201,22 @@ def _rounding(one: Pass, dtype: torch.dtype) -> float:
     )
     bound: float = 8 * unit_roundoff(dtype) * facts["mean_norm"]
     return bound * terms**0.5 if dtype.itemsize >= 4 else bound
+
+
+def _width(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+def _unseen(weights: BatchWeights, facts: dict[str, Any]) -> bool:
+    """Whether rare targets may weigh otherwise by code of the script's own, which is not followed."""
+    watched = facts["watched"] and CLASS_WEIGHTS in weights.fitting
+    return not watched and facts["batches"] > 1 and weights.weighing is not Weighing.SUM
+
+
+def _some_kept(facts: dict[str, Any], again: dict[str, Any]) -> bool:
+    """Whether a batch of the second pass had the samples of one of the first, or that is not known."""
+    before, after = set(facts["batch_fingerprints"]), set(again["batch_fingerprints"])
+    return None in before or bool(before & after)
 
 
 def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:

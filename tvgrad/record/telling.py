@@ -11,6 +11,7 @@ from typing import Any
 
 from tvgrad.record.batch_items import items_of, targets_of
 from tvgrad.record.batch_weights import split
+from tvgrad.record.exchange import exchanged
 from tvgrad.record.spread_batch import mixed_batch
 from tvgrad.record.weighing import CLASS_WEIGHTS
 
@@ -77,7 +78,8 @@ class Telling:
         """
         best, found = -1.0, (batch, split(batch))
         for whole in self._candidates(loader, batch, fetch):
-            for pieces in (split(whole), split(whole, in_order=True)):
+            rows = range(items_of(whole, tokens=False).samples)
+            for pieces in (split(whole), split(whole, rows), split(whole, [*rows[::2], *rows[1::2]])):
                 told = self.told(pieces)
                 if told > best:
                     best, found = told, (whole, pieces)
@@ -92,6 +94,10 @@ class Telling:
         yield batch
         while True:
             try:
-                yield fetch()
+                other = fetch()
             except StopIteration:
                 return
+            yield other
+            both = exchanged(batch, other)
+            if both is not None:
+                yield both[0]  # every second sample is of the other batch

@@ -139,7 +139,8 @@ def descent(folder: Path, *contents: int) -> Run:
 
 FACTS = {
     "samples": 4, "data": 4, "batches": 1, "content": 11, "dtype": "float32", "epochs_repeated": 0, "weight": 4.0,
-    "steps": 1, "batches_a_step": 1, "mean_norm": 1.0,
+    "steps": 1, "batches_a_step": 1, "mean_norm": 1.0, "batch_fingerprints": [11], "batches_of_each": [1],
+    "watched": False,
 }  # fmt: skip
 PROBED = {"weighing": "mean", "counter": 0, "confirmed": True, "reason": "", "noise": False, "redrawn": False}
 

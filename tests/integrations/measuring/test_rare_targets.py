@@ -18,22 +18,27 @@ from tvgrad.integrations.measuring.passes import PassOutcome
 from tvgrad.record.batch_items import COUNTERS
 from tvgrad.record.count_ratios import CountRatios
 from tvgrad.record.weighing import BatchWeights
-from tvgrad.store.measured import EXACT, measured_at
+from tvgrad.store.measured import ESTIMATE, EXACT, measured_at
 
 SCRIPT = """
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 torch.manual_seed(0)
 ids = torch.randint(1, 11, (640, 5))
 labels = ids.roll(-1, 1)
 RARE
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(ids, labels)
 model = nn.Sequential(nn.Embedding(11, 6), nn.Tanh(), nn.Linear(6, 11)).double()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 for epoch in range(2):
     for a, b in DataLoader(TensorDataset(ids, labels), batch_size=8):
         optimizer.zero_grad()
         each = nn.functional.cross_entropy(model(a).transpose(1, 2), b, reduction="none")
+        if a[0, 0] == 1:
+            nn.functional.cross_entropy(model(a).transpose(1, 2), b)  # for a log: no backward pass goes through it
         LOSS
         optimizer.step()
 """
@@ -81,6 +86,37 @@ def test_rare_targets_decide_how_batches_are_weighed(tmp_path: Path, rare: str, 
     expected = truth(measured, rare, loss)
     for name, tensor in measured.gradient(0).items():
         assert float((tensor - expected[name]).norm()) < 1e-13 * float(expected[name].norm()), name
+
+
+@pytest.mark.parametrize("data", ["Stream()", pytest.param("TensorDataset(ids, labels)", marks=pytest.mark.slow)])
+def test_weights_by_hand_of_rare_targets_are_noticed(tmp_path: Path, data: str) -> None:
+    rare = "labels[labels == 3] = 4; labels[17, 2] = 3; by_hand = torch.ones(11); by_hand[3] = 5"
+    loss = "((each * by_hand[b]).sum() / by_hand[b].sum()).backward()"
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("TensorDataset(ids, labels)", data).replace("RARE", rare).replace("LOSS", loss))
+    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *warm(str(script))])
+    assert watched.returncode == 0, watched.stderr
+    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *warm(str(script))])
+    made = measured_at(tvgrad.Run.open(tmp_path / "run"), 0)
+    assert made is not None
+    assert made["kind"] == ESTIMATE
+    assert "with the same samples in other batches: some of them weigh otherwise" in made["reason"]
+
+
+@pytest.mark.slow
+def test_a_script_that_takes_samples_in_order_only(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    ordered = "assert (a[1:, 0] >= a[:-1, 0]).all(), 'in order only'\n        " + TOKENS
+    rare = "ids = ids[ids[:, 0].argsort()]; labels = ids.roll(-1, 1)"
+    script.write_text(
+        SCRIPT.replace("TensorDataset(ids, labels)", "Stream()").replace("RARE", rare).replace("LOSS", ordered)
+    )
+    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *warm(str(script))])
+    assert watched.returncode == 0, watched.stderr
+    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *warm(str(script))])
+    made = measured_at(tvgrad.Run.open(tmp_path / "run"), 0)
+    assert made is not None
+    assert made["kind"] == EXACT
 
 
 def test_counts_that_stay_in_proportion_weigh_alike() -> None:

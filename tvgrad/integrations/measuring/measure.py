@@ -181,11 +181,24 @@ def measure_point(
     if earlier is not None:
         made = known_as_before(earlier, first.facts, recorded)
     if made is None:
-        second = starts.pass_at(number, reseed=RESEED, **_given(weights))
+        second = _in_other_batches(starts, number, weights, first)
         _require_same_samples(run, first.facts, second.facts)
         made = compared(weights, (first.facts, first.gradient), (second.facts, second.gradient))
     _keep(run.root, number, first, made)
     return made, weights
+
+
+def _in_other_batches(starts: Starts, number: int, weights: BatchWeights, first: PassOutcome) -> PassOutcome:
+    """A second pass, with other random numbers, whose batches exchange samples where the script goes on with that."""
+    plan: dict[str, Any] = {"reseed": RESEED, **_given(weights)}
+    if first.facts["batches"] > 1:
+        try:
+            second = starts.pass_at(number, exchange=tuple(first.facts["batches_of_each"]), **plan)
+        except TvgradError:  # samples must be in order, say: without the exchange, the sentence is the script's own
+            second = None
+        if second is not None and second.facts["samples"] == first.facts["samples"]:  # an error did not end its epoch
+            return second
+    return starts.pass_at(number, **plan)
 
 
 def weights_told(

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.class_weights import ClassWeights
+from tvgrad.integrations.measuring.exchanges import exchanges
 from tvgrad.integrations.measuring.gradient_total import GradientTotal
 from tvgrad.integrations.measuring.pass_files import write_facts, write_gradient
 from tvgrad.integrations.measuring.pass_options import PassOptions
@@ -61,17 +62,16 @@ class MeasuringSession:
         """
         self.options, self.plan, self._reread = options, plan, Reread(Telling(tuple(plan.tell), tuple(plan.apart)))
         self.epochs = Epochs(self, options.steps_per_epoch)
-        self.loaders = LoaderWatch(self.epochs, self.guard, True, self._reread.parts if plan.probe else None)
+        self.loaders = LoaderWatch(self.epochs, self.guard, True, self._reread.parts if plan.probe else exchanges(plan))
         self.forward_hook: RemovableHandle | None = None
         self._placement: Placement | None = None
         self._total: GradientTotal | WeightsProbe | None = None
-        self._process, self.class_weights = os.getpid(), ClassWeights()
+        self._process, self.class_weights, self._dropout = os.getpid(), ClassWeights(), SilencedDropout()
         self._batch, self._items, self._scale = 0, list[BatchItems](), 1.0
         self._stepped, self._overflowed, self._done = False, False, False
         self._depth, self._repeated, self._reseeded = 0, 0, 0
         self._dtype: torch.dtype | None = None
         self._fingerprints: list[int | None] = []
-        self._dropout = SilencedDropout()
         self._sums: StepSums | None = None
         self._first, self._trial = dict[str, Any](), plan.trial
 
@@ -150,10 +150,11 @@ class MeasuringSession:
     def after_backward(self) -> None:
         """A backward pass has ended."""
         self._depth = max(0, self._depth - 1)
-        if self._depth or self._total is None:
+        if self._depth:
             return
-        items = self.class_weights.counted(self._items[-1]) if self._items else None
-        self._total.after_backward(self._batch, items, self._scale)
+        items = self.class_weights.counted(self._items[-1] if self._items else None)
+        if self._total is not None:
+            self._total.after_backward(self._batch, items, self._scale)
         self._scale = 1.0
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -326,8 +327,7 @@ class MeasuringSession:
         if isinstance(total, WeightsProbe):
             self._finish()
             return
-        if self._overflowed:
-            # The scale of the loss is lower by now; an epoch in which a batch overflowed has not all gradients.
+        if self._overflowed:  # the scale of the loss is lower by now, and the epoch has not all gradients
             total.clear()
             self._overflowed, self._fingerprints, self._items = False, [], []
             self._repeated += 1
@@ -364,7 +364,7 @@ class MeasuringSession:
             "dtype": str(dtype).removeprefix("torch."),
             "epochs_repeated": self._repeated,
             "overflowed": self._overflowed,
-            "apart": sorted(self.class_weights.apart),
+            **self.class_weights.facts,
         }
 
     def _measured(self, total: GradientTotal, gradient: Weights) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class PassOptions:
         probe: find the weights out instead of measuring.
         tell: counters that a probe's batch must tell from the first of them.
         apart: values of targets that the loss ignores, or that weigh otherwise than most, by which it is looked for.
+        exchange: so many batches of each process exchange samples with the next; empty for none.
         reseed: for other random numbers than the script's own; None leaves those.
         coefficients: a file with a `tvgrad.record.step_plan.StepPlan`, where sums over steps are wanted, or None.
         train: train as the script does, instead of staying at the weights.
@@ -38,6 +39,7 @@ class PassOptions:
     probe: bool = False
     tell: tuple[int, ...] = ()
     apart: tuple[int, ...] = ()
+    exchange: tuple[int, ...] = ()
     reseed: int | None = None
     coefficients: str | None = None
     train: bool = False

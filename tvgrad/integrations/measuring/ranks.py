@@ -19,6 +19,9 @@ from tvgrad.record.batch_items import sum_of_fingerprints
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.vectors.parameters import Weights
 
+KEPT = ("content", "data", "apart", "watched", "batch_fingerprints")
+"""Facts of every process that are joined."""
+
 
 def ranks() -> int:
     """How many processes train together."""
@@ -107,15 +110,15 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The same with samples, draws, batches and contents added up, those of this process as own_samples and
-        own_content, and the number of processes.
+        own_content, batches_of_each, and the number of processes.
     """
     count = ranks()
     facts = facts | {"own_samples": facts["samples"], "own_content": facts["content"], "processes": count}
     if count == 1:
-        return facts
+        return facts | {"batches_of_each": [facts["batches"]]}
     found: list[Any] = [None] * count
     counts = ("samples", "drawn_again", "batches")
-    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, "content", "data", "apart")})
+    distributed.all_gather_object(found, {name: facts[name] for name in (*counts, *KEPT)})
     samples, contents = sum(one["samples"] for one in found), [one["content"] for one in found]
     # Processes may have data sets of their own, each with a part of the samples.
     parts = all(one["samples"] == one["data"] for one in found) and None not in contents
@@ -123,5 +126,8 @@ def facts_of_all(facts: dict[str, Any]) -> dict[str, Any]:
         **{name: sum(one[name] for one in found) for name in counts},
         "content": sum_of_fingerprints(contents),
         "apart": sorted(set[int]().union(*(one["apart"] for one in found))),
+        "watched": all(one["watched"] for one in found),
+        "batch_fingerprints": [number for one in found for number in one["batch_fingerprints"]],
+        "batches_of_each": [one["batches"] for one in found],
         "data": samples if parts and len(set(contents)) == count else facts["data"],
     }
