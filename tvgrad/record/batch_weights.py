@@ -43,17 +43,18 @@ class Evidence:
     gradient: torch.Tensor
 
 
-def some_coordinates(gradient: Iterable[torch.Tensor]) -> torch.Tensor:
+def some_coordinates(gradient: Iterable[torch.Tensor], about: int = COORDINATES) -> torch.Tensor:
     """Pick those coordinates of a gradient that are compared.
 
     Args:
         gradient: its tensors, in an order that is always the same.
+        about: how many of them.
 
     Returns:
-        About `COORDINATES` of them in one float64 vector on the CPU, or all where there are fewer.
+        About so many of them in one float64 vector on the CPU, or all where there are fewer.
     """
     parts = list(gradient)
-    stride = max(1, sum(part.numel() for part in parts) // COORDINATES)
+    stride = max(1, sum(part.numel() for part in parts) // about)
     return torch.cat([part.reshape(-1)[::stride].double().cpu() for part in parts])
 
 

@@ -111,7 +111,8 @@ def compared(weights: BatchWeights, first: Pass, second: Pass) -> Measurement:
     elif not exact and not weights.noise:
         known = weights.noise is False and _same_content(facts, again)
         reasons.append(OTHERWISE if settled and known else DIFFER)
-    if not settled:
+    reasons += _uneven(weights, facts)
+    if not settled or _uneven(weights, facts):
         exact = False
     elif _unseen(weights, facts) and _some_kept(facts, again):
         exact = False
@@ -160,7 +161,11 @@ def known_from_one(weights: BatchWeights, facts: dict[str, Any], recorded: Seque
     """
     same = len(recorded) > 1 and all(content == facts.get("own_content", facts["content"]) for content in recorded)
     wide = getattr(torch, facts["dtype"]).itemsize >= 4
-    if weights.redrawn or not (same and wide and weights.confirmed and weights.noise is False):
+    if (
+        weights.redrawn
+        or _uneven(weights, facts)
+        or not (same and wide and weights.confirmed and weights.noise is False)
+    ):
         return None
     if _unseen(weights, facts):
         return None
@@ -221,6 +226,18 @@ def _some_kept(facts: dict[str, Any], again: dict[str, Any]) -> bool:
 
 def _same_content(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return first["content"] is not None and first["content"] == second["content"]
+
+
+def _uneven(weights: BatchWeights, facts: dict[str, Any]) -> list[str]:
+    """Why batches of several sizes do not add up to the full batch."""
+    if weights.shared and not facts["even"]:
+        return [
+            "its loss or its gradients are divided by what all processes have at a step, so that batches of other "
+            "sizes weigh differently"
+        ]
+    if facts.get("refactored"):
+        return ["the script multiplies accumulated gradients by factors that differ between its steps"]
+    return []
 
 
 def _weights_in_words(weights: BatchWeights, facts: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ class BatchWeights:
         noise: whether the same batch gave another gradient another time (dropout, say); None where that is not known.
         redrawn: whether samples that were read again were others (augmentation, say); None where that is not known.
         others: the counters that fitted as well as this one; batches of a pass may tell them apart.
+        shared: whether a batch weighs otherwise where other processes have larger ones at the same time.
     """
 
     weighing: Weighing = Weighing.MEAN
@@ -42,6 +43,7 @@ class BatchWeights:
     noise: bool | None = None
     redrawn: bool | None = None
     others: tuple[int, ...] = ()
+    shared: bool = False
 
     @property
     def fitting(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from tvgrad.cli.main import main
 
 import tvgrad
 from tests.integrations.script.script_runs import TRACE, run, warm
-from tvgrad.store.measured import EXACT, measured_at
+from tvgrad.store.measured import ESTIMATE, EXACT, measured_at
 
 pytestmark = [
     pytest.mark.distributed,
@@ -43,16 +43,16 @@ AVERAGES = [p.detach().clone() for p in model.parameters()], [p.detach().to_loca
 for epoch in range(2):
     for index, (a, b) in enumerate(loader):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(a).transpose(1, 2), b).backward()
 """
-STEP = "        optimizer.step()\n"
+LOSS = "        nn.functional.cross_entropy(model(a).transpose(1, 2), b).backward()\n"
+STEP = f"{LOSS}        optimizer.step()\n"
 END = "dist.barrier()\nos._exit(0)\n"
-ODD = """
+ODD = f"""{LOSS}
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1).full_tensor().item()
         assert norm >= 0
         assert sum(p.grad.full_tensor().norm() for p in model.parameters()) >= 0
         optimizer.step()
-        whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+        whole = {{name: tensor.full_tensor() for name, tensor in model.state_dict().items()}}
         assert whole["1.weight"].shape == (13, 7)
         with torch.no_grad():
             for average, p in zip(AVERAGES[0], model.parameters()):
@@ -62,6 +62,13 @@ ODD = """
         if index == 0:
             optimizer.zero_grad()
             get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+"""
+TOGETHER = """
+        count = torch.tensor(len(a))
+        dist.all_reduce(count)
+        loss = nn.functional.cross_entropy(model(a).transpose(1, 2), b, reduction="sum")
+        (2 * loss / count).backward()
+        optimizer.step()
 """
 
 
@@ -106,6 +113,16 @@ def test_gradients_are_the_full_batch_s(tmp_path: Path, body: str, batch: int) -
     assert (made["kind"], made["samples"], made["weights"]) == (EXACT, 16, "batches weighted by tokens")
     assert made["steps"] == -(-8 // batch)  # and none that made the state which was saved
     assert max(distance(measured, 0), distance(measured, 2)) < 1e-13
+
+
+def test_a_mean_over_the_samples_of_all_processes_is_an_estimate(tmp_path: Path) -> None:
+    command = processes(tmp_path, TOGETHER, 3)
+    main(["measure", traced(tmp_path, command), "--at", "0", "--", *command])
+    measured = tvgrad.Run.open(tmp_path / "run")
+    made = measured_at(measured, 0)
+    assert made is not None
+    assert made["kind"] == ESTIMATE
+    assert "divided by what all processes have at a step" in made["reason"]
 
 
 def test_a_script_that_raises_in_a_pass_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

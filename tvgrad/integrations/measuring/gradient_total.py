@@ -16,10 +16,18 @@ from torch import distributed
 
 from tvgrad.integrations.measuring.ranks import averaged, ranks
 from tvgrad.record.batch_items import BatchItems
+from tvgrad.record.batch_weights import some_coordinates
+from tvgrad.record.changed import factor_of, narrowest
 from tvgrad.record.count_ratios import CountRatios
+from tvgrad.record.number_range import NumberRange
 from tvgrad.record.weighing import Weighing
 from tvgrad.vectors.algebra import add_scaled, combination
 from tvgrad.vectors.parameters import Weights, dense, norm
+
+FEW = 4096
+"""About so many coordinates tell by which factor a gradient was multiplied."""
+ROUNDED = 1e-5
+"""So near are factors that are the same, found from gradients in float32."""
 
 
 class GradientTotal:
@@ -42,6 +50,7 @@ class GradientTotal:
         self._weighing = weighing
         self._counter = counter
         self._aside: dict[str, torch.Tensor] = {}
+        self._accumulated: torch.Tensor | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -52,6 +61,7 @@ class GradientTotal:
         self._norms = 0.0
         self._ratios = CountRatios(self._counter)
         self._batches_a_step: Counter[int] = Counter()
+        self._sizes, self._factors = NumberRange(), NumberRange()  # counts of batches; factors of steps
         self._forget_step()
 
     def before_backward(self) -> None:
@@ -83,6 +93,7 @@ class GradientTotal:
             self._items[batch] = 1.0 if items is None else items.counts[self._counter]
             if items is not None:
                 self._ratios.add(items.counts)
+                self._sizes.add(items.counts[self._counter])
             if self._passes == 1:
                 self._first = (self._items[batch], scale)
             elif self._weighing is Weighing.MEAN:
@@ -91,6 +102,8 @@ class GradientTotal:
             parameter = self.parameters[name]
             parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
         self._aside = {}
+        if fresh and self._weighing is Weighing.MEAN:
+            self._accumulated = self._few(1.0)
         return bool(fresh)
 
     def end_step(self, scale: float = 1.0) -> Weights:
@@ -103,7 +116,7 @@ class GradientTotal:
             Name -> gradient that it consumes, without the loss scale: see `consumed_gradients`.
         """
         grads = consumed_gradients(self.parameters, scale)
-        self._norms += self._commit(grads)
+        self._norms += self._commit(grads, self._factor(scale))
         self.steps += 1
         return grads
 
@@ -122,9 +135,12 @@ class GradientTotal:
         both = torch.tensor([self._weight, self._norms], dtype=torch.float64, device=device)
         distributed.all_reduce(both)
         self._weight, self._norms = both.tolist()
-        ranges: list[Any] = [None] * count
-        distributed.all_gather_object(ranges, self._ratios.ranges)
+        found: list[Any] = [None] * count
+        distributed.all_gather_object(found, (self._ratios.ranges, self._sizes, self._factors))
+        ranges, sizes, factors = zip(*found, strict=True)
         self._ratios.join(ranges)
+        self._sizes.join(sizes)
+        self._factors.join(factors)
         if self._weighing is Weighing.SUM:  # the wrapper takes the mean of what each process has added
             self._sum = {name: one.div_(count) for name, one in self._sum.items()}
 
@@ -152,7 +168,8 @@ class GradientTotal:
 
         Returns:
             weight; steps; batches_a_step; mean_norm, the weighted mean of the norms of what was summed; unlike,
-            the counters that weigh the batches otherwise.
+            the counters that weigh the batches otherwise; even, whether all batches weigh the same; refactored, whether
+            the script multiplied what it had accumulated by other factors in some steps than in others.
         """
         return {
             "weight": self._weight,
@@ -160,12 +177,27 @@ class GradientTotal:
             "batches_a_step": self.batches_a_step,
             "mean_norm": self._norms / (self._weight or 1.0),
             "unlike": self._ratios.unlike,
+            "even": self._sizes.all_within(0.0),
+            "refactored": self.batches_a_step > 1 and not self._factors.all_within(ROUNDED),
         }
 
-    def _commit(self, grads: Weights) -> float:
+    def _factor(self, scale: float) -> float:
+        """By what the script has multiplied the gradients since the last backward pass."""
+        if self._accumulated is None:
+            return 1.0
+        factor = factor_of(self._few(scale), self._accumulated / self._scale, narrowest(self.parameters.values()))
+        self._factors.add(factor)
+        return factor
+
+    def _few(self, scale: float) -> torch.Tensor:
+        """Some coordinates of the present gradients."""
+        grads = [torch.zeros(p.shape) if p.grad is None else dense(p.grad) for p in self.parameters.values()]
+        return some_coordinates(grads, FEW) / scale
+
+    def _commit(self, grads: Weights, factor_of_step: float = 1.0) -> float:
         """Add a step; its norm, times its weight."""
         weight = sum(self._items.values())
-        parts, factor = self._parts, 1.0
+        parts, factor = self._parts, factor_of_step
         if self._weighing is not Weighing.MEAN:
             parts, factor = grads, weight if self._weighing is Weighing.STEP else 1.0
         elif not parts:
@@ -187,6 +219,7 @@ class GradientTotal:
     def _forget_step(self) -> None:
         self._passes = 0
         self._scale = 1.0
+        self._accumulated = None
         self._first = (1.0, 1.0)
         self._items: dict[int, float] = {}
         self._parts: Weights = {}

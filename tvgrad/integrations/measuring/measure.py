@@ -240,6 +240,7 @@ def _probed(found: PassOutcome) -> BatchWeights:
         facts["noise"],
         facts["redrawn"],
         tuple(facts.get("others", ())),
+        facts.get("shared", False),
     )
 
 

@@ -51,6 +51,7 @@ class MeasuringSession:
         loaders: watches the script's loaders.
         class_weights: watches its losses.
         forward_hook: of the first forward pass; it goes with the first backward pass.
+        reread: what a probe looks at besides gradients.
     """
 
     def __init__(self, options: ScriptOptions, plan: PassOptions) -> None:
@@ -60,9 +61,9 @@ class MeasuringSession:
             options: how the run was recorded.
             plan: what to do.
         """
-        self.options, self.plan, self._reread = options, plan, Reread(Telling(tuple(plan.tell), tuple(plan.apart)))
+        self.options, self.plan, self.reread = options, plan, Reread(Telling(tuple(plan.tell), tuple(plan.apart)))
         self.epochs = Epochs(self, options.steps_per_epoch)
-        self.loaders = LoaderWatch(self.epochs, self.guard, True, self._reread.parts if plan.probe else exchanges(plan))
+        self.loaders = LoaderWatch(self.epochs, self.guard, True, self.reread.parts if plan.probe else exchanges(plan))
         self.forward_hook: RemovableHandle | None = None
         self._placement: Placement | None = None
         self._total: GradientTotal | WeightsProbe | None = None
@@ -137,7 +138,7 @@ class MeasuringSession:
             parameters = placement.trained.parameters
             for parameter in parameters.values():
                 self.autocast(parameter.dtype)
-            self._total = begun_total(self.plan, parameters, self._reread)
+            self._total = begun_total(self.plan, parameters, self.reread)
         self._total.before_backward()
 
     def forget_first_forward(self) -> None:
@@ -293,17 +294,17 @@ class MeasuringSession:
                 raise TvgradError(f"the command {placement.misfit}")
 
     def _end_step(self, total: GradientTotal | WeightsProbe, optimizer: torch.optim.Optimizer) -> None:
-        scale = getattr(optimizer, "grad_scale", None)
+        scale = float(getattr(optimizer, "grad_scale", None) or 1.0)
         self._fingerprints.append(sum_of_fingerprints([one.fingerprint for one in self.epochs.items]))
         if isinstance(total, WeightsProbe):
-            total.end_step()
+            total.end_step(scale)
             self.epochs.after_step()
             if total.compared:
                 self._dropout.give_back()
             if total.ready:
                 self._finish()
             return
-        consumed = total.end_step(1.0 if scale is None else float(scale))
+        consumed = total.end_step(scale)
         self.epochs.after_step()
         if self.plan.coefficients is not None:
             self._add_to_sums(total, averaged(consumed, total.parameters))

@@ -65,6 +65,8 @@ def install(session: MeasuringSession) -> None:
     session.class_weights.install(session.guard)
     if torch.distributed.is_available():
         keep_gradients_apart()
+        if session.plan.probe:
+            session.reread.talk.install()
     _watch_scaling(session)
     _watch_autocast(session)
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
-from tvgrad.integrations.measuring.gradient_total import GradientTotal, reaches, wide
+from tvgrad.integrations.measuring.gradient_total import GradientTotal, consumed_gradients, reaches, wide
 from tvgrad.integrations.measuring.pass_options import PassOptions
-from tvgrad.integrations.measuring.ranks import most_told
+from tvgrad.integrations.measuring.ranks import is_first, most_told
+from tvgrad.integrations.measuring.talk import Talk
 from tvgrad.record.batch_items import BatchItems
 from tvgrad.record.batch_weights import PARTS, Evidence, repeats_differ, some_coordinates, split, weights_of
+from tvgrad.record.changed import CHANGED, as_consumed, narrowest
 from tvgrad.record.reread import reads_differ
 from tvgrad.record.spread_batch import spread_batch
 from tvgrad.record.telling import Telling
@@ -39,6 +41,7 @@ class Reread:
         differs: of any of them; None where that is not known.
         telling: what a loader's batch is to tell apart.
         told: how many counters one did.
+        talk: what the processes tell one another.
     """
 
     def __init__(self, telling: Telling | None = None) -> None:
@@ -47,7 +50,7 @@ class Reread:
         Args:
             telling: what a loader's batch is to tell apart.
         """
-        self.telling, self.told = telling or Telling(), 0.0
+        self.telling, self.told, self.talk = telling or Telling(), 0.0, Talk()
         self.differs: bool | None = None
 
     def parts(self, loader: Any) -> Parts:
@@ -75,7 +78,8 @@ class Reread:
 class Parts:
     """What a pass over a loader returns in a probe: a batch, two parts of it, then the whole and the first part.
 
-    Steps that accumulate several batches differ in what they hold then.
+    Steps that accumulate several batches differ in what they hold then. Where processes talk, those that are not the
+    first take turns with it from then on.
     """
 
     def __init__(self, loader: Any, reread: Reread | None = None) -> None:
@@ -89,6 +93,7 @@ class Parts:
         self._given = 0
         self._whole: Any = None
         self._pieces: tuple[Any, Any] | None = None
+        self._uneven = False
 
     def __call__(self, fetch: Callable[[], Any]) -> Any:
         """Return the next batch.
@@ -115,7 +120,11 @@ class Parts:
             raise StopIteration
         place, self._given = self._given, self._given + 1
         first, second = self._pieces or (self._whole, self._whole)
-        given = [self._whole, first, second][place] if place < PARTS else [first, self._whole][place % 2]
+        if place == PARTS and not self._reread.telling.wanted:
+            self._uneven = not is_first() and self._reread.talk.of_fixed_shape
+        self._reread.talk.next_batch()
+        turn = (place + self._uneven) % 2  # a part where the first process has the whole, and the other way round
+        given = [self._whole, first, second][place] if place < PARTS else [first, self._whole][turn]
         return copy.deepcopy(given)  # scripts may change a batch in place
 
 
@@ -139,6 +148,7 @@ class WeightsProbe:
         self._found: list[Evidence] = []
         self._noisy_from: int | None = None
         self._aside: dict[str, torch.Tensor] = {}
+        self._changed = False
 
     @property
     def compared(self) -> bool:
@@ -187,8 +197,17 @@ class WeightsProbe:
         self._aside = {}
         return fresh
 
-    def end_step(self) -> None:
-        """An optimizer step consumes the gradients."""
+    def end_step(self, scale: float = 1.0) -> None:
+        """An optimizer step consumes the gradients, which the script may have changed since its backward passes.
+
+        Args:
+            scale: the loss scale that they carry still.
+        """
+        grads = consumed_gradients(self.parameters, scale)
+        parts = [wide(grads[name]) if name in grads else torch.zeros(p.shape) for name, p in self.parameters.items()]
+        dtype = narrowest(self.parameters.values())
+        self._found, changed = as_consumed(self._found, self.steps, some_coordinates(parts), dtype)
+        self._changed |= changed
         self.steps += 1
 
     def weights(self, dtype: torch.dtype) -> BatchWeights:
@@ -202,7 +221,13 @@ class WeightsProbe:
         """
         noisy = self._noisy()
         before = [one for one in self._closed() if self._noisy_from is None or one.step < self._noisy_from]
-        found = replace(weights_of(before, dtype), redrawn=self._reread.differs)
+        found = weights_of(before, dtype)
+        alone = weights_of(before[:PARTS], dtype)
+        if not found.confirmed and alone.confirmed and self._reread.talk.of_fixed_shape:
+            found = replace(alone, shared=True)
+        found = replace(found, redrawn=self._reread.differs)
+        if self._changed:
+            found = replace(found, confirmed=False, reason=CHANGED)
         if len(noisy) >= TWICE:
             found = replace(found, noise=repeats_differ(noisy, found))
         return most_told(found, self._reread.told) if self._reread.telling.wanted else found
