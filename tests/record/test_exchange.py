@@ -107,6 +107,7 @@ def test_everything_of_a_sample_goes_with_it() -> None:
         {"y": torch.ones(4, 2), "n": 1},
         [torch.ones(4, 2), 1],
         {"x": torch.ones(4, 2), "n": torch.ones(())},
+        "a batch without tensors",
     ],
 )
 def test_batches_that_differ_in_more_than_samples_stay(other: Any) -> None:

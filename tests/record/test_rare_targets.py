@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import tvgrad
 from tvgrad.record.batch_items import COUNTERS
+from tvgrad.record.batch_weights import Evidence, weights_of
 from tvgrad.record.decision import decided
+from tvgrad.record.loop_gradients import LoopGradients
 from tvgrad.record.telling import Telling
 from tvgrad.record.weighing import BatchWeights, Weighing
 from tvgrad.store.measured import ESTIMATE, EXACT
@@ -54,6 +56,10 @@ class Tokens(nn.CrossEntropyLoss):
         return super().forward(logits.transpose(1, 2), labels)
 
 
+def untrained() -> nn.Module:
+    return nn.Sequential(nn.Embedding(11, 6), nn.Tanh(), nn.Linear(6, 11)).double()
+
+
 class Stream(IterableDataset[Any]):
     def __init__(self, labels: torch.Tensor) -> None:
         self.labels = labels
@@ -65,7 +71,7 @@ class Stream(IterableDataset[Any]):
 def measured(folder: Path, data: Any, labels: torch.Tensor, loss: Any) -> tuple[dict[str, Any], float]:
     """What a recorder measures at the start, and how far it is from autograd on all samples at once."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Embedding(11, 6), nn.Tanh(), nn.Linear(6, 11)).double()
+    model = untrained()
     with tvgrad.Recorder(folder, model, data=data, loss=loss):
         pass
     run = tvgrad.Run.open(folder)
@@ -111,11 +117,14 @@ def test_streams_are_gone_through_until_a_batch_tells(tmp_path: Path, rows: Sequ
 
 
 def test_where_no_batch_tells_it_is_an_estimate(tmp_path: Path) -> None:
-    labels = ignoring(-100, 0, 1)  # a list of batches of two: samples of different batches are never together
-    batches = [(IDS[start : start + 2], labels[start : start + 2]) for start in range(0, 640, 2)]
-    batches[0] = (IDS[:1], labels[:1])
-    made, _ = measured(tmp_path / "run", batches, labels, by_tokens())
-    assert made["kind"] == ESTIMATE
+    labels = ignoring(-100)  # rows of one length in a batch, so that samples of different batches are never together
+    batches = [(IDS[:320], labels[:320]), (IDS[320:, :3], labels[320:, :3])]
+    for loss in (by_tokens(), by_rows):
+        with tvgrad.Recorder(tmp_path / loss.__name__, untrained(), data=batches, loss=loss):
+            pass
+        made = tvgrad.Run.open(tmp_path / loss.__name__).info["measured_gradients"]["0"]
+        assert made["kind"] == ESTIMATE
+        assert "tokens and samples weigh its batches differently" in made["reason"]
 
 
 LABELS = torch.arange(40) % 3
@@ -174,3 +183,32 @@ def test_a_loss_of_torch_needs_no_batch_that_tells(tmp_path: Path) -> None:
     assert run.info["measured_gradients"]["0"]["kind"] == EXACT
     (truth,) = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), targets), [model.weight])
     assert float((run.gradient(0)["weight"] - truth).norm()) < 1e-13
+
+
+@pytest.mark.parametrize(("loss", "passes"), [(by_tokens(), 2), (by_rows, 3), (Tokens(), 2)])
+def test_a_pass_is_made_again_only_by_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Loss, passes: int
+) -> None:
+    made: list[int] = []
+    original = LoopGradients._passed
+
+    def passed(self: LoopGradients, weights: BatchWeights, *options: Any) -> Any:
+        made.append(weights.used)
+        return original(self, weights, *options)
+
+    monkeypatch.setattr(LoopGradients, "_passed", passed)
+    labels = ignoring(-100, 16, 17, 18)
+    kept, _ = measured(tmp_path / "run", DataLoader(TensorDataset(IDS, labels), batch_size=8), labels, loss)
+    assert (kept["kind"], len(made)) == (EXACT, passes)
+    assert made[-1] in (kept["counter"], 4)
+
+
+@pytest.mark.parametrize(("weight", "used"), [(5.0, 4), (4.0, 4), (1.0, 1)])
+def test_what_a_loss_of_torch_divides_by_is_likelier_than_tokens(weight: float, used: int) -> None:
+    found = [
+        Evidence(place, place, (size, 5 * size, 4 * size, 5 * size, weight * size, 4 * size), torch.ones(3).double())
+        for place, size in enumerate((6.0, 2.0, 4.0))
+    ]
+    weights = weights_of(found, torch.float64)
+    assert (weights.counter, weights.used, weights.confirmed) == (0, used, True)
+    assert weights.by([0, 2]).used == 0

@@ -26,6 +26,9 @@ COUNTERS = (
 """The ways in which a batch is counted. Language models that shift their targets leave out the first of each row; class
 weights are known where the loss was watched."""
 
+TOKENS = 1
+"""Place of the tokens that torch's losses leave out by default."""
+
 SAMPLED = 64
 """About so many elements of each row of a tensor enter the fingerprint: a training waits for it."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tvgrad.numerics.floats import unit_roundoff
-from tvgrad.record.batch_items import COUNTERS, DEPTH, items_of, tensors_of
+from tvgrad.record.batch_items import COUNTERS, DEPTH, TOKENS, items_of, tensors_of
 from tvgrad.record.weighing import CLASS_WEIGHTS, BatchWeights, Weighing
 
 PARTS = 3
@@ -124,7 +124,8 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
         fitting = [counter for counter, apart in distances.items() if apart <= rounding]
         if fitting:
             others = () if weighing is Weighing.SUM else tuple(fitting[1:])
-            return BatchWeights(weighing, fitting[0], confirmed=True, others=others)
+            likely = next((one for one in _likely(found) if one in others), None)
+            return BatchWeights(weighing, fitting[0], confirmed=True, others=others, likely=likely)
         best = min(best, *distances.values())
     if best == math.inf:
         return BatchWeights(reason="the gradient of its first batch is zero or not finite")
@@ -132,6 +133,13 @@ def weights_of(found: Sequence[Evidence], dtype: torch.dtype) -> BatchWeights:
         reason=f"a batch's gradient is no weighted mean of those of its parts (off by {best:.1g} of its size at "
         "best), as with class weights, batch normalisation, a loss over pairs, or noise that is no dropout layer's"
     )
+
+
+def _likely(found: Sequence[Evidence]) -> tuple[int, ...]:
+    """The counters that are right most often: what a loss of torch has divided by, or else tokens."""
+    seen = any(one.counts[CLASS_WEIGHTS] != one.counts[0] for one in found)
+    tokens = any(one.counts[TOKENS] != one.counts[0] for one in found)
+    return (TOKENS,) if tokens and not seen else (CLASS_WEIGHTS,)
 
 
 def _rounding(one: Evidence, dtype: torch.dtype) -> float:

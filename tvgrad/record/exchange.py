@@ -95,9 +95,9 @@ def exchanged(one: Any, other: Any) -> tuple[Any, Any] | None:
         Both with the other's samples; None where they differ in anything else than in samples, as in their length.
     """
     sizes = items_of(one, tokens=False).samples, items_of(other, tokens=False).samples
-    rows = list(range(min(1, min(sizes) - 1), min(sizes), 2))  # the only one of a batch of one, too
-    if not rows or not tensors_of(one)[0].ndim:
+    if min(sizes) < 1 or not tensors_of(one)[0].ndim:
         return None
+    rows = list(range(min(1, min(sizes) - 1), min(sizes), 2))  # the only one of a batch of one, too
     try:
         return _exchanged(one, other, rows, sizes)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):

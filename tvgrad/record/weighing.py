@@ -34,6 +34,7 @@ class BatchWeights:
         redrawn: whether samples that were read again were others (augmentation, say); None where that is not known.
         others: the counters that fitted as well as this one; batches of a pass may tell them apart.
         shared: whether a batch weighs otherwise where other processes have larger ones at the same time.
+        likely: the one of them by which a pass weighs; None for `counter`.
     """
 
     weighing: Weighing = Weighing.MEAN
@@ -44,6 +45,7 @@ class BatchWeights:
     redrawn: bool | None = None
     others: tuple[int, ...] = ()
     shared: bool = False
+    likely: int | None = None
 
     @property
     def fitting(self) -> tuple[int, ...]:
@@ -52,8 +54,8 @@ class BatchWeights:
 
     @property
     def used(self) -> int:
-        """The counter by which a pass weighs: of those that fitted, what torch's losses divide by is likelier right."""
-        return CLASS_WEIGHTS if CLASS_WEIGHTS in self.others else self.counter
+        """The counter by which a pass weighs."""
+        return self.counter if self.likely is None or self.likely not in self.others else self.likely
 
     def by(self, right: Sequence[int]) -> BatchWeights:
         """Keep to some of the counters that fitted.

@@ -241,6 +241,7 @@ def _probed(found: PassOutcome) -> BatchWeights:
         facts["redrawn"],
         tuple(facts.get("others", ())),
         facts.get("shared", False),
+        facts.get("likely"),
     )
 
 
