@@ -132,11 +132,11 @@ def factors(found):
             module.set_gradient_divide_factor(5.0)
 trained(True, factors)
 
-def refused(prepare, **options):
+def refused(prepare, products="auto", **options):
     found = spread(model, **options)
     prepare(found)
     try:
-        tvgrad.SpreadObjective(found, loss, (x, y), chunk_size=4).gradient()
+        tvgrad.SpreadObjective(found, loss, (x, y), chunk_size=4, products=products).gradient()
     except tvgrad.TvgradError as error:
         print(error, flush=True)
 
@@ -164,6 +164,11 @@ elsewhere(spread(model))
 wanted, x = x, x + rank
 refused(lambda found: None)
 x = wanted
+loss = nn.CrossEntropyLoss(label_smoothing=0.1 * rank)
+refused(lambda found: None)
+loss = nn.CrossEntropyLoss()
+refused(lambda found: None, ("gathered", "differences")[rank])
+refused(lambda found: None, mp_policy=MixedPrecisionPolicy(output_dtype=torch.float32))
 loss = lambda output, target: nn.functional.cross_entropy(output, target, reduction="sum")
 refused(lambda found: None)
 """
@@ -175,6 +180,9 @@ REFUSALS = (
     "the processes have different weights: give whole tensors that are the same in all of them, or DTensors",
     "the processes have different vectors: give whole tensors that are the same in all of them, or DTensors",
     "process 1 has another data set than process 0",
+    "process 1 has another loss of the first samples than process 0",
+    "the processes have different products=['gathered', 'differences']: give the same in all of them",
+    "fully_shard has a policy of mixed precision (output_dtype is float32), and",
     "the gradient of a batch is not the mean of the gradients of its parts weighted by samples",
 )
 

@@ -168,11 +168,23 @@ class Ranks(Alone):
         if look is not None:
             with self.together():
                 own = look()
-            narrow = any(tensor.dtype.itemsize < 4 for tensor in weights.values())
-            _require_same_loss(self.gathered(own), NARROW_LOSS if narrow else SAME_LOSS)
+            self.require_same_loss(own, weights)
         if chunk_size is None:
             return int(self.gathered(measure() if self.rank == 0 else None)[0])
         return chunk_size
+
+    def require_same_loss(self, own: tuple[float, float], weights: Weights) -> None:
+        """Refuse a process with another loss of the same samples; of every process.
+
+        Args:
+            own: the loss of a few samples and their weight in the mean.
+            weights: where; their formats count.
+
+        Raises:
+            TvgradError: there is one; the same sentence in every process.
+        """  # noqa: DOC502 - raised by _require_same_loss
+        narrow = any(tensor.dtype.itemsize < 4 for tensor in weights.values())
+        _require_same_loss(self.gathered(own), NARROW_LOSS if narrow else SAME_LOSS)
 
     def gathered(self, own: Any) -> list[Any]:
         """Collect what every process has; of every process.

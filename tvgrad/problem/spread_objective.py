@@ -24,6 +24,7 @@ from tvgrad.problem.chunk_products import add_products
 from tvgrad.problem.chunk_size import fastest_chunk_size, timed
 from tvgrad.problem.count import check_chunks
 from tvgrad.problem.evaluations import Evaluations
+from tvgrad.problem.passes import FIRST
 from tvgrad.problem.ranks import Ranks, connected
 from tvgrad.problem.samples import Batch, Samples
 from tvgrad.problem.spread_loss import SpreadLoss
@@ -113,11 +114,21 @@ class SpreadObjective:
         self._ranks = Ranks(world, self.device)
         with self._ranks.together():
             check_finite(self._parameters)
+        given = self._ranks.gathered(products)
+        if len(set(given)) > 1:
+            raise TvgradError(f"the processes have different products={given}: give the same in all of them")
         agreed = self._ranks.agreed(chunk_size or 0, {}, self.samples, lambda: 0)
         self._chunk_size = agreed or None
         with self._loss.sharded.holding({}), connected(mixed=True):
             check_problem(self._loss, self.samples, self.device, self.allowed)
+            self._ranks.require_same_loss(self._first_loss(), self._initial)
         self._gathers = products == "gathered" or (products == "auto" and self._whole_fits())
+
+    def _first_loss(self) -> tuple[float, float]:
+        """The loss of a few samples, and their weight in the mean; of every process."""
+        chunk = self.samples.batch(0, FIRST, self.device)
+        with full_precision(self.device), translate_errors(), torch.no_grad(), self._noise(0):
+            return float(self._loss.evaluated(chunk, lambda loss: loss)), self._loss.weight(chunk)
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{value:,} {name}" for name, value in self._facts().items())

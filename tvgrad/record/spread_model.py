@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -101,8 +102,7 @@ class SpreadModel:
         try:
             distributed.all_gather_object(found, own, group=own_group())
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise TvgradError(f"the other processes do not come to the point that is recorded ({reason})") from None
+            raise TvgradError(_why_alone(str(error))) from None
         return found
 
     def whole(self, parts: Mapping[str, torch.Tensor] | Callable[[str], torch.Tensor]) -> Weights:
@@ -121,6 +121,15 @@ class SpreadModel:
             if self._owner[name] == self.rank:
                 kept[name] = full.detach().to("cpu", copy=True)
         return kept
+
+
+def _why_alone(words: str) -> str:
+    """Why a process is alone at a point, with the first sentence of what PyTorch says, without a place in its code."""
+    said = re.sub(r"^\[\S*\] ", "", words.splitlines()[0]).split(". ")[0]
+    return (
+        f"another process does not come to the point that is recorded, or has ended ({said}); where the processes' "
+        "loaders end at different steps, --steps-per-epoch tells the ends of epochs"
+    )
 
 
 @functools.cache

@@ -129,6 +129,11 @@ class Epochs:
         """The pass of the batch that was consumed last."""
         return self._source
 
+    @property
+    def dropped(self) -> bool:
+        """Whether a pass has just lost its iterator, as by a `break`, or by an error that ends the script."""
+        return isinstance(self.state, Held) and self.state.how == "break" and not self.state.steps
+
     def fetch(self, iteration: Iteration, samples: int, alive: Alive, items: BatchItems | None = None) -> None:
         """A batch was fetched.
 

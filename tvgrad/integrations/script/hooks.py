@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import sys
 import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,7 +48,22 @@ def install() -> Session | MeasuringSession | None:
     _watch_closing()
     atexit.register(session.close)
     _watch_exit(session)
+    if torch.distributed.is_available():
+        _watch_groups(session)
     return session
+
+
+def _watch_groups(session: Session) -> None:
+    """A script takes its group of processes apart: an epoch that a `break` has ended is recorded while there is one."""
+    original = torch.distributed.destroy_process_group
+
+    @functools.wraps(original)
+    def destroy_process_group(*args: Any, **kwargs: Any) -> None:
+        if session.epochs.dropped and sys.exc_info()[0] is None:  # and not in a `finally` after an error of one process
+            session.guard(session.epochs.end_held)
+        original(*args, **kwargs)
+
+    torch.distributed.destroy_process_group = destroy_process_group
 
 
 def _watch_exit(session: Session) -> None:

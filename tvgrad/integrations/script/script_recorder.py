@@ -101,6 +101,7 @@ class ScriptRecorder:
         )
         self._rule = read_rule(trained.optimizers, trained.parameters)["rule"]
         self._held: Moment | None = None
+        self._version_held: int | None = None
         self._endings: list[str] = []
         self._copies: Weights = {}  # those collected last: when the script ends cleanly, those recorded last
         self._recorded_steps, self._points = 0, -1
@@ -233,22 +234,37 @@ class ScriptRecorder:
         if self._collector.took_step and self._clock.step_due:
             self._write(self._collected())
 
-    def hold(self) -> None:
-        """Collect what an epoch that may end here would record."""
-        self._held = self._collected(self._clock.epoch + 1) if self._clock.by_epoch else None
+    def hold(self, dropped: bool = False) -> None:
+        """Collect what an epoch that may end here would record.
+
+        Args:
+            dropped: whether an iterator is going: where an error of this process lets it go, no other process comes to
+                collect, so that of spread parameters it is done at the end of the epoch, while weights stand still.
+        """
+        late = dropped and self._spread is not None
+        self._held = self._collected(self._clock.epoch + 1) if self._clock.by_epoch and not late else None
+        self._version_held = self._versions() if late else None
 
     def end(self, how: str) -> None:
         """Record the end of an epoch: what `hold` collected, or the present.
 
         Args:
             how: loader, break, steps or exit.
+
+        Raises:
+            TvgradError: weights that are recorded late, see `hold`, were changed in between.
         """
         self._clock.end_epoch()
+        if self._version_held not in {None, self._versions()}:
+            raise TvgradError(
+                "the script changes its weights between a `break` and its next batch, and parameters that are spread "
+                "over processes are recorded then: tell the ends of epochs by --steps-per-epoch"
+            )
         if self._clock.by_epoch:
             self._endings.append(how)
             self._write(self._held or self._collected())
             self._writer.extend_info("epoch_endings", [how])
-        self._held = None
+        self._held = self._version_held = None
 
     def log(self, metrics: Mapping[str, float], ended: bool) -> None:
         """Keep what the script's library logs.
@@ -273,6 +289,11 @@ class ScriptRecorder:
             if finished:
                 self._compare_final()
                 self._writer.finish()
+
+    @torch.no_grad()
+    def _versions(self) -> int:
+        """Grows with each write to the parameters, whole or this process's part, that torch knows of."""
+        return sum(one._version + own_part(one)._version for one in self._parameters.values())
 
     def _compare_final(self) -> None:
         """Say where the weights that the script ends with are not the last that were recorded."""

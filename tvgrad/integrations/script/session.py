@@ -231,7 +231,7 @@ class Session:
     def hold(self) -> None:
         """The epoch may end here."""
         if self._recorder is not None:
-            self._recorder.hold()
+            self._recorder.hold(self.epochs.dropped)
 
     def end(self, how: str) -> None:
         """The epoch has ended.
