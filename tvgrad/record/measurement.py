@@ -245,7 +245,9 @@ def _weights_in_words(weights: BatchWeights, facts: dict[str, Any]) -> str:
         return "each step weighed alike (its batches come from no DataLoader)"
     counter = COUNTERS[weights.counter]
     if weights.weighing is Weighing.SUM:
-        return "batches added, the loss being a sum"
+        count = facts.get("processes", 1)
+        shared = f", and divided by {count}: its processes average their gradients" if count > 1 else ""
+        return f"batches added, the loss being a sum{shared}"
     what = "steps" if weights.weighing is Weighing.STEP else "batches"
     said = f"{what} weighted by {counter}"
     if facts["batches_a_step"] > 1 and weights.weighing is Weighing.MEAN:

@@ -26,7 +26,7 @@ from tvgrad.integrations.measuring.ranks import averaged, facts_of_all, is_first
 from tvgrad.integrations.measuring.silenced_dropout import SilencedDropout
 from tvgrad.integrations.measuring.waiting import wait_to_be_ended
 from tvgrad.integrations.measuring.weights_probe import Reread, WeightsProbe, begun_total
-from tvgrad.integrations.measuring.why_ended import why_ended, why_raised
+from tvgrad.integrations.measuring.why_ended import why_ended, why_failed, why_raised
 from tvgrad.integrations.script.epochs import CannotTell, Epochs, Held
 from tvgrad.integrations.script.loaders import LoaderWatch
 from tvgrad.integrations.script.notes import leave_note
@@ -90,8 +90,7 @@ class MeasuringSession:
         except Exception as error:  # noqa: BLE001 - it is handed on to the process that waits
             if self._trial and isinstance(error, CannotTell):
                 return
-            sentence = str(error) if isinstance(error, TvgradError) else f"{type(error).__name__}: {error}"
-            leave_note(self.options.notes, event="failed", reason=sentence)
+            leave_note(self.options.notes, event="failed", reason=why_failed(error))
             self._wait_for_the_end()
 
     def made(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""why_ended, why_raised: why a command that came to its end gave no measurement."""
+"""why_ended, why_raised, why_failed: why a command that came to its end gave no measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import traceback
 from pathlib import Path
 
 import tvgrad
+from tvgrad.errors import TvgradError
 from tvgrad.integrations.measuring.placement import Placement
+from tvgrad.problem.ranks import CONNECTION
 
 WITHOUT = "has none of the run's parameters"
 
@@ -46,6 +48,24 @@ def why_raised(placement: Placement | None) -> str:
     where = f" at line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
     words = " ".join(str(error).split())
     return f"the command raised {type(error).__name__}{where}{f': {words}' if words else ''}"
+
+
+def why_failed(error: Exception) -> str:
+    """Say what went wrong in a pass.
+
+    Args:
+        error: what tvgrad's own work raised.
+
+    Returns:
+        A sentence.
+    """
+    words = str(error)
+    if isinstance(error, RuntimeError) and any(one in words for one in CONNECTION):
+        return (
+            "the processes do not come to the end of the epoch together, or one of them has ended: where their loaders "
+            "end at different steps, --steps-per-epoch tells the end"
+        )
+    return words if isinstance(error, TvgradError) else f"{type(error).__name__}: {words}"
 
 
 def _is_own(filename: str) -> bool:
