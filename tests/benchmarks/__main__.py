@@ -35,6 +35,7 @@ PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 BENCHES = {
     "derivatives": ("bench_derivatives", "figures", 7),
     "ranks": ("bench_ranks", "figures", 5),
+    "alternatives": ("bench_alternatives", "figures", 5),
     "samples": ("bench_samples", "figures", 5),
     "recording": ("bench_recording", "figures", 7),
     "report_pass": ("bench_report_pass", "figures", 3),
