@@ -20,7 +20,7 @@ from tvgrad.errors import DamagedRun, TvgradError
 from tvgrad.problem.recipe import Recipe
 from tvgrad.record.options import TraceOptions
 from tvgrad.record.trace_cost import trace_cost
-from tvgrad.record.training_loop import prepare
+from tvgrad.record.training_loop import prepare, trace
 from tvgrad.report.tables import RunTables, run_tables
 from tvgrad.sketching.sketches import Sketch
 from tvgrad.store.kept_gradients import KeptGradients
@@ -246,6 +246,45 @@ def test_the_cost_counts_sketches(wide: Recipe) -> None:
         for one in (KeptGradients("all"), KeptGradients(SKETCH))
     ]
     assert costs[1] < 0.6 * costs[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TraceOptions(epochs=2, keep_gradients=KeptGradients("sketch:256")),
+        TraceOptions(epochs=2, keep_gradients=KeptGradients("sketch:512"), dtype="float64"),
+        TraceOptions(
+            epochs=2,
+            keep_gradients=KeptGradients("sketch:256"),
+            dtype="bfloat16",
+            optimizer="sgd",
+            batch_size=6,
+            record=BOTH,
+        ),
+    ],
+)
+def test_the_cost_tells_the_bytes_of_sketches_exactly(wide: Recipe, options: TraceOptions, tmp_path: Path) -> None:
+    prepared = prepare(wide, options)
+    told = trace_cost(prepared, 1.0).disk
+    trace(prepared, tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*.safetensors") if path.parent.name != "state"]
+    assert any(path.parent.name == "gradient_sketches" for path in files)
+    assert told == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("scale", [1e-161, 1e-175, 1e160])
+def test_gradients_whose_squares_leave_float64_are_no_damage(
+    wide: Recipe, traced: Callable[..., Run], tmp_path: Path, scale: float
+) -> None:
+    plain = wide.loss
+    assert plain is not None
+    wide.loss = lambda output, target: plain(output, target) * scale
+    run = traced(tmp_path / "run", wide, keep_gradients=SKETCH, dtype="float64", lr=0.1 / scale)
+    assert not run.problems()
+    found = tables(run).tables["sketches"]
+    cosines = found[found["quantity"] != "gradient_norm"]
+    assert len(cosines) > 0
+    assert cosines["estimate"].notna().all()
 
 
 SCRIPT = """

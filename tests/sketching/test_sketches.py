@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -225,3 +226,50 @@ def test_vectors_that_are_not_finite_have_no_cosine() -> None:
     vector = np.ones(3000)
     vector[7] = math.inf
     assert math.isnan(sketched(vector).cosine(sketched(np.ones(3000))).value)
+
+
+@pytest.mark.parametrize("scale", [1e-290, 1e-200, 1e-162, 1e-130, 1e130, 1e155, 1e300])
+def test_cosines_and_lengths_know_no_scale(scale: float) -> None:
+    """Squares of entries leave float64; the entries do not."""
+    rng = np.random.default_rng(11)
+    left, right = rng.normal(size=(2, ENTRIES))
+    sizes = {"few": 400, "many": ENTRIES - 400}
+
+    def made(vector: np.ndarray) -> Sketch:
+        parts = {"few": torch.from_numpy(vector[:400]), "many": torch.from_numpy(vector[400:])}
+        return sketch_of(sizes, lambda name: [parts[name]], WIDTH, split=True)
+
+    one, other, plain, beside = (made(vector) for vector in (left * scale, right, left, right))
+    assert one.split is not None
+    assert other.split is not None
+    assert plain.split is not None
+    assert beside.split is not None
+    pairs = [(one.cosine(other), plain.cosine(beside))]
+    names: Sequence[list[str]] = [["few"], ["many"], ["few", "many"]]
+    pairs += [(one.split.cosine(other.split, group), plain.split.cosine(beside.split, group)) for group in names]
+    lengths = [(one.estimated_norm(), plain.estimated_norm())]
+    lengths += [(one.split.estimated_norm(group), plain.split.estimated_norm(group)) for group in names]
+    for found, expected in pairs:
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected), rel=1e-11)
+    for found, expected in lengths:
+        assert [one / scale for one in dataclasses.astuple(found)] == pytest.approx(
+            list(dataclasses.astuple(expected)), rel=1e-11
+        )
+
+
+def test_squares_beyond_float64_have_an_infinite_norm() -> None:
+    for entry in (5e152, 1e200):  # sums of squares of a block are finite, or not
+        assert sketched(np.full(ENTRIES, entry)).norm == math.inf
+
+
+def test_pairs_of_entries_are_the_exception_of_step_5(draw: Callable[[int], None]) -> None:
+    """Their errors are zero in half of the draws, and of twice the variance in the others."""
+    left, right = np.zeros((2, 2 * WIDTH))
+    left[[8, 9]] = right[[WIDTH + 30, WIDTH + 31]] = math.sqrt(0.5)
+    errors = []
+    for seed in range(400):
+        draw(seed)
+        errors.append(float(sketched(left).values @ sketched(right).values))
+    zero = sum(abs(error) < 1e-12 for error in errors)
+    assert abs(zero - 200) < 4 * 10
+    assert np.square(errors).sum() / (400 - zero) == pytest.approx(2 / WIDTH, rel=0.4)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from tvgrad.results import Result
 
 QUANTILE = 1.08 * 1.96
@@ -34,6 +36,23 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 """What is told of a direction that a vector has not: it is zero, or not finite."""
 
 
+SMALL, LARGE = 1e-120, 1e120
+"""Between these, squares of entries are formed as they are; beyond them vectors are scaled first."""
+
+
+def magnitude(parts: Iterable[torch.Tensor]) -> float:
+    """Tell by what vectors are divided before their entries are squared, so that no square leaves float64.
+
+    Args:
+        parts: float64 vectors, to be divided by one number.
+
+    Returns:
+        1 where nothing need be done, else the largest absolute value.
+    """
+    largest = max((float(part.abs().max()) for part in parts if len(part)), default=0.0)
+    return largest if 0 < largest < SMALL or LARGE < largest < math.inf else 1.0
+
+
 def length_within(length: float, variance: float, rounding: float) -> Estimate:
     """Give a length its interval.
 
@@ -43,8 +62,10 @@ def length_within(length: float, variance: float, rounding: float) -> Estimate:
         rounding: bound on what rounding adds, in units of the length.
 
     Returns:
-        The estimate.
+        The estimate; NaN of a length that is not finite.
     """
+    if not math.isfinite(length):
+        return UNKNOWN
     spread, slack = QUANTILE * math.sqrt(variance), length * rounding
     return Estimate(length, length / math.sqrt(1 + spread) - slack, length / math.sqrt(1 - spread) + slack)
 

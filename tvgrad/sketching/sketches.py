@@ -16,7 +16,14 @@ import torch
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import gamma
 from tvgrad.results import Shown
-from tvgrad.sketching.estimate import UNKNOWN, Estimate, cosine_within, length_within, norm_of_squares
+from tvgrad.sketching.estimate import (
+    UNKNOWN,
+    Estimate,
+    cosine_within,
+    length_within,
+    magnitude,
+    norm_of_squares,
+)
 from tvgrad.sketching.flattening import flattened
 from tvgrad.sketching.sketch_width import WIDTH, width_of
 from tvgrad.sketching.split_sketch import SplitSketch, TensorSketcher, split_width
@@ -33,7 +40,8 @@ class Sketch(Shown):
     Attributes:
         values: float64, as many as the sketch is wide.
         entries: how many numbers the vector has.
-        squares: name -> sum of the squares of that tensor, exact but for the rounding of float64.
+        squares: name -> sum of the squares of that tensor, exact but for the rounding of float64; infinite where that
+            is beyond float64, and without entries below 1e-145.
         split: sketches of the single tensors, which tell of groups of them; None where they were not made.
     """
 
@@ -66,7 +74,8 @@ class Sketch(Shown):
         Returns:
             The sketch's own norm, and the interval.
         """
-        length = float(torch.linalg.vector_norm(self.values))
+        unit = magnitude([self.values])
+        length = float(torch.linalg.vector_norm(self.values / unit)) * unit
         blocks = -(-self.entries // self.width)
         return length_within(length, 2 / self.width * (1 - 1 / blocks) if blocks > 1 else 0.0, self.rounding)
 
@@ -87,8 +96,9 @@ class Sketch(Shown):
                 f"a sketch of {self.entries:,} entries in {self.width:,} numbers and one of {other.entries:,} in "
                 f"{other.width:,} are not of one projection: sketch vectors of one model, with one width"
             )
-        lengths = [float(torch.linalg.vector_norm(one.values)) for one in (self, other)]
-        cosine = cosine_from(float(torch.dot(self.values, other.values)), lengths[0] * lengths[1])
+        left, right = (one.values / magnitude([one.values]) for one in (self, other))
+        lengths = [float(torch.linalg.vector_norm(values)) for values in (left, right)]
+        cosine = cosine_from(float(torch.dot(left, right)), lengths[0] * lengths[1])
         if math.isnan(cosine):
             return UNKNOWN
         return cosine_within(cosine, 1 / self.width if self.entries > self.width else 0.0, 2 * self.rounding)
@@ -218,7 +228,10 @@ class _SumOfBlocks:
     def squares(self) -> float:
         """The tensor's sum of squares: a sum of those of its parts in each block, wherever the pieces were cut."""
         self._note_squares()
-        return math.fsum(self._squares)
+        try:
+            return math.fsum(self._squares)
+        except OverflowError:
+            return math.inf
 
     def total(self) -> torch.Tensor:
         """The sketch."""

@@ -15,7 +15,7 @@ import torch
 
 from tvgrad.errors import TvgradError
 from tvgrad.numerics.floats import gamma
-from tvgrad.sketching.estimate import UNKNOWN, Estimate, cosine_within, length_within
+from tvgrad.sketching.estimate import UNKNOWN, Estimate, cosine_within, length_within, magnitude
 from tvgrad.sketching.flattening import BlockTurner
 from tvgrad.sketching.sketch_width import LEAST
 from tvgrad.vectors.parameters import cosine_from
@@ -76,7 +76,7 @@ class SplitSketch:
             The norm of what is kept, and the interval, which is a point where all entries are kept.
         """
         names = list(names)
-        lengths = {name: float(torch.linalg.vector_norm(self.values[name])) for name in names}
+        lengths = {name: _length([self.values[name]]) for name in names}
         length = math.hypot(*lengths.values())
         parts = [
             2 / self.width * (1 - 1 / blocks) * (lengths[name] / length) ** 4
@@ -104,27 +104,36 @@ class SplitSketch:
                 "model, with one width"
             )
         names = list(names)
-        lengths = [_length([one.values[name] for name in names]) for one in (self, other)]
-        inner = math.fsum(float(torch.dot(self.values[name], other.values[name])) for name in names)
+        units = [magnitude(one.values[name] for name in names) for one in (self, other)]
+        left, right = (
+            {name: one.values[name] / unit for name in names} for one, unit in zip((self, other), units, strict=True)
+        )
+        lengths = [_length(one.values()) for one in (left, right)]
+        inner = math.fsum(float(torch.dot(left[name], right[name])) for name in names)
         cosine = cosine_from(inner, lengths[0] * lengths[1])
         if math.isnan(cosine):
             return UNKNOWN
         sketched = [name for name in names if self._blocks(name) > 1]
-        variance = self._variance(other, names, sketched, lengths, cosine) if sketched and abs(cosine) < 1 else 0.0
+        variance = self._variance(left, right, sketched, lengths, cosine) if sketched and abs(cosine) < 1 else 0.0
         return cosine_within(cosine, variance, 2 * self._rounding(names))
 
     def _variance(
-        self, other: SplitSketch, names: Sequence[str], sketched: Sequence[str], lengths: Sequence[float], cosine: float
+        self,
+        left: Mapping[str, torch.Tensor],
+        right: Mapping[str, torch.Tensor],
+        sketched: Sequence[str],
+        lengths: Sequence[float],
+        cosine: float,
     ) -> float:
         """Bound on the variance of the inverse hyperbolic tangent: step 10 on the page of sketches."""
         # x is the one unit vector, z the other's part across it; of each tensor their Gram matrix.
-        across = {name: other.values[name] / lengths[1] - self.values[name] * (cosine / lengths[0]) for name in names}
+        across = {name: right[name] / lengths[1] - left[name] * (cosine / lengths[0]) for name in left}
         rest = _length(across.values())
         if rest == 0:
             return 0.0
         squares = []
         for name in sketched:
-            along, beside = self.values[name] / lengths[0], across[name] / rest
+            along, beside = left[name] / lengths[0], across[name] / rest
             squares += [float(torch.dot(along, along)) ** 2, float(torch.dot(beside, beside)) ** 2]
             squares += [2 * float(torch.dot(along, beside)) ** 2]
         return math.fsum(squares) / (2 * self.width)
@@ -142,7 +151,9 @@ class SplitSketch:
 
 
 def _length(parts: Iterable[torch.Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
+    parts = list(parts)
+    unit = magnitude(parts)
+    return math.hypot(*(float(torch.linalg.vector_norm(part / unit)) for part in parts)) * unit
 
 
 class TensorSketcher:

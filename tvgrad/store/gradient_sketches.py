@@ -19,7 +19,7 @@ import torch
 
 from tvgrad.errors import DamagedRun
 from tvgrad.files.tensors import TensorFile
-from tvgrad.files.writing import Stream
+from tvgrad.files.writing import Stream, bytes_on_disk
 from tvgrad.sketching.sketches import Sketch, sketch_of
 from tvgrad.sketching.split_sketch import SplitSketch, is_kept_whole, split_width
 from tvgrad.store.manifest import Parameter
@@ -76,7 +76,7 @@ def sketch_tensors(made: Sketch, dtypes: set[torch.dtype]) -> Weights:
 
 
 def sketch_bytes(sizes: Mapping[str, int], width: int, dtypes: set[torch.dtype]) -> int:
-    """Tell how large the tensors of a sketch's file are.
+    """Tell how large a sketch's file is.
 
     Args:
         sizes: name -> number of entries.
@@ -84,11 +84,10 @@ def sketch_bytes(sizes: Mapping[str, int], width: int, dtypes: set[torch.dtype])
         dtypes: of what is sketched.
 
     Returns:
-        Bytes.
+        Bytes, those of the file's header included.
     """
-    narrow, held = split_width(width), 8 if torch.float64 in dtypes else 4
-    parts = [held * size if is_kept_whole(size, narrow) else 8 * narrow for size in sizes.values()]
-    return 8 * (width + len(sizes) + 4) + sum(parts)
+    held = torch.float64 if torch.float64 in dtypes else torch.float32
+    return bytes_on_disk(_expected(sizes, width, held), "sketch")
 
 
 def read_sketch(file: TensorFile, parameters: Mapping[str, Parameter], width: int | None) -> Sketch:
@@ -175,7 +174,7 @@ def _contradiction(found: Sketch) -> str | None:
         ]
     for what, norm, estimate in norms:
         room = FAR * (estimate.high - estimate.low)
-        known = math.isfinite(norm) and math.isfinite(estimate.value)
+        known = math.isfinite(norm) and math.isfinite(estimate.value) and max(norm, estimate.value) ** 2 > SMALL
         if known and not estimate.low - room <= norm <= estimate.high + room:
             return f"{what} is {norm:.6g} by its squares and {estimate.value:.6g} by its sketch"
     return None
