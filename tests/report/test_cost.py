@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tvgrad.record.trace_cost import trace_cost
 from tvgrad.record.training_loop import prepare, trace
 from tvgrad.report.report_cost import report_cost
 from tvgrad.store.keep_policy import KeepPolicy
+from tvgrad.theory import budget_plan
 from tvgrad.theory.explain import explain
 from tvgrad.theory.explain_cost import planned_evaluations
 
@@ -176,3 +179,28 @@ def test_commands_stop_after_telling(tvgrad, traced: Traced, tmp_path: Path) -> 
 
 def test_what_a_process_holds() -> None:
     assert held_bytes() > 100_000_000  # torch is imported
+
+
+@pytest.mark.parametrize(("setup", "product"), [(0.5, 0.1), (5.0, 5.1)])
+def test_what_the_first_product_sets_up_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, setup: float, product: float
+) -> None:
+    """On a clock that the calls themselves turn; a long first product is not done twice."""
+    now = [0.0]
+    called: list[str] = []
+
+    class View:
+        def gradient(self) -> None:
+            now[0] += 0.04 + setup * ("gradient" not in called)
+            called.append("gradient")
+
+        def hvp(self, vector: object) -> None:
+            now[0] += 0.1 + setup * ("hvp" not in called)
+            called.append("hvp")
+
+    monkeypatch.setattr(budget_plan, "batch_view", lambda objective, places: View())
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    costs = budget_plan.measured_costs(SimpleNamespace(chunk_size=8, samples=range(80)))  # type: ignore[arg-type]
+    assert costs.gradient == pytest.approx(10 * 0.04)
+    assert costs.hvp == pytest.approx(10 * product)
+    assert called.count("hvp") == 1 + (setup < 1)
