@@ -23,7 +23,8 @@ class Estimate(Result):
 
     Attributes:
         value: the estimate.
-        low: lower end of the interval, which covers the number in at least 95 of 100 cases.
+        low: lower end of the interval, which covers the number in at least 95 of 100 cases; the page on sketches names
+            the vectors of a few equal entries for which it is 93.
         high: upper end.
     """
 
