@@ -248,3 +248,23 @@ def test_right_gradients_through_gates_pass_at_two_chunk_sizes(
     model.append(nn.Linear(64, 5))
     data = torch.randn(700, 3, 8, 8).to(dtype), torch.arange(700) % 5
     check_chunks(BatchLoss(model.to(dtype), nn.CrossEntropyLoss()), Samples(data), CPU, 512)
+
+
+class OneByOne(list[str]):
+    """Names that must not be looked up one by one: of 40,000 parameters that takes minutes."""
+
+    def __contains__(self, _: object) -> bool:
+        raise AssertionError("looked up in a list")
+
+
+def test_the_time_of_a_gradient_grows_with_the_parameters_and_not_their_square() -> None:
+    model = nn.Linear(3, 2)
+    loss = BatchLoss(model, nn.CrossEntropyLoss())
+    batch = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    state = loss.parts()
+    names = OneByOne(state)
+    value, gradients = loss.derivative(state, names, batch)
+    truth = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    assert float(value) == float(truth)
+    wanted = torch.autograd.grad(truth, list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(gradients, wanted, strict=True))
