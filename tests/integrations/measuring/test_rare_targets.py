@@ -64,6 +64,18 @@ def truth(recorded: tvgrad.Run, rare: str, loss: str) -> dict[str, torch.Tensor]
     return dict(zip(names, torch.autograd.grad(mean, parameters), strict=True))
 
 
+def traced_and_measured(script: Path) -> tuple[tvgrad.Run, dict[str, Any]]:
+    """Run a script under the tracer and measure its first gradient: the run, and what it says of that."""
+    out = script.with_name("run")
+    watched = run([*TRACE, "--out", str(out), "--", *warm(str(script))])
+    assert watched.returncode == 0, watched.stderr
+    main(["measure", str(out), "--at", "0", "--", *warm(str(script))])
+    measured = tvgrad.Run.open(out)
+    made = measured_at(measured, 0)
+    assert made is not None
+    return measured, made
+
+
 @pytest.mark.parametrize(
     ("rare", "loss", "counter"),
     [
@@ -76,12 +88,7 @@ def truth(recorded: tvgrad.Run, rare: str, loss: str) -> dict[str, torch.Tensor]
 def test_rare_targets_decide_how_batches_are_weighed(tmp_path: Path, rare: str, loss: str, counter: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("RARE", rare).replace("LOSS", loss))
-    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *warm(str(script))])
-    assert watched.returncode == 0, watched.stderr
-    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *warm(str(script))])
-    measured = tvgrad.Run.open(tmp_path / "run")
-    made = measured_at(measured, 0)
-    assert made is not None
+    measured, made = traced_and_measured(script)
     assert (made["kind"], COUNTERS[made["counter"]]) == (EXACT, counter)
     expected = truth(measured, rare, loss)
     for name, tensor in measured.gradient(0).items():
@@ -94,11 +101,7 @@ def test_weights_by_hand_of_rare_targets_are_noticed(tmp_path: Path, data: str) 
     loss = "((each * by_hand[b]).sum() / by_hand[b].sum()).backward()"
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("TensorDataset(ids, labels)", data).replace("RARE", rare).replace("LOSS", loss))
-    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *warm(str(script))])
-    assert watched.returncode == 0, watched.stderr
-    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *warm(str(script))])
-    made = measured_at(tvgrad.Run.open(tmp_path / "run"), 0)
-    assert made is not None
+    _, made = traced_and_measured(script)
     assert made["kind"] == ESTIMATE
     assert "with the same samples in other batches: some of them weigh otherwise" in made["reason"]
 
@@ -111,11 +114,7 @@ def test_a_script_that_takes_samples_in_order_only(tmp_path: Path) -> None:
     script.write_text(
         SCRIPT.replace("TensorDataset(ids, labels)", "Stream()").replace("RARE", rare).replace("LOSS", ordered)
     )
-    watched = run([*TRACE, "--out", str(tmp_path / "run"), "--", *warm(str(script))])
-    assert watched.returncode == 0, watched.stderr
-    main(["measure", str(tmp_path / "run"), "--at", "0", "--", *warm(str(script))])
-    made = measured_at(tvgrad.Run.open(tmp_path / "run"), 0)
-    assert made is not None
+    _, made = traced_and_measured(script)
     assert made["kind"] == EXACT
 
 

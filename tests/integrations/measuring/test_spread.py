@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 from tvgrad.cli.main import main
 
 import tvgrad
-from tests.integrations.script.script_runs import TRACE, run, warm
+from tests.integrations.script.script_runs import TRACE, run, warm_processes
 from tvgrad.record.batch_items import COUNTERS
 from tvgrad.store.measured import EXACT, measured_at
 
@@ -62,10 +61,7 @@ OWN = "(-model(a).log_softmax(2).gather(2, b.clamp(min=0)[..., None])[..., 0] * 
 def processes(folder: Path, count: int) -> list[str]:
     """Start the script as a launcher would, in processes that have torch already."""
     (folder / "script.py").write_text(SCRIPT)
-    start = shlex.join(warm(str(folder / "script.py")))
-    each = "; ".join(f"RANK={rank} {start} & one{rank}=$!" for rank in range(count))
-    ends = " && ".join(f"wait $one{rank}" for rank in range(count))
-    return ["sh", "-c", f"export MEET=$(mktemp -u) COUNT={count}; {each}; {ends}"]
+    return warm_processes(folder / "script.py", count)
 
 
 def full_batch(recorded: tvgrad.Run, epoch: int, rare: bool = False) -> dict[str, torch.Tensor]:

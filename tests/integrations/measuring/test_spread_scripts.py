@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 from tvgrad.cli.main import main
 
 import tvgrad
-from tests.integrations.script.script_runs import TRACE, run, warm
+from tests.integrations.script.script_runs import TRACE, run, warm_processes
 from tvgrad.store.measured import ESTIMATE, EXACT, measured_at
 
 pytestmark = [
@@ -76,9 +75,7 @@ def processes(folder: Path, body: str, batch: int, policy: str = "MixedPrecision
     """Start a script as a launcher would, in two processes that have torch already."""
     text = START.replace("BATCH", str(batch)).replace("POLICY", policy)
     (folder / "script.py").write_text(text + body + END)
-    start = shlex.join(warm(str(folder / "script.py")))
-    each = f"RANK=0 {start} & one=$!; RANK=1 {start}; code=$?; wait $one && exit $code"
-    return ["sh", "-c", f"export MEET=$(mktemp -u); {each}"]
+    return warm_processes(folder / "script.py")
 
 
 def distance(recorded: tvgrad.Run, epoch: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,18 @@ def warm(*words: str, library: str = "") -> list[str]:
     seconds. Signals do not go through, and messages may name other frames.
     """
     return [sys.executable, "-I", "-S", str(CLIENT), _warm_server(library), *words]
+
+
+def warm_processes(script: Path, count: int = 2, **environment: str) -> list[str]:
+    """The command that runs a script in several such processes, as a launcher would: they meet at the file MEET.
+
+    It ends when all have ended, and fails where one does.
+    """
+    start = shlex.join(warm(str(script)))
+    given = "".join(f" {name}={shlex.quote(value)}" for name, value in environment.items())
+    each = "; ".join(f"RANK={rank} {start} & one{rank}=$!" for rank in range(count))
+    ends = "; ".join(f"wait $one{rank} || code=$?" for rank in range(count))
+    return ["sh", "-c", f"export MEET=$(mktemp -u) COUNT={count}{given}; {each}; code=0; {ends}; exit $code"]
 
 
 def warm_tvgrad(*words: str) -> list[str]:

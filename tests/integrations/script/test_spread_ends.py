@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integrations.script.script_runs import TRACE, Done, run, warm
+from tests.integrations.script.script_runs import TRACE, Done, run, warm_processes
 from tvgrad import Run
 from tvgrad.errors import TvgradError
 from tvgrad.record import spread_model as spread
@@ -57,17 +56,8 @@ def traced(folder: Path, after_step: str, after_epoch: str = "") -> Done:
     (folder / "script.py").write_text(
         SCRIPT.replace("AFTER_STEP", after_step).replace("AFTER_EPOCH", after_epoch or "pass")
     )
-    start = shlex.join(warm(str(folder / "script.py")))
-    each = f"RANK=0 {start} & one=$!; RANK=1 {start}; code=$?; wait $one && exit $code"
-    return run([
-        *TRACE,
-        "--out",
-        str(folder / "run"),
-        "--",
-        "sh",
-        "-c",
-        f"export MEET=$(mktemp -u) HERE={folder}; {each}",
-    ])
+    start = warm_processes(folder / "script.py", HERE=str(folder))
+    return run([*TRACE, "--out", str(folder / "run"), "--", *start])
 
 
 def test_a_break_ends_an_epoch_before_the_group_is_gone(tmp_path: Path) -> None:
@@ -76,7 +66,7 @@ def test_a_break_ends_an_epoch_before_the_group_is_gone(tmp_path: Path) -> None:
     recorded = Run.open(tmp_path / "run")
     assert recorded.info["epoch_endings"] == ["break"] * 3
     for epoch in (1, 2, 3):
-        for name, tensor in torch.load(tmp_path / f"{epoch}.pt").items():
+        for name, tensor in torch.load(tmp_path / f"{epoch}.pt", weights_only=True).items():
             assert torch.equal(recorded.weights(epoch)[name], tensor), name
 
 
